@@ -1,0 +1,3 @@
+from fluvial.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,69 @@
+"""Run: everything that defines a training run, as one frozen value, and its JSON."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import cattrs
+from cattrs.strategies import configure_tagged_union
+
+from fluvial import methods
+from fluvial.data.images import DataConfig
+from fluvial.generate import SampleConfig
+from fluvial.train.loop import TrainConfig
+from fluvial.train.optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    method: methods.Config
+    """The model and its objective."""
+    data: DataConfig = DataConfig()
+    """The images."""
+    autoencoder: str = "pixels"
+    """What turns images into latents: "pixels" trains on the images themselves."""
+    optim: OptimConfig = OptimConfig()
+    """The optimizer."""
+    train: TrainConfig = TrainConfig()
+    """The training loop."""
+    sample: SampleConfig = SampleConfig()
+    """How samples are drawn."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the data, times, noise, and label drops."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+
+
+_converter = cattrs.Converter(forbid_extra_keys=True)
+configure_tagged_union(methods.Config, _converter, tag_name="name", tag_generator=methods.name_of)
+
+
+def to_json(run: Run) -> dict[str, Any]:
+    """The run as plain JSON values; `method.name` says which method it is."""
+    return _converter.unstructure(run)
+
+
+def from_json(values: dict[str, Any]) -> Run:
+    """The inverse of `to_json`. Raises ValueError that names each wrong, missing or unknown setting."""
+    try:
+        return _converter.structure(values, Run)
+    except Exception as error:
+        reasons = "; ".join(cattrs.transform_error(error))
+        raise ValueError(f"not a configuration of this version of fluvial: {reasons}") from error
+
+
+def differences(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two runs differ, as {"train.steps": (value in a, value in b)}."""
+    left, right = _flat(a), _flat(b)
+    return {key: (left.get(key), right.get(key)) for key in left | right if left.get(key) != right.get(key)}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401
+    if not dataclasses.is_dataclass(value):
+        return {prefix: value}
+    flat = {prefix or "run": type(value).__module__}
+    for field in dataclasses.fields(value):
+        flat |= _flat(getattr(value, field.name), f"{prefix}.{field.name}" if prefix else field.name)
+    return flat

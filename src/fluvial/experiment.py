@@ -1,0 +1,293 @@
+"""A Run and its folder: train it, load it, sample from it, score it.
+
+runs/digits-arflow/
+  run.json        the whole configuration, the recipe, the versions that made it
+  log.jsonl       loss, rate, gradient norm, images/s, held-out loss
+  checkpoints/    the newest few: model, moving average, optimizer
+  samples/        grids drawn during training, and what `fluvial sample` writes
+  score.json      what `fluvial score` measured
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fluvial
+from fluvial import autoencoders, pictures
+from fluvial.config import Run, differences, from_json, to_json
+from fluvial.data import images as data_images
+from fluvial.data.batches import batches
+from fluvial.data.images import ImageSet, to_signed
+from fluvial.generate import Generated, SampleConfig, generate
+from fluvial.integrate import OnStep
+from fluvial.interpolant import INTERPOLANTS
+from fluvial.methods import method_of
+from fluvial.metrics.accuracy import class_accuracy
+from fluvial.metrics.frechet import fit, frechet_distance
+from fluvial.randomness import generator
+from fluvial.train import checkpoint, loop
+
+# settings that a run may be continued with: they leave the steps already taken valid
+CHANGEABLE = (
+    "train.steps",
+    "train.log_every",
+    "train.save_every",
+    "train.eval_every",
+    "train.sample_every",
+    "train.keep",
+    "sample.",
+)
+PREVIEW = 100  # images in the grids drawn during training
+
+
+def default_device() -> torch.device:
+    """CUDA if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def build(run: Run, device: torch.device | str = "cpu") -> nn.Module:
+    """The run's model with the initial weights of its seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        return method_of(run.method).Model(run.method).to(device)
+
+
+def train(
+    run: Run,
+    out: Path | str,
+    *,
+    recipe: str | None = None,
+    images: ImageSet | None = None,
+    held_out: ImageSet | None = None,
+    device: torch.device | str | None = None,
+) -> "Trained":
+    """Trains a run in the folder `out`, or goes on with what is there.
+
+    images and held_out stand in for the data set that `run.data` names. Raises ValueError if the folder holds a run
+    with other settings, if the images do not fit the model, or a class is too small for its sequences.
+    """
+    out, method = Path(out), method_of(run.method)
+    autoencoder = autoencoders.load(run.autoencoder)
+    if images is None:
+        images, held_out = data_images.load(run.data, "train"), data_images.load(run.data, "test")
+    _check_fit(run, images, autoencoder.encode)
+    batch = partial(
+        batches,
+        encode=autoencoder.encode,
+        images_per_sequence=run.method.images_per_sequence,
+        small_classes=run.data.small_classes,
+    )
+    train_batch = batch(images, batch=run.train.batch, seed=run.seed, flip=run.data.flip)
+    _claim(out, run, recipe)
+    model = build(run, device or default_device())
+    device = next(model.parameters()).device
+    loss = partial(method.loss, config=run.method)
+    draws = partial(method.draws, run.method)
+
+    fixed = None if held_out is None else batch(held_out, batch=256, seed=0)(0)
+
+    @torch.no_grad()
+    def held_out_loss(model: nn.Module) -> float:
+        """The loss on the same images, times and noises every time."""
+        assert fixed is not None
+        latents, labels = (None if a is None else a.to(device) for a in fixed)
+        assert latents is not None
+        chance = draws(latents.shape, generator=generator(0, "held-out", device=device), device=device)
+        return float(loss(model, latents, labels, **chance))
+
+    def preview(model: nn.Module, path: Path) -> None:
+        trained = Trained(model=model, run=run, autoencoder=autoencoder, step=0, seconds=0.0)
+        pictures.save_grid(trained.sample(PREVIEW).images, path)
+
+    loop.train(
+        model,
+        loss=loss,
+        draws=draws,
+        batch=train_batch,
+        config=run.train,
+        optim=run.optim,
+        seed=run.seed,
+        run=out,
+        held_out=None if fixed is None else held_out_loss,
+        preview=preview,
+    )
+    return load(out, device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained run: its moving-average model, ready to sample."""
+
+    model: nn.Module
+    run: Run
+    autoencoder: autoencoders.Autoencoder
+    step: int
+    """Training steps behind these weights."""
+    seconds: float
+    """Wall-clock seconds of training behind them."""
+
+    def sample(
+        self,
+        count: int,
+        *,
+        classes: tuple[int, ...] | None = None,
+        seed: int = 0,
+        settings: SampleConfig | None = None,
+        on_batch: Callable[[int], None] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Generated:
+        """`count` images; image i is of class classes[i mod len(classes)], of all classes in turn by default.
+
+        Raises ValueError for a class id out of range or a count below 1.
+        """
+        known = self.run.method.classes
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        if wrong := [c for c in classes or () if not 0 <= c < known]:
+            raise ValueError(f"class ids {wrong} are out of range: the model knows {known} classes, 0 to {known - 1}")
+        method = method_of(self.run.method)
+        return generate(
+            self.model,
+            method.sample,
+            self.autoencoder.decode,
+            settings or self.run.sample,
+            count=count,
+            classes=classes or tuple(range(known)),
+            shape=(self.run.method.channels, *self.run.method.size),
+            interpolant=INTERPOLANTS[self.run.method.interpolant],
+            seed=seed,
+            on_batch=on_batch,
+            on_step=on_step,
+        )
+
+
+def load(folder: Path | str, *, device: torch.device | str | None = None) -> Trained:
+    """The newest checkpoint of a run folder.
+
+    Raises ValueError if the folder is not a run, or its checkpoint is missing, damaged or another model's.
+    """
+    folder = Path(folder)
+    run = read_run(folder)
+    newest = checkpoint.newest(folder)
+    if newest is None:
+        raise ValueError(f"{folder} has no checkpoint yet; train it first")
+    meta = checkpoint.load_meta(newest)
+    model = build(run)
+    checkpoint.fill(model, checkpoint.load(newest, "ema"), newest)
+    return Trained(
+        model=model.requires_grad_(False).eval().to(device or default_device()),
+        run=run,
+        autoencoder=autoencoders.load(run.autoencoder),
+        step=meta["step"],
+        seconds=meta["seconds"],
+    )
+
+
+def read_run(folder: Path | str) -> Run:
+    """The configuration of a run folder. Raises ValueError if there is none or it cannot be read."""
+    file = Path(folder) / "run.json"
+    try:
+        return from_json(json.loads(file.read_text())["run"])
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} is not a run folder: it has no run.json") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def score(
+    folder: Path | str,
+    *,
+    count: int = 1000,
+    seed: int = 0,
+    settings: SampleConfig | None = None,
+    device: torch.device | str | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Draws `count` images and measures them against the held-out images of the run's data set; writes score.json.
+
+    class_accuracy: the share that an SVM trained on the real training images puts in the class asked for.
+    frechet_distance: between the pixels, in [-1, 1], of the samples and of the held-out images; beside it the same
+    distance of the real training images, the floor that no honest sampler is below.
+    """
+    folder = Path(folder)
+    trained = load(folder, device=device)
+    settings = settings or trained.run.sample
+    real, held_out = (data_images.load(trained.run.data, split) for split in ("train", "test"))
+    started = time.perf_counter()
+    generated = trained.sample(count, seed=seed, settings=settings, on_batch=on_batch)
+    seconds = time.perf_counter() - started
+    x_real, x_held_out, x = (to_signed(p).flatten(1) for p in (real.pixels, held_out.pixels, generated.images))
+    result: dict[str, Any] = {}
+    if generated.labels is not None and real.labels is not None and held_out.labels is not None:
+        result["class_accuracy"] = class_accuracy(x_real, real.labels, x, generated.labels)
+        result["class_accuracy_real"] = class_accuracy(x_real, real.labels, x_held_out, held_out.labels)
+    result |= {
+        "frechet_distance": frechet_distance(fit(x), fit(x_held_out)),
+        "frechet_distance_real": frechet_distance(fit(x_real), fit(x_held_out)),
+        "features": "pixels in [-1, 1]",
+        "count": count,
+        "seed": seed,
+        "solver": settings.solver,
+        "nfe": generated.nfe.get("conditional", 0),
+        "nfe_null": generated.nfe.get("null", 0),
+        "guidance": settings.guidance.weight,
+        "guidance_interval": settings.guidance.interval,
+        "guidance_channels": settings.guidance.channels,
+        "train_step": trained.step,
+        "train_seconds": round(trained.seconds, 1),
+        "images_per_second": round(count / seconds, 1),
+        "version": fluvial.__version__,
+    }
+    _write_json(folder / "score.json", result)
+    return result
+
+
+def _claim(out: Path, run: Run, recipe: str | None) -> None:
+    """Writes run.json, or checks that the one there is of the same run."""
+    if (out / "run.json").exists():
+        there = read_run(out)
+        changed = differences(there, run)
+        fatal = {k: v for k, v in changed.items() if not k.startswith(CHANGEABLE)}
+        if fatal:
+            listed = ", ".join(f"{k} is {old} there and {new} here" for k, (old, new) in fatal.items())
+            raise ValueError(f"{out} holds another run: {listed}. Choose another folder with --out, or remove it")
+    elif out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and not a run folder; choose another with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    made_by = {"fluvial": fluvial.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    _write_json(out / "run.json", {"recipe": recipe, "made_by": made_by, "run": to_json(run)})
+
+
+def _check_fit(run: Run, images: ImageSet, encode: Callable[[Tensor], Tensor]) -> None:
+    """Raises ValueError unless one image, encoded, has the shape the model takes, and the labels are its classes."""
+    shape = tuple(encode(to_signed(images.pixels[:1])).shape[1:])
+    expected = (run.method.channels, *run.method.size)
+    if shape != expected:
+        raise ValueError(
+            f"the data gives latents of {shape} (channels, height, width), the model takes {expected}; "
+            f"set method.channels and method.size"
+        )
+    if run.method.classes == 0:
+        return
+    if images.labels is None:
+        raise ValueError("the data has no labels; set method.classes to 0 to train without")
+    if int(images.labels.max()) >= run.method.classes or int(images.labels.min()) < 0:
+        raise ValueError(
+            f"the labels run from {int(images.labels.min())} to {int(images.labels.max())}, the model has "
+            f"{run.method.classes} classes (0 to {run.method.classes - 1}); set method.classes"
+        )
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,199 @@
+"""ARFlow: a flow transformer on a sequence of noisy images, noisiest first (arXiv 2501.16085).
+
+A training example is s different images of one class at s ascending times. Tokens of one image attend to each other;
+from earlier to later images information passes only through the history of gated linear attention. In sampling the
+sequence is the model's own trajectory: every point that the solver accepts is the next image.
+
+Config, preset, ARFlow, draws, loss and sample, in that order. Latents are of about unit standard deviation.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from fluvial.guidance import Guidance, guided
+from fluvial.integrate import Field, OnStep, Solver, State, euler
+from fluvial.interpolant import INTERPOLANTS, u_t, x_t
+from fluvial.nn.attention import History, HistoryDecay, HybridLinearAttention, ImageDecay, QkvNorm
+from fluvial.nn.dit import DiTConfig, preset_settings
+from fluvial.nn.layers import (
+    LabelEmbedding,
+    Mlp,
+    Modulation,
+    PatchEmbedding,
+    TimeEmbedding,
+    VelocityHead,
+    layer_norm,
+    modulate,
+)
+from fluvial.timesteps import TIME_SAMPLINGS, sorted_along_sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class ARFlowConfig(DiTConfig):
+    images_per_sequence: int = 5
+    """Images in a training sequence (release: 5, hard-wired)."""
+    sorted_times: bool = True
+    """Order the times of a sequence, noisiest image first (release); otherwise leave them as drawn."""
+    qkv_norm: QkvNorm = "width"
+    """RMS norm of q, k and v over the whole width (release) or per head."""
+    history_decay: HistoryDecay = "raster"
+    """How a token's reading of the history decays: along the raster order (release), shared by an image, or none."""
+    image_decay: ImageDecay = "mean"
+    """How the history decays over an image: by the mean of its tokens' log-gates (release) or by their sum."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.images_per_sequence < 1:
+            raise ValueError(f"images_per_sequence must be at least 1, got {self.images_per_sequence}")
+
+
+def preset(name: str, **overrides: Any) -> ARFlowConfig:  # noqa: ANN401 - any field of ARFlowConfig
+    """The released configuration "S/2" ... "XL/8" (released models.py), with some fields replaced."""
+    settings = preset_settings(name)
+    if name == "XL/2":
+        settings["heads"] = 18  # heads of 64; the released XL/4 and XL/8 keep SiT's 16
+    return ARFlowConfig(**{**settings, **overrides})
+
+
+class Block(nn.Module):
+    """One adaLN-Zero block around hybrid linear attention; every image has its own modulation."""
+
+    def __init__(self, config: ARFlowConfig) -> None:
+        super().__init__()
+        self.modulation = Modulation(config.width, 6)
+        self.attention = HybridLinearAttention(
+            config.width,
+            config.heads,
+            qkv_norm=config.qkv_norm,
+            history_decay=config.history_decay,
+            image_decay=config.image_decay,
+        )
+        self.mlp = Mlp(config.width, config.mlp_ratio)
+
+    def forward(
+        self, x: Float[Tensor, "b s n d"], condition: Float[Tensor, "b s d"], history: History | None
+    ) -> tuple[Float[Tensor, "b s n d"], History]:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
+        attended, after = self.attention(modulate(layer_norm(x), shift1, scale1), condition, history)
+        x = x + gate1.unsqueeze(-2) * attended
+        return x + gate2.unsqueeze(-2) * self.mlp(modulate(layer_norm(x), shift2, scale2)), after
+
+
+class ARFlow(nn.Module):
+    """The velocity field of ARFlow on sequences of images. Its output is zero at initialisation."""
+
+    def __init__(self, config: ARFlowConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = PatchEmbedding(config.size, config.patch, config.channels, config.width)
+        self.embed_t = TimeEmbedding(config.width)
+        self.embed_label = LabelEmbedding(config.classes, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head = VelocityHead(
+            self.embed.grid, config.patch, config.channels, config.width, learn_sigma=config.learn_sigma
+        )
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "b s c h w"],
+        t: Float[Tensor, "b s"],
+        labels: Int[Tensor, "b"] | None = None,
+        state: tuple[History, ...] | None = None,
+    ) -> tuple[Float[Tensor, "b s c h w"], tuple[History, ...]]:
+        """The velocities of s images, and the history after them: one matrix per head and block, in float32.
+
+        labels (b,) holds for the whole sequence: class ids, the null id `classes`, or None for no label at all.
+        Passing `state` back with the next images continues the sequence, so that s images at once and one at a time
+        give the same velocities.
+        """
+        x = self.embed(x_t)
+        condition = self.embed_t(t) + self.embed_label(labels, len(x_t)).unsqueeze(1)
+        histories: list[History] = []
+        for i, block in enumerate(self.blocks):
+            x, history = block(x, condition, None if state is None else state[i])
+            histories.append(history)
+        return self.head(x, condition), tuple(histories)
+
+
+Config = ARFlowConfig
+Model = ARFlow
+
+
+def draws(
+    config: ARFlowConfig, shape: Sequence[int], *, generator: torch.Generator | None = None, device: torch.device | str
+) -> dict[str, Tensor]:
+    """What chance decides in a step on latents of this shape: t (b, s), noise, whose label is dropped (b,).
+
+    Every image of a sequence has its own time and its own noise; the label is dropped for the sequence as a whole.
+    """
+    t = TIME_SAMPLINGS[config.time_sampling](shape[:2], generator=generator, device=device)
+    return {
+        "t": sorted_along_sequence(t) if config.sorted_times else t,
+        "noise": torch.randn(shape, generator=generator, device=device),
+        "drop": torch.rand(shape[:1], generator=generator, device=device) < config.label_drop,
+    }
+
+
+def loss(
+    model: nn.Module,
+    latents: Float[Tensor, "b s c h w"],
+    labels: Int[Tensor, "b"] | None,
+    *,
+    config: ARFlowConfig | None = None,
+    generator: torch.Generator | None = None,
+    t: Float[Tensor, "b s"] | None = None,
+    noise: Float[Tensor, "b s c h w"] | None = None,
+    drop: Bool[Tensor, "b"] | None = None,
+) -> Float[Tensor, ""]:
+    """The mean of |v - u_t|^2 over all images and entries (released transport.py `training_losses`).
+
+    t, noise and drop are drawn from `generator` unless given; labels are dropped in training mode only. `config` is
+    needed where the model is wrapped (DDP) and defaults to `model.config`.
+    """
+    config = cast(ARFlowConfig, model.config) if config is None else config
+    drawn = draws(config, latents.shape, generator=generator, device=latents.device)
+    t, noise, drop = (drawn[k] if v is None else v for k, v in (("t", t), ("noise", noise), ("drop", drop)))
+    if model.training and labels is not None:
+        labels = labels.masked_fill(drop, config.classes)
+    path = INTERPOLANTS[config.interpolant]
+    velocity, _ = model(x_t(path, noise, latents, t), t, labels)
+    return (velocity.float() - u_t(path, noise, latents, t)).square().mean()
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    labels: Int[Tensor, "b"] | None,
+    *,
+    noise: Float[Tensor, "b c h w"],
+    times: Sequence[float] | Tensor,
+    guidance: Guidance = Guidance(),
+    solver: Solver = euler,
+    on_step: OnStep | None = None,
+    evaluations: Counter[str] | None = None,
+) -> Float[Tensor, "b c h w"]:
+    """Latents at the end of `times`, integrated from `noise` along the guided velocity.
+
+    Every point the solver accepts enters the history, as the next image of the sequence; points it only tries out do
+    not (see `fluvial.integrate`). The null branch of guidance has a history of its own.
+
+    labels are class ids (b,) or None for no class. `solver` is one of `fluvial.integrate`, with its settings bound;
+    the release uses `euler_maruyama`. `evaluations`, if given, counts the calls of each guidance branch.
+    """
+
+    def branch(labels: Tensor | None) -> Field:
+        def field(x: Tensor, t: Tensor, state: State) -> tuple[Tensor, State]:
+            velocity, state = model(x.unsqueeze(1), t.unsqueeze(1), labels, state)
+            return velocity.squeeze(1), state
+
+        return field
+
+    guidance = Guidance() if labels is None else guidance  # both branches would be the same
+    field = guided(branch(labels), branch(None), guidance, evaluations=evaluations)
+    return solver(field, noise, times, on_step=on_step).x

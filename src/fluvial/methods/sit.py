@@ -1,0 +1,153 @@
+"""SiT: a flow transformer on single images (arXiv 2401.08740), the baseline of both papers.
+
+Config, preset, SiT, draws, loss and sample, in that order. Latents are (b, c, h, w) of about unit standard deviation.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from fluvial.guidance import Guidance, guided
+from fluvial.integrate import Field, OnStep, Solver, State, euler
+from fluvial.interpolant import INTERPOLANTS, u_t, x_t
+from fluvial.nn.attention import Attention
+from fluvial.nn.dit import DiTConfig, preset_settings
+from fluvial.nn.layers import (
+    LabelEmbedding,
+    Mlp,
+    Modulation,
+    PatchEmbedding,
+    TimeEmbedding,
+    VelocityHead,
+    layer_norm,
+    modulate,
+)
+from fluvial.timesteps import TIME_SAMPLINGS
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiTConfig(DiTConfig):
+    """The settings of a diffusion transformer, and nothing more."""
+
+    images_per_sequence: ClassVar[None] = None
+    """A training example is one image."""
+
+
+def preset(name: str, **overrides: Any) -> SiTConfig:  # noqa: ANN401 - any field of SiTConfig
+    """The published configuration "S/2" ... "XL/8", with some fields replaced."""
+    return SiTConfig(**{**preset_settings(name), **overrides})
+
+
+class Block(nn.Module):
+    """One adaLN-Zero block: x + gate Attention(LN x), then x + gate MLP(LN x), both norms modulated."""
+
+    def __init__(self, config: SiTConfig) -> None:
+        super().__init__()
+        self.modulation = Modulation(config.width, 6)
+        self.attention = Attention(config.width, config.heads)
+        self.mlp = Mlp(config.width, config.mlp_ratio)
+
+    def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
+        x = x + gate1.unsqueeze(-2) * self.attention(modulate(layer_norm(x), shift1, scale1))
+        return x + gate2.unsqueeze(-2) * self.mlp(modulate(layer_norm(x), shift2, scale2))
+
+
+class SiT(nn.Module):
+    """The velocity field of SiT. Its output is zero at initialisation."""
+
+    def __init__(self, config: SiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = PatchEmbedding(config.size, config.patch, config.channels, config.width)
+        self.embed_t = TimeEmbedding(config.width)
+        self.embed_label = LabelEmbedding(config.classes, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head = VelocityHead(
+            self.embed.grid, config.patch, config.channels, config.width, learn_sigma=config.learn_sigma
+        )
+
+    def forward(
+        self, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, "b"], labels: Int[Tensor, "b"] | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """The velocity at x_t. labels are class ids, the null id `classes`, or None for no label at all."""
+        x = self.embed(x_t)
+        condition = self.embed_t(t) + self.embed_label(labels, len(x_t))
+        for block in self.blocks:
+            x = block(x, condition)
+        return self.head(x, condition)
+
+
+Config = SiTConfig
+Model = SiT
+
+
+def draws(
+    config: SiTConfig, shape: Sequence[int], *, generator: torch.Generator | None = None, device: torch.device | str
+) -> dict[str, Tensor]:
+    """What chance decides in a step on latents of this shape: t (b,), noise, and whose label is dropped (b,)."""
+    return {
+        "t": TIME_SAMPLINGS[config.time_sampling](shape[:1], generator=generator, device=device),
+        "noise": torch.randn(shape, generator=generator, device=device),
+        "drop": torch.rand(shape[:1], generator=generator, device=device) < config.label_drop,
+    }
+
+
+def loss(
+    model: nn.Module,
+    latents: Float[Tensor, "b c h w"],
+    labels: Int[Tensor, "b"] | None,
+    *,
+    config: SiTConfig | None = None,
+    generator: torch.Generator | None = None,
+    t: Float[Tensor, "b"] | None = None,
+    noise: Float[Tensor, "b c h w"] | None = None,
+    drop: Bool[Tensor, "b"] | None = None,
+) -> Float[Tensor, ""]:
+    """The mean of |v - u_t|^2 over all entries (SiT section 2; released transport.py `training_losses`).
+
+    t, noise and drop are drawn from `generator` unless given; labels are dropped in training mode only. `config` is
+    needed where the model is wrapped (DDP) and defaults to `model.config`.
+    """
+    config = cast(SiTConfig, model.config) if config is None else config
+    drawn = draws(config, latents.shape, generator=generator, device=latents.device)
+    t, noise, drop = (drawn[k] if v is None else v for k, v in (("t", t), ("noise", noise), ("drop", drop)))
+    if model.training and labels is not None:
+        labels = labels.masked_fill(drop, config.classes)
+    path = INTERPOLANTS[config.interpolant]
+    velocity = model(x_t(path, noise, latents, t), t, labels)
+    return (velocity.float() - u_t(path, noise, latents, t)).square().mean()
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    labels: Int[Tensor, "b"] | None,
+    *,
+    noise: Float[Tensor, "b c h w"],
+    times: Sequence[float] | Tensor,
+    guidance: Guidance = Guidance(),
+    solver: Solver = euler,
+    on_step: OnStep | None = None,
+    evaluations: Counter[str] | None = None,
+) -> Float[Tensor, "b c h w"]:
+    """Latents at the end of `times`, integrated from `noise` along the guided velocity.
+
+    labels are class ids (b,) or None for no class. `solver` is one of `fluvial.integrate`, with its settings bound.
+    `on_step` is called after every step; `evaluations`, if given, counts the calls of each guidance branch.
+    """
+
+    def branch(labels: Tensor | None) -> Field:
+        def field(x: Tensor, t: Tensor, state: State) -> tuple[Tensor, State]:
+            return model(x, t, labels), state
+
+        return field
+
+    guidance = Guidance() if labels is None else guidance  # both branches would be the same
+    field = guided(branch(labels), branch(None), guidance, evaluations=evaluations)
+    return solver(field, noise, times, on_step=on_step).x

@@ -1,0 +1,128 @@
+"""Attention inside an image, and ARFlow's hybrid: softmax inside an image, gated linear attention across images."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fluvial.nn.layers import Linear
+
+
+def split_heads(x: Float[Tensor, "*b n d"], heads: int) -> Float[Tensor, "*b heads n k"]:
+    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
+
+
+def merge_heads(x: Float[Tensor, "*b heads n k"]) -> Float[Tensor, "*b n d"]:
+    return x.transpose(-3, -2).flatten(-2)
+
+
+class Attention(nn.Module):
+    """Multi-head softmax attention over all tokens, with biases, as in DiT and SiT."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        q, k, v = (split_heads(a, self.heads) for a in self.qkv(x).chunk(3, dim=-1))
+        return self.out(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+
+
+QkvNorm = Literal["width", "head"]
+HistoryDecay = Literal["raster", "shared", "none"]
+ImageDecay = Literal["mean", "sum"]
+GATE_LOGIT_NORMALIZER = 16
+EPS = 1e-6
+
+History = Float[Tensor, "b heads k k"]
+
+
+class HybridLinearAttention(nn.Module):
+    """ARFlow's attention over a sequence of images (specification: released gated_retnet_train.py).
+
+    With Q_i, K_i, V_i the tokens of image i in one head of width k, a_i <= 0 their log-gates, and M_0 the history:
+
+        O_i = softmax(Q_i K_i^T / sqrt(k)) V_i  +  diag(read_i) Q_i M_{i-1}
+        M_i = exp(decay_i) M_{i-1} + K_i^T V_i / sqrt(k)
+
+    decay_i is the mean of a_i over the image ("mean", the release) or its sum ("sum"). read_i is exp of the running sum
+    of a_i along the raster order ("raster": the release, a left-over of token-causal attention, so that the bottom of
+    an image reads less history), exp(decay_i) for every token ("shared"), or 1 ("none").
+
+    Then an RMS norm per head, a SiLU gate, and the output projection. q, k and v pass an RMS norm without weights over
+    the whole width ("width", the release: its per-head norm never took effect) or per head ("head").
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        qkv_norm: QkvNorm = "width",
+        history_decay: HistoryDecay = "raster",
+        image_decay: ImageDecay = "mean",
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv_norm: QkvNorm = qkv_norm
+        self.history_decay: HistoryDecay = history_decay
+        self.image_decay: ImageDecay = image_decay
+        self.qkvg = nn.Linear(width, 4 * width, bias=False)  # four projections of x in one product
+        self.gate = Linear(width, heads, bias=False)
+        self.out = Linear(width, width, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for weight in self.qkvg.weight.chunk(4):  # each on its own, as four separate layers would start
+            nn.init.xavier_uniform_(weight)
+
+    def forward(
+        self, x: Float[Tensor, "b s n d"], condition: Float[Tensor, "b s d"], history: History | None = None
+    ) -> tuple[Float[Tensor, "b s n d"], History]:
+        """The output for s images, and the history after them (float32), ready for the next images of the sequence."""
+        qkv, g = self.qkvg(x).split([3 * x.shape[-1], x.shape[-1]], dim=-1)
+        per_norm = -1 if self.qkv_norm == "width" else x.shape[-1] // self.heads
+        qkv = rms_norm(qkv.unflatten(-1, (3, -1) if per_norm == -1 else (-1, per_norm))).flatten(-2)
+        q, k, v = (split_heads(a, self.heads) for a in qkv.chunk(3, dim=-1))
+        log_gate = F.logsigmoid(self.gate(x + condition.unsqueeze(-2)).float()) / GATE_LOGIT_NORMALIZER
+        log_gate = log_gate.transpose(-2, -1)  # b s heads n
+
+        inside = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+        inside = inside.unflatten(0, x.shape[:2])
+        decay = log_gate.mean(dim=-1) if self.image_decay == "mean" else log_gate.sum(dim=-1)  # b s heads
+        # the history sums over many images: float32 whatever the precision of the rest
+        with torch.autocast(x.device.type, enabled=False):
+            updates = k.float().transpose(-2, -1) @ v.float() * k.shape[-1] ** -0.5  # b s heads k k
+            before, after = scan(decay.exp(), updates, history)
+            across = q.float() @ before * self._read(log_gate, decay).exp().unsqueeze(-1)
+        o = merge_heads(rms_norm(inside + across.to(inside.dtype)))
+        return self.out(F.silu(g) * o), after
+
+    def _read(self, log_gate: Float[Tensor, "b s heads n"], decay: Float[Tensor, "b s heads"]) -> Tensor:
+        match self.history_decay:
+            case "raster":
+                return log_gate.cumsum(dim=-1)
+            case "shared":
+                return decay.unsqueeze(-1)
+            case "none":
+                return torch.zeros_like(log_gate[..., :1])
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], eps=EPS)
+
+
+def scan(
+    decay: Float[Tensor, "b s heads"], updates: Float[Tensor, "b s heads k k"], history: History | None
+) -> tuple[Float[Tensor, "b s heads k k"], History]:
+    """M_i = decay_i M_{i-1} + updates_i from M_0 = history or 0. Returns M_0 ... M_{s-1} and M_s."""
+    current = torch.zeros_like(updates[:, 0]) if history is None else history
+    before = []
+    for keep, update in zip(decay[..., None, None].unbind(1), updates.unbind(1), strict=True):
+        before.append(current)
+        current = torch.addcmul(update, keep, current)
+    return torch.stack(before, dim=1), current

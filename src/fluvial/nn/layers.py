@@ -1,0 +1,175 @@
+"""Patches, positions, embeddings, adaLN-Zero and the MLP of a diffusion transformer (DiT, arXiv 2212.09748)."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def patchify(x: Float[Tensor, "*b c h w"], patch: int) -> Float[Tensor, "*b n p"]:
+    """Square patches in raster order, each flattened as (row, column, channel)."""
+    *lead, c, h, w = x.shape
+    x = x.reshape(*lead, c, h // patch, patch, w // patch, patch)
+    k = len(lead)
+    x = x.permute(*range(k), k + 1, k + 3, k + 2, k + 4, k)
+    return x.reshape(*lead, (h // patch) * (w // patch), patch * patch * c)
+
+
+def unpatchify(tokens: Float[Tensor, "*b n p"], patch: int, grid: tuple[int, int]) -> Float[Tensor, "*b c h w"]:
+    """The inverse of `patchify`; grid is the number of patches down and across."""
+    *lead, _, p = tokens.shape
+    rows, cols = grid
+    c, k = p // patch**2, len(lead)
+    x = tokens.reshape(*lead, rows, cols, patch, patch, c)
+    x = x.permute(*range(k), k + 4, k, k + 2, k + 1, k + 3)
+    return x.reshape(*lead, c, rows * patch, cols * patch)
+
+
+def sincos_positions(width: int, grid: tuple[int, int]) -> Float[Tensor, "n d"]:
+    """Fixed 2-D positions in raster order: half the width encodes the column, half the row, each as sines then cosines.
+
+    Source: MAE's get_2d_sincos_pos_embed, as DiT, SiT and ARFlow use it (base 10000, columns first).
+    """
+    if width % 4:
+        raise ValueError(f"2-D sin-cos positions need a width divisible by 4, got {width}")
+    rows, cols = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    frequencies = 10000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = [axis.reshape(-1, 1) * frequencies for axis in (cols, rows)]
+    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1).float()
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift, one shift and scale (..., d) for all tokens of x (..., n, d)."""
+    return torch.addcmul(shift.unsqueeze(-2), x, 1 + scale.unsqueeze(-2))
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """Layer norm without weights, eps 1e-6."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+class Linear(nn.Linear):
+    """A linear layer as both releases start it: Xavier-uniform weight, zero bias."""
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero: the gates and outputs of adaLN-Zero."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class Modulation(nn.Module):
+    """adaLN-Zero: SiLU and a zero-initialised linear layer that turn a condition into `count` vectors of its width."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.linear = ZeroLinear(width, count * width)
+
+    def forward(self, condition: Float[Tensor, "*b d"]) -> tuple[Float[Tensor, "*b d"], ...]:
+        return self.linear(F.silu(condition)).chunk(self.count, dim=-1)
+
+
+class Mlp(nn.Module):
+    """Linear, tanh-GELU, linear."""
+
+    def __init__(self, width: int, ratio: float = 4.0) -> None:
+        super().__init__()
+        self.expand = Linear(width, int(width * ratio))
+        self.contract = Linear(int(width * ratio), width)
+
+    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        return self.contract(F.gelu(self.expand(x), approximate="tanh"))
+
+
+class TimeEmbedding(nn.Module):
+    """t in [0, 1], not rescaled, as 128 cosines and 128 sines (max period 10000) through linear, SiLU, linear."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, features: int = 256) -> None:
+        super().__init__()
+        half = features // 2
+        self.register_buffer(
+            "frequencies", torch.exp(-math.log(10000) / half * torch.arange(half).float()), persistent=False
+        )
+        self.hidden = Linear(features, width)
+        self.out = Linear(width, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for layer in (self.hidden, self.out):
+            nn.init.normal_(layer.weight, std=0.02)
+
+    def forward(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b d"]:
+        angles = t.float().unsqueeze(-1) * self.frequencies
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return self.out(F.silu(self.hidden(waves.to(self.hidden.weight.dtype))))
+
+
+class LabelEmbedding(nn.Module):
+    """A vector for each class and, as the last row, one for no class: what an absent or dropped label becomes."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.table = nn.Embedding(classes + 1, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.table.weight, std=0.02)
+
+    def forward(self, labels: Int[Tensor, "b"] | None, batch: int) -> Float[Tensor, "b d"]:
+        """labels in 0 ... classes, where `classes` is the null id; None stands for a batch of null ids."""
+        if labels is None:
+            labels = torch.full((batch,), self.classes, device=self.table.weight.device)
+        return self.table(labels)
+
+
+class PatchEmbedding(nn.Module):
+    """Patches to tokens, plus fixed positions; size is (height, width) of the latent."""
+
+    positions: Tensor
+
+    def __init__(self, size: tuple[int, int], patch: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.grid = size[0] // patch, size[1] // patch
+        self.project = Linear(patch * patch * channels, width)
+        self.register_buffer("positions", sincos_positions(width, self.grid), persistent=False)
+
+    def forward(self, x: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b n d"]:
+        rows, cols = self.grid
+        if x.shape[-2:] != (rows * self.patch, cols * self.patch):
+            raise ValueError(
+                f"the model takes latents of {rows * self.patch} x {cols * self.patch}, got {tuple(x.shape[-2:])}; "
+                f"set `size` in the method's configuration"
+            )
+        return self.project(patchify(x, self.patch)) + self.positions
+
+
+class VelocityHead(nn.Module):
+    """Tokens back to a latent: layer norm, adaLN, a zero-initialised linear layer, patches put together.
+
+    With learn_sigma it has twice the channels, as SiT's release does, and returns the first half: dead weights.
+    """
+
+    def __init__(self, grid: tuple[int, int], patch: int, channels: int, width: int, *, learn_sigma: bool) -> None:
+        super().__init__()
+        self.grid, self.patch, self.channels = grid, patch, channels
+        self.modulation = Modulation(width, 2)
+        self.project = ZeroLinear(width, patch * patch * channels * (2 if learn_sigma else 1))
+
+    def forward(self, tokens: Float[Tensor, "*b n d"], condition: Float[Tensor, "*b d"]) -> Float[Tensor, "*b c h w"]:
+        shift, scale = self.modulation(condition)
+        out = self.project(modulate(layer_norm(tokens), shift, scale))
+        return unpatchify(out, self.patch, self.grid)[..., : self.channels, :, :]

@@ -1,0 +1,59 @@
+"""Pictures of images: grids as PNG, trajectories as GIF, and the .npz that evaluators read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+MIN_SIDE = 48  # smaller images are enlarged, pixel by pixel, until they are about this large
+
+
+def grid(images: UInt8[Tensor, "n c h w"], columns: int = 10, gap: int = 1) -> Image.Image:
+    """Images row by row with white gaps, small ones enlarged by a whole factor."""
+    n, c, h, w = images.shape
+    if c not in (1, 3):
+        raise ValueError(f"a picture needs 1 or 3 channels, got {c}")
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    sheet = torch.full((c, rows * (h + gap) + gap, columns * (w + gap) + gap), 255, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
+        sheet[:, top : top + h, left : left + w] = image
+    factor = max(1, MIN_SIDE // max(h, w))
+    array = sheet.permute(1, 2, 0).numpy()
+    picture = Image.fromarray(array[:, :, 0] if c == 1 else array)
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def save_grid(images: UInt8[Tensor, "n c h w"], path: Path, columns: int = 10) -> Path:
+    """A PNG of the images."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid(images, columns).save(path)
+    return path
+
+
+def save_gif(
+    frames: Sequence[UInt8[Tensor, "n c h w"]], path: Path, columns: int = 10, milliseconds: int = 80, hold: int = 12
+) -> Path:
+    """A looping GIF of grids, one frame a step; the last one stays for `hold` frames."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = [grid(frame, columns).convert("L" if frame.shape[1] == 1 else "RGB") for frame in frames]
+    durations = [milliseconds] * (len(pictures) - 1) + [milliseconds * hold]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    return path
+
+
+def save_npz(images: UInt8[Tensor, "n c h w"], labels: Tensor | None, path: Path) -> Path:
+    """The layout of the ADM evaluation suite: arr_0 (n, h, w, c) uint8, and arr_1 the labels if there are any.
+
+    Grey images are repeated to three channels, which evaluators expect.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+    arrays = [array.permute(0, 2, 3, 1).numpy()] + ([] if labels is None else [labels.numpy()])
+    np.savez(path, *arrays)
+    return path

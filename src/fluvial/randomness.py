@@ -1,0 +1,43 @@
+"""Randomness that is addressed, not consumed: a draw depends on (seed, address) and on nothing drawn before it.
+
+Training asks for a generator by (seed, step, stream), so that resuming needs no saved generator state. Sampling asks
+for normals by (seed, image, step), so that image i is the same whatever the batch it is drawn in.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def generator(seed: int, *address: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh torch generator for this address.
+
+    Torch's CPU generator uses only the low 32 bits of its seed, so two of n addresses coincide with a chance of about
+    n^2 / 2^33. That is harmless for training steps; sampling noise comes from `normal`, which cannot collide.
+    """
+    return torch.Generator(device).manual_seed(_hash(seed, *address) >> 1)
+
+
+def numpy_generator(seed: int, *address: int | str) -> np.random.Generator:
+    """A fresh numpy generator for this address (Philox, the hash of the address as its key)."""
+    return np.random.Generator(np.random.Philox(key=_hash(seed, *address)))
+
+
+def normal(seed: int, images: range | list[int], shape: tuple[int, ...], step: int = 0) -> Float[Tensor, "b ..."]:
+    """Standard normal float32 draws, one row of `shape` for each image index, on the CPU.
+
+    The counter-based Philox generator is keyed by (seed, image) and its counter starts at (step, 0), so distinct
+    addresses give disjoint streams by construction. Step 0 is the initial noise, step k the k-th stochastic step.
+    """
+    rows = []
+    for image in images:
+        bits = np.random.Philox(key=[seed % 2**64, image], counter=[0, 0, 0, step])
+        rows.append(np.random.Generator(bits).standard_normal(shape, dtype=np.float32))
+    return torch.from_numpy(np.stack(rows))
+
+
+def _hash(*address: int | str) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(address).encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,66 @@
+"""How t is drawn in training, and the grids that sampling steps through. t = 0 is noise, t = 1 is data."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+TimeSampling = Literal["uniform", "logit-normal"]
+
+
+def uniform(
+    shape: tuple[int, ...], *, generator: torch.Generator | None = None, device: torch.device | str | None = None
+) -> Float[Tensor, "..."]:
+    """t ~ U(0, 1), as both releases draw it."""
+    return torch.rand(shape, generator=generator, device=device)
+
+
+def logit_normal(
+    shape: tuple[int, ...],
+    *,
+    mean: float = 0.0,
+    std: float = 1.0,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, "..."]:
+    """t = sigmoid(mean + std z), z standard normal: more weight in the middle (Stable Diffusion 3, section 3.1)."""
+    return torch.sigmoid(mean + std * torch.randn(shape, generator=generator, device=device))
+
+
+def sorted_along_sequence(t: Float[Tensor, "b s"]) -> Float[Tensor, "b s"]:
+    """Each row in ascending order: the noisiest image of a sequence first (ARFlow)."""
+    return t.sort(dim=-1).values
+
+
+TIME_SAMPLINGS = {"uniform": uniform, "logit-normal": logit_normal}
+
+
+def shift(t: Tensor, factor: float) -> Tensor:
+    """Moves times towards noise for factor > 1, keeping 0 and 1 in place; 1 changes nothing.
+
+    In the noise level s = 1 - t this is s -> factor s / (1 + (factor - 1) s) (Stable Diffusion 3, equation 23).
+    """
+    return t / (t + factor * (1 - t))
+
+
+def grid(steps: int, *, shift_factor: float = 1.0, t0: float = 0.0, t1: float = 1.0) -> Float[Tensor, "k"]:
+    """steps + 1 ascending times from t0 to t1 in float64: equal steps, or denser at noise for shift_factor > 1."""
+    if steps < 1:
+        raise ValueError(f"a time grid needs at least 1 step, got {steps}")
+    if shift_factor <= 0:
+        raise ValueError(f"the shift of a time grid must be above 0, got {shift_factor}")
+    return t0 + (t1 - t0) * shift(torch.linspace(0, 1, steps + 1, dtype=torch.float64), shift_factor)
+
+
+def grid_with_last_step(steps: int, last_step_size: float) -> Float[Tensor, "k"]:
+    """The grid of the released SDE samplers: steps - 1 equal steps from 0 to 1 - last_step_size, then one to 1.
+
+    It has steps + 1 points, so a solver with one evaluation a step makes `steps` of them (SiT and ARFlow: 250, 0.04).
+    """
+    if steps < 2 or not 0 < last_step_size < 1:
+        raise ValueError(
+            f"a grid with a last step needs at least 2 steps and a last step inside (0, 1), "
+            f"got steps={steps}, last_step_size={last_step_size}"
+        )
+    return torch.cat([grid(steps - 1, t1=1 - last_step_size), torch.ones(1, dtype=torch.float64)])

@@ -1,0 +1,210 @@
+"""The training loop: batches of (seed, step) in, checkpoints and a log out; started again, it goes on where it was."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from fluvial.randomness import generator
+from fluvial.train import checkpoint, ema
+from fluvial.train.optim import OptimConfig, adamw, clip_gradients, learning_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    steps: int = 400_000
+    """Optimizer steps."""
+    batch: int = 256
+    """Examples a step over all micro-batches: images, or for ARFlow sequences of images."""
+    accumulate: int = 1
+    """Micro-batches a step is split into, to save memory; the result is the same to rounding."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs matrix products under autocast; weights, norms, gates and the history stay float32."""
+    compile: bool = False
+    """Compile the model with torch.compile: a minute at the start, faster steps after."""
+    ema_decay: float = 0.9999
+    """Decay of the moving average of the weights, each step."""
+    log_every: int = 100
+    """Steps between lines of the log."""
+    save_every: int = 10_000
+    """Steps between checkpoints."""
+    keep: int = 2
+    """How many of the newest checkpoints stay on disk."""
+    eval_every: int = 10_000
+    """Steps between held-out losses; 0 for never."""
+    sample_every: int = 10_000
+    """Steps between sample grids; 0 for never."""
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "batch", "accumulate", "log_every", "save_every", "keep")
+        if wrong := {name: getattr(self, name) for name in positive if getattr(self, name) < 1}:
+            raise ValueError(f"must be at least 1: {wrong}")
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} cannot be split evenly into accumulate {self.accumulate}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        if self.eval_every < 0 or self.sample_every < 0:
+            raise ValueError("eval_every and sample_every must be at least 0 (0: never)")
+
+
+def train(
+    model: nn.Module,
+    *,
+    loss: Callable[..., Tensor],
+    draws: Callable[..., dict[str, Tensor]],
+    batch: Callable[[int], tuple[Tensor, Tensor | None]],
+    config: TrainConfig,
+    optim: OptimConfig,
+    seed: int,
+    run: Path,
+    held_out: Callable[[nn.Module], float] | None = None,
+    preview: Callable[[nn.Module, Path], None] | None = None,
+) -> nn.Module:
+    """Trains the model in place and returns its moving average.
+
+    `batch(step)` gives latents and labels, `draws(shape, generator=, device=)` what chance decides for them, and
+    `loss(model, latents, labels, **draws)` the scalar to minimise. `held_out(ema)` is logged and `preview(ema, path)`
+    draws a picture, every so many steps. The folder `run` receives log.jsonl, checkpoints/ and samples/; if it has a
+    checkpoint, training goes on from there and ends with the same weights as if it had never stopped.
+    """
+    device = next(model.parameters()).device
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = adamw(model, optim)
+    average = ema.start(model)
+    step, seconds = _resume(run, model, average, optimizer)
+    if config.compile:
+        model.compile()
+    autocast = torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
+    log = _Log(run / "log.jsonl", last_step=step)
+    model.train()
+    started = mark = time.perf_counter()
+    loss_sum, norm, since = torch.zeros((), device=device), torch.zeros((), device=device), 0
+    images = 0
+
+    with _progress(config.steps, step) as show:
+        while step < config.steps:
+            rate = learning_rate(optim, step, config.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            latents, labels = (None if a is None else a.to(device, non_blocking=True) for a in batch(step))
+            assert latents is not None
+            chance = draws(latents.shape, generator=generator(seed, "train", step, device=device), device=device)
+            for micro in _split({"latents": latents, "labels": labels, **chance}, config.accumulate):
+                with autocast:
+                    value = loss(model, **micro) / config.accumulate
+                value.backward()
+                loss_sum += value.detach()
+            norm = clip_gradients(parameters, optim)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            ema.update(average, model, config.ema_decay)
+            step, since = step + 1, since + 1
+            images += math.prod(latents.shape[:-3])
+
+            last = step == config.steps
+            if step % config.log_every == 0 or last:
+                mean, elapsed = float(loss_sum) / since, time.perf_counter() - mark
+                if not math.isfinite(mean):
+                    raise RuntimeError(
+                        f"the loss is {mean} at step {step}; the last good checkpoint is {checkpoint.newest(run)}. "
+                        f"Lower optim.lr, clip the gradient (optim.clip norm), or train in fp32"
+                    )
+                speed = images / elapsed
+                log.write(step=step, loss=mean, lr=rate, grad_norm=float(norm), images_per_second=speed)
+                show(step, mean, speed)
+                loss_sum.zero_()
+                since, images, mark = 0, 0, time.perf_counter()
+            if held_out is not None and config.eval_every and (step % config.eval_every == 0 or last):
+                log.write(step=step, held_out_loss=held_out(average))
+            if step % config.save_every == 0 or last:
+                parts = {
+                    "model": model.state_dict(),
+                    "ema": average.state_dict(),
+                    "optimizer": checkpoint.optimizer_tensors(model, optimizer),
+                }
+                spent = seconds + time.perf_counter() - started
+                checkpoint.save(run, step, parts, {"seconds": spent}, keep=config.keep)
+            if preview is not None and config.sample_every and (step % config.sample_every == 0 or last):
+                preview(average, run / "samples" / f"step-{step:08d}.png")
+    return average
+
+
+def _resume(run: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Fills everything from the newest checkpoint; returns its step and the seconds trained so far, or zeros."""
+    folder = checkpoint.newest(run)
+    if folder is None:
+        return 0, 0.0
+    meta = checkpoint.load_meta(folder)
+    checkpoint.fill(model, checkpoint.load(folder, "model"), folder)
+    checkpoint.fill(average, checkpoint.load(folder, "ema"), folder)
+    checkpoint.fill_optimizer(model, optimizer, checkpoint.load(folder, "optimizer"), folder)
+    return meta["step"], meta["seconds"]
+
+
+def _split(tensors: dict[str, Tensor | None], parts: int) -> list[dict[str, Tensor | None]]:
+    """Micro-batches along the first axis."""
+    chunks = {k: [None] * parts if v is None else v.chunk(parts) for k, v in tensors.items()}
+    return [{k: v[i] for k, v in chunks.items()} for i in range(parts)]
+
+
+class _Log:
+    """Lines of JSON, appended. Those after the step that training resumes from are dropped: they come again."""
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        self.path = path
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= last_step]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(line + "\n" for line in kept))
+            os.replace(temporary, path)
+
+    def write(self, **values: Any) -> None:  # noqa: ANN401
+        with self.path.open("a") as file:
+            file.write(json.dumps({**values, "time": round(time.time(), 3)}) + "\n")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return math.inf  # a line cut short by a crash
+
+
+class _progress:
+    """A bar in a terminal, a line a report elsewhere."""
+
+    def __init__(self, total: int, done: int) -> None:
+        console = Console(stderr=True)
+        self.total, self.started, self.first = total, time.perf_counter(), done
+        self.bar = None
+        if console.is_terminal:
+            columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
+            self.bar = Progress(*columns, console=console)
+            self.task = self.bar.add_task("starting", total=total, completed=done)
+
+    def __enter__(self) -> Callable[[int, float, float], None]:
+        if self.bar is not None:
+            self.bar.start()
+        return self.show
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def show(self, step: int, loss: float, speed: float) -> None:
+        text = f"loss {loss:.4f}  {speed:,.0f} images/s"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, description=text)
+        else:
+            left = (time.perf_counter() - self.started) / (step - self.first) * (self.total - step)
+            print(f"step {step:>{len(str(self.total))}}/{self.total}  {text}  {left:.0f} s left", flush=True)
