@@ -47,6 +47,10 @@ def to_json(run: Run) -> dict[str, Any]:
 
 def from_json(values: dict[str, Any]) -> Run:
     """The inverse of `to_json`. Raises ValueError that names each wrong, missing or unknown setting."""
+    name = values.get("method", {}).get("name")
+    if name not in methods.METHODS:
+        known = ", ".join(methods.METHODS)
+        raise ValueError(f"not a configuration of this version of fluvial: method.name is {name!r}, known are {known}")
     try:
         return _converter.structure(values, Run)
     except Exception as error:

@@ -56,12 +56,12 @@ def batches(
 
 def shuffled(count: int, seed: int, step: int, batch: int) -> Int[Tensor, "b"]:
     """The indices of this step: epoch after epoch, each in its own order, batches running on across the ends."""
-    positions = np.arange(step * batch, (step + 1) * batch)
-    return torch.from_numpy(
-        np.array([_permutation(count, seed, epoch)[at] for epoch, at in zip(*divmod(positions, count), strict=True)])
-    )
+    start, stop = step * batch, (step + 1) * batch
+    epochs = range(start // count, -(-stop // count))
+    order = np.concatenate([_permutation(count, seed, epoch) for epoch in epochs])
+    return torch.from_numpy(order[start - epochs.start * count : stop - epochs.start * count])
 
 
 @lru_cache(maxsize=2)
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    return numpy_generator(seed, "epoch", int(epoch)).permutation(count)
+    return numpy_generator(seed, "epoch", epoch).permutation(count)

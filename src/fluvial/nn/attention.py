@@ -83,22 +83,22 @@ class HybridLinearAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "b s n d"], condition: Float[Tensor, "b s d"], history: History | None = None
     ) -> tuple[Float[Tensor, "b s n d"], History]:
-        """The output for s images, and the history after them (float32), ready for the next images of the sequence."""
+        """The output for s images, and the history after them (float32 at least), for the images that follow."""
+        wide = torch.promote_types(x.dtype, torch.float32)  # of gates and history, whatever autocast does to the rest
         qkv, g = self.qkvg(x).split([3 * x.shape[-1], x.shape[-1]], dim=-1)
-        per_norm = -1 if self.qkv_norm == "width" else x.shape[-1] // self.heads
-        qkv = rms_norm(qkv.unflatten(-1, (3, -1) if per_norm == -1 else (-1, per_norm))).flatten(-2)
+        normed = x.shape[-1] // (1 if self.qkv_norm == "width" else self.heads)
+        qkv = rms_norm(qkv.unflatten(-1, (-1, normed))).flatten(-2)
         q, k, v = (split_heads(a, self.heads) for a in qkv.chunk(3, dim=-1))
-        log_gate = F.logsigmoid(self.gate(x + condition.unsqueeze(-2)).float()) / GATE_LOGIT_NORMALIZER
+        log_gate = F.logsigmoid(self.gate(x + condition.unsqueeze(-2)).to(wide)) / GATE_LOGIT_NORMALIZER
         log_gate = log_gate.transpose(-2, -1)  # b s heads n
 
         inside = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
         inside = inside.unflatten(0, x.shape[:2])
         decay = log_gate.mean(dim=-1) if self.image_decay == "mean" else log_gate.sum(dim=-1)  # b s heads
-        # the history sums over many images: float32 whatever the precision of the rest
         with torch.autocast(x.device.type, enabled=False):
-            updates = k.float().transpose(-2, -1) @ v.float() * k.shape[-1] ** -0.5  # b s heads k k
+            updates = k.to(wide).transpose(-2, -1) @ v.to(wide) * k.shape[-1] ** -0.5  # b s heads k k
             before, after = scan(decay.exp(), updates, history)
-            across = q.float() @ before * self._read(log_gate, decay).exp().unsqueeze(-1)
+            across = q.to(wide) @ before * self._read(log_gate, decay).exp().unsqueeze(-1)
         o = merge_heads(rms_norm(inside + across.to(inside.dtype)))
         return self.out(F.silu(g) * o), after
 

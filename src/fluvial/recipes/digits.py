@@ -8,9 +8,9 @@ from fluvial.methods import arflow, sit
 from fluvial.train.loop import TrainConfig
 from fluvial.train.optim import OptimConfig
 
-SHAPE = {"size": (8, 8), "channels": 1, "classes": 10, "patch": 2, "depth": 3, "width": 96, "heads": 3}
+SHAPE = {"size": (8, 8), "channels": 1, "classes": 10, "patch": 4, "depth": 3, "width": 128, "heads": 4}
 OPTIM = OptimConfig(lr=2e-3, warmup=100, schedule="cosine", clip="norm", clip_at=1.0)
-SAMPLE = SampleConfig(solver="heun", steps=20, guidance=Guidance(weight=1.25))
+SAMPLE = SampleConfig(solver="ab2", steps=20, guidance=Guidance(weight=1.5))
 
 
 def digits_arflow() -> Run:
@@ -20,7 +20,7 @@ def digits_arflow() -> Run:
         data=DataConfig(name="digits"),
         optim=OPTIM,
         train=TrainConfig(
-            steps=1300, batch=32, ema_decay=0.99, log_every=50, save_every=200, eval_every=200, sample_every=200
+            steps=1200, batch=32, ema_decay=0.99, log_every=50, save_every=200, eval_every=200, sample_every=200
         ),
         sample=SAMPLE,
     )
@@ -33,7 +33,7 @@ def digits_sit() -> Run:
         data=DataConfig(name="digits"),
         optim=OPTIM,
         train=TrainConfig(
-            steps=1300, batch=160, ema_decay=0.99, log_every=50, save_every=200, eval_every=200, sample_every=200
+            steps=1200, batch=160, ema_decay=0.99, log_every=50, save_every=200, eval_every=200, sample_every=200
         ),
         sample=SAMPLE,
     )

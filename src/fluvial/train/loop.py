@@ -173,7 +173,7 @@ class _Log:
             file.write(json.dumps({**values, "time": round(time.time(), 3)}) + "\n")
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: str) -> int | float:
     try:
         return json.loads(line)["step"]
     except (ValueError, KeyError):

@@ -1,0 +1,36 @@
+# Everything runs in .venv, which the first target that needs it makes. PYTHON chooses the interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint format clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The model is so small that a second thread hardly helps, and waiting for one that is busy elsewhere hurts.
+demo: export OMP_NUM_THREADS ?= 1
+demo: setup
+	$(BIN)/fluvial train digits-arflow
+	$(BIN)/fluvial sample runs/digits-arflow
+	$(BIN)/fluvial score runs/digits-arflow
+
+# Idle OpenMP threads that spin slow down whatever else runs on a small machine.
+test: export OMP_WAIT_POLICY ?= PASSIVE
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv runs .pytest_cache .ruff_cache

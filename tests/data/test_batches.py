@@ -1,0 +1,54 @@
+import pytest
+import torch
+
+from fluvial.data.batches import batches, shuffled
+from fluvial.data.images import ImageSet, digits, to_signed
+
+
+def identity(x):
+    return x
+
+
+def test_every_image_once_an_epoch_in_a_new_order():
+    seen = torch.cat([shuffled(10, seed=0, step=s, batch=4) for s in range(5)])
+    epochs = seen.reshape(2, 10)
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == list(range(10))
+    assert not torch.equal(*epochs)
+
+
+def test_images_come_with_their_labels():
+    data = digits("train")
+    latents, labels = batches(data, identity, batch=16, seed=0)(7)
+    chosen = shuffled(len(data.pixels), 0, 7, 16)
+    assert torch.equal(latents, to_signed(data.pixels[chosen])) and torch.equal(labels, data.labels[chosen])
+
+
+def test_sequences_come_with_one_label():
+    data = digits("train")
+    latents, labels = batches(data, identity, batch=6, seed=0, images_per_sequence=5)(7)
+    assert latents.shape == (6, 5, 1, 8, 8) and labels.shape == (6,)
+    by_pixels = {tuple(p.flatten().tolist()): int(y) for p, y in zip(to_signed(data.pixels), data.labels, strict=True)}
+    assert [[by_pixels[tuple(i.flatten().tolist())] for i in row] for row in latents] == [
+        [y] * 5 for y in labels.tolist()
+    ]
+
+
+def test_flips_mirror_about_half_of_the_images():
+    pixels = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8).expand(200, -1, -1, -1)
+    latents, labels = batches(ImageSet(pixels, None, ()), identity, batch=200, seed=0, flip=True)(0)
+    original = to_signed(pixels[:1])
+    mirrored = (latents == original.flip(-1)).flatten(1).all(1)
+    assert labels is None
+    assert torch.equal(~mirrored, (latents == original).flatten(1).all(1)) and 70 < mirrored.sum() < 130
+
+
+def test_unlabelled_images_make_sequences_too():
+    data = ImageSet(digits("train").pixels[:20], None, ())
+    latents, labels = batches(data, identity, batch=2, seed=0, images_per_sequence=5)(0)
+    assert latents.shape == (2, 5, 1, 8, 8) and labels is None
+
+
+def test_no_images_is_an_error():
+    with pytest.raises(ValueError, match="no images"):
+        batches(ImageSet(torch.zeros(0, 1, 8, 8, dtype=torch.uint8), None, ()), identity, batch=2, seed=0)

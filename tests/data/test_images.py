@@ -1,0 +1,36 @@
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from fluvial.data.images import DataConfig, digits, load, to_signed, to_uint8
+
+
+def test_the_digits_are_split_once_and_for_all():
+    train, test = digits("train"), digits("test")
+    assert train.pixels.shape == (1257, 1, 8, 8) and test.pixels.shape == (540, 1, 8, 8)
+    assert (torch.bincount(test.labels) / torch.bincount(train.labels) - 540 / 1257).abs().max() < 0.02  # stratified
+    together = torch.cat([train.pixels, test.pixels]).flatten(1).tolist()
+    source = torch.from_numpy(load_digits().data * 255 / 16).round().to(torch.uint8).tolist()
+    assert sorted(together) == sorted(source)  # every digit once, none in both
+    assert torch.equal(digits("train").pixels, train.pixels)
+
+
+def test_a_digit_keeps_its_label():
+    by_pixels = {
+        tuple(p): y for p, y in zip(load_digits().data.astype(int).tolist(), load_digits().target, strict=True)
+    }
+    train = digits("train")
+    for pixels, label in zip(train.pixels[:50], train.labels[:50], strict=True):
+        assert by_pixels[tuple((pixels.flatten().double() * 16 / 255).round().int().tolist())] == label
+
+
+def test_every_grey_level_survives_the_round_trip():
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(to_signed(levels)), levels)
+    assert to_signed(levels).min() == -1 and to_signed(levels).max() == 1
+    assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_an_unknown_data_set_says_what_there_is():
+    with pytest.raises(ValueError, match="'cifar' cannot be read.*'digits'"):
+        load(DataConfig(name="cifar"), "train")

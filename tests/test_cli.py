@@ -1,0 +1,169 @@
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fluvial.cli import main
+from fluvial.train import checkpoint
+
+SMALL = [
+    "--method.width",
+    "16",
+    "--method.heads",
+    "2",
+    "--method.depth",
+    "1",
+    "--train.batch",
+    "4",
+    "--sample.steps",
+    "2",
+]
+EVERY = ["--train.log-every", "5", "--train.save-every", "5", "--train.eval-every", "0", "--train.sample-every", "0"]
+
+
+def train(out, *options, steps=10):
+    return ["train", "digits-arflow", *SMALL, *EVERY, "--train.steps", str(steps), "--out", str(out), *options]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "small"
+    assert main(train(out)) == 0
+    return out
+
+
+def test_recipes_are_listed(capsys):
+    assert main(["recipes"]) == 0
+    printed = capsys.readouterr().out
+    assert "digits-arflow\n    ARFlow on" in printed and "imagenet256-sit-xl2" in printed
+
+
+def test_help_shows_the_recipes_own_defaults(capsys):
+    assert main(["train", "imagenet128-arflow-xl2", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "--method.width" in printed and "1152" in printed and "400000" in printed
+    for arguments in ([], ["--help"], ["train", "--help"], ["sample", "--help"]):
+        assert main(arguments) == 0
+
+
+def test_train_sample_and_score(run, capsys):
+    assert (run / "run.json").exists()
+    assert main(["sample", str(run), "--count", "20", "--classes", "3", "7"]) == 0
+    stored = np.load(run / "samples" / "samples.npz")
+    assert stored["arr_0"].shape == (20, 8, 8, 3) and stored["arr_1"].tolist() == [3, 7] * 10
+    assert {"grid.png", "trajectory.gif", "samples.npz"} <= {p.name for p in (run / "samples").iterdir()}
+    assert main(["score", str(run), "--count", "30", "--sample.guidance.weight", "1.5"]) == 0
+    score = json.loads((run / "score.json").read_text())
+    assert score["guidance"] == 1.5 and score["count"] == 30
+    assert "frechet_distance_real" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["tain"], "unknown command 'tain'"),
+        (["train"], "usage: fluvial train RECIPE"),
+        (["train", "digits-arflov"], "Did you mean digits-arflow"),
+        (["train", "digits-arflow", "--train.step", "3"], "--train.step"),
+        (["train", "digits-arflow", "--train.steps", "many"], "many"),
+        (["train", "digits-arflow", "--train.steps", "0"], "must be at least 1"),
+        (["train", "digits-arflow", "--method.width", "30"], "width must be divisible"),
+        (["train", "digits-arflow", "--method.history-decay", "slow"], "slow"),
+        (["recipes", "now"], "takes no arguments"),
+        (["sample"], "usage: fluvial sample RUN"),
+    ],
+)
+def test_a_wrong_command_line_is_code_2(arguments, says, capsys):
+    assert main(arguments) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--classes", "10"], ["--classes", "3", "-1"], ["--count", "0"]])
+def test_a_class_out_of_range_is_code_2(run, options, capsys):
+    assert main(["sample", str(run), *options]) == 2
+    assert "(0 to 9)" in capsys.readouterr().err
+
+
+def test_what_is_not_there_is_code_1(tmp_path, capsys):
+    for command in ("sample", "score"):
+        assert main([command, str(tmp_path)]) == 1
+        assert "not a run folder" in capsys.readouterr().err
+    assert main(["train", "imagenet256-sit-xl2", "--out", str(tmp_path / "x")]) == 1
+    assert "stabilityai/sd-vae-ft-ema" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_a_truncated_checkpoint_is_code_1_and_removing_it_falls_back(tmp_path, capsys):
+    assert main(train(tmp_path / "run")) == 0
+    newest = checkpoint.newest(tmp_path / "run")
+    for part in ("ema", "model"):
+        file = newest / f"{part}.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+    for command in (["sample", str(tmp_path / "run")], train(tmp_path / "run")):
+        assert main(command) == 1
+        assert "truncated" in (error := capsys.readouterr().err) and str(newest) in error
+    for file in newest.iterdir():
+        file.unlink()
+    newest.rmdir()
+    assert main(["sample", str(tmp_path / "run"), "--count", "2"]) == 0
+
+
+def command(arguments, **settings):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "fluvial", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **settings,
+    )
+
+
+def weights(out, part):
+    return checkpoint.load(checkpoint.newest(out), part)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
+    steps = 400
+    assert main(train(tmp_path / "whole", steps=steps)) == 0
+    process = command(train(tmp_path / "killed", steps=steps))
+    deadline = time.monotonic() + 120
+    while not (found := checkpoint.newest(tmp_path / "killed")) or found.name < "step-00000030":
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    stopped_at = checkpoint.load_meta(checkpoint.newest(tmp_path / "killed"))["step"]
+    assert 30 <= stopped_at < steps, "the run was over before it could be killed"
+    assert main(train(tmp_path / "killed", steps=steps)) == 0
+    for part in ("model", "ema", "optimizer"):
+        whole, killed = weights(tmp_path / "whole", part), weights(tmp_path / "killed", part)
+        assert whole.keys() == killed.keys() and all(torch.equal(whole[k], killed[k]) for k in whole)
+
+
+@pytest.mark.slow
+def test_a_full_disk_while_saving_is_code_1_and_loses_nothing(tmp_path):
+    """A limit on the size of files stands in for the full disk: the write of the checkpoint fails half way."""
+    out = tmp_path / "run"
+    assert main(train(out, steps=5)) == 0
+    before = {p: p.read_bytes() for p in checkpoint.newest(out).iterdir()}
+    limit = min(len(b) for p, b in before.items() if p.suffix == ".safetensors") // 2
+    process = command(
+        train(out, steps=10), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    )
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, printed
+    assert "cannot write the checkpoint of step 10" in printed and "step-00000005" in printed
+    assert "Traceback" not in printed
+    assert {p: p.read_bytes() for p in checkpoint.newest(out).iterdir()} == before
+    assert [p.name for p in Path(out / "checkpoints").iterdir()] == ["step-00000005"]
+    assert main(train(out, steps=10)) == 0

@@ -1,0 +1,133 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from fluvial import experiment, recipes
+from fluvial.data.images import ImageSet, digits
+from fluvial.train import checkpoint
+
+
+def small(recipe="digits-arflow", *, steps=6, batch=4, method=None, **train):
+    run = recipes.get(recipe)
+    return dataclasses.replace(
+        run,
+        method=dataclasses.replace(run.method, width=16, heads=2, depth=1, **(method or {})),
+        train=dataclasses.replace(
+            run.train, steps=steps, batch=batch, log_every=2, save_every=3, eval_every=3, sample_every=6, **train
+        ),
+        sample=dataclasses.replace(run.sample, solver="euler", steps=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "small"
+    return out, experiment.train(small(), out, recipe="digits-arflow", device="cpu")
+
+
+def test_a_run_folder_says_what_made_it(trained):
+    out, result = trained
+    written = json.loads((out / "run.json").read_text())
+    assert written["recipe"] == "digits-arflow" and {"fluvial", "torch", "python"} <= set(written["made_by"])
+    assert experiment.read_run(out) == small() == result.run and result.step == 6
+    assert {"log.jsonl", "checkpoints", "samples"} <= {p.name for p in out.iterdir()}
+    grid = Image.open(out / "samples" / "step-00000006.png")
+    assert grid.size == ((10 * 9 + 1) * 6,) * 2
+    held_out = [r for r in map(json.loads, (out / "log.jsonl").read_text().splitlines()) if "held_out_loss" in r]
+    assert [r["step"] for r in held_out] == [3, 6]
+
+
+def test_samples_come_from_the_moving_average(trained):
+    out, result = trained
+    average = checkpoint.load(checkpoint.newest(out), "ema")
+    for name, value in result.model.state_dict().items():
+        assert torch.equal(value, average[name])
+    assert not result.model.training
+
+
+def test_score_writes_what_it_measured(trained):
+    out, result = trained
+    got = experiment.score(out, count=60, device="cpu")
+    assert json.loads((out / "score.json").read_text()) == json.loads(json.dumps(got))
+    assert got["count"] == 60 and got["nfe"] == 2 and got["guidance"] == result.run.sample.guidance.weight
+    assert got["frechet_distance_real"] == pytest.approx(0.29, abs=0.01)
+    assert got["frechet_distance"] > 5 and got["class_accuracy"] < 0.5  # six steps do not make digits
+    assert got["class_accuracy_real"] > 0.98
+
+
+def test_the_same_seed_gives_the_same_images(trained):
+    _, result = trained
+    assert torch.equal(result.sample(12).images, result.sample(12).images)
+    assert not torch.equal(result.sample(12).images, result.sample(12, seed=1).images)
+    assert result.sample(12).labels.tolist() == [*range(10), 0, 1]
+    assert result.sample(3, classes=(7,)).labels.tolist() == [7, 7, 7]
+
+
+@pytest.mark.parametrize("classes", [(10,), (-1, 3)])
+def test_a_class_that_is_not_there_is_refused(trained, classes):
+    with pytest.raises(ValueError, match="out of range: the model knows 10 classes, 0 to 9"):
+        trained[1].sample(4, classes=classes)
+
+
+def test_a_folder_of_another_run_is_refused(trained):
+    out, _ = trained
+    with pytest.raises(ValueError, match="another run: seed is 0 there and 1 here"):
+        experiment.train(dataclasses.replace(small(), seed=1), out, device="cpu")
+    with pytest.raises(ValueError, match=r"another run: method\.width is 16 there and 32 here"):
+        other = small()
+        experiment.train(
+            dataclasses.replace(other, method=dataclasses.replace(other.method, width=32)), out, device="cpu"
+        )
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="not empty and not a run folder"):
+        experiment.train(small(), tmp_path, device="cpu")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(ValueError, match=r"has no run\.json"):
+        experiment.load(tmp_path)
+
+
+def test_more_steps_may_be_asked_of_a_run(tmp_path):
+    experiment.train(small(steps=3), tmp_path / "run", device="cpu")
+    longer = experiment.train(small(steps=5), tmp_path / "run", device="cpu")
+    assert longer.step == 5 and experiment.read_run(tmp_path / "run").train.steps == 5
+
+
+@pytest.mark.parametrize("recipe", ["digits-arflow", "digits-sit"])
+def test_images_of_ones_own_without_labels(tmp_path, recipe):
+    pixels = digits("train").pixels[:40].repeat(1, 3, 1, 1)
+    run = small(recipe, steps=2, method={"channels": 3, "classes": 0})
+    trained = experiment.train(run, tmp_path / "run", images=ImageSet(pixels, None, ()), device="cpu")
+    generated = trained.sample(5)
+    assert generated.images.shape == (5, 3, 8, 8) and generated.labels is None
+    assert "held_out_loss" not in (tmp_path / "run" / "log.jsonl").read_text()
+
+
+def test_data_that_does_not_fit_the_model_is_refused_before_anything_is_written(tmp_path):
+    data = digits("train")
+    wrong = {
+        r"latents of \(3, 8, 8\).*the model takes \(1, 8, 8\)": data._replace(pixels=data.pixels.repeat(1, 3, 1, 1)),
+        "labels run from 5 to 14": data._replace(labels=data.labels + 5),
+        "no labels; set method.classes to 0": data._replace(labels=None),
+        r"fewer: 3 \(1\)": ImageSet(data.pixels[[0, 1]], torch.tensor([3, 4]), data.class_names),
+    }
+    for reason, images in wrong.items():
+        with pytest.raises(ValueError, match=reason):
+            experiment.train(small(), tmp_path / "run", images=images, device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    experiment.train(small(steps=3, method={"mlp_ratio": 2.0}), tmp_path / "run", device="cpu")
+    written = json.loads((tmp_path / "run" / "run.json").read_text())
+    written["run"]["method"]["mlp_ratio"] = 4.0
+    (tmp_path / "run" / "run.json").write_text(json.dumps(written))
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"another model: blocks\.0\.mlp\.expand\.weight is \(32, 16\)"
+    ):
+        experiment.load(tmp_path / "run")

@@ -1,0 +1,68 @@
+import pytest
+import torch
+
+from conftest import randomise
+from fluvial.generate import Frames, SampleConfig, generate, labels_for
+from fluvial.guidance import Guidance
+from fluvial.interpolant import linear
+from fluvial.methods import arflow, sit
+
+SHAPE = {"size": (4, 4), "channels": 1, "classes": 3, "patch": 2, "depth": 1, "width": 16, "heads": 2}
+
+
+def model_of(method):
+    model = method.Model(method.Config(**SHAPE)).eval()
+    randomise(model)
+    return model
+
+
+def images(method, count=7, **settings):
+    model, on_step = model_of(method), settings.pop("on_step", None)
+    return generate(
+        model,
+        method.sample,
+        lambda x: x,
+        SampleConfig(**settings),
+        count=count,
+        classes=(0, 2),
+        shape=(1, 4, 4),
+        interpolant=linear,
+        seed=3,
+        on_step=on_step,
+    )
+
+
+@pytest.mark.parametrize("method", [sit, arflow])
+@pytest.mark.parametrize("solver", ["euler", "heun", "ab2", "dopri5", "euler-maruyama"])
+def test_an_image_does_not_depend_on_its_batch(method, solver):
+    settings = {"solver": solver, "steps": 4, "guidance": Guidance(weight=2.0, interval=(0.1, 0.9))}
+    whole, parts = (images(method, batch=batch, **settings).images.int() for batch in (7, 2))
+    assert (whole - parts).abs().max() <= 1  # a grey level at most: rounding may fall either way
+    fewer = images(method, count=3, batch=7, **settings).images.int()
+    assert (whole[:3] - fewer).abs().max() <= 1
+    assert (whole[0] - whole[2]).abs().max() > 10  # and images do differ
+
+
+def test_stochastic_steps_use_new_noise():
+    a = images(sit, solver="euler-maruyama", steps=4).images
+    b = images(sit, solver="euler-maruyama", steps=4, diffusion_norm=1e-12).images
+    assert (a.int() - b.int()).abs().max() > 10
+
+
+def test_labels_take_turns_and_evaluations_are_counted():
+    generated = images(sit, solver="heun", steps=3, guidance=Guidance(weight=2.0), batch=4)
+    assert generated.labels.tolist() == [0, 2, 0, 2, 0, 2, 0]
+    assert generated.nfe == {"conditional": 6, "null": 6}
+    assert labels_for(range(3), None) is None
+
+
+def test_frames_follow_the_trajectory():
+    frames = Frames(lambda x: x, count=3)
+    end = images(sit, steps=5, on_step=frames).images
+    assert len(frames.images) == 5 and torch.equal(frames.images[-1], end[:3])
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch": 0}, {"atol": 0.0}, {"solver": "euler-maruyama", "steps": 1}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match="got"):
+        SampleConfig(**wrong)
