@@ -6,6 +6,7 @@ from typing import Any
 
 import cattrs
 from cattrs.strategies import configure_tagged_union
+from cattrs.v import format_exception
 
 from fluvial import methods
 from fluvial.data.images import DataConfig
@@ -54,8 +55,12 @@ def from_json(values: dict[str, Any]) -> Run:
     try:
         return _converter.structure(values, Run)
     except Exception as error:
-        reasons = "; ".join(cattrs.transform_error(error))
+        reasons = "; ".join(cattrs.transform_error(error, format_exception=_reason))
         raise ValueError(f"not a configuration of this version of fluvial: {reasons}") from error
+
+
+def _reason(error: BaseException, expected: type | None) -> str:
+    return str(error) if isinstance(error, ValueError) else format_exception(error, expected)
 
 
 def differences(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:

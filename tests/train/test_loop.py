@@ -109,7 +109,7 @@ def test_the_logged_loss_is_the_mean_over_the_steps_since_the_last_line(tmp_path
 
     def recording(*arguments, **chance):
         value = loss(*arguments, **chance)
-        losses.append(float(value))
+        losses.append(value.item())
         return value
 
     run(tmp_path, model, loss=recording, steps=10)

@@ -14,7 +14,11 @@ SAMPLE = SampleConfig(solver="ab2", steps=20, guidance=Guidance(weight=1.5))
 
 
 def digits_arflow() -> Run:
-    """ARFlow on the digits."""
+    """ARFlow on the handwritten digits: two minutes on one CPU core, then 99.9 % of samples are of their class.
+
+    `fluvial train digits-arflow`, then `fluvial score runs/digits-arflow`: class accuracy 0.999 and a Frechet distance
+    of 0.78 over 1,000 samples (real training digits: 0.993 and 0.29), with torch 2.13.0 on one core with AVX-512.
+    """
     return Run(
         method=arflow.Config(**SHAPE),
         data=DataConfig(name="digits"),
@@ -27,7 +31,11 @@ def digits_arflow() -> Run:
 
 
 def digits_sit() -> Run:
-    """SiT on the digits."""
+    """SiT on the handwritten digits, as many images a step as ARFlow's: a minute and a half on one CPU core.
+
+    `fluvial train digits-sit`, then `fluvial score runs/digits-sit`: class accuracy 0.999 and a Frechet distance of
+    0.69 over 1,000 samples (real training digits: 0.993 and 0.29), with torch 2.13.0 on one core with AVX-512.
+    """
     return Run(
         method=sit.Config(**SHAPE),
         data=DataConfig(name="digits"),
