@@ -15,8 +15,11 @@ setup: .venv/installed
 demo: export OMP_NUM_THREADS ?= 1
 demo: setup
 	$(BIN)/fluvial train digits-arflow
+	$(BIN)/fluvial train digits-flowar
 	$(BIN)/fluvial sample runs/digits-arflow
+	$(BIN)/fluvial sample runs/digits-flowar
 	$(BIN)/fluvial score runs/digits-arflow
+	$(BIN)/fluvial score runs/digits-flowar
 
 # Idle OpenMP threads that spin slow down whatever else runs on a small machine.
 test: export OMP_WAIT_POLICY ?= PASSIVE

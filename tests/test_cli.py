@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from fluvial import experiment
 from fluvial.cli import main
 from fluvial.train import checkpoint
 
@@ -66,6 +68,36 @@ def test_train_sample_and_score(run, capsys):
     assert "frechet_distance_real" in capsys.readouterr().out
 
 
+def test_compare_puts_the_methods_side_by_side(tmp_path, capsys):
+    options = ["--seconds", "0.5", "--count", "20", "--out", str(tmp_path / "c")]
+    assert main(["compare", "digits", *options]) == 0
+    printed = capsys.readouterr().out
+    rows = json.loads((tmp_path / "c" / "compare.json").read_text())
+    assert [r["method"] for r in rows] == ["SiT", "ARFlow", "FlowAR"] and "Frechet distance" in printed
+    for row in rows:
+        run = experiment.read_run(tmp_path / "c" / row["method"])
+        assert row["steps"] == run.train.steps and row["images seen"] == row["steps"] * experiment.images_per_step(run)
+        assert row["of real data"] == pytest.approx(0.29, abs=0.01)
+    assert Image.open(tmp_path / "c" / "compare.png").width > 500
+    assert main(["compare", "digits", *options]) == 0  # what is there is not trained again
+    assert [r["steps"] for r in json.loads((tmp_path / "c" / "compare.json").read_text())] == [r["steps"] for r in rows]
+    assert main(["compare", "cifar"]) == 2 and "unknown data set 'cifar'" in capsys.readouterr().err
+
+
+def test_flowar_draws_its_scales(tmp_path):
+    small = ["--method.width", "16", "--method.depth", "2", "--method.head-width", "16", "--method.head-depth", "1"]
+    out = str(tmp_path / "run")
+    assert (
+        main(["train", "digits-flowar", *small, *EVERY, "--train.steps", "3", "--train.batch", "4", "--out", out]) == 0
+    )
+    assert main(["sample", out, "--count", "4", "--sample.steps", "9", "--sample.scale-steps", "4", "3", "2"]) == 0
+    strip = Image.open(tmp_path / "run" / "samples" / "scales.png")
+    assert strip.size == ((3 * 9 + 1) * 6, (4 * 9 + 1) * 6)
+    # a frame a step, but Pillow joins frames that do not differ, as in a model of three steps they hardly do
+    assert 3 <= Image.open(tmp_path / "run" / "samples" / "trajectory.gif").n_frames <= 4 + 3 + 2
+    assert main(["sample", out, "--sample.scale-steps", "4", "3"]) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -86,16 +118,32 @@ def test_a_wrong_command_line_is_code_2(arguments, says, capsys):
     assert says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [["--classes", "10"], ["--classes", "3", "-1"], ["--count", "0"]])
-def test_a_class_out_of_range_is_code_2(run, options, capsys):
-    assert main(["sample", str(run), *options]) == 2
-    assert "(0 to 9)" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("command", "options", "says"),
+    [
+        ("sample", ["--classes", "10"], "(0 to 9), got [10]"),
+        ("sample", ["--classes", "3", "-1"], "(0 to 9), got [3, -1]"),
+        ("sample", ["--count", "0"], "at least 1: {'count': 0}"),
+        ("sample", ["--columns", "0"], "at least 1: {'columns': 0}"),
+        ("score", ["--count", "1"], "at least 2: {'count': 1}"),
+    ],
+)
+def test_a_wrong_option_of_a_run_is_code_2(run, command, options, says, capsys):
+    assert main([command, str(run), *options]) == 2
+    assert says in "".join(capsys.readouterr().err.split("│")).replace("\n", "")
 
 
 def test_what_is_not_there_is_code_1(tmp_path, capsys):
     for command in ("sample", "score"):
         assert main([command, str(tmp_path)]) == 1
         assert "not a run folder" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert main(train(tmp_path / "x", "--device", "cuda")) == 1
+        assert "has no CUDA" in capsys.readouterr().err and not (tmp_path / "x").exists()
+    for text in ("", "[]", '{"run": []}', '{"run": {}}'):
+        (tmp_path / "run.json").write_text(text)
+        assert main(["score", str(tmp_path)]) == 1
+        assert "run.json cannot be read" in capsys.readouterr().err
     assert main(["train", "imagenet256-sit-xl2", "--out", str(tmp_path / "x")]) == 1
     assert "stabilityai/sd-vae-ft-ema" in capsys.readouterr().err and not (tmp_path / "x").exists()
 
@@ -153,12 +201,12 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
 @pytest.mark.slow
 def test_a_full_disk_while_saving_is_code_1_and_loses_nothing(tmp_path):
     """A limit on the size of files stands in for the full disk: the write of the checkpoint fails half way."""
-    out = tmp_path / "run"
-    assert main(train(out, steps=5)) == 0
+    out, constant = tmp_path / "run", ["--optim.schedule", "constant"]
+    assert main(train(out, *constant, steps=5)) == 0
     before = {p: p.read_bytes() for p in checkpoint.newest(out).iterdir()}
     limit = min(len(b) for p, b in before.items() if p.suffix == ".safetensors") // 2
     process = command(
-        train(out, steps=10), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        train(out, *constant, steps=10), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     )
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 1, printed
@@ -166,4 +214,4 @@ def test_a_full_disk_while_saving_is_code_1_and_loses_nothing(tmp_path):
     assert "Traceback" not in printed
     assert {p: p.read_bytes() for p in checkpoint.newest(out).iterdir()} == before
     assert [p.name for p in Path(out / "checkpoints").iterdir()] == ["step-00000005"]
-    assert main(train(out, steps=10)) == 0
+    assert main(train(out, *constant, steps=10)) == 0

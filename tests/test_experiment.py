@@ -9,12 +9,19 @@ from fluvial import experiment, recipes
 from fluvial.data.images import ImageSet, digits
 from fluvial.train import checkpoint
 
+DIT = {"width": 16, "heads": 2, "depth": 1}
+SIZES = {
+    "digits-arflow": DIT,
+    "digits-sit": DIT,
+    "digits-flowar": {**DIT, "depth": 2, "head_width": 16, "head_heads": 2, "head_depth": 1},
+}
+
 
 def small(recipe="digits-arflow", *, steps=6, batch=4, method=None, **train):
     run = recipes.get(recipe)
     return dataclasses.replace(
         run,
-        method=dataclasses.replace(run.method, width=16, heads=2, depth=1, **(method or {})),
+        method=dataclasses.replace(run.method, **SIZES[recipe], **(method or {})),
         train=dataclasses.replace(
             run.train, steps=steps, batch=batch, log_every=2, save_every=3, eval_every=3, sample_every=6, **train
         ),
@@ -92,10 +99,55 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
         experiment.load(tmp_path)
 
 
-def test_more_steps_may_be_asked_of_a_run(tmp_path):
-    experiment.train(small(steps=3), tmp_path / "run", device="cpu")
-    longer = experiment.train(small(steps=5), tmp_path / "run", device="cpu")
+def test_more_steps_may_be_asked_of_a_run_with_a_constant_rate(tmp_path):
+    def constant(steps):
+        run = small(steps=steps)
+        return dataclasses.replace(run, optim=dataclasses.replace(run.optim, schedule="constant"))
+
+    experiment.train(constant(3), tmp_path / "run", recipe="mine", device="cpu")
+    longer = experiment.train(constant(5), tmp_path / "run", device="cpu")
     assert longer.step == 5 and experiment.read_run(tmp_path / "run").train.steps == 5
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["recipe"] == "mine"
+    experiment.train(small(steps=3), tmp_path / "cosine", device="cpu")
+    with pytest.raises(ValueError, match=r"train\.steps is 3 there and 5 here"):
+        experiment.train(small(steps=5), tmp_path / "cosine", device="cpu")
+
+
+@pytest.mark.parametrize("recipe", ["digits-arflow", "digits-sit", "digits-flowar"])
+def test_labelled_images_may_be_trained_on_without_their_labels(tmp_path, recipe):
+    trained = experiment.train(small(recipe, steps=2, method={"classes": 0}), tmp_path / "run", device="cpu")
+    assert trained.sample(3).labels is None
+    score = experiment.score(tmp_path / "run", count=20, device="cpu")
+    assert "class_accuracy" not in score and score["guidance"] == 1.0
+
+
+def test_given_images_are_not_scored_against_the_digits(tmp_path):
+    data = digits("train")
+    experiment.train(small(steps=2), tmp_path / "run", images=data._replace(pixels=255 - data.pixels), device="cpu")
+    with pytest.raises(ValueError, match="images given to it in Python"):
+        experiment.score(tmp_path / "run", count=20, device="cpu")
+    score = experiment.score(tmp_path / "run", count=20, real=data, held_out=digits("test"), device="cpu")
+    assert score["reference"] == "given, 540 held-out images"
+
+
+def test_a_parameter_that_never_has_a_gradient_can_be_resumed(tmp_path):
+    method = {"images_per_sequence": 1, "history_decay": "none"}
+    experiment.train(small(steps=4, method=method), tmp_path / "run", device="cpu")
+    assert experiment.train(small(steps=4, method=method), tmp_path / "run", device="cpu").step == 4
+
+
+def test_images_of_four_channels_train_without_pictures(tmp_path):
+    pixels = digits("train").pixels[:40].repeat(1, 4, 1, 1)
+    run = small(steps=2, method={"channels": 4, "classes": 0})
+    trained = experiment.train(run, tmp_path / "run", images=ImageSet(pixels, None, ()), device="cpu")
+    assert trained.sample(2).images.shape == (2, 4, 8, 8) and not (tmp_path / "run" / "samples").exists()
+
+
+def test_held_out_images_that_do_not_fit_are_refused_at_the_start(tmp_path):
+    data = digits("train")
+    held_out = data._replace(pixels=data.pixels.repeat(1, 3, 1, 1))
+    with pytest.raises(ValueError, match=r"latents of \(3, 8, 8\)"):
+        experiment.train(small(), tmp_path / "run", images=data, held_out=held_out, device="cpu")
 
 
 @pytest.mark.parametrize("recipe", ["digits-arflow", "digits-sit"])

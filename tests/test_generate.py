@@ -44,14 +44,33 @@ def test_an_image_does_not_depend_on_its_batch(method, solver):
 
 
 def test_stochastic_steps_use_new_noise():
-    a = images(sit, solver="euler-maruyama", steps=4).images
-    b = images(sit, solver="euler-maruyama", steps=4, diffusion_norm=1e-12).images
-    assert (a.int() - b.int()).abs().max() > 10
+    draws = []
+
+    def recording(model, labels, *, noise, step_noise, **_):
+        draws.extend([noise, step_noise(0), step_noise(1)])
+        return noise
+
+    settings = SampleConfig(solver="euler-maruyama")
+    generate(
+        model_of(sit), recording, lambda x: x, settings, count=2, classes=None, shape=(1, 4, 4), interpolant=linear
+    )
+    assert len({tuple(d.flatten().tolist()) for d in draws}) == 3
 
 
 def test_labels_take_turns_and_evaluations_are_counted():
     generated = images(sit, solver="heun", steps=3, guidance=Guidance(weight=2.0), batch=4)
     assert generated.labels.tolist() == [0, 2, 0, 2, 0, 2, 0]
+    asked = []
+
+    def recording(model, labels, *, noise, **_):
+        asked.extend(labels.tolist())
+        return noise
+
+    settings = SampleConfig(batch=3)
+    generate(
+        model_of(sit), recording, lambda x: x, settings, count=7, classes=(0, 2), shape=(1, 4, 4), interpolant=linear
+    )
+    assert asked == [0, 2, 0, 2, 0, 2, 0]
     assert generated.nfe == {"conditional": 6, "null": 6}
     assert labels_for(range(3), None) is None
 
@@ -60,9 +79,25 @@ def test_frames_follow_the_trajectory():
     frames = Frames(lambda x: x, count=3)
     end = images(sit, steps=5, on_step=frames).images
     assert len(frames.images) == 5 and torch.equal(frames.images[-1], end[:3])
+    assert len(frames.ends) == 1 and torch.equal(frames.ends[0], end[:3])
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch": 0}, {"atol": 0.0}, {"solver": "euler-maruyama", "steps": 1}])
+def test_frames_follow_the_first_batch_only():
+    frames = Frames(lambda x: x, count=7)
+    end = images(sit, steps=5, batch=3, on_step=frames).images
+    assert len(frames.images) == 5 and torch.equal(frames.images[-1], end[:3])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"batch": 0},
+        {"atol": 0.0},
+        {"solver": "euler-maruyama", "steps": 1},
+        {"solver": "euler-maruyama", "shift": 2.0},
+    ],
+)
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="got"):
         SampleConfig(**wrong)

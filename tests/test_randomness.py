@@ -11,7 +11,12 @@ def test_an_image_has_its_own_noise_whatever_the_batch():
 
 def test_seed_image_and_step_each_give_new_noise():
     base = normal(0, [0], (1000,))
-    for other in (normal(1, [0], (1000,)), normal(0, [1], (1000,)), normal(0, [0], (1000,), step=1)):
+    for other in (
+        normal(1, [0], (1000,)),
+        normal(-1, [0], (1000,)),
+        normal(0, [1], (1000,)),
+        normal(0, [0], (1000,), step=1),
+    ):
         correlation = torch.corrcoef(torch.stack([base[0], other[0]]))[0, 1]
         assert abs(correlation) < 0.15  # 0.03 expected; the same stream, or one shifted into it, would show
 

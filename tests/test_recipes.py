@@ -5,7 +5,7 @@ import torch
 
 from fluvial import experiment, recipes
 from fluvial.guidance import Guidance
-from fluvial.methods import arflow, method_of, sit
+from fluvial.methods import arflow, flowar, method_of, sit
 from fluvial.train.loop import TrainConfig
 from fluvial.train.optim import OptimConfig, adamw, clip_gradients
 
@@ -13,17 +13,23 @@ from fluvial.train.optim import OptimConfig, adamw, clip_gradients
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_every_recipe_takes_a_step_at_reduced_width(name):
     run = recipes.get(name)
-    heads = 2
-    run = dataclasses.replace(run, method=dataclasses.replace(run.method, width=16, heads=heads, depth=2))
+    reduced = {"width": 16, "heads": 2, "depth": 2}
+    if isinstance(run.method, flowar.FlowARConfig):
+        reduced |= {"head_width": 16, "head_heads": 2, "head_depth": 2, "dropout": 0.0}
+    run = dataclasses.replace(run, method=dataclasses.replace(run.method, **reduced))
     model, method = experiment.build(run), method_of(run.method)
     sequence = () if run.method.images_per_sequence is None else (run.method.images_per_sequence,)
-    latents = torch.randn(2, *sequence, run.method.channels, *run.method.size)
-    loss = method.loss(model, latents, torch.tensor([0, run.method.classes - 1]))
-    loss.backward()
-    clip_gradients(list(model.parameters()), run.optim)
-    adamw(model, run.optim).step()
-    after = method.loss(model, latents, torch.tensor([0, run.method.classes - 1]))
-    assert torch.isfinite(after) and after != loss
+    latents, labels = torch.randn(2, *sequence, run.method.channels, *run.method.size), torch.tensor([0, 9])
+    chance = method.draws(run.method, latents.shape, device="cpu")
+    optimizer = adamw(model, dataclasses.replace(run.optim, lr=1e-3))
+    losses = []
+    for _ in range(2):
+        loss = method.loss(model, latents, labels, **chance)
+        loss.backward()
+        clip_gradients(list(model.parameters()), run.optim)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] < losses[0]  # on the same images, times and noise
 
 
 def test_arflow_on_imagenet_has_the_published_settings():
@@ -31,7 +37,7 @@ def test_arflow_on_imagenet_has_the_published_settings():
         run = recipes.get(name)
         assert run.method == arflow.ARFlowConfig(size=(side, side), depth=28, width=1152, heads=18)
         assert run.optim == OptimConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.02, clip="value", clip_at=3.0)
-        assert run.train == TrainConfig(steps=steps, batch=256, ema_decay=0.9999, save_every=10_000)
+        assert run.train == TrainConfig(steps=steps, batch=256, ema_decay=0.9999, save_every=10_000, precision="tf32")
         assert run.autoencoder == "stabilityai/sd-vae-ft-ema" and run.data.flip
         check_sampling(run.sample)
 
@@ -41,6 +47,21 @@ def test_sit_on_imagenet_has_the_published_settings():
     assert run.method == sit.SiTConfig(size=(32, 32), depth=28, width=1152, heads=16)
     assert run.optim == OptimConfig(lr=1e-4, betas=(0.9, 0.999), weight_decay=0.0, clip="none")
     check_sampling(run.sample)
+
+
+def test_flowar_on_imagenet_has_the_published_settings():
+    for name, weight in (("s", 4.3), ("b", 2.4), ("l", 2.4), ("h", 2.4)):
+        run = recipes.get(f"imagenet256-flowar-{name}")
+        assert flowar.preset(name.upper(), checkpointing=name in "lh") == run.method
+        assert (run.optim.lr, run.optim.final_lr, run.optim.clip, run.optim.clip_at) == (2e-4, 1e-5, "norm", 1.0)
+        assert (run.train.batch, run.train.steps, run.optim.warmup) == (1024, 400 * 1251, 100 * 1251)
+        assert run.sample.guidance.weight == weight and run.sample.guidance.ramp == "linear"
+        low = 0.3 if name == "h" else 0.1
+        assert run.sample.guidance.interval == (low, 1.0)
+        times = run.sample.times()
+        assert len(times) == (51 if name == "h" else 25)  # the release's "25 steps" are 24
+    run = recipes.get("imagenet512-flowar-l")
+    assert run.method.maps[-1] == (32, 32) and len(run.method.maps) == 6
 
 
 def check_sampling(sample):

@@ -48,3 +48,13 @@ def test_the_released_sde_grid():
 def test_impossible_grids_are_refused(make):
     with pytest.raises(ValueError, match="got"):
         make()
+
+
+def test_the_two_piece_grid_of_the_release():
+    """Noise levels linspace(1, 0.3, N // 2) and linspace(0.25, 0, N // 2 + 1); its N = 25 makes 24 steps."""
+    level = 1 - ts.two_piece_grid(24)
+    expected = torch.cat([torch.linspace(1, 0.3, 12), torch.linspace(0.25, 0, 13)]).double()
+    torch.testing.assert_close(level, expected, atol=1e-6, rtol=0)
+    assert (ts.two_piece_grid(5).diff() > 0).all() and len(ts.two_piece_grid(5)) == 6
+    with pytest.raises(ValueError, match="at least 2 steps, got 1"):
+        ts.two_piece_grid(1)

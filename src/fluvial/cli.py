@@ -4,6 +4,7 @@ fluvial recipes                       list the recipes
 fluvial train RECIPE [options]        train one, or go on where it stopped
 fluvial sample RUN [options]          draw images from a run folder
 fluvial score RUN [options]           measure a run folder
+fluvial compare digits [options]      train all methods for the same time and put them side by side
 
 fluvial COMMAND --help lists the options of a command with their defaults; for train, those of the recipe.
 """
@@ -12,17 +13,22 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
+import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from fluvial import __version__, experiment, pictures, recipes
+from fluvial.compare import compare
 from fluvial.config import Run
 from fluvial.generate import Frames, SampleConfig
+from fluvial.nn.checks import at_least, positive
 
 T = TypeVar("T")
+COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
+GRID = 1000  # images in the grid at most; the .npz has all
 
 
 class UsageError(ValueError):
@@ -59,6 +65,9 @@ class SampleOptions:
     sample: SampleConfig
     """How to sample; the run's own settings by default."""
 
+    def __post_init__(self) -> None:
+        at_least(1, self, "count", "columns")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions:
@@ -71,12 +80,31 @@ class ScoreOptions:
     sample: SampleConfig
     """How to sample; the run's own settings by default."""
 
+    def __post_init__(self) -> None:
+        at_least(2, self, "count")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    seconds: float = 60.0
+    """Training time of each method, in seconds."""
+    count: int = 1000
+    """Number of images to draw and measure."""
+    out: Path | None = None
+    """Folder of the runs, the table and the picture; runs/compare-<data> by default."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        at_least(2, self, "count")
+        positive(self, "seconds")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 2 for a wrong command line, 1 for anything else that is wrong."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[list[str]], None]]
-    commands = {"recipes": _recipes, "train": _train, "sample": _sample, "score": _score}
+    commands = {"recipes": _recipes, "train": _train, "sample": _sample, "score": _score, "compare": _compare}
     try:
         match arguments:
             case [] | ["-h" | "--help", *_]:
@@ -92,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; training goes on from its last checkpoint with the same command", file=sys.stderr)
         return 130
     except SystemExit as stop:  # tyro has printed the help or what is wrong
         return int(stop.code or 0)
@@ -125,11 +153,8 @@ def _sample(arguments: list[str]) -> None:
     options = _parse(SampleOptions, default, rest, "fluvial sample RUN", "Draw images from a run folder.")
     trained = experiment.load(folder, device=_device(options.device))
     known = trained.run.method.classes
-    if options.count < 1 or any(not 0 <= c < known for c in options.classes):
-        raise UsageError(
-            f"--count must be at least 1 and --classes must be of the {known} that the model knows "
-            f"(0 to {known - 1}), got count {options.count} and classes {list(options.classes)}"
-        )
+    if any(not 0 <= c < known for c in options.classes):
+        raise UsageError(f"--classes must be of the model's {known} (0 to {known - 1}), got {list(options.classes)}")
     out = options.out or folder / "samples"
     frames = Frames(trained.autoencoder.decode, min(options.count, 100))
     generated = trained.sample(
@@ -137,13 +162,14 @@ def _sample(arguments: list[str]) -> None:
         classes=options.classes or None,
         seed=options.seed,
         settings=options.sample,
-        on_step=frames if options.gif else None,
+        on_step=frames,
     )
-    saved = [pictures.save_grid(generated.images[:1000], out / "grid.png", options.columns)]
+    saved = [pictures.save_npz(generated.images, generated.labels, out / "samples.npz")] if options.npz else []
+    saved.append(pictures.save_grid(generated.images[:GRID], out / "grid.png", options.columns))
     if options.gif:
         saved.append(pictures.save_gif(frames.images, out / "trajectory.gif", options.columns))
-    if options.npz:
-        saved.append(pictures.save_npz(generated.images, generated.labels, out / "samples.npz"))
+    if len(frames.ends) > 1:
+        saved.append(pictures.save_strip(frames.ends, out / "scales.png"))
     print(f"{options.count} images, evaluations of the model for each: {generated.nfe}")
     for path in saved:
         print(path)
@@ -161,6 +187,23 @@ def _score(arguments: list[str]) -> None:
         table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
     print(folder / "score.json")
+
+
+def _compare(arguments: list[str]) -> None:
+    data, rest = _positional(arguments, "compare", "DATA", ", ".join(COMPARED))
+    if data not in COMPARED:
+        raise UsageError(f"unknown data set {data!r}; there are recipes of every method for: {', '.join(COMPARED)}")
+    description = "Train SiT, ARFlow and FlowAR for the same time and print one table."
+    options = _parse(CompareOptions, CompareOptions(), rest, f"fluvial compare {data}", description)
+    out = options.out or Path("runs") / f"compare-{data}"
+    runs = {name: recipes.get(f"{data}-{recipe}") for name, recipe in COMPARED[data].items()}
+    rows = compare(runs, out, seconds=options.seconds, count=options.count, device=_device(options.device))
+    table = Table("", *(row["method"] for row in rows))
+    for key in list(rows[0])[1:]:
+        table.add_row(key, *(f"{row[key]:,}" if isinstance(row[key], int) else str(row[key]) for row in rows))
+    Console().print(table)
+    print(out / "compare.json")
+    print(out / "compare.png")
 
 
 def _parse(kind: type[T], default: T, arguments: list[str], prog: str, description: str | None) -> T:
@@ -187,7 +230,9 @@ def _run_folder(arguments: list[str], command: str) -> tuple[Path, list[str]]:
     return Path(name), rest
 
 
-def _device(name: str) -> Any:  # noqa: ANN401
+def _device(name: str) -> str | None:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this machine, or this build of PyTorch, has no CUDA; use --device cpu")
     return None if name == "auto" else name
 
 

@@ -11,6 +11,7 @@ from cattrs.v import format_exception
 from fluvial import methods
 from fluvial.data.images import DataConfig
 from fluvial.generate import SampleConfig
+from fluvial.methods import flowar
 from fluvial.train.loop import TrainConfig
 from fluvial.train.optim import OptimConfig
 
@@ -33,6 +34,10 @@ class Run:
     """Seed of the initial weights, the order of the data, times, noise, and label drops."""
 
     def __post_init__(self) -> None:
+        scales = len(self.method.maps) if isinstance(self.method, flowar.FlowARConfig) else 0
+        for name, values in (("steps", self.sample.scale_steps), ("weights", self.sample.guidance.scale_weights)):
+            if values and len(values) != scales:
+                raise ValueError(f"sampling gives {len(values)} {name} by scale, but the method has {scales} scales")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
 

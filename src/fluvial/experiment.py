@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,6 @@ from fluvial.train import checkpoint, loop
 
 # settings that a run may be continued with: they leave the steps already taken valid
 CHANGEABLE = (
-    "train.steps",
     "train.log_every",
     "train.save_every",
     "train.eval_every",
@@ -47,6 +46,7 @@ CHANGEABLE = (
     "sample.",
 )
 PREVIEW = 100  # images in the grids drawn during training
+HELD_OUT = 256  # examples behind the held-out loss
 
 
 def default_device() -> torch.device:
@@ -57,8 +57,13 @@ def default_device() -> torch.device:
 def build(run: Run, device: torch.device | str = "cpu") -> nn.Module:
     """The run's model with the initial weights of its seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
+        torch.default_generator.manual_seed(run.seed)
         return method_of(run.method).Model(run.method).to(device)
+
+
+def images_per_step(run: Run) -> int:
+    """Images that one training step looks at."""
+    return run.train.batch * (run.method.images_per_sequence or 1)
 
 
 def train(
@@ -72,28 +77,31 @@ def train(
 ) -> "Trained":
     """Trains a run in the folder `out`, or goes on with what is there.
 
-    images and held_out stand in for the data set that `run.data` names. Raises ValueError if the folder holds a run
-    with other settings, if the images do not fit the model, or a class is too small for its sequences.
+    images and held_out stand in for the data set that `run.data` names, which is then recorded as "given". With
+    method.classes 0 labels are left aside. Raises ValueError if the folder holds a run with other settings, if the
+    images do not fit the model, or a class is too small for its sequences.
     """
     out, method = Path(out), method_of(run.method)
     autoencoder = autoencoders.load(run.autoencoder)
     if images is None:
         images, held_out = data_images.load(run.data, "train"), data_images.load(run.data, "test")
-    _check_fit(run, images, autoencoder.encode)
-    batch = partial(
-        batches,
-        encode=autoencoder.encode,
-        images_per_sequence=run.method.images_per_sequence,
-        small_classes=run.data.small_classes,
+    else:
+        run = replace(run, data=replace(run.data, name="given"))
+    if run.method.classes == 0:
+        images, held_out = images._replace(labels=None), held_out and held_out._replace(labels=None)
+    for part in (images, *([] if held_out is None else [held_out])):
+        _check_fit(run, part, autoencoder.encode)
+    batch = partial(batches, encode=autoencoder.encode, images_per_sequence=run.method.images_per_sequence)
+    train_batch = batch(
+        images, batch=run.train.batch, seed=run.seed, flip=run.data.flip, small_classes=run.data.small_classes
     )
-    train_batch = batch(images, batch=run.train.batch, seed=run.seed, flip=run.data.flip)
-    _claim(out, run, recipe)
     model = build(run, device or default_device())
+    _claim(out, run, recipe)
     device = next(model.parameters()).device
     loss = partial(method.loss, config=run.method)
     draws = partial(method.draws, run.method)
 
-    fixed = None if held_out is None else batch(held_out, batch=256, seed=0)(0)
+    fixed = None if held_out is None else batch(held_out, batch=HELD_OUT, seed=0, small_classes="repeat")(0)
 
     @torch.no_grad()
     def held_out_loss(model: nn.Module) -> float:
@@ -102,9 +110,14 @@ def train(
         latents, labels = (None if a is None else a.to(device) for a in fixed)
         assert latents is not None
         chance = draws(latents.shape, generator=generator(0, "held-out", device=device), device=device)
-        return float(loss(model, latents, labels, **chance))
+        parts = loop.split(
+            {"latents": latents, "labels": labels, **chance}, size=run.train.batch // run.train.accumulate
+        )
+        return sum(float(loss(model, **part)) * len(part["t"]) for part in parts) / HELD_OUT
 
     def preview(model: nn.Module, path: Path) -> None:
+        if images.pixels.shape[1] not in (1, 3):
+            return  # no picture of such channels; the log and the checkpoints go on
         trained = Trained(model=model, run=run, autoencoder=autoencoder, step=0, seconds=0.0)
         pictures.save_grid(trained.sample(PREVIEW).images, path)
 
@@ -162,7 +175,7 @@ class Trained:
             settings or self.run.sample,
             count=count,
             classes=classes or tuple(range(known)),
-            shape=(self.run.method.channels, *self.run.method.size),
+            shape=self.run.method.noise_shape,
             interpolant=INTERPOLANTS[self.run.method.interpolant],
             seed=seed,
             on_batch=on_batch,
@@ -196,10 +209,10 @@ def read_run(folder: Path | str) -> Run:
     """The configuration of a run folder. Raises ValueError if there is none or it cannot be read."""
     file = Path(folder) / "run.json"
     try:
-        return from_json(json.loads(file.read_text())["run"])
+        return from_json(_read_json(folder)["run"])
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is not a run folder: it has no run.json") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
 
 
@@ -208,6 +221,8 @@ def score(
     *,
     count: int = 1000,
     seed: int = 0,
+    real: ImageSet | None = None,
+    held_out: ImageSet | None = None,
     settings: SampleConfig | None = None,
     device: torch.device | str | None = None,
     on_batch: Callable[[int], None] | None = None,
@@ -216,12 +231,14 @@ def score(
 
     class_accuracy: the share that an SVM trained on the real training images puts in the class asked for.
     frechet_distance: between the pixels, in [-1, 1], of the samples and of the held-out images; beside it the same
-    distance of the real training images, the floor that no honest sampler is below.
+    distance of the real training images, the floor that no honest sampler is below. `real` and `held_out` stand in for
+    the data set's two parts, as they must for a run trained on given images.
     """
     folder = Path(folder)
     trained = load(folder, device=device)
     settings = settings or trained.run.sample
-    real, held_out = (data_images.load(trained.run.data, split) for split in ("train", "test"))
+    if real is None or held_out is None:
+        real, held_out = (data_images.load(trained.run.data, split) for split in ("train", "test"))
     started = time.perf_counter()
     generated = trained.sample(count, seed=seed, settings=settings, on_batch=on_batch)
     seconds = time.perf_counter() - started
@@ -234,12 +251,14 @@ def score(
         "frechet_distance": frechet_distance(fit(x), fit(x_held_out)),
         "frechet_distance_real": frechet_distance(fit(x_real), fit(x_held_out)),
         "features": "pixels in [-1, 1]",
+        "reference": f"{trained.run.data.name}, {len(held_out.pixels)} held-out images",
         "count": count,
         "seed": seed,
         "solver": settings.solver,
-        "nfe": generated.nfe.get("conditional", 0),
-        "nfe_null": generated.nfe.get("null", 0),
-        "guidance": settings.guidance.weight,
+        "nfe": sum(n for name, n in generated.nfe.items() if name.startswith("conditional")),
+        "nfe_null": sum(n for name, n in generated.nfe.items() if name.startswith("null")),
+        "evaluations": generated.nfe,
+        "guidance": settings.guidance.weight if generated.labels is not None else 1.0,
         "guidance_interval": settings.guidance.interval,
         "guidance_channels": settings.guidance.channels,
         "train_step": trained.step,
@@ -253,17 +272,20 @@ def score(
 
 def _claim(out: Path, run: Run, recipe: str | None) -> None:
     """Writes run.json, or checks that the one there is of the same run."""
+    made_by = {"fluvial": fluvial.__version__, "torch": torch.__version__, "python": platform.python_version()}
     if (out / "run.json").exists():
-        there = read_run(out)
+        there, record = read_run(out), _read_json(out)
+        recipe, made_by = record.get("recipe", recipe), record.get("made_by", made_by)
         changed = differences(there, run)
         fatal = {k: v for k, v in changed.items() if not k.startswith(CHANGEABLE)}
+        if there.optim.schedule == "constant":
+            fatal.pop("train.steps", None)  # more steps leave those already taken as they are
         if fatal:
             listed = ", ".join(f"{k} is {old} there and {new} here" for k, (old, new) in fatal.items())
             raise ValueError(f"{out} holds another run: {listed}. Choose another folder with --out, or remove it")
-    elif out.exists() and any(out.iterdir()):
+    elif out.exists() and any(path.suffix != ".tmp" for path in out.iterdir()):
         raise ValueError(f"{out} is not empty and not a run folder; choose another with --out")
     out.mkdir(parents=True, exist_ok=True)
-    made_by = {"fluvial": fluvial.__version__, "torch": torch.__version__, "python": platform.python_version()}
     _write_json(out / "run.json", {"recipe": recipe, "made_by": made_by, "run": to_json(run)})
 
 
@@ -289,5 +311,15 @@ def _check_fit(run: Run, images: ImageSet, encode: Callable[[Tensor], Tensor]) -
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w") as file:
+            file.write(json.dumps(values, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_json(folder: Path | str) -> dict[str, Any]:
+    return json.loads((Path(folder) / "run.json").read_text())

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Int, UInt8
@@ -14,7 +14,7 @@ from fluvial.guidance import Guidance
 from fluvial.integrate import DiffusionForm, LastStep, OnStep, Solver, SolverName, Step, solver
 from fluvial.interpolant import Interpolant
 from fluvial.randomness import normal
-from fluvial.timesteps import grid, grid_with_last_step
+from fluvial.timesteps import grid, grid_with_last_step, two_piece_grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +23,13 @@ class SampleConfig:
     """euler and ab2 evaluate the model once a step, heun and midpoint twice, dopri5 chooses its own steps;
     euler-maruyama is the SDE sampler of the releases, once a step."""
     steps: int = 50
-    """Solver steps from noise to data; dopri5 ignores it."""
+    """Solver steps from noise to data, in FlowAR at each scale; dopri5 ignores it."""
+    scale_steps: tuple[int, ...] = ()
+    """FlowAR: solver steps of each scale, coarse to fine, in place of steps."""
+    grid: Literal["uniform", "two-piece"] = "uniform"
+    """Equal steps, or half of them below t = 0.7 and half above 0.75 (FlowAR's release)."""
     shift: float = 1.0
-    """Above 1 moves steps towards the noise end, 1 spaces them equally; not for euler-maruyama."""
+    """Above 1 moves the steps of a uniform grid towards the noise end."""
     guidance: Guidance = Guidance()
     """Classifier-free guidance."""
     diffusion: DiffusionForm = "sigma"
@@ -40,6 +44,8 @@ class SampleConfig:
     """dopri5: absolute tolerance a step."""
     rtol: float = 1e-5
     """dopri5: relative tolerance a step."""
+    context_noise: float = 0.0
+    """FlowAR trained with method.context_noise: noise level of the maps that a scale is drawn from."""
     batch: int = 250
     """Images drawn at a time; changes memory and speed, not the images."""
 
@@ -49,23 +55,42 @@ class SampleConfig:
                 f"batch must be at least 1, diffusion_norm at least 0, atol and rtol above 0, "
                 f"got {self.batch}, {self.diffusion_norm}, {self.atol}, {self.rtol}"
             )
+        if not 0 <= self.context_noise <= 1:
+            raise ValueError(f"context_noise is a noise level in [0, 1], got {self.context_noise}")
+        if self._has_last_step and (self.shift != 1 or self.grid != "uniform"):
+            raise ValueError(
+                f"euler-maruyama with a last step has its own grid: got shift {self.shift} and grid {self.grid!r}, "
+                f"which need last_step none or another solver"
+            )
         self.times()
 
-    def times(self) -> Tensor:
-        """The time grid that these settings stand for."""
-        if self.solver == "euler-maruyama" and self.last_step != "none":
-            return grid_with_last_step(self.steps, self.last_step_size)
-        return grid(self.steps, shift_factor=self.shift)
+    @property
+    def _has_last_step(self) -> bool:
+        return self.solver == "euler-maruyama" and self.last_step != "none"
 
-    def bound_solver(self, interpolant: Interpolant, noise: Callable[[int], Tensor]) -> Solver:
-        """The solver with its settings; `noise` gives the normal draws of step 0, 1, ... of an SDE."""
+    def times(self) -> Tensor | list[Tensor]:
+        """The time grid that these settings stand for, or one for each scale."""
+        if self.scale_steps:
+            return [self._grid(steps) for steps in self.scale_steps]
+        return self._grid(self.steps)
+
+    def _grid(self, steps: int) -> Tensor:
+        if self._has_last_step:
+            return grid_with_last_step(steps, self.last_step_size)
+        return two_piece_grid(steps) if self.grid == "two-piece" else grid(steps, shift_factor=self.shift)
+
+    def bound_solver(self, interpolant: Interpolant) -> Solver:
+        """The solver with its settings."""
         settings: dict[str, Any] = {}
         if self.solver == "dopri5":
             settings = {"atol": self.atol, "rtol": self.rtol}
         elif self.solver == "euler-maruyama":
-            settings = {"interpolant": interpolant, "noise": noise, "last_step": self.last_step}
+            settings = {"interpolant": interpolant, "last_step": self.last_step}
             settings |= {"form": self.diffusion, "norm": self.diffusion_norm}
         return solver(self.solver, **settings)
+
+
+CONTEXT_STEP = 2**40  # the address of FlowAR's context noise, beyond any solver step
 
 
 class Generated(NamedTuple):
@@ -90,7 +115,7 @@ def generate(
     *,
     count: int,
     classes: tuple[int, ...] | None,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     interpolant: Interpolant,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
@@ -98,8 +123,8 @@ def generate(
 ) -> Generated:
     """Images 0 ... count - 1 of a sampling run; image i depends on (seed, i), its class, and the settings.
 
-    `sample` is a method's sampler, `decode` turns latents of `shape` (c, h, w) into images in [-1, 1]. `on_batch` is
-    told how many images are done; `on_step` follows the solver within a batch.
+    `sample` is a method's sampler, `shape` that of one image's noise; `decode` turns latents into images in [-1, 1].
+    `on_batch` is told how many images are done; `on_step` follows the solver within each batch.
     """
     device = next(model.parameters()).device
     parts, nfe = [], Counter[str]()
@@ -107,19 +132,26 @@ def generate(
         images = range(start, min(start + settings.batch, count))
 
         def noise(step: int, images: range = images) -> Tensor:
-            return normal(seed, images, shape, step=step + 1).to(device)
+            return normal(seed, images, shape, step=step).to(device)
+
+        extra: dict[str, Any] = {}
+        if settings.solver == "euler-maruyama":
+            extra["step_noise"] = lambda step, noise=noise: noise(step + 1)
+        if settings.context_noise > 0:
+            extra |= {"context_noise": settings.context_noise, "level_noise": noise(CONTEXT_STEP)}
 
         labels = labels_for(images, classes)
         evaluations: Counter[str] = Counter()
         latents = sample(
             model,
             None if labels is None else labels.to(device),
-            noise=normal(seed, images, shape).to(device),
+            noise=noise(0),
             times=settings.times(),
             guidance=settings.guidance,
-            solver=settings.bound_solver(interpolant, noise),
+            solver=settings.bound_solver(interpolant),
             on_step=on_step,
             evaluations=evaluations,
+            **extra,
         )
         parts.append(to_uint8(decode(latents)).cpu())
         nfe |= evaluations  # the largest over batches: dopri5 may differ
@@ -129,11 +161,20 @@ def generate(
 
 
 class Frames:
-    """An `on_step` that keeps the first `count` images of a batch at every step, for a GIF of the trajectory."""
+    """An `on_step` that keeps the first `count` images of a run at every step, for a GIF of the trajectory."""
 
     def __init__(self, decode: Callable[[Tensor], Tensor], count: int) -> None:
         self.decode, self.count = decode, count
         self.images: list[UInt8[Tensor, "n c h w"]] = []
+        self.ends: list[UInt8[Tensor, "n c h w"]] = []
+        """What each integral ended with: the image, or in FlowAR the map of each scale."""
+        self._last = 0
 
     def __call__(self, step: Step) -> None:
-        self.images.append(to_uint8(self.decode(step.x[: self.count])).cpu())
+        if step.number <= self._last:
+            self.count = 0  # a second batch begins
+        self._last = step.number
+        if self.count:
+            self.images.append(to_uint8(self.decode(step.x[: self.count])).cpu())
+            if step.t > 1 - 1e-9:
+                self.ends.append(self.images[-1])

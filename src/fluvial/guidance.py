@@ -7,7 +7,8 @@ less trained model in its place it is autoguidance (arXiv 2406.02507).
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,12 +28,30 @@ class Guidance:
     channels: int | None = None
     """Guide only the first so many channels, the rest stay conditional; None guides all. SiT and ARFlow released 3."""
 
+    ramp: Literal["constant", "linear"] = "constant"
+    """FlowAR: the weight at every scale, or a linear ramp from 1 at the coarsest to it at the finest (release)."""
+    scale_weights: tuple[float, ...] = ()
+    """FlowAR: the weight of each scale, coarse to fine, in place of weight and ramp."""
+
+    def at_scale(self, scale: int, scales: int) -> "Guidance":
+        """The guidance of one scale of several, the coarsest being 0."""
+        weight = self.weight
+        if self.scale_weights:
+            if len(self.scale_weights) != scales:
+                raise ValueError(f"{scales} scales need {scales} guidance weights, got {self.scale_weights}")
+            weight = self.scale_weights[scale]
+        elif self.ramp == "linear" and scales > 1:
+            weight = 1 + (self.weight - 1) * scale / (scales - 1)
+        return replace(self, weight=weight, ramp="constant", scale_weights=())
+
     def __post_init__(self) -> None:
         low, high = self.interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance interval must be two ascending times inside [0, 1], got {self.interval}")
-        if self.weight < 0:
-            raise ValueError(f"guidance weight must be at least 0 (1 is no guidance), got {self.weight}")
+        if min(self.weight, *self.scale_weights, 0.0) < 0:
+            raise ValueError(
+                f"guidance weight must be at least 0 (1 is no guidance), got {self.weight} {self.scale_weights}"
+            )
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"guided channels must be at least 1, or None for all, got {self.channels}")
 

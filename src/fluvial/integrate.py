@@ -39,6 +39,7 @@ class Solution(NamedTuple):
 
 
 OnStep = Callable[[Step], None]
+StepNoise = Callable[[int], Tensor] | Tensor  # the draws of step 0, 1, ..., by a function or along the first axis
 Solver = Callable[..., Solution]  # solver(field, x, times, *, state=None, on_step=None)
 
 
@@ -153,6 +154,8 @@ def dopri5(
         error = expand(h, x) * sum(e * k for e, k in zip(_DOPRI5_E, stages, strict=True))
         scale = atol + rtol * torch.maximum(x.abs(), trial.abs())
         norm = (error / scale).flatten(1).square().mean(dim=1).sqrt()
+        if not bool(torch.isfinite(norm[active]).all()):
+            raise RuntimeError(f"the velocity is not finite near t = {float(t[active].min()):.6g}")
         accept = active & (norm <= 1)
         x = torch.where(expand(accept, x), trial.to(x.dtype), x)
         v = torch.where(expand(accept, x), stages[-1], v)
@@ -196,7 +199,7 @@ def euler_maruyama(
     times: Sequence[float] | Tensor,
     *,
     interpolant: Interpolant,
-    noise: Callable[[int], Tensor] | Tensor,
+    noise: StepNoise,
     form: DiffusionForm = "sigma",
     norm: float = 1.0,
     last_step: LastStep = "mean",
@@ -207,7 +210,7 @@ def euler_maruyama(
 
     The final interval of `times` is the last step, taken without noise: "mean" along the drift of the SDE, "euler"
     along v, "tweedie" to the expected data; "none" treats it like any other. `noise` gives the standard normal draws
-    (shaped like x) of step 0, 1, ...: a function of the step index, or a tensor with a leading step axis.
+    (shaped like x) of step 0, 1, ...
 
     Source: SiT section 3.4; released file transport/integrators.py and transport.py `__get_last_step`.
     """

@@ -1,12 +1,12 @@
 """Pictures of images: grids as PNG, trajectories as GIF, and the .npz that evaluators read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 MIN_SIDE = 48  # smaller images are enlarged, pixel by pixel, until they are about this large
@@ -33,6 +33,28 @@ def save_grid(images: UInt8[Tensor, "n c h w"], path: Path, columns: int = 10) -
     """A PNG of the images."""
     path.parent.mkdir(parents=True, exist_ok=True)
     grid(images, columns).save(path)
+    return path
+
+
+def save_strip(stages: Sequence[UInt8[Tensor, "n c h w"]], path: Path, rows: int = 10) -> Path:
+    """A PNG with a row an image and a column a stage: FlowAR's scales, coarse to fine."""
+    images = torch.stack(list(stages), dim=1)[:rows].flatten(0, 1)
+    return save_grid(images, path, columns=len(stages))
+
+
+def save_labelled_rows(rows: Mapping[str, UInt8[Tensor, "n c h w"]], path: Path) -> Path:
+    """A PNG with a row of images for each name, the name written before it."""
+    sheets = {name: grid(images, columns=len(images)).convert("RGB") for name, images in rows.items()}
+    font = ImageFont.load_default(16)
+    left = 16 + max(int(font.getlength(name)) for name in sheets)
+    width, height = max(s.width for s in sheets.values()), sum(s.height for s in sheets.values())
+    picture, top = Image.new("RGB", (left + width, height), "white"), 0
+    for name, sheet in sheets.items():
+        picture.paste(sheet, (left, top))
+        ImageDraw.Draw(picture).text((8, top + sheet.height // 2), name, fill="black", font=font, anchor="lm")
+        top += sheet.height
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
     return path
 
 

@@ -12,18 +12,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def generator(seed: int, *address: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+def generator(seed: int, *path: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh torch generator for this address.
 
     Torch's CPU generator uses only the low 32 bits of its seed, so two of n addresses coincide with a chance of about
     n^2 / 2^33. That is harmless for training steps; sampling noise comes from `normal`, which cannot collide.
     """
-    return torch.Generator(device).manual_seed(_hash(seed, *address) >> 1)
+    return torch.Generator(device).manual_seed(address(seed, *path))
 
 
-def numpy_generator(seed: int, *address: int | str) -> np.random.Generator:
+def numpy_generator(seed: int, *path: int | str) -> np.random.Generator:
     """A fresh numpy generator for this address (Philox, the hash of the address as its key)."""
-    return np.random.Generator(np.random.Philox(key=_hash(seed, *address)))
+    return np.random.Generator(np.random.Philox(key=address(seed, *path)))
 
 
 def normal(seed: int, images: range | list[int], shape: tuple[int, ...], step: int = 0) -> Float[Tensor, "b ..."]:
@@ -34,10 +34,12 @@ def normal(seed: int, images: range | list[int], shape: tuple[int, ...], step: i
     """
     rows = []
     for image in images:
-        bits = np.random.Philox(key=[seed % 2**64, image], counter=[0, 0, 0, step])
+        key = np.array([seed % 2**64, image], dtype=np.uint64)
+        bits = np.random.Philox(key=key, counter=[0, 0, 0, step])
         rows.append(np.random.Generator(bits).standard_normal(shape, dtype=np.float32))
     return torch.from_numpy(np.stack(rows))
 
 
-def _hash(*address: int | str) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(address).encode(), digest_size=8).digest(), "big")
+def address(*path: int | str) -> int:
+    """A 63-bit number for this path, to seed a generator with."""
+    return int.from_bytes(hashlib.blake2b(repr(path).encode(), digest_size=8).digest(), "big") >> 1

@@ -64,3 +64,14 @@ def grid_with_last_step(steps: int, last_step_size: float) -> Float[Tensor, "k"]
             f"got steps={steps}, last_step_size={last_step_size}"
         )
     return torch.cat([grid(steps - 1, t1=1 - last_step_size), torch.ones(1, dtype=torch.float64)])
+
+
+def two_piece_grid(steps: int) -> Float[Tensor, "k"]:
+    """FlowAR's grid: half of the points equally from noise level 1 to 0.3, the rest from 0.25 to 0, denser at the data.
+
+    An even number of steps N is what the release calls N or N + 1 (its "25 steps" are 24 evaluations).
+    """
+    if steps < 2:
+        raise ValueError(f"a two-piece time grid needs at least 2 steps, got {steps}")
+    first = torch.linspace(1, 0.3, steps // 2, dtype=torch.float64)
+    return 1 - torch.cat([first, torch.linspace(0.25, 0, steps - steps // 2 + 1, dtype=torch.float64)])

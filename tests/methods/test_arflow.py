@@ -184,6 +184,16 @@ def test_sampling_without_history_would_differ():
     assert (arflow.sample(model, labels, noise=noise, times=grid(2)) - x).abs().max() > 1e-3
 
 
+def test_labels_are_dropped_by_sequence_and_in_training_only():
+    model = tiny()
+    x, labels = torch.randn(3, 4, 3, 4, 6), torch.tensor([0, 1, 2])
+    chance = {"t": torch.rand(3, 4), "noise": torch.randn_like(x)}
+    second = {**chance, "drop": torch.tensor([False, True, False])}
+    expected = arflow.loss(model, x, torch.tensor([0, 5, 2]), **chance)
+    torch.testing.assert_close(arflow.loss(model.train(), x, labels, **second), expected)
+    assert abs(arflow.loss(model.eval(), x, labels, **second) - expected) > 1e-5
+
+
 def test_times_of_a_sequence():
     config = arflow.ARFlowConfig(**TINY)
     drawn = arflow.draws(config, (500, 4, 3, 4, 6), device="cpu")

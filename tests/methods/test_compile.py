@@ -8,8 +8,9 @@ import torch
 from fluvial.methods import METHODS, method_of
 
 for name, method in METHODS.items():
-    config = method.Config(size=(4, 4), channels=1, classes=3, patch=2, depth=1, width=16, heads=2)
-    model = method.Model(config)
+    scales = {"scales": (1, 2), "head_width": 16, "head_heads": 2, "head_depth": 1} if name == "flowar" else {}
+    config = method.Config(size=(4, 4), channels=1, classes=3, patch=2, depth=2, width=16, heads=2, **scales)
+    model = method.Model(config).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
     sequence = () if config.images_per_sequence is None else (config.images_per_sequence,)

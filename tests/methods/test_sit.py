@@ -152,7 +152,7 @@ def test_half_of_the_output_layer_is_what_learn_sigma_adds():
     [{"size": (5, 6)}, {"heads": 3}, {"width": 18, "heads": 2}, {"classes": -1}, {"label_drop": 1.5}, {"depth": 0}],
 )
 def test_impossible_configurations_are_refused(wrong):
-    with pytest.raises(ValueError, match="must be|is a probability"):
+    with pytest.raises(ValueError, match="must be"):
         sit.SiTConfig(**{**TINY, **wrong})
 
 

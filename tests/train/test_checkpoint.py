@@ -34,7 +34,7 @@ def test_a_damaged_file_is_named(tmp_path, damage):
         checkpoint.load(file.parent, "model")
 
 
-@pytest.mark.parametrize("text", ["", '{"step": 3}', "[]", '{"format": 99}'])
+@pytest.mark.parametrize("text", ["", '{"step": 3}', "[]", '{"format": 1}', '{"format": 99}'])
 def test_a_damaged_description_is_named(tmp_path, text):
     folder = save(tmp_path, 5)
     (folder / "checkpoint.json").write_text(text)
@@ -84,6 +84,9 @@ def test_optimizer_state_survives_the_round_trip(tmp_path):
     checkpoint.fill_optimizer(twin, twin_optimizer, tensors, tmp_path)
     step(model, optimizer), step(twin, twin_optimizer)
     assert torch.equal(model.weight, twin.weight) and torch.equal(model.bias, twin.bias)
-    del tensors["bias/exp_avg"], tensors["bias/exp_avg_sq"], tensors["bias/step"]
-    with pytest.raises(CheckpointError, match="no optimizer state that fits bias"):
-        checkpoint.fill_optimizer(twin, twin_optimizer, tensors, tmp_path)
+    for change, reason in (
+        ({"bias/exp_avg": torch.zeros(3)}, r"optimizer state of bias \(3,\), the model has \(2,\)"),
+        ({"gate/exp_avg": torch.zeros(3)}, r"optimizer state of gate \(3,\), the model has none"),
+    ):
+        with pytest.raises(CheckpointError, match=reason):
+            checkpoint.fill_optimizer(twin, twin_optimizer, {**tensors, **change}, tmp_path)

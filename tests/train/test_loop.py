@@ -54,9 +54,9 @@ def same(a, b):
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("stop_at", [5, 12])
+@pytest.mark.parametrize("stop_at", [5, 13])
 def test_a_run_that_stopped_ends_as_one_that_did_not(tmp_path, stop_at):
-    whole, whole_average = run(tmp_path / "whole")
+    whole, whole_average = run(tmp_path / "whole", log_every=2)
 
     class Killed(Exception):
         pass
@@ -71,11 +71,12 @@ def test_a_run_that_stopped_ends_as_one_that_did_not(tmp_path, stop_at):
         return loss(*arguments, **chance)
 
     with pytest.raises(Killed):
-        run(tmp_path / "cut", loss=dying)
-    resumed, resumed_average = run(tmp_path / "cut")
+        run(tmp_path / "cut", loss=dying, log_every=2)
+    resumed, resumed_average = run(tmp_path / "cut", log_every=2)
     assert same(whole, resumed) and same(whole_average, resumed_average)
-    lines = [[(r["step"], r["loss"]) for r in log(tmp_path / name)] for name in ("whole", "cut")]
-    assert lines[0] == lines[1]  # each step once, though those after the checkpoint were taken twice
+    # each step once, though those after the checkpoint were taken twice
+    steps = [[r["step"] for r in log(tmp_path / name)] for name in ("whole", "cut")]
+    assert steps[0] == steps[1] == list(range(2, 21, 2))
 
 
 def test_micro_batches_give_the_same_weights(tmp_path):
@@ -83,6 +84,8 @@ def test_micro_batches_give_the_same_weights(tmp_path):
     split, _ = run(tmp_path / "split", accumulate=4)
     for p, q in zip(whole.parameters(), split.parameters(), strict=True):
         torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-5)
+    losses = [[r["loss"] for r in log(tmp_path / name)] for name in ("whole", "split")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_the_log_and_the_callbacks(tmp_path):
@@ -118,9 +121,42 @@ def test_the_logged_loss_is_the_mean_over_the_steps_since_the_last_line(tmp_path
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
     run(tmp_path, steps=5)
-    with pytest.raises(RuntimeError, match=r"the loss is nan at step 10.*last good checkpoint is .*step-00000005"):
+    with pytest.raises(RuntimeError, match=r"the loss is nan .*at step 10.*last good checkpoint is .*step-00000005"):
         run(tmp_path, loss=lambda *a, **k: loss(*a, **k) * float("nan"))
     assert checkpoint.load_meta(checkpoint.newest(tmp_path))["step"] == 5
+
+
+def test_a_bad_checkpoint_never_pushes_out_a_good_one(tmp_path):
+    run(tmp_path, steps=5)
+    with pytest.raises(RuntimeError, match=r"at step 7.*last good checkpoint is .*step-00000006"):
+        run(
+            tmp_path,
+            loss=lambda model, latents, **rest: loss(model, latents, **rest) / (latents != batch(6)[0]).all(),
+            log_every=20,
+            save_every=1,
+        )
+    newest = checkpoint.newest(tmp_path)
+    assert (
+        checkpoint.load_meta(newest)["step"] == 6 and torch.isfinite(checkpoint.load(newest, "model")["weight"]).all()
+    )
+
+
+def test_bf16_trains_close_to_fp32_and_keeps_float32_weights(tmp_path):
+    exact, _ = run(tmp_path / "fp32")
+    rough, _ = run(tmp_path / "bf16", precision="bf16")
+    assert all(p.dtype == torch.float32 for p in rough.parameters())
+    assert 0 < (exact.weight - rough.weight).abs().max() < 0.02
+
+
+def test_dropout_is_a_function_of_the_step(tmp_path):
+    def dropping(model, latents, labels, *, noise):
+        return loss(lambda x: model(nn.functional.dropout(x)), latents, labels, noise=noise)
+
+    whole, _ = run(tmp_path / "whole", loss=dropping)
+    torch.manual_seed(7)
+    run(tmp_path / "cut", loss=dropping, steps=10)
+    resumed, _ = run(tmp_path / "cut", loss=dropping)
+    assert same(whole, resumed)
 
 
 def test_a_finished_run_is_left_alone(tmp_path):

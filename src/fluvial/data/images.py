@@ -32,6 +32,8 @@ def load(config: DataConfig, split: Split) -> ImageSet:
     """The images of one split."""
     if config.name == "digits":
         return digits(split)
+    if config.name == "given":
+        raise ValueError("this run was trained on images given to it in Python; pass them again")
     raise ValueError(
         f"data set {config.name!r} cannot be read by this version of fluvial, which has 'digits' built in; for other "
         f"images call fluvial.experiment.train with an ImageSet of your own"

@@ -2,10 +2,10 @@
 
 from types import ModuleType
 
-from fluvial.methods import arflow, sit
+from fluvial.methods import arflow, flowar, sit
 
-Config = sit.SiTConfig | arflow.ARFlowConfig
-METHODS: dict[str, ModuleType] = {"sit": sit, "arflow": arflow}
+Config = sit.SiTConfig | arflow.ARFlowConfig | flowar.FlowARConfig
+METHODS: dict[str, ModuleType] = {"sit": sit, "arflow": arflow, "flowar": flowar}
 
 
 def method_of(config: Config) -> ModuleType:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fluvial.guidance import Guidance, guided
-from fluvial.integrate import Field, OnStep, Solver, State, euler
+from fluvial.integrate import Field, OnStep, Solver, State, StepNoise, euler
 from fluvial.interpolant import INTERPOLANTS, u_t, x_t
 from fluvial.nn.attention import History, HistoryDecay, HybridLinearAttention, ImageDecay, QkvNorm
 from fluvial.nn.dit import DiTConfig, preset_settings
@@ -157,8 +157,9 @@ def loss(
     needed where the model is wrapped (DDP) and defaults to `model.config`.
     """
     config = cast(ARFlowConfig, model.config) if config is None else config
-    drawn = draws(config, latents.shape, generator=generator, device=latents.device)
-    t, noise, drop = (drawn[k] if v is None else v for k, v in (("t", t), ("noise", noise), ("drop", drop)))
+    if t is None or noise is None or drop is None:
+        drawn = draws(config, latents.shape, generator=generator, device=latents.device)
+        t, noise, drop = (drawn[k] if v is None else v for k, v in (("t", t), ("noise", noise), ("drop", drop)))
     if model.training and labels is not None:
         labels = labels.masked_fill(drop, config.classes)
     path = INTERPOLANTS[config.interpolant]
@@ -175,6 +176,7 @@ def sample(
     times: Sequence[float] | Tensor,
     guidance: Guidance = Guidance(),
     solver: Solver = euler,
+    step_noise: StepNoise | None = None,
     on_step: OnStep | None = None,
     evaluations: Counter[str] | None = None,
 ) -> Float[Tensor, "b c h w"]:
@@ -184,7 +186,8 @@ def sample(
     not (see `fluvial.integrate`). The null branch of guidance has a history of its own.
 
     labels are class ids (b,) or None for no class. `solver` is one of `fluvial.integrate`, with its settings bound;
-    the release uses `euler_maruyama`. `evaluations`, if given, counts the calls of each guidance branch.
+    the release uses `euler_maruyama`, whose draws are `step_noise`.
+    `evaluations`, if given, counts the calls of each guidance branch.
     """
 
     def branch(labels: Tensor | None) -> Field:
@@ -196,4 +199,5 @@ def sample(
 
     guidance = Guidance() if labels is None else guidance  # both branches would be the same
     field = guided(branch(labels), branch(None), guidance, evaluations=evaluations)
-    return solver(field, noise, times, on_step=on_step).x
+    draws = {} if step_noise is None else {"noise": step_noise}
+    return solver(field, noise, times, on_step=on_step, **draws).x

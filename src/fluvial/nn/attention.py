@@ -89,13 +89,12 @@ class HybridLinearAttention(nn.Module):
         normed = x.shape[-1] // (1 if self.qkv_norm == "width" else self.heads)
         qkv = rms_norm(qkv.unflatten(-1, (-1, normed))).flatten(-2)
         q, k, v = (split_heads(a, self.heads) for a in qkv.chunk(3, dim=-1))
-        log_gate = F.logsigmoid(self.gate(x + condition.unsqueeze(-2)).to(wide)) / GATE_LOGIT_NORMALIZER
-        log_gate = log_gate.transpose(-2, -1)  # b s heads n
-
         inside = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
         inside = inside.unflatten(0, x.shape[:2])
-        decay = log_gate.mean(dim=-1) if self.image_decay == "mean" else log_gate.sum(dim=-1)  # b s heads
         with torch.autocast(x.device.type, enabled=False):
+            gate = F.linear((x + condition.unsqueeze(-2)).to(wide), self.gate.weight.to(wide))
+            log_gate = F.logsigmoid(gate).transpose(-2, -1) / GATE_LOGIT_NORMALIZER  # b s heads n
+            decay = log_gate.mean(dim=-1) if self.image_decay == "mean" else log_gate.sum(dim=-1)  # b s heads
             updates = k.to(wide).transpose(-2, -1) @ v.to(wide) * k.shape[-1] ** -0.5  # b s heads k k
             before, after = scan(decay.exp(), updates, history)
             across = q.to(wide) @ before * self._read(log_gate, decay).exp().unsqueeze(-1)

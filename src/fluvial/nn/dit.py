@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fluvial.interpolant import InterpolantName
+from fluvial.nn.checks import at_least, positive, probabilities, whole_patches
 from fluvial.timesteps import TimeSampling
 
 
@@ -34,18 +35,19 @@ class DiTConfig:
     time_sampling: TimeSampling = "uniform"
     """How t is drawn in training."""
 
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """The shape of one image's noise: channels, height, width."""
+        return self.channels, *self.size
+
     def __post_init__(self) -> None:
-        counts = {name: getattr(self, name) for name in ("channels", "patch", "depth", "width", "heads")}
-        if wrong := {name: value for name, value in counts.items() if value < 1}:
-            raise ValueError(f"must be at least 1: {wrong}")
-        if any(side < 1 or side % self.patch for side in self.size):
-            raise ValueError(f"size must be a multiple of patch, got size {self.size} and patch {self.patch}")
+        at_least(1, self, "channels", "patch", "depth", "width", "heads")
+        at_least(0, self, "classes")
+        positive(self, "mlp_ratio")
+        probabilities(self, "label_drop")
+        whole_patches(self.size, self.patch)
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width must be divisible by heads and by 4, got width {self.width}, heads {self.heads}")
-        if self.classes < 0:
-            raise ValueError(f"classes must be at least 0 (0: no labels), got {self.classes}")
-        if not 0 <= self.label_drop <= 1:
-            raise ValueError(f"label_drop is a probability, got {self.label_drop}")
 
 
 SIZES = {

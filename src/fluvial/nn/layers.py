@@ -68,12 +68,12 @@ class ZeroLinear(nn.Linear):
 
 
 class Modulation(nn.Module):
-    """adaLN-Zero: SiLU and a zero-initialised linear layer that turn a condition into `count` vectors of its width."""
+    """adaLN(-Zero): SiLU and a linear layer, zero at first, that turn a condition into `count` vectors of its width."""
 
-    def __init__(self, width: int, count: int) -> None:
+    def __init__(self, width: int, count: int, *, zero: bool = True) -> None:
         super().__init__()
         self.count = count
-        self.linear = ZeroLinear(width, count * width)
+        self.linear = (ZeroLinear if zero else Linear)(width, count * width)
 
     def forward(self, condition: Float[Tensor, "*b d"]) -> tuple[Float[Tensor, "*b d"], ...]:
         return self.linear(F.silu(condition)).chunk(self.count, dim=-1)
@@ -92,28 +92,33 @@ class Mlp(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """t in [0, 1], not rescaled, as 128 cosines and 128 sines (max period 10000) through linear, SiLU, linear."""
+    """A time, not rescaled, as 128 cosines and 128 sines (max period 10000) through linear, SiLU, linear.
+
+    The weights start as N(0, std^2), or Xavier-uniform for std None.
+    """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, features: int = 256) -> None:
+    def __init__(self, width: int, features: int = 256, *, std: float | None = 0.02) -> None:
         super().__init__()
-        half = features // 2
+        self.std, half = std, features // 2
         self.register_buffer(
-            "frequencies", torch.exp(-math.log(10000) / half * torch.arange(half).float()), persistent=False
+            "frequencies", torch.exp(-math.log(10000) * torch.arange(half).float() / half), persistent=False
         )
         self.hidden = Linear(features, width)
         self.out = Linear(width, width)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        for layer in (self.hidden, self.out):
-            nn.init.normal_(layer.weight, std=0.02)
+        if self.std is not None:
+            for layer in (self.hidden, self.out):
+                nn.init.normal_(layer.weight, std=self.std)
 
     def forward(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b d"]:
-        angles = t.float().unsqueeze(-1) * self.frequencies
-        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.out(F.silu(self.hidden(waves.to(self.hidden.weight.dtype))))
+        with torch.autocast(t.device.type, enabled=False):  # bfloat16 would blur the waves
+            angles = t.float().unsqueeze(-1) * self.frequencies
+            waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
+            return self.out(F.silu(self.hidden(waves.to(self.hidden.weight.dtype))))
 
 
 class LabelEmbedding(nn.Module):

@@ -3,12 +3,23 @@
 from collections.abc import Callable
 
 from fluvial.config import Run
-from fluvial.recipes.digits import digits_arflow, digits_sit
-from fluvial.recipes.imagenet import imagenet128_arflow_xl2, imagenet256_arflow_xl2, imagenet256_sit_xl2
+from fluvial.recipes import digits, imagenet
 
 RECIPES: dict[str, Callable[[], Run]] = {
     recipe.__name__.replace("_", "-"): recipe
-    for recipe in (digits_arflow, digits_sit, imagenet128_arflow_xl2, imagenet256_arflow_xl2, imagenet256_sit_xl2)
+    for recipe in (
+        digits.digits_arflow,
+        digits.digits_flowar,
+        digits.digits_sit,
+        imagenet.imagenet128_arflow_xl2,
+        imagenet.imagenet256_arflow_xl2,
+        imagenet.imagenet256_sit_xl2,
+        imagenet.imagenet256_flowar_s,
+        imagenet.imagenet256_flowar_b,
+        imagenet.imagenet256_flowar_l,
+        imagenet.imagenet256_flowar_h,
+        imagenet.imagenet512_flowar_l,
+    )
 }
 
 

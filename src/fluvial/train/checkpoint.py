@@ -32,13 +32,14 @@ def save(run: Path, step: int, parts: Mapping[str, Tensors], meta: Mapping[str, 
     final = run / "checkpoints" / f"step-{step:08d}"
     partial = final.with_name(f".{final.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left_over in final.parent.glob(".*.partial"):  # of a run that was killed while saving
+            shutil.rmtree(left_over)
         partial.mkdir(parents=True)
         for name, tensors in parts.items():
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / f"{name}.safetensors")
         (partial / "checkpoint.json").write_text(json.dumps({"format": FORMAT, "step": step, **meta}, indent=2) + "\n")
-        for file in partial.iterdir():
-            _flush(file)
+        for path in (*partial.iterdir(), partial):
+            _flush(path)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _flush(final.parent)
@@ -79,7 +80,7 @@ def load_meta(folder: Path) -> dict[str, Any]:
     file = folder / "checkpoint.json"
     try:
         meta = json.loads(file.read_text())
-        written = meta["format"]
+        written, _ = meta["format"], (meta["step"], meta["seconds"]) if meta["format"] == FORMAT else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{file} is missing or damaged ({error}). Remove {folder} to fall back on an earlier checkpoint"
@@ -118,17 +119,18 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def fill_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors, source: Path) -> None:
-    """The inverse of `optimizer_tensors`; raises CheckpointError if a parameter's state is missing or misshapen."""
-    state: dict[str, dict[str, Tensor]] = {}
+    """The inverse of `optimizer_tensors`; a parameter that never had a gradient has no state in either.
+
+    Raises CheckpointError if the state is of another parameter.
+    """
+    parameters = dict(model.named_parameters())
     for key, value in tensors.items():
         name, _, field = key.rpartition("/")
-        state.setdefault(name, {})[field] = value
-    for name, p in model.named_parameters():
-        fields = state.get(name)
-        if fields is None or fields["exp_avg"].shape != p.shape:
-            raise CheckpointError(f"{source} has no optimizer state that fits {name} {tuple(p.shape)}")
-        # the step count stays where AdamW(fused=True) keeps it: with the parameter
-        optimizer.state[p] = {k: v.to(p.device) for k, v in fields.items()}
+        p = parameters.get(name)
+        if p is None or (field != "step" and value.shape != p.shape):
+            ours = "none" if p is None else tuple(p.shape)
+            raise CheckpointError(f"{source} has optimizer state of {name} {tuple(value.shape)}, the model has {ours}")
+        optimizer.state[p][field] = value.to(p.device)  # the step count too: AdamW(fused=True) keeps it there
 
 
 def _all(run: Path) -> list[Path]:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from fluvial.randomness import generator
+from fluvial.randomness import address, generator
 from fluvial.train import checkpoint, ema
 from fluvial.train.optim import OptimConfig, adamw, clip_gradients, learning_rate
 
@@ -28,8 +28,9 @@ class TrainConfig:
     """Examples a step over all micro-batches: images, or for ARFlow sequences of images."""
     accumulate: int = 1
     """Micro-batches a step is split into, to save memory; the result is the same to rounding."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs matrix products under autocast; weights, norms, gates and the history stay float32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """tf32 allows it in matrix products on a GPU (released ARFlow and FlowAR); bf16 runs them under autocast, while
+    weights, time embeddings, gates and the history stay float32."""
     compile: bool = False
     """Compile the model with torch.compile: a minute at the start, faster steps after."""
     ema_decay: float = 0.9999
@@ -85,21 +86,24 @@ def train(
     if config.compile:
         model.compile()
     autocast = torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
+    products = torch.get_float32_matmul_precision()
     log = _Log(run / "log.jsonl", last_step=step)
     model.train()
     started = mark = time.perf_counter()
     loss_sum, norm, since = torch.zeros((), device=device), torch.zeros((), device=device), 0
     images = 0
 
-    with _progress(config.steps, step) as show:
+    with _progress(config.steps, step) as show, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.set_float32_matmul_precision("high" if config.precision == "tf32" else products)
         while step < config.steps:
             rate = learning_rate(optim, step, config.steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            latents, labels = (None if a is None else a.to(device, non_blocking=True) for a in batch(step))
+            latents, labels = (None if a is None else a.to(device) for a in batch(step))
             assert latents is not None
             chance = draws(latents.shape, generator=generator(seed, "train", step, device=device), device=device)
-            for micro in _split({"latents": latents, "labels": labels, **chance}, config.accumulate):
+            torch.manual_seed(address(seed, "dropout", step))  # dropout knows no generator of its own
+            for micro in split({"latents": latents, "labels": labels, **chance}, config.batch // config.accumulate):
                 with autocast:
                     value = loss(model, **micro) / config.accumulate
                 value.backward()
@@ -114,19 +118,16 @@ def train(
             last = step == config.steps
             if step % config.log_every == 0 or last:
                 mean, elapsed = float(loss_sum) / since, time.perf_counter() - mark
-                if not math.isfinite(mean):
-                    raise RuntimeError(
-                        f"the loss is {mean} at step {step}; the last good checkpoint is {checkpoint.newest(run)}. "
-                        f"Lower optim.lr, clip the gradient (optim.clip norm), or train in fp32"
-                    )
+                _check_finite(step, run, mean, norm)
                 speed = images / elapsed
                 log.write(step=step, loss=mean, lr=rate, grad_norm=float(norm), images_per_second=speed)
                 show(step, mean, speed)
                 loss_sum.zero_()
-                since, images, mark = 0, 0, time.perf_counter()
+                since, images = 0, 0
             if held_out is not None and config.eval_every and (step % config.eval_every == 0 or last):
                 log.write(step=step, held_out_loss=held_out(average))
             if step % config.save_every == 0 or last:
+                _check_finite(step, run, float(loss_sum), norm)  # a bad checkpoint must not push out a good one
                 parts = {
                     "model": model.state_dict(),
                     "ema": average.state_dict(),
@@ -136,7 +137,18 @@ def train(
                 checkpoint.save(run, step, parts, {"seconds": spent}, keep=config.keep)
             if preview is not None and config.sample_every and (step % config.sample_every == 0 or last):
                 preview(average, run / "samples" / f"step-{step:08d}.png")
+            if since == 0:
+                mark = time.perf_counter()  # the next line's images/s leaves out evaluation, saving and pictures
+    torch.set_float32_matmul_precision(products)
     return average
+
+
+def _check_finite(step: int, run: Path, loss: float, norm: Tensor) -> None:
+    if not math.isfinite(loss) or not bool(torch.isfinite(norm)):
+        raise RuntimeError(
+            f"the loss is {loss} and the gradient's norm {float(norm)} at step {step}; the last good checkpoint is "
+            f"{checkpoint.newest(run)}. Lower optim.lr, clip the gradient (optim.clip norm), or train in fp32"
+        )
 
 
 def _resume(run: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
@@ -151,10 +163,11 @@ def _resume(run: Path, model: nn.Module, average: nn.Module, optimizer: torch.op
     return meta["step"], meta["seconds"]
 
 
-def _split(tensors: dict[str, Tensor | None], parts: int) -> list[dict[str, Tensor | None]]:
-    """Micro-batches along the first axis."""
-    chunks = {k: [None] * parts if v is None else v.chunk(parts) for k, v in tensors.items()}
-    return [{k: v[i] for k, v in chunks.items()} for i in range(parts)]
+def split(tensors: Mapping[str, Tensor | None], size: int) -> list[dict[str, Any]]:
+    """Micro-batches of this size along the first axis, the last perhaps smaller; None stays None."""
+    count = len(next(value for value in tensors.values() if value is not None))
+    starts = range(0, count, size)
+    return [{k: None if v is None else v[i : i + size] for k, v in tensors.items()} for i in starts]
 
 
 class _Log:

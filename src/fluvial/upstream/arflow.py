@@ -21,7 +21,7 @@ def config_from(state_dict: dict[str, Tensor], *, size: tuple[int, int] | None =
 
 def translate(state_dict: dict[str, Tensor], config: arflow.Config) -> dict[str, Tensor]:
     """Our state dict: renamed, and the q, k, v and g projections of a block stacked into one."""
-    ours = rename(state_dict, config, ATTENTION)
+    ours = rename(state_dict, ATTENTION)
     for i in range(config.depth):
         prefix = f"blocks.{i}.attention."
         ours[prefix + "qkvg.weight"] = torch.cat([ours.pop(f"{prefix}{name}.weight") for name in "qkvg"])

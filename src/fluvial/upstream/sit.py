@@ -1,12 +1,10 @@
 """Released SiT weights (github.com/willisma/SiT, models.py) to ours."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from fluvial.methods import sit
-from fluvial.nn.dit import DiTConfig
 
 # release prefix -> our prefix, inside a block and outside
 OUTSIDE = {
@@ -43,12 +41,12 @@ def settings_from(state_dict: dict[str, Tensor], *, heads: int, size: tuple[int,
     }
 
 
-def translate(state_dict: dict[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
+def translate(state_dict: dict[str, Tensor], config: sit.SiTConfig) -> dict[str, Tensor]:
     """Our state dict. The released positions are left out: they are the fixed ones that our model makes itself."""
-    return rename(state_dict, config, ATTENTION)
+    return rename(state_dict, ATTENTION)
 
 
-def rename(state_dict: dict[str, Tensor], config: DiTConfig, attention: dict[str, str]) -> dict[str, Tensor]:
+def rename(state_dict: dict[str, Tensor], attention: dict[str, str]) -> dict[str, Tensor]:
     """Every key but the positions under our name, and in our layout.
 
     Raises ValueError naming a key that is not the release's.
@@ -65,17 +63,9 @@ def rename(state_dict: dict[str, Tensor], config: DiTConfig, attention: dict[str
         prefix = next((name for name in names if rest.startswith(name)), None)
         if prefix is None:
             raise ValueError(f"unexpected key {key!r}: not part of a released SiT or ARFlow checkpoint")
-        ours[head + names[prefix] + rest.removeprefix(prefix)] = LAYOUTS.get(key, _same)(value, config)
+        if (
+            key == "x_embedder.proj.weight"
+        ):  # a convolution over (channel, row, column), here over (row, column, channel)
+            value = value.permute(0, 2, 3, 1).flatten(1).contiguous()
+        ours[head + names[prefix] + rest.removeprefix(prefix)] = value
     return ours
-
-
-def _same(value: Tensor, config: DiTConfig) -> Tensor:
-    return value
-
-
-def _patch_projection(value: Tensor, config: DiTConfig) -> Tensor:
-    """A convolution over (channel, row, column) to a linear layer over (row, column, channel)."""
-    return value.permute(0, 2, 3, 1).flatten(1).contiguous()
-
-
-LAYOUTS: dict[str, Callable[[Tensor, DiTConfig], Tensor]] = {"x_embedder.proj.weight": _patch_projection}

@@ -1,0 +1,36 @@
+"""Rotary positions on 2-D maps of several sizes in one frame (RoFormer, arXiv 2104.09864; axial as in EVA-02)."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def axial_angles(
+    maps: Sequence[tuple[int, int]], head_width: int, *, span: float = 16.0, theta: float = 10_000.0
+) -> Float[Tensor, "n k"]:
+    """The angle of every token of every map, in raster order, for each of the head_width / 2 pairs of channels, twice.
+
+    The first half of the channels turns with the row, the second with the column. All maps share one frame: the token
+    at row r of h sits at r / h of the height, so that a coarse token lies at the top left corner of the cell it
+    covers. The longer side of the last map spans [0, span).
+    """
+    if head_width % 4:
+        raise ValueError(f"2-D rotary positions need heads whose width is divisible by 4, got {head_width}")
+    height, width = maps[-1]
+    unit = span / max(height, width)
+    frequencies = theta ** -(torch.arange(0, head_width // 2, 2, dtype=torch.float64) / (head_width // 2))
+    angles = []
+    for h, w in maps:
+        rows = torch.arange(h, dtype=torch.float64) / h * height * unit
+        cols = torch.arange(w, dtype=torch.float64) / w * width * unit
+        grid = torch.meshgrid(rows, cols, indexing="ij")
+        angles.append(torch.cat([axis.reshape(-1, 1) * frequencies for axis in grid], dim=1))
+    return torch.cat(angles).repeat_interleave(2, dim=1).float()
+
+
+def rotate(x: Float[Tensor, "b heads n k"], angles: Float[Tensor, "n k"]) -> Float[Tensor, "b heads n k"]:
+    """Turns each pair of neighbouring channels by its angle."""
+    turned = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
+    return x * angles.cos().to(x.dtype) + turned * angles.sin().to(x.dtype)

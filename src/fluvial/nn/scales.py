@@ -1,0 +1,183 @@
+"""Transformer blocks for tokens that come in scales: maps of one image, coarse to fine, packed one after another."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fluvial.nn.attention import merge_heads, rms_norm, split_heads
+from fluvial.nn.layers import Linear, Modulation
+from fluvial.nn.rope import rotate
+
+KeysValues = tuple[Float[Tensor, "b _ _ _"], Float[Tensor, "b _ _ _"]]  # (b, heads, tokens, width of a head)
+
+
+def attend(
+    q: Float[Tensor, "b heads n k"],
+    k: Float[Tensor, "b heads m k"],
+    v: Float[Tensor, "b heads m k"],
+    sizes: Sequence[int],
+    *,
+    causal: bool,
+    dropout: float = 0.0,
+) -> Float[Tensor, "b heads n k"]:
+    """Softmax attention scale by scale; sizes are the token counts of the scales in q, which end where k ends.
+
+    A scale sees itself (both ways) and, if causal, all scales before it, those that only k holds included. Without a
+    mask the fast kernels apply, and nothing is computed that a mask would throw away.
+    """
+    past, start, out = k.shape[-2] - q.shape[-2], 0, []
+    for size in sizes:
+        end = start + size
+        seen = slice(0 if causal else past + start, past + end)
+        out.append(
+            F.scaled_dot_product_attention(q[..., start:end, :], k[..., seen, :], v[..., seen, :], dropout_p=dropout)
+        )
+        start = end
+    return out[0] if len(out) == 1 else torch.cat(out, dim=-2)
+
+
+class ScaleAttention(nn.Module):
+    """Self-attention over scales with rotary positions: block-causal with a cache, or each scale to itself."""
+
+    def __init__(self, width: int, heads: int, *, causal: bool, bias: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.causal, self.dropout = heads, causal, dropout
+        self.qkv = Linear(width, 3 * width, bias=bias)
+        self.out = Linear(width, width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        angles: Float[Tensor, "n k"],
+        sizes: Sequence[int],
+        cache: KeysValues | None = None,
+    ) -> tuple[Float[Tensor, "b n d"], KeysValues]:
+        """The output for the scales in x, and the keys and values of all scales so far."""
+        q, k, v = (split_heads(a, self.heads) for a in self.qkv(x).chunk(3, dim=-1))
+        q, k = rotate(q, angles), rotate(k, angles)
+        if cache is not None:
+            k, v = torch.cat([cache[0], k], dim=-2), torch.cat([cache[1], v], dim=-2)
+        dropout = self.dropout if self.training else 0.0
+        out = self.out(merge_heads(attend(q, k, v, sizes, causal=self.causal, dropout=dropout)))
+        return F.dropout(out, dropout), (k, v)
+
+
+class ScaleCrossAttention(nn.Module):
+    """Each scale of x attends to the same scale of a condition, with rotary positions on both."""
+
+    def __init__(self, width: int, condition_width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = Linear(width, width, bias=False)
+        self.kv = Linear(condition_width, 2 * width, bias=False)
+        self.out = Linear(width, width)
+
+    def keys_values(self, condition: Float[Tensor, "b n c"], angles: Float[Tensor, "n k"]) -> KeysValues:
+        """What the condition contributes: the same for every x."""
+        k, v = (split_heads(a, self.heads) for a in self.kv(condition).chunk(2, dim=-1))
+        return rotate(k, angles), v
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        keys_values: KeysValues,
+        angles: Float[Tensor, "n k"],
+        sizes: Sequence[int],
+    ) -> Float[Tensor, "b n d"]:
+        q = rotate(split_heads(self.q(x), self.heads), angles)
+        return self.out(merge_heads(attend(q, *keys_values, sizes, causal=False)))
+
+
+class Geglu(nn.Module):
+    """GEGLU of hidden width 8/3 of the input's, rounded down (arXiv 2002.05202; "SwiGLU" in FlowAR's release)."""
+
+    def __init__(self, width: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        hidden = int(width * 4 * 2 / 3)
+        self.dropout = dropout
+        self.gate = Linear(width, hidden)
+        self.value = Linear(width, hidden)
+        self.out = Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        dropout = self.dropout if self.training else 0.0
+        hidden = F.dropout(F.gelu(self.gate(x)) * self.value(x), dropout)
+        return F.dropout(self.out(hidden), dropout)
+
+
+def modulated(x: Float[Tensor, "b n d"], shift: Float[Tensor, "b _ d"], scale: Float[Tensor, "b _ d"]) -> Tensor:
+    """RMSNorm(x) (1 + scale) + shift, with one shift and scale for all tokens or one for each."""
+    return torch.addcmul(shift, rms_norm(x), 1 + scale)
+
+
+class CausalBlock(nn.Module):
+    """Block-causal attention and GEGLU, modulated and gated by one vector for all tokens."""
+
+    def __init__(self, width: int, heads: int, *, dropout: float, zero: bool) -> None:
+        super().__init__()
+        self.modulation = Modulation(width, 6, zero=zero)
+        self.attention = ScaleAttention(width, heads, causal=True, dropout=dropout)
+        self.mlp = Geglu(width, dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        condition: Float[Tensor, "b 1 d"],
+        angles: Float[Tensor, "n k"],
+        sizes: Sequence[int],
+        cache: KeysValues | None,
+    ) -> tuple[Float[Tensor, "b n d"], KeysValues]:
+        gate1, gate2, scale1, scale2, shift1, shift2 = self.modulation(condition)
+        attended, keys_values = self.attention(modulated(x, shift1, scale1), angles, sizes, cache)
+        x = x + gate1 * attended
+        return x + gate2 * self.mlp(modulated(x, shift2, scale2)), keys_values
+
+
+class ConditionedBlock(nn.Module):
+    """Attention of each scale to itself and GEGLU, under a time and a condition for each token.
+
+    Without cross_width time and condition together modulate both (spatial adaLN). With it time modulates the attention,
+    time and condition the MLP, and between them the scale cross-attends to a condition of that width.
+    """
+
+    def __init__(self, width: int, heads: int, cross_width: int | None, *, zero: bool) -> None:
+        super().__init__()
+        self.attention = ScaleAttention(width, heads, causal=False, bias=False)
+        self.mlp = Geglu(width)
+        self.cross = None
+        if cross_width is None:
+            self.modulation = Modulation(width, 6, zero=zero)
+        else:
+            self.modulation_attention = Modulation(width, 3, zero=zero)
+            self.modulation_mlp = Modulation(width, 3, zero=zero)
+            self.norm_x = nn.RMSNorm(width, eps=1e-6)
+            self.norm_z = nn.RMSNorm(cross_width, eps=1e-6)
+            self.cross = ScaleCrossAttention(width, cross_width, heads)
+
+    def keys_values(self, z: Float[Tensor, "b n c"], angles: Float[Tensor, "n k"]) -> KeysValues | None:
+        """What cross-attention needs of the condition, whatever x and the time."""
+        return None if self.cross is None else self.cross.keys_values(self.norm_z(z), angles)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        time: Float[Tensor, "b _ d"],
+        condition: Float[Tensor, "b n d"],
+        keys_values: KeysValues | None,
+        angles: Float[Tensor, "n k"],
+        sizes: Sequence[int],
+    ) -> Float[Tensor, "b n d"]:
+        """time is for all tokens or for each; condition includes it."""
+        if self.cross is None:
+            gate1, gate2, scale1, scale2, shift1, shift2 = self.modulation(condition)
+        else:
+            gate1, scale1, shift1 = self.modulation_attention(time)
+            gate2, scale2, shift2 = self.modulation_mlp(condition)
+        x = x + gate1 * self.attention(modulated(x, shift1, scale1), angles, sizes)[0]
+        if self.cross is not None:
+            assert keys_values is not None
+            x = x + self.cross(self.norm_x(x), keys_values, angles, sizes)
+        return x + gate2 * self.mlp(modulated(x, shift2, scale2))
