@@ -60,6 +60,8 @@ def test_flowar_on_imagenet_has_the_published_settings():
         assert run.sample.guidance.interval == (low, 1.0)
         times = run.sample.times()
         assert len(times) == (51 if name == "h" else 25)  # the release's "25 steps" are 24
+        guided = (times[:-1].float() >= low).sum()  # as `guided` compares them
+        assert guided == (35 if name == "h" else 22)  # specification, section 7
     run = recipes.get("imagenet512-flowar-l")
     assert run.method.maps[-1] == (32, 32) and len(run.method.maps) == 6
 

@@ -165,11 +165,14 @@ def _sample(arguments: list[str]) -> None:
         on_step=frames,
     )
     saved = [pictures.save_npz(generated.images, generated.labels, out / "samples.npz")] if options.npz else []
-    saved.append(pictures.save_grid(generated.images[:GRID], out / "grid.png", options.columns))
-    if options.gif:
-        saved.append(pictures.save_gif(frames.images, out / "trajectory.gif", options.columns))
-    if len(frames.ends) > 1:
-        saved.append(pictures.save_strip(frames.ends, out / "scales.png"))
+    if generated.images.shape[1] in (1, 3):
+        saved.append(pictures.save_grid(generated.images[:GRID], out / "grid.png", options.columns))
+        if options.gif:
+            saved.append(pictures.save_gif(frames.images, out / "trajectory.gif", options.columns))
+        if len(frames.ends) > 1:
+            saved.append(pictures.save_strip(frames.ends, out / "scales.png"))
+    else:
+        print(f"no pictures: they need 1 or 3 channels, the images have {generated.images.shape[1]}")
     print(f"{options.count} images, evaluations of the model for each: {generated.nfe}")
     for path in saved:
         print(path)

@@ -222,15 +222,22 @@ def test_at_512_pixels_the_whole_latent_is_trained_on():
     assert sum(model.config.sizes) == 1 + 4 + 16 + 64 + 256 + 1024
 
 
-def test_checkpointing_changes_no_gradient():
-    grads = []
+def test_checkpointing_recomputes_and_changes_no_gradient():
+    grads, calls = [], []
     for checkpointing in (False, True):
         model = tiny(checkpointing=checkpointing, dropout=0.0).train()
+        calls.append(0)
+
+        def count(*_, run=len(calls) - 1):
+            calls[run] += 1
+
+        model.blocks[1].register_forward_pre_hook(count)
         chance = flowar.draws(model.config, (2, 2, 8, 8), generator=torch.Generator().manual_seed(0), device="cpu")
         latents = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(1))
         flowar.loss(model, latents, torch.tensor([0, 1]), **chance).backward()
         grads.append(model.blocks[0].attention.qkv.weight.grad)
     torch.testing.assert_close(*grads)
+    assert calls == [1, 2]
 
 
 def test_dropout_and_label_drop_are_of_training_only():
@@ -241,10 +248,30 @@ def test_dropout_and_label_drop_are_of_training_only():
     training = [float(flowar.loss(model.train(), latents, labels, **chance)) for _ in range(2)]
     assert held_out[0] == held_out[1] and training[0] != training[1]
     undropped = tiny(dropout=0.0)
-    torch.testing.assert_close(
-        flowar.loss(undropped.train(), latents, labels, **chance),
-        flowar.loss(undropped.eval(), latents, None, **chance),
-    )
+    unlabelled = flowar.loss(undropped.eval(), latents, None, **chance)
+    torch.testing.assert_close(flowar.loss(undropped.train(), latents, labels, **chance), unlabelled)
+    assert abs(flowar.loss(undropped.eval(), latents, labels, **chance) - unlabelled) > 1e-5
+
+
+@torch.no_grad()
+def test_training_mixes_noise_into_the_inputs_and_tells_the_level():
+    seen = {}
+
+    class Recorder(torch.nn.Module):
+        def forward(self, x_t, t, labels, inputs, level):
+            seen.update(inputs=inputs, level=level)
+            return x_t
+
+    config = flowar.FlowARConfig(**TINY, context_noise=0.5)
+    latents = torch.randn(2, 2, 8, 8)
+    chance = flowar.draws(config, latents.shape, device="cpu")
+    flowar.loss(Recorder(), latents, None, config=config, **chance)
+    clean = inputs_of(latents, config).split(config.sizes[1:], 1)
+    noise = chance["level_noise"].split(config.sizes, 1)[1:]
+    for i, part in enumerate(seen["inputs"].split(config.sizes[1:], 1)):
+        share = chance["level"][:, i + 1, None, None]
+        torch.testing.assert_close(part, (1 - share) * clean[i] + share * noise[i])
+    assert torch.equal(seen["level"], chance["level"])
 
 
 @torch.no_grad()
@@ -367,3 +394,16 @@ def test_unknown_sizes_and_keys_are_named(released):
     with pytest.raises(ValueError, match=r"unexpected key 'encoder_blocks\.0\.norm\.weight'"):
         wrong = {**released.state_dict, "encoder_blocks.0.norm.weight": torch.zeros(1)}
         upstream.translate(wrong, released.model.config)
+
+
+def test_a_stochastic_solver_gets_new_draws_at_every_scale():
+    model, asked = tiny(), []
+
+    def draw(step):
+        asked.append(step)
+        return torch.randn(2, 21, 8)
+
+    solver = it.solver("euler-maruyama", interpolant=linear, last_step="none")
+    times = [grid(2), grid(1), grid(3)]
+    flowar.sample(model, None, noise=torch.randn(2, 21, 8), times=times, solver=solver, step_noise=draw)
+    assert asked == [0, 1, 2, 3, 4, 5]

@@ -1,0 +1,41 @@
+"""What only a GPU can show. `pytest -m gpu` runs these; without a device they skip."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fluvial import experiment, recipes
+from fluvial.methods import METHODS, method_of
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.mark.parametrize("name", ["digits-sit", "digits-arflow", "digits-flowar"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_a_run_trains_resumes_and_samples(tmp_path, name, precision):
+    run = recipes.get(name)
+    short = dataclasses.replace(
+        run.train, batch=8, precision=precision, log_every=2, save_every=2, eval_every=2, sample_every=4
+    )
+    constant = dataclasses.replace(run, optim=dataclasses.replace(run.optim, schedule="constant"))
+    for steps in (2, 4):
+        run = dataclasses.replace(constant, train=dataclasses.replace(short, steps=steps))
+        trained = experiment.train(run, tmp_path / "run", device="cuda")
+    assert trained.step == 4 and next(trained.model.parameters()).is_cuda
+    assert trained.sample(5).images.shape == (5, 1, 8, 8)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_loss_on_the_gpu_is_the_loss_on_the_cpu(name):
+    run = recipes.get(f"digits-{name}")
+    method, model = method_of(run.method), experiment.build(run)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.05)
+    sequence = (run.method.images_per_sequence,) if run.method.images_per_sequence else ()
+    latents, labels = torch.randn(4, *sequence, 1, 8, 8), torch.tensor([0, 1, 2, 9])
+    chance = method.draws(run.method, latents.shape, device="cpu")
+    expected = method.loss(model.eval(), latents, labels, **chance)
+    moved = {k: v.cuda() for k, v in chance.items()}
+    got = method.loss(model.cuda(), latents.cuda(), labels.cuda(), **moved)
+    torch.testing.assert_close(got.cpu(), expected, atol=1e-4, rtol=1e-4)
