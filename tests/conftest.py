@@ -23,6 +23,12 @@ def read_golden(name: str) -> SimpleNamespace:
     return SimpleNamespace(tensors=tensors, state_dict=state_dict, meta=meta)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Tests draw from the global generator: every run of the suite sees the same numbers."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def sit_golden() -> SimpleNamespace:
     return read_golden("sit_tiny")

@@ -81,6 +81,8 @@ def test_compare_puts_the_methods_side_by_side(tmp_path, capsys):
     assert Image.open(tmp_path / "c" / "compare.png").width > 500
     assert main(["compare", "digits", *options]) == 0  # what is there is not trained again
     assert [r["steps"] for r in json.loads((tmp_path / "c" / "compare.json").read_text())] == [r["steps"] for r in rows]
+    assert main(["compare", "digits", *options, "--seconds", "1"]) == 1
+    assert "compares runs of 0.5 s" in capsys.readouterr().err
     assert main(["compare", "cifar"]) == 2 and "unknown data set 'cifar'" in capsys.readouterr().err
 
 
@@ -95,7 +97,13 @@ def test_flowar_draws_its_scales(tmp_path):
     assert strip.size == ((3 * 9 + 1) * 6, (4 * 9 + 1) * 6)
     # a frame a step, but Pillow joins frames that do not differ, as in a model of three steps they hardly do
     assert 3 <= Image.open(tmp_path / "run" / "samples" / "trajectory.gif").n_frames <= 4 + 3 + 2
-    assert main(["sample", out, "--sample.scale-steps", "4", "3"]) == 1
+    for wrong in (
+        ["scale-steps", "4", "3"],
+        ["guidance.scale-weights", "2"],
+        ["guidance.channels", "1"],
+        ["context-noise", "0.1"],
+    ):
+        assert main(["sample", out, f"--sample.{wrong[0]}", *wrong[1:]]) == 2, wrong
 
 
 @pytest.mark.parametrize(
@@ -126,6 +134,9 @@ def test_a_wrong_command_line_is_code_2(arguments, says, capsys):
         ("sample", ["--count", "0"], "at least 1: {'count': 0}"),
         ("sample", ["--columns", "0"], "at least 1: {'columns': 0}"),
         ("score", ["--count", "1"], "at least 2: {'count': 1}"),
+        ("sample", ["--sample.context-noise", "0.1"], "sample.context_noise needs a FlowAR"),
+        ("sample", ["--sample.scale-steps", "3", "2"], "one for each of the method's 0 scales"),
+        ("score", ["--sample.guidance.ramp", "linear"], "sample.guidance.ramp is over scales"),
     ],
 )
 def test_a_wrong_option_of_a_run_is_code_2(run, command, options, says, capsys):

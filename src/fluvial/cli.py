@@ -11,7 +11,7 @@ fluvial COMMAND --help lists the options of a command with their defaults; for t
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fluvial import __version__, experiment, pictures, recipes
+from fluvial.checks import at_least, positive
 from fluvial.compare import compare
 from fluvial.config import Run
 from fluvial.generate import Frames, SampleConfig
-from fluvial.nn.checks import at_least, positive
 
 T = TypeVar("T")
 COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
@@ -135,7 +135,7 @@ def _recipes(arguments: list[str]) -> None:
 
 
 def _train(arguments: list[str]) -> None:
-    name, rest = _positional(arguments, "train", "RECIPE", ", ".join(recipes.RECIPES))
+    name, rest = _positional(arguments, "train", "RECIPE", f"one of: {', '.join(recipes.RECIPES)}")
     try:
         run = recipes.get(name)
     except ValueError as error:
@@ -151,6 +151,7 @@ def _sample(arguments: list[str]) -> None:
     folder, rest = _run_folder(arguments, "sample")
     default = SampleOptions(sample=experiment.read_run(folder).sample)
     options = _parse(SampleOptions, default, rest, "fluvial sample RUN", "Draw images from a run folder.")
+    _check_sampling(folder, options.sample)
     trained = experiment.load(folder, device=_device(options.device))
     known = trained.run.method.classes
     if any(not 0 <= c < known for c in options.classes):
@@ -182,10 +183,12 @@ def _score(arguments: list[str]) -> None:
     folder, rest = _run_folder(arguments, "score")
     default = ScoreOptions(sample=experiment.read_run(folder).sample)
     options = _parse(ScoreOptions, default, rest, "fluvial score RUN", "Measure a run folder; writes RUN/score.json.")
+    _check_sampling(folder, options.sample)
     result = experiment.score(
         folder, count=options.count, seed=options.seed, settings=options.sample, device=_device(options.device)
     )
     table = Table("what", "value", title=str(folder), title_justify="left")
+    result.pop("sample")  # all settings, for score.json only
     for key, value in result.items():
         table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
     Console().print(table)
@@ -193,7 +196,7 @@ def _score(arguments: list[str]) -> None:
 
 
 def _compare(arguments: list[str]) -> None:
-    data, rest = _positional(arguments, "compare", "DATA", ", ".join(COMPARED))
+    data, rest = _positional(arguments, "compare", "DATA", f"one of: {', '.join(COMPARED)}")
     if data not in COMPARED:
         raise UsageError(f"unknown data set {data!r}; there are recipes of every method for: {', '.join(COMPARED)}")
     description = "Train SiT, ARFlow and FlowAR for the same time and print one table."
@@ -217,10 +220,10 @@ def _parse(kind: type[T], default: T, arguments: list[str], prog: str, descripti
         raise UsageError(str(error)) from error
 
 
-def _positional(arguments: list[str], command: str, what: str, known: str) -> tuple[str, list[str]]:
+def _positional(arguments: list[str], command: str, what: str, meaning: str) -> tuple[str, list[str]]:
     if not arguments or arguments[0].startswith("-"):
         asked_for_help = arguments[:1] in (["-h"], ["--help"])
-        text = f"usage: fluvial {command} {what} [options]\n\n{what} is one of: {known}"
+        text = f"usage: fluvial {command} {what} [options]\n\n{what} is {meaning}"
         if asked_for_help:
             print(text)
             raise SystemExit(0)
@@ -229,8 +232,17 @@ def _positional(arguments: list[str], command: str, what: str, known: str) -> tu
 
 
 def _run_folder(arguments: list[str], command: str) -> tuple[Path, list[str]]:
-    name, rest = _positional(arguments, command, "RUN", "the folders that `fluvial train` wrote")
+    name, rest = _positional(
+        arguments, command, "RUN", "a folder that `fluvial train` wrote, such as runs/digits-arflow"
+    )
     return Path(name), rest
+
+
+def _check_sampling(folder: Path, sample: SampleConfig) -> None:
+    try:
+        replace(experiment.read_run(folder), sample=sample)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _device(name: str) -> str | None:

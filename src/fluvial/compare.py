@@ -26,9 +26,11 @@ def compare(
     """One row a run: parameters, images seen, class accuracy, Frechet distance, evaluations, images/s.
 
     Each run is trained in `out/<name>` for as many steps as fit into `seconds`, told from a short trial; evaluation,
-    pictures and scoring do not count. A run that is there already is continued or scored as it is. Also saves
+    pictures and scoring do not count. A run that is there already is continued or scored as it is; ValueError if it had
+    another budget. Also saves
     compare.json and compare.png, a row of samples for each run.
     """
+    _claim(out, seconds)
     rows, samples = [], {}
     for name, run in runs.items():
         folder = out / name
@@ -50,12 +52,22 @@ def compare(
                 "Frechet distance": round(score["frechet_distance"], 3),
                 "of real data": round(score["frechet_distance_real"], 3),
                 "NFE": score["nfe"],
+                "NFE of the null branch": score["nfe_null"],
                 "sampling images/s": score["images_per_second"],
             }
         )
     (out / "compare.json").write_text(json.dumps(rows, indent=2) + "\n")
     pictures.save_labelled_rows(samples, out / "compare.png")
     return rows
+
+
+def _claim(out: Path, seconds: float) -> None:
+    """Notes the budget in the folder, or raises ValueError if the runs there had another."""
+    note = out / "budget.json"
+    if note.exists() and (there := json.loads(note.read_text())["seconds"]) != seconds:
+        raise ValueError(f"{out} compares runs of {there} s, asked for {seconds} s; choose another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps({"seconds": seconds}) + "\n")
 
 
 def _for_seconds(run: Run, seconds: float, device: torch.device | str | None) -> Run:

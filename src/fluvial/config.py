@@ -34,12 +34,26 @@ class Run:
     """Seed of the initial weights, the order of the data, times, noise, and label drops."""
 
     def __post_init__(self) -> None:
-        scales = len(self.method.maps) if isinstance(self.method, flowar.FlowARConfig) else 0
-        for name, values in (("steps", self.sample.scale_steps), ("weights", self.sample.guidance.scale_weights)):
-            if values and len(values) != scales:
-                raise ValueError(f"sampling gives {len(values)} {name} by scale, but the method has {scales} scales")
+        self._check_sampling()
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
+
+    def _check_sampling(self) -> None:
+        """Raises ValueError for sampling settings that this method would ignore."""
+        sample, guidance = self.sample, self.sample.guidance
+        method = self.method if isinstance(self.method, flowar.FlowARConfig) else None
+        scales = len(method.maps) if method else 0
+        for name, values in (("scale_steps", sample.scale_steps), ("guidance.scale_weights", guidance.scale_weights)):
+            if values and len(values) != scales:
+                raise ValueError(f"sample.{name} must be one for each of the method's {scales} scales, got {values}")
+        if method is None and guidance.ramp != "constant":
+            raise ValueError(f"sample.guidance.ramp is over scales, which this method has not, got {guidance.ramp!r}")
+        if method is not None and guidance.channels is not None:
+            raise ValueError(f"FlowAR guides all channels, got sample.guidance.channels {guidance.channels}")
+        if sample.context_noise > 0 and not (method and method.context_noise > 0):
+            raise ValueError(
+                f"sample.context_noise needs a FlowAR trained with method.context_noise, got {sample.context_noise}"
+            )
 
 
 _converter = cattrs.Converter(forbid_extra_keys=True)

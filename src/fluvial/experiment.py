@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,9 +160,9 @@ class Trained:
     ) -> Generated:
         """`count` images; image i is of class classes[i mod len(classes)], of all classes in turn by default.
 
-        Raises ValueError for a class id out of range or a count below 1.
+        Raises ValueError for a class id out of range, a count below 1, or settings that the method does not have.
         """
-        known = self.run.method.classes
+        known, settings = self.run.method.classes, replace(self.run, sample=settings or self.run.sample).sample
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         if wrong := [c for c in classes or () if not 0 <= c < known]:
@@ -172,7 +172,7 @@ class Trained:
             self.model,
             method.sample,
             self.autoencoder.decode,
-            settings or self.run.sample,
+            settings,
             count=count,
             classes=classes or tuple(range(known)),
             shape=self.run.method.noise_shape,
@@ -261,6 +261,7 @@ def score(
         "guidance": settings.guidance.weight if generated.labels is not None else 1.0,
         "guidance_interval": settings.guidance.interval,
         "guidance_channels": settings.guidance.channels,
+        "sample": _unstructured(settings),
         "train_step": trained.step,
         "train_seconds": round(trained.seconds, 1),
         "images_per_second": round(count / seconds, 1),
@@ -268,6 +269,10 @@ def score(
     }
     _write_json(folder / "score.json", result)
     return result
+
+
+def _unstructured(settings: SampleConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(settings)))
 
 
 def _claim(out: Path, run: Run, recipe: str | None) -> None:

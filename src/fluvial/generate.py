@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
+from fluvial.checks import choices
 from fluvial.data.images import to_uint8
 from fluvial.guidance import Guidance
 from fluvial.integrate import DiffusionForm, LastStep, OnStep, Solver, SolverName, Step, solver
@@ -55,6 +56,9 @@ class SampleConfig:
                 f"batch must be at least 1, diffusion_norm at least 0, atol and rtol above 0, "
                 f"got {self.batch}, {self.diffusion_norm}, {self.atol}, {self.rtol}"
             )
+        choices(self)
+        if self.grid == "two-piece" and self.shift != 1:
+            raise ValueError(f"only a uniform grid can be shifted, got grid two-piece and shift {self.shift}")
         if not 0 <= self.context_noise <= 1:
             raise ValueError(f"context_noise is a noise level in [0, 1], got {self.context_noise}")
         if self._has_last_step and (self.shift != 1 or self.grid != "uniform"):

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fluvial.checks import choices
 from fluvial.integrate import Field, State
 from fluvial.interpolant import expand
 
@@ -45,6 +46,7 @@ class Guidance:
         return replace(self, weight=weight, ramp="constant", scale_weights=())
 
     def __post_init__(self) -> None:
+        choices(self)
         low, high = self.interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance interval must be two ascending times inside [0, 1], got {self.interval}")

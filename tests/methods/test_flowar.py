@@ -217,9 +217,14 @@ def test_at_512_pixels_the_whole_latent_is_trained_on():
     """The release drops all but the first 256 tokens of the finest map: here each of its 1,024 has a gradient."""
     model = tiny(size=(32, 32), patch=1, scales=(1, 2, 4, 8, 16, 32), depth=2, head_depth=1)
     latents = torch.randn(1, 2, 32, 32, requires_grad=True)
-    flowar.loss(model, latents, torch.tensor([0])).backward()
-    assert (latents.grad.abs().sum(1) > 0).all()
-    assert sum(model.config.sizes) == 1 + 4 + 16 + 64 + 256 + 1024
+    config = model.config
+    assert sum(config.sizes) == 1 + 4 + 16 + 64 + 256 + 1024
+    chance = flowar.draws(config, latents.shape, device="cpu")
+    noise = chance["noise"].requires_grad_()
+    flowar.loss(model, latents, torch.tensor([0]), **chance).backward()
+    assert (noise.grad.abs().sum(-1) > 0).all()  # every token of every scale is in the loss
+    finest = flowar.packed(flowar.pyramid(latents.detach(), config), 1)[:, -1024:]
+    assert torch.equal(finest, latents.detach().flatten(2).transpose(1, 2))
 
 
 def test_checkpointing_recomputes_and_changes_no_gradient():
@@ -244,8 +249,8 @@ def test_dropout_and_label_drop_are_of_training_only():
     model = tiny(dropout=0.5)
     latents, labels = torch.randn(2, 2, 8, 8), torch.tensor([0, 1])
     chance = {**flowar.draws(model.config, latents.shape, device="cpu"), "drop": torch.ones(2, dtype=torch.bool)}
-    held_out = [float(flowar.loss(model, latents, labels, **chance)) for _ in range(2)]
-    training = [float(flowar.loss(model.train(), latents, labels, **chance)) for _ in range(2)]
+    held_out = [flowar.loss(model, latents, labels, **chance).item() for _ in range(2)]
+    training = [flowar.loss(model.train(), latents, labels, **chance).item() for _ in range(2)]
     assert held_out[0] == held_out[1] and training[0] != training[1]
     undropped = tiny(dropout=0.0)
     unlabelled = flowar.loss(undropped.eval(), latents, None, **chance)
@@ -279,7 +284,8 @@ def test_context_noise_is_mixed_in_and_told():
     model = tiny(context_noise=0.5)
     config = model.config
     drawn = flowar.draws(config, (4000, 2, 8, 8), device="cpu")
-    assert drawn["level"].max() <= 0.5 and abs(drawn["level"].mean() - 0.25) < 0.01
+    assert (drawn["level"][:, 0] == 0).all()
+    assert drawn["level"].max() <= 0.5 and abs(drawn["level"][:, 1:].mean() - 0.25) < 0.01
     noise, labels, level_noise = (
         torch.randn(2, *config.noise_shape),
         torch.tensor([0, 1]),
@@ -289,10 +295,16 @@ def test_context_noise_is_mixed_in_and_told():
     def draw(**extra):
         return flowar.sample(model, labels, noise=noise, times=grid(2), **extra)
 
-    clean, told = draw(), draw(context_noise=0.3)
-    noisy = draw(context_noise=0.3, level_noise=level_noise)
-    assert (clean - told).abs().max() > 1e-3 and (told - noisy).abs().max() > 1e-3
+    clean, noisy = draw(), draw(context_noise=0.3, level_noise=level_noise)
+    assert (clean - noisy).abs().max() > 1e-3
     assert (draw(context_noise=0.0, level_noise=level_noise) - clean).abs().max() == 0
+    levels = []
+    model.embed_level.register_forward_pre_hook(lambda _, arguments: levels.append(float(arguments[0].max())))
+    draw(context_noise=0.3, level_noise=level_noise)
+    assert levels == pytest.approx([0, 300, 300])
+    for wrong in ({"context_noise": 0.3}, {"context_noise": 0.3, "level_noise": level_noise, "of": tiny()}):
+        with pytest.raises(ValueError, match="needs a model trained with context_noise"):
+            flowar.sample(wrong.pop("of", model), labels, noise=noise, times=grid(2), **wrong)
 
 
 @torch.no_grad()
@@ -407,3 +419,69 @@ def test_a_stochastic_solver_gets_new_draws_at_every_scale():
     times = [grid(2), grid(1), grid(3)]
     flowar.sample(model, None, noise=torch.randn(2, 21, 8), times=times, solver=solver, step_noise=draw)
     assert asked == [0, 1, 2, 3, 4, 5]
+
+
+def test_maps_of_patches_are_means_of_the_pixels_they_cover():
+    """Patch 2, and a map of 3 x 3 tokens out of 4 x 4: 6 x 6 pixels out of 8 x 8, each the mean of those it touches."""
+    config = flowar.FlowARConfig(**{**TINY, "scales": (2, 3, 4)})
+    latents = torch.randn(1, 2, 8, 8)
+    first, second, last = flowar.pyramid(latents, config)
+    torch.testing.assert_close(first, latents.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean(dim=(3, 5)))
+    for row in range(6):
+        for column in range(6):
+            rows, columns = (slice(i * 8 // 6, -(-(i + 1) * 8 // 6)) for i in (row, column))
+            torch.testing.assert_close(second[0, :, row, column], latents[0, :, rows, columns].mean(dim=(1, 2)))
+    assert torch.equal(last, latents)
+    grown = flowar.enlarged(first, flowar.FlowARConfig(**{**TINY, "scales": (2, 3, 4), "enlarge": "direct"}), 1)
+    torch.testing.assert_close(grown, torch.nn.functional.interpolate(first, (6, 6), mode="bicubic"))
+    assert (flowar.enlarged(first, config, 1) - grown).abs().max() > 1e-2  # by way of the full size is another thing
+
+
+def test_a_latent_that_does_not_fit_is_refused():
+    for shape in ((1, 2, 16, 16), (1, 3, 8, 8)):
+        with pytest.raises(ValueError, match=r"latents of \(2, 8, 8\).*got"):
+            flowar.loss(tiny(), torch.randn(shape), torch.tensor([0]))
+
+
+def test_what_does_not_depend_on_time_is_computed_once_a_scale():
+    model, calls = tiny(head="cross_attention"), Counter()
+    for name, module in (
+        ("project", model.head.project),
+        ("kv", model.head.blocks[0].cross.kv),
+        ("out", model.head.out),
+    ):
+        module.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
+    flowar.sample(model, torch.tensor([0]), noise=torch.randn(1, 21, 8), times=grid(5), guidance=Guidance(weight=2.0))
+    assert calls == {"project": 3 * 2, "kv": 3 * 2, "out": 3 * 2 * 5}
+
+
+def test_missing_draws_are_drawn_and_the_residual_stream_stays_float32():
+    model = tiny(context_noise=0.5)
+    latents, labels = torch.randn(2, 2, 8, 8), torch.tensor([0, 1])
+    chance = flowar.draws(model.config, latents.shape, device="cpu")
+    flowar.loss(model, latents, labels, **{k: chance[k] for k in ("t", "noise", "drop")}).backward()
+    assert model.embed_level.hidden.weight.grad.abs().max() > 0
+    seen = []
+    model.head.blocks[1].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        flowar.loss(model, latents, labels, **chance)
+    assert seen == [torch.float32]
+
+
+def test_guided_channels_are_refused():
+    with pytest.raises(ValueError, match="guides all channels"):
+        flowar.sample(
+            tiny(),
+            torch.tensor([0]),
+            noise=torch.randn(1, 21, 8),
+            times=grid(2),
+            guidance=Guidance(weight=2.0, channels=1),
+        )
+
+
+def test_adaptive_steps_are_counted_on_over_the_scales():
+    steps = []
+    solver = it.solver("dopri5", atol=1e-3, rtol=1e-3)
+    flowar.sample(tiny(), None, noise=torch.randn(2, 21, 8), times=grid(1), solver=solver, on_step=steps.append)
+    assert [s.number for s in steps] == list(range(1, len(steps) + 1)) and len(steps) > 6
+    assert sum(s.t == 1 for s in steps) == 3

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from conftest import randomise
-from fluvial.nn.rope import axial_angles, rotate
+from fluvial.nn.rope import axial_angles, axial_rotary, rotate
 from fluvial.nn.scales import Geglu, ScaleAttention, ScaleCrossAttention, attend
 
 SIZES = (1, 4, 9)
@@ -36,10 +36,10 @@ def test_the_cache_continues_a_sequence_of_scales():
     module = ScaleAttention(24, 3, causal=True).double().eval()
     randomise(module)
     x = torch.randn(2, 14, 24, dtype=torch.float64)
-    angles = axial_angles([(1, 1), (2, 2), (3, 3)], 8).double()
-    whole, (k, v) = module(x, angles, SIZES)
+    rotary = axial_rotary([(1, 1), (2, 2), (3, 3)], 8).double()
+    whole, (k, v) = module(x, rotary, SIZES)
     parts, cache = [], None
-    for xs, a, n in zip(x.split(SIZES, 1), angles.split(SIZES), SIZES, strict=True):
+    for xs, a, n in zip(x.split(SIZES, 1), rotary.split(SIZES, 1), SIZES, strict=True):
         part, cache = module(xs, a, (n,), cache)
         parts.append(part)
     torch.testing.assert_close(torch.cat(parts, 1), whole)
@@ -51,12 +51,12 @@ def test_cross_attention_sees_the_same_scale_only():
     module = ScaleCrossAttention(24, 10, 3).double()
     randomise(module)
     x, z = torch.randn(2, 14, 24, dtype=torch.float64), torch.randn(2, 14, 10, dtype=torch.float64)
-    angles = axial_angles([(1, 1), (2, 2), (3, 3)], 8).double()
-    whole = module(x, module.keys_values(z, angles), angles, SIZES)
+    rotary = axial_rotary([(1, 1), (2, 2), (3, 3)], 8).double()
+    whole = module(x, module.keys_values(z, rotary), rotary, SIZES)
     start = 0
     for n in SIZES:
         s = slice(start, start + n)
-        alone = module(x[:, s], module.keys_values(z[:, s], angles[s]), angles[s], (n,))
+        alone = module(x[:, s], module.keys_values(z[:, s], rotary[:, s]), rotary[:, s], (n,))
         torch.testing.assert_close(alone, whole[:, s])
         start += n
 
@@ -78,11 +78,14 @@ def test_cells_of_an_oblong_map_are_square():
 
 def test_rotation_turns_pairs_and_scores_know_only_differences():
     x = torch.tensor([[[[3.0, 4.0, 0.0, 1.0]]]])
-    turned = rotate(x, torch.tensor([[math.pi / 2, math.pi / 2, 0.0, 0.0]]))
+    angles = torch.tensor([[math.pi / 2, math.pi / 2, 0.0, 0.0]])
+    turned = rotate(x, torch.stack([angles.cos(), angles.sin()]))
     torch.testing.assert_close(turned, torch.tensor([[[[-4.0, 3.0, 0.0, 1.0]]]]))
     q, k = heads(1), heads(1, 1)
-    angles = axial_angles([(8, 8)], 8).double()
-    score = [(rotate(q, angles[a][None]) * rotate(k, angles[b][None])).sum(-1) for a, b in ((9, 19), (27, 37))]
+    rotary = axial_rotary([(8, 8)], 8).double()
+    score = [
+        (rotate(q, rotary[:, a : a + 1]) * rotate(k, rotary[:, b : b + 1])).sum(-1) for a, b in ((9, 19), (27, 37))
+    ]
     torch.testing.assert_close(score[0], score[1])  # one row and two columns apart, both
 
 

@@ -8,10 +8,10 @@ Config, preset, pyramid, FlowAR, draws, loss and sample, in that order.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from fluvial.checks import at_least, choices, probabilities, whole_patches
 from fluvial.guidance import Guidance, guided
 from fluvial.integrate import Field, OnStep, Solver, Step, StepNoise, euler
 from fluvial.interpolant import InterpolantName, linear, u_t, x_t
-from fluvial.nn.checks import at_least, probabilities, whole_patches
-from fluvial.nn.layers import LabelEmbedding, Linear, Modulation, TimeEmbedding, ZeroLinear, patchify, unpatchify
-from fluvial.nn.rope import axial_angles
-from fluvial.nn.scales import CausalBlock, ConditionedBlock, KeysValues, modulated
+from fluvial.nn.flow_head import FlowHead
+from fluvial.nn.layers import LabelEmbedding, Linear, TimeEmbedding, patchify, unpatchify
+from fluvial.nn.rope import axial_rotary
+from fluvial.nn.scales import CausalBlock, KeysValues, span_of
 from fluvial.timesteps import TIME_SAMPLINGS, TimeSampling
 
 HeadForm = Literal["spatial_adaln", "cross_attention"]
@@ -84,6 +85,7 @@ class FlowARConfig:
     interpolant: ClassVar[InterpolantName] = "linear"
 
     def __post_init__(self) -> None:
+        choices(self)
         at_least(1, self, "channels", "patch", "width", "heads", "head_depth", "head_width", "head_heads")
         at_least(0, self, "classes")
         probabilities(self, "dropout", "label_drop", "context_noise")
@@ -120,7 +122,7 @@ class FlowARConfig:
 
     def span(self, scales: range) -> slice:
         """Where the tokens of these scales are among all."""
-        return slice(sum(self.sizes[: scales.start]), sum(self.sizes[: scales.stop]))
+        return span_of(self.sizes, scales)
 
 
 Config = FlowARConfig
@@ -143,7 +145,15 @@ def preset(name: str, **overrides: Any) -> FlowARConfig:  # noqa: ANN401 - any f
 
 
 def pyramid(latents: Float[Tensor, "b c h w"], config: FlowARConfig) -> list[Float[Tensor, "b c _ _"]]:
-    """The targets: the latent pooled to every scale, s^i = Down(F) (section 3.1; the release pools by area)."""
+    """The targets: the latent pooled to every scale, s^i = Down(F) (section 3.1; the release pools by area).
+
+    Raises ValueError for a latent of another shape than the configuration's.
+    """
+    if latents.shape[1:] != (config.channels, *config.size):
+        raise ValueError(
+            f"the scales are made for latents of {(config.channels, *config.size)} (channels, height, width), "
+            f"got {tuple(latents.shape[1:])}; set channels, size and scales in the method's configuration"
+        )
     return [F.interpolate(latents, size=(h * config.patch, w * config.patch), mode="area") for h, w in config.maps]
 
 
@@ -161,84 +171,40 @@ def packed(maps: Sequence[Float[Tensor, "b c _ _"]], patch: int) -> Float[Tensor
     return torch.cat([patchify(m, patch) for m in maps], dim=1)
 
 
-class Condition(NamedTuple):
-    """What the head needs of the transformer for some scales; none of it depends on x or t."""
-
-    projected: Float[Tensor, "b n d"]
-    keys_values: tuple[KeysValues | None, ...]
-
-
-class FlowHead(nn.Module):
-    """The velocity of the maps of one or more scales, given the transformer's output for them. Shared by all scales."""
-
-    angles: Tensor
-    scale_of_token: Tensor
-
-    def __init__(self, config: FlowARConfig) -> None:
-        super().__init__()
-        self.config, width, zero = config, config.head_width, config.init == "zero"
-        token, cross_width = config.noise_shape[1], config.width if config.head == "cross_attention" else None
-        self.embed = Linear(token, width)
-        self.embed_t = TimeEmbedding(width, std=0.02 if zero else None)
-        self.project = Linear(config.width, width)
-        blocks = (ConditionedBlock(width, config.head_heads, cross_width, zero=zero) for _ in range(config.head_depth))
-        self.blocks = nn.ModuleList(blocks)
-        self.modulation = Modulation(width, 2, zero=zero)
-        self.out = (ZeroLinear if zero else Linear)(width, token)
-        self.register_buffer("angles", axial_angles(config.maps, width // config.head_heads), persistent=False)
-        of_token = torch.tensor([i for i, size in enumerate(config.sizes) for _ in range(size)])
-        self.register_buffer("scale_of_token", of_token, persistent=False)
-
-    def condition(self, z: Float[Tensor, "b n c"], scales: range) -> Condition:
-        """Computed once for a scale, used at every step of its integral."""
-        angles, blocks = self.angles[self.config.span(scales)], cast(Iterable[ConditionedBlock], self.blocks)
-        return Condition(self.project(z), tuple(block.keys_values(z, angles) for block in blocks))
-
-    def forward(
-        self, x: Float[Tensor, "b n p"], t: Float[Tensor, "b s"], condition: Condition, scales: range
-    ) -> Float[Tensor, "b n p"]:
-        """x are the noisy tokens of these scales, t (0 noise, 1 data) a time for each of them."""
-        span, sizes = self.config.span(scales), self.config.sizes[scales.start : scales.stop]
-        # The release's time runs from data to noise and is embedded as 0 ... 1000: this is where the two clocks meet.
-        # (Its velocity has the opposite sign: the importer turns the output layer round.)
-        level = 1000 * (1 - t)
-        if self.config.floor_time:
-            level = torch.floor(level + 1e-3)  # 1 - (1 - 0.3) must still floor to 300
-        time = self.embed_t(level)
-        if len(sizes) > 1:
-            time = time[:, self.scale_of_token[span] - scales.start]
-        condition_t = condition.projected + time
-        h = self.embed(x)
-        for block, keys_values in zip(self.blocks, condition.keys_values, strict=True):
-            h = block(h, time, condition_t, keys_values, self.angles[span], sizes)
-        return self.out(modulated(h, *self.modulation(condition_t)))
-
-
 Cache = tuple[KeysValues, ...]
 
 
 class FlowAR(nn.Module):
     """The transformer over scales and the flow head."""
 
-    angles: Tensor
+    rotary: Tensor
     head: FlowHead
 
     def __init__(self, config: FlowARConfig) -> None:
         super().__init__()
         self.config = config
-        tokens, width = config.noise_shape[0], config.width
+        tokens, width, zero = config.noise_shape[0], config.width, config.init == "zero"
         self.embed_label = LabelEmbedding(config.classes, width)
         self.embed = Linear(config.noise_shape[1], width)
         self.embed_level = TimeEmbedding(width) if config.context_noise > 0 else None
         self.positions = nn.Parameter(torch.empty(3, tokens, width))
         self.norms = nn.ModuleList(nn.RMSNorm(width, eps=1e-6) for _ in range(3))
         self.blocks = nn.ModuleList(
-            CausalBlock(width, config.heads, dropout=config.dropout, zero=config.init == "zero")
-            for _ in range(config.depth)
+            CausalBlock(width, config.heads, dropout=config.dropout, zero=zero) for _ in range(config.depth)
         )
         self.middle = Linear(width, width)
-        self.head = FlowHead(config)
-        self.register_buffer("angles", axial_angles(config.maps, width // config.heads), persistent=False)
+        self.head = FlowHead(
+            config.maps,
+            token_width=config.noise_shape[1],
+            condition_width=width,
+            width=config.head_width,
+            heads=config.head_heads,
+            depth=config.head_depth,
+            cross=config.head == "cross_attention",
+            floor_time=config.floor_time,
+            zero=zero,
+        )
+        self.register_buffer("rotary", axial_rotary(config.maps, width // config.heads), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -273,21 +239,23 @@ class FlowAR(nn.Module):
         """What these scales should hold, and the cache of keys and values with them.
 
         inputs are the enlarged maps of these scales but the very first, which starts from the class. `cache` holds the
-        scales before. `level` is the noise level of each scale's inputs, where the model was trained with such.
+        scales before. `level` is the noise level of each scale's inputs (0 if not given), of which only a
+        model with `context_noise` is told.
         """
         config, span = self.config, self.config.span(scales)
         label = self.embed_label(labels, len(labels)).unsqueeze(1)
         parts = [label.expand(-1, config.sizes[0], -1)] if scales.start == 0 else []
         x = torch.cat([*parts, *([] if inputs is None else [self.embed(inputs)])], dim=1)
-        if self.embed_level is not None and level is not None:
-            x = x + self.embed_level(level)[:, self.head.scale_of_token[span] - scales.start]
+        if self.embed_level is not None:
+            level = x.new_zeros(len(x), len(scales)) if level is None else level
+            x = x + self.embed_level(1000 * level)[:, self.head.scale_of_token[span] - scales.start]
         first, middle, last = self.positions[:, span]
         x = self.norms[0](x + first)
-        sizes, angles, caches = config.sizes[scales.start : scales.stop], self.angles[span], []
+        sizes, rotary, caches = config.sizes[scales.start : scales.stop], self.rotary[:, span], []
         for i, block in enumerate(self.blocks):
             if i == config.depth // 2:
                 x = self.middle(self.norms[1](x)) + middle
-            arguments = (x, label, angles, sizes, None if cache is None else cache[i])
+            arguments = (x, label, rotary, sizes, None if cache is None else cache[i])
             if config.checkpointing and self.training:
                 x, keys_values = cast(Any, checkpoint(block, *arguments, use_reentrant=False))
             else:
@@ -315,6 +283,7 @@ def draws(
     }
     if config.context_noise > 0:
         drawn["level"] = config.context_noise * torch.rand(batch, scales, generator=generator, device=device)
+        drawn["level"][:, 0] = 0  # the first scale starts from the class, which has no noise
         drawn["level_noise"] = torch.randn(batch, *config.noise_shape, generator=generator, device=device)
     return drawn
 
@@ -341,7 +310,7 @@ def loss(
     config = cast(FlowARConfig, model.config) if config is None else config
     given = {"t": t, "noise": noise, "drop": drop, "level": level, "level_noise": level_noise}
     drawn = {k: v for k, v in given.items() if v is not None}
-    if not {"t", "noise", "drop"} <= drawn.keys():
+    if not (given.keys() if config.context_noise > 0 else {"t", "noise", "drop"}) <= drawn.keys():
         drawn = draws(config, latents.shape, generator=generator, device=latents.device) | drawn
     if model.training and labels is not None:
         labels = labels.masked_fill(drawn["drop"], config.classes)
@@ -387,12 +356,20 @@ def sample(
     follows `Guidance.at_scale`; the null branch is not evaluated where it has no effect. A model trained with context
     noise is told the level `context_noise`, which is mixed into its inputs with the draws `level_noise`.
     `on_step` sees the map of the present scale enlarged to the full latent; `evaluations` counts "transformer 4x4",
-    "conditional 4x4", "null 4x4" and so on. Raises ValueError for a list of times that is not one for each scale.
+    "conditional 4x4", "null 4x4" and so on. Raises ValueError for a list of times that is not one for each scale,
+    guided channels, or context noise that the model does not know.
     """
     assert isinstance(model, FlowAR)
     config, count = model.config, len(model.config.maps)
     several = isinstance(times, list) and isinstance(times[0], Tensor)
     grids = cast(list[Tensor], times) if several else [torch.as_tensor(times)] * count
+    if guidance.channels is not None:
+        raise ValueError(f"FlowAR guides all channels, got guidance of the first {guidance.channels}")
+    if context_noise > 0 and (model.embed_level is None or level_noise is None):
+        raise ValueError(
+            f"context_noise {context_noise} needs a model trained with context_noise "
+            f"({config.context_noise}) and the draws level_noise"
+        )
     if len(grids) != count:
         raise ValueError(f"{count} scales need one grid of times, or a list of {count} grids, got {len(grids)}")
     nulls = torch.full((len(noise),), config.classes, device=noise.device)
@@ -400,6 +377,7 @@ def sample(
     weights = [guidance.at_scale(i, count).weight for i in range(count)]
     branches, caches = [labels, nulls], cast(list[Cache | None], [None, None])
     latents, done, tally = noise[:0], 0, Counter[str]() if evaluations is None else evaluations
+    shown: Counter[int] = Counter()  # steps that on_step has seen, by scale
 
     for i, size in enumerate(config.maps):
         scales = range(i, i + 1)
@@ -419,7 +397,7 @@ def sample(
             guided(fields[0], fields[-1], guidance.at_scale(i, count), evaluations=calls),
             noise[:, span],
             grids[i],
-            on_step=on_step and _enlarging(on_step, config, i, done),
+            on_step=on_step and _enlarging(on_step, config, i, shown),
             **({} if step_noise is None else {"noise": _part_of(step_noise, span, done)}),
         )
         tally.update({f"{name} {size[0]}x{size[1]}": n for name, n in calls.items()})
@@ -432,14 +410,16 @@ def _field(head: FlowHead, z: Tensor, scales: range) -> Field:
     return lambda x, t, state: (head(x, t.unsqueeze(1), condition, scales), state)
 
 
-def _enlarging(on_step: OnStep, config: FlowARConfig, scale: int, done: int) -> OnStep:
+def _enlarging(on_step: OnStep, config: FlowARConfig, scale: int, shown: Counter[int]) -> OnStep:
     """`on_step` with maps of tokens turned into latents of the full size, and steps counted on over the scales."""
+    before = shown.total()
 
-    def shown(step: Step) -> None:
+    def show(step: Step) -> None:
         latents = F.interpolate(unpatchify(step.x, config.patch, config.maps[scale]), size=config.size)
-        on_step(step._replace(x=latents, number=done + step.number))
+        shown[scale] = step.number
+        on_step(step._replace(x=latents, number=before + step.number))
 
-    return shown
+    return show
 
 
 def _part_of(noise: StepNoise, span: slice, done: int) -> Callable[[int], Tensor]:

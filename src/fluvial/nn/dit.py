@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from fluvial.checks import at_least, choices, positive, probabilities, whole_patches
 from fluvial.interpolant import InterpolantName
-from fluvial.nn.checks import at_least, positive, probabilities, whole_patches
 from fluvial.timesteps import TimeSampling
 
 
@@ -41,6 +41,7 @@ class DiTConfig:
         return self.channels, *self.size
 
     def __post_init__(self) -> None:
+        choices(self)
         at_least(1, self, "channels", "patch", "depth", "width", "heads")
         at_least(0, self, "classes")
         positive(self, "mlp_ratio")

@@ -30,7 +30,14 @@ def axial_angles(
     return torch.cat(angles).repeat_interleave(2, dim=1).float()
 
 
-def rotate(x: Float[Tensor, "b heads n k"], angles: Float[Tensor, "n k"]) -> Float[Tensor, "b heads n k"]:
-    """Turns each pair of neighbouring channels by its angle."""
+def axial_rotary(maps: Sequence[tuple[int, int]], head_width: int) -> Float[Tensor, "2 n k"]:
+    """Cosine and sine of `axial_angles`: a table made once and cut to the tokens at hand."""
+    angles = axial_angles(maps, head_width)
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def rotate(x: Float[Tensor, "b heads n k"], rotary: Float[Tensor, "2 n k"]) -> Float[Tensor, "b heads n k"]:
+    """Turns each pair of neighbouring channels by its angle, of which rotary has cosine and sine."""
+    cos, sin = rotary.to(x.dtype)
     turned = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
-    return x * angles.cos().to(x.dtype) + turned * angles.sin().to(x.dtype)
+    return x * cos + turned * sin

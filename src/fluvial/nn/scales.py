@@ -14,6 +14,11 @@ from fluvial.nn.rope import rotate
 KeysValues = tuple[Float[Tensor, "b _ _ _"], Float[Tensor, "b _ _ _"]]  # (b, heads, tokens, width of a head)
 
 
+def span_of(sizes: Sequence[int], scales: range) -> slice:
+    """Where the tokens of these scales are among the packed tokens of all."""
+    return slice(sum(sizes[: scales.start]), sum(sizes[: scales.stop]))
+
+
 def attend(
     q: Float[Tensor, "b heads n k"],
     k: Float[Tensor, "b heads m k"],
@@ -51,13 +56,13 @@ class ScaleAttention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b n d"],
-        angles: Float[Tensor, "n k"],
+        rotary: Float[Tensor, "2 n k"],
         sizes: Sequence[int],
         cache: KeysValues | None = None,
     ) -> tuple[Float[Tensor, "b n d"], KeysValues]:
         """The output for the scales in x, and the keys and values of all scales so far."""
         q, k, v = (split_heads(a, self.heads) for a in self.qkv(x).chunk(3, dim=-1))
-        q, k = rotate(q, angles), rotate(k, angles)
+        q, k = rotate(q, rotary), rotate(k, rotary)
         if cache is not None:
             k, v = torch.cat([cache[0], k], dim=-2), torch.cat([cache[1], v], dim=-2)
         dropout = self.dropout if self.training else 0.0
@@ -75,19 +80,19 @@ class ScaleCrossAttention(nn.Module):
         self.kv = Linear(condition_width, 2 * width, bias=False)
         self.out = Linear(width, width)
 
-    def keys_values(self, condition: Float[Tensor, "b n c"], angles: Float[Tensor, "n k"]) -> KeysValues:
+    def keys_values(self, condition: Float[Tensor, "b n c"], rotary: Float[Tensor, "2 n k"]) -> KeysValues:
         """What the condition contributes: the same for every x."""
         k, v = (split_heads(a, self.heads) for a in self.kv(condition).chunk(2, dim=-1))
-        return rotate(k, angles), v
+        return rotate(k, rotary), v
 
     def forward(
         self,
         x: Float[Tensor, "b n d"],
         keys_values: KeysValues,
-        angles: Float[Tensor, "n k"],
+        rotary: Float[Tensor, "2 n k"],
         sizes: Sequence[int],
     ) -> Float[Tensor, "b n d"]:
-        q = rotate(split_heads(self.q(x), self.heads), angles)
+        q = rotate(split_heads(self.q(x), self.heads), rotary)
         return self.out(merge_heads(attend(q, *keys_values, sizes, causal=False)))
 
 
@@ -126,12 +131,12 @@ class CausalBlock(nn.Module):
         self,
         x: Float[Tensor, "b n d"],
         condition: Float[Tensor, "b 1 d"],
-        angles: Float[Tensor, "n k"],
+        rotary: Float[Tensor, "2 n k"],
         sizes: Sequence[int],
         cache: KeysValues | None,
     ) -> tuple[Float[Tensor, "b n d"], KeysValues]:
         gate1, gate2, scale1, scale2, shift1, shift2 = self.modulation(condition)
-        attended, keys_values = self.attention(modulated(x, shift1, scale1), angles, sizes, cache)
+        attended, keys_values = self.attention(modulated(x, shift1, scale1), rotary, sizes, cache)
         x = x + gate1 * attended
         return x + gate2 * self.mlp(modulated(x, shift2, scale2)), keys_values
 
@@ -157,9 +162,9 @@ class ConditionedBlock(nn.Module):
             self.norm_z = nn.RMSNorm(cross_width, eps=1e-6)
             self.cross = ScaleCrossAttention(width, cross_width, heads)
 
-    def keys_values(self, z: Float[Tensor, "b n c"], angles: Float[Tensor, "n k"]) -> KeysValues | None:
+    def keys_values(self, z: Float[Tensor, "b n c"], rotary: Float[Tensor, "2 n k"]) -> KeysValues | None:
         """What cross-attention needs of the condition, whatever x and the time."""
-        return None if self.cross is None else self.cross.keys_values(self.norm_z(z), angles)
+        return None if self.cross is None else self.cross.keys_values(self.norm_z(z), rotary)
 
     def forward(
         self,
@@ -167,7 +172,7 @@ class ConditionedBlock(nn.Module):
         time: Float[Tensor, "b _ d"],
         condition: Float[Tensor, "b n d"],
         keys_values: KeysValues | None,
-        angles: Float[Tensor, "n k"],
+        rotary: Float[Tensor, "2 n k"],
         sizes: Sequence[int],
     ) -> Float[Tensor, "b n d"]:
         """time is for all tokens or for each; condition includes it."""
@@ -176,8 +181,8 @@ class ConditionedBlock(nn.Module):
         else:
             gate1, scale1, shift1 = self.modulation_attention(time)
             gate2, scale2, shift2 = self.modulation_mlp(condition)
-        x = x + gate1 * self.attention(modulated(x, shift1, scale1), angles, sizes)[0]
+        x = x + gate1 * self.attention(modulated(x, shift1, scale1), rotary, sizes)[0]
         if self.cross is not None:
             assert keys_values is not None
-            x = x + self.cross(self.norm_x(x), keys_values, angles, sizes)
+            x = x + self.cross(self.norm_x(x), keys_values, rotary, sizes)
         return x + gate2 * self.mlp(modulated(x, shift2, scale2))

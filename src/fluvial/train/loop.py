@@ -4,8 +4,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from fluvial.checks import choices
 from fluvial.randomness import address, generator
 from fluvial.train import checkpoint, ema
 from fluvial.train.optim import OptimConfig, adamw, clip_gradients, learning_rate
@@ -30,7 +31,7 @@ class TrainConfig:
     """Micro-batches a step is split into, to save memory; the result is the same to rounding."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """tf32 allows it in matrix products on a GPU (released ARFlow and FlowAR); bf16 runs them under autocast, while
-    weights, time embeddings, gates and the history stay float32."""
+    weights, residual streams, time embeddings and ARFlow's history stay float32."""
     compile: bool = False
     """Compile the model with torch.compile: a minute at the start, faster steps after."""
     ema_decay: float = 0.9999
@@ -47,6 +48,7 @@ class TrainConfig:
     """Steps between sample grids; 0 for never."""
 
     def __post_init__(self) -> None:
+        choices(self)
         positive = ("steps", "batch", "accumulate", "log_every", "save_every", "keep")
         if wrong := {name: getattr(self, name) for name in positive if getattr(self, name) < 1}:
             raise ValueError(f"must be at least 1: {wrong}")
@@ -86,15 +88,17 @@ def train(
     if config.compile:
         model.compile()
     autocast = torch.autocast(device.type, torch.bfloat16) if config.precision == "bf16" else nullcontext()
-    products = torch.get_float32_matmul_precision()
     log = _Log(run / "log.jsonl", last_step=step)
     model.train()
     started = mark = time.perf_counter()
     loss_sum, norm, since = torch.zeros((), device=device), torch.zeros((), device=device), 0
     images = 0
 
-    with _progress(config.steps, step) as show, torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.set_float32_matmul_precision("high" if config.precision == "tf32" else products)
+    with (
+        _progress(config.steps, step) as show,
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        _products(config),
+    ):
         while step < config.steps:
             rate = learning_rate(optim, step, config.steps)
             for group in optimizer.param_groups:
@@ -139,8 +143,18 @@ def train(
                 preview(average, run / "samples" / f"step-{step:08d}.png")
             if since == 0:
                 mark = time.perf_counter()  # the next line's images/s leaves out evaluation, saving and pictures
-    torch.set_float32_matmul_precision(products)
     return average
+
+
+@contextmanager
+def _products(config: TrainConfig) -> Iterator[None]:
+    """Sets the precision of float32 matrix products on a GPU, and puts back what was."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if config.precision == "tf32" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _check_finite(step: int, run: Path, loss: float, norm: Tensor) -> None:

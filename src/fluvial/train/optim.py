@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fluvial.checks import choices
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -30,6 +32,7 @@ class OptimConfig:
     """Bound used by clip."""
 
     def __post_init__(self) -> None:
+        choices(self)
         if self.lr <= 0 or self.final_lr < 0 or self.clip_at <= 0:
             raise ValueError(
                 f"lr and clip_at must be above 0 and final_lr at least 0, "

@@ -50,7 +50,7 @@ def config_from(state_dict: dict[str, Tensor], *, heads: int, **hints: Any) -> f
     head_width, token = state_dict["flownet.input_proj.weight"].shape
     cross = "flownet.res_blocks.0.crossattn.q.weight" in state_dict
     settings = {
-        "channels": token,
+        "channels": token // hints.get("patch", 1) ** 2,
         "classes": classes - 1,
         "depth": _blocks(state_dict, "encoder_blocks") + _blocks(state_dict, "decoder_blocks"),
         "width": width,

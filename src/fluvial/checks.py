@@ -1,6 +1,6 @@
-"""What every configuration of a model has to satisfy, each with an error that names the setting."""
+"""What configurations have to satisfy, each with an error that names the setting."""
 
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 def at_least(minimum: int, config: Any, *names: str) -> None:  # noqa: ANN401 - any configuration
@@ -19,6 +19,14 @@ def positive(config: Any, *names: str) -> None:  # noqa: ANN401
     """Raises ValueError naming the settings that are not above 0."""
     if wrong := {name: getattr(config, name) for name in names if not getattr(config, name) > 0}:
         raise ValueError(f"must be above 0: {wrong}")
+
+
+def choices(config: Any) -> None:  # noqa: ANN401
+    """Raises ValueError naming the settings declared as Literal whose value is none of the choices."""
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
+            known = ", ".join(map(str, get_args(kind)))
+            raise ValueError(f"{name} must be one of {known}, got {getattr(config, name)!r}")
 
 
 def whole_patches(size: tuple[int, int], patch: int) -> None:
