@@ -82,6 +82,13 @@ def test_frames_follow_the_trajectory():
     assert len(frames.ends) == 1 and torch.equal(frames.ends[0], end[:3])
 
 
+def test_frames_can_leave_out_all_but_the_ends():
+    decoded = []
+    frames = Frames(lambda x: decoded.append(x) or x, count=3, ends_only=True)
+    end = images(sit, steps=5, on_step=frames).images
+    assert len(decoded) == 1 and torch.equal(frames.ends[0], end[:3])
+
+
 def test_frames_follow_the_first_batch_only():
     frames = Frames(lambda x: x, count=7)
     end = images(sit, steps=5, batch=3, on_step=frames).images

@@ -149,15 +149,16 @@ def _train(arguments: list[str]) -> None:
 
 def _sample(arguments: list[str]) -> None:
     folder, rest = _run_folder(arguments, "sample")
-    default = SampleOptions(sample=experiment.read_run(folder).sample)
+    run = experiment.read_run(folder)
+    default = SampleOptions(sample=run.sample)
     options = _parse(SampleOptions, default, rest, "fluvial sample RUN", "Draw images from a run folder.")
-    _check_sampling(folder, options.sample)
+    _check_sampling(run, options.sample)
     trained = experiment.load(folder, device=_device(options.device))
     known = trained.run.method.classes
     if any(not 0 <= c < known for c in options.classes):
         raise UsageError(f"--classes must be of the model's {known} (0 to {known - 1}), got {list(options.classes)}")
     out = options.out or folder / "samples"
-    frames = Frames(trained.autoencoder.decode, min(options.count, 100))
+    frames = Frames(trained.autoencoder.decode, min(options.count, 100), ends_only=not options.gif)
     generated = trained.sample(
         options.count,
         classes=options.classes or None,
@@ -181,9 +182,10 @@ def _sample(arguments: list[str]) -> None:
 
 def _score(arguments: list[str]) -> None:
     folder, rest = _run_folder(arguments, "score")
-    default = ScoreOptions(sample=experiment.read_run(folder).sample)
+    run = experiment.read_run(folder)
+    default = ScoreOptions(sample=run.sample)
     options = _parse(ScoreOptions, default, rest, "fluvial score RUN", "Measure a run folder; writes RUN/score.json.")
-    _check_sampling(folder, options.sample)
+    _check_sampling(run, options.sample)
     result = experiment.score(
         folder, count=options.count, seed=options.seed, settings=options.sample, device=_device(options.device)
     )
@@ -238,9 +240,9 @@ def _run_folder(arguments: list[str], command: str) -> tuple[Path, list[str]]:
     return Path(name), rest
 
 
-def _check_sampling(folder: Path, sample: SampleConfig) -> None:
+def _check_sampling(run: Run, sample: SampleConfig) -> None:
     try:
-        replace(experiment.read_run(folder), sample=sample)
+        replace(run, sample=sample)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

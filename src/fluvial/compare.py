@@ -27,8 +27,7 @@ def compare(
 
     Each run is trained in `out/<name>` for as many steps as fit into `seconds`, told from a short trial; evaluation,
     pictures and scoring do not count. A run that is there already is continued or scored as it is; ValueError if it had
-    another budget. Also saves
-    compare.json and compare.png, a row of samples for each run.
+    another budget. Also saves compare.json and compare.png, a row of samples for each run.
     """
     _claim(out, seconds)
     rows, samples = [], {}

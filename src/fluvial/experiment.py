@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def train(
         trained = Trained(model=model, run=run, autoencoder=autoencoder, step=0, seconds=0.0)
         pictures.save_grid(trained.sample(PREVIEW).images, path)
 
-    loop.train(
+    average = loop.train(
         model,
         loss=loss,
         draws=draws,
@@ -133,7 +133,9 @@ def train(
         held_out=None if fixed is None else held_out_loss,
         preview=preview,
     )
-    return load(out, device=device)
+    newest = checkpoint.newest(out)
+    assert newest is not None
+    return _trained(average, run, newest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,11 +195,16 @@ def load(folder: Path | str, *, device: torch.device | str | None = None) -> Tra
     newest = checkpoint.newest(folder)
     if newest is None:
         raise ValueError(f"{folder} has no checkpoint yet; train it first")
-    meta = checkpoint.load_meta(newest)
     model = build(run)
     checkpoint.fill(model, checkpoint.load(newest, "ema"), newest)
+    return _trained(model.requires_grad_(False).eval().to(device or default_device()), run, newest)
+
+
+def _trained(average: nn.Module, run: Run, newest: Path) -> Trained:
+    """The moving average with what its checkpoint says of it."""
+    meta = checkpoint.load_meta(newest)
     return Trained(
-        model=model.requires_grad_(False).eval().to(device or default_device()),
+        model=average,
         run=run,
         autoencoder=autoencoders.load(run.autoencoder),
         step=meta["step"],
@@ -261,7 +268,7 @@ def score(
         "guidance": settings.guidance.weight if generated.labels is not None else 1.0,
         "guidance_interval": settings.guidance.interval,
         "guidance_channels": settings.guidance.channels,
-        "sample": _unstructured(settings),
+        "sample": to_json(replace(trained.run, sample=settings))["sample"],
         "train_step": trained.step,
         "train_seconds": round(trained.seconds, 1),
         "images_per_second": round(count / seconds, 1),
@@ -269,10 +276,6 @@ def score(
     }
     _write_json(folder / "score.json", result)
     return result
-
-
-def _unstructured(settings: SampleConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(settings)))
 
 
 def _claim(out: Path, run: Run, recipe: str | None) -> None:

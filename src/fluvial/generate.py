@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
-from fluvial.checks import choices
+from fluvial.checks import choices, probabilities
 from fluvial.data.images import to_uint8
 from fluvial.guidance import Guidance
 from fluvial.integrate import DiffusionForm, LastStep, OnStep, Solver, SolverName, Step, solver
@@ -59,8 +59,7 @@ class SampleConfig:
         choices(self)
         if self.grid == "two-piece" and self.shift != 1:
             raise ValueError(f"only a uniform grid can be shifted, got grid two-piece and shift {self.shift}")
-        if not 0 <= self.context_noise <= 1:
-            raise ValueError(f"context_noise is a noise level in [0, 1], got {self.context_noise}")
+        probabilities(self, "context_noise")
         if self._has_last_step and (self.shift != 1 or self.grid != "uniform"):
             raise ValueError(
                 f"euler-maruyama with a last step has its own grid: got shift {self.shift} and grid {self.grid!r}, "
@@ -165,10 +164,13 @@ def generate(
 
 
 class Frames:
-    """An `on_step` that keeps the first `count` images of a run at every step, for a GIF of the trajectory."""
+    """An `on_step` that keeps the first `count` images of a run at every step, for a GIF of the trajectory.
 
-    def __init__(self, decode: Callable[[Tensor], Tensor], count: int) -> None:
-        self.decode, self.count = decode, count
+    With `ends_only` it decodes and keeps no more than what each integral ended with.
+    """
+
+    def __init__(self, decode: Callable[[Tensor], Tensor], count: int, *, ends_only: bool = False) -> None:
+        self.decode, self.count, self.ends_only = decode, count, ends_only
         self.images: list[UInt8[Tensor, "n c h w"]] = []
         self.ends: list[UInt8[Tensor, "n c h w"]] = []
         """What each integral ended with: the image, or in FlowAR the map of each scale."""
@@ -178,7 +180,8 @@ class Frames:
         if step.number <= self._last:
             self.count = 0  # a second batch begins
         self._last = step.number
-        if self.count:
+        ended = step.t > 1 - 1e-9
+        if self.count and (ended or not self.ends_only):
             self.images.append(to_uint8(self.decode(step.x[: self.count])).cpu())
-            if step.t > 1 - 1e-9:
+            if ended:
                 self.ends.append(self.images[-1])

@@ -34,17 +34,6 @@ class Guidance:
     scale_weights: tuple[float, ...] = ()
     """FlowAR: the weight of each scale, coarse to fine, in place of weight and ramp."""
 
-    def at_scale(self, scale: int, scales: int) -> "Guidance":
-        """The guidance of one scale of several, the coarsest being 0."""
-        weight = self.weight
-        if self.scale_weights:
-            if len(self.scale_weights) != scales:
-                raise ValueError(f"{scales} scales need {scales} guidance weights, got {self.scale_weights}")
-            weight = self.scale_weights[scale]
-        elif self.ramp == "linear" and scales > 1:
-            weight = 1 + (self.weight - 1) * scale / (scales - 1)
-        return replace(self, weight=weight, ramp="constant", scale_weights=())
-
     def __post_init__(self) -> None:
         choices(self)
         low, high = self.interval
@@ -56,6 +45,17 @@ class Guidance:
             )
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"guided channels must be at least 1, or None for all, got {self.channels}")
+
+    def at_scale(self, scale: int, scales: int) -> "Guidance":
+        """The guidance of one scale of several, the coarsest being 0."""
+        weight = self.weight
+        if self.scale_weights:
+            if len(self.scale_weights) != scales:
+                raise ValueError(f"{scales} scales need {scales} guidance weights, got {self.scale_weights}")
+            weight = self.scale_weights[scale]
+        elif self.ramp == "linear" and scales > 1:
+            weight = 1 + (self.weight - 1) * scale / (scales - 1)
+        return replace(self, weight=weight, ramp="constant", scale_weights=())
 
 
 def guided(conditional: Field, null: Field, guidance: Guidance, *, evaluations: Counter[str] | None = None) -> Field:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from fluvial.checks import at_least
 from fluvial.guidance import Guidance, guided
 from fluvial.integrate import Field, OnStep, Solver, State, StepNoise, euler
 from fluvial.interpolant import INTERPOLANTS, u_t, x_t
@@ -49,8 +50,7 @@ class ARFlowConfig(DiTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.images_per_sequence < 1:
-            raise ValueError(f"images_per_sequence must be at least 1, got {self.images_per_sequence}")
+        at_least(1, self, "images_per_sequence")
 
 
 def preset(name: str, **overrides: Any) -> ARFlowConfig:  # noqa: ANN401 - any field of ARFlowConfig

@@ -223,8 +223,7 @@ class FlowAR(nn.Module):
         inputs are the enlarged maps for all scales but the first, as `enlarged` and `packed` make them.
         """
         scales = range(len(self.config.sizes))
-        if labels is None:
-            labels = torch.full((len(x_t),), self.config.classes, device=x_t.device)
+        labels = self.embed_label.null(len(x_t)) if labels is None else labels
         z, _ = self.transformer(inputs, labels, scales, level=level)
         return self.head(x_t, t, self.head.condition(z, scales), scales)
 
@@ -372,7 +371,7 @@ def sample(
         )
     if len(grids) != count:
         raise ValueError(f"{count} scales need one grid of times, or a list of {count} grids, got {len(grids)}")
-    nulls = torch.full((len(noise),), config.classes, device=noise.device)
+    nulls = model.embed_label.null(len(noise))
     labels, guidance = (nulls, Guidance()) if labels is None else (labels, guidance)  # else both branches were alike
     weights = [guidance.at_scale(i, count).weight for i in range(count)]
     branches, caches = [labels, nulls], cast(list[Cache | None], [None, None])

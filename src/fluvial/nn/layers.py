@@ -135,9 +135,11 @@ class LabelEmbedding(nn.Module):
 
     def forward(self, labels: Int[Tensor, "b"] | None, batch: int) -> Float[Tensor, "b d"]:
         """labels in 0 ... classes, where `classes` is the null id; None stands for a batch of null ids."""
-        if labels is None:
-            labels = torch.full((batch,), self.classes, device=self.table.weight.device)
-        return self.table(labels)
+        return self.table(self.null(batch) if labels is None else labels)
+
+    def null(self, batch: int) -> Int[Tensor, "b"]:
+        """A batch of null ids."""
+        return torch.full((batch,), self.classes, device=self.table.weight.device)
 
 
 class PatchEmbedding(nn.Module):

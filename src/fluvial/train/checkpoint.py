@@ -80,7 +80,9 @@ def load_meta(folder: Path) -> dict[str, Any]:
     file = folder / "checkpoint.json"
     try:
         meta = json.loads(file.read_text())
-        written, _ = meta["format"], (meta["step"], meta["seconds"]) if meta["format"] == FORMAT else None
+        written = meta["format"]
+        if written == FORMAT and not {"step", "seconds"} <= meta.keys():
+            raise KeyError("step, seconds")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{file} is missing or damaged ({error}). Remove {folder} to fall back on an earlier checkpoint"

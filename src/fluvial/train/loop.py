@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from fluvial.checks import choices
+from fluvial.checks import at_least, choices
 from fluvial.randomness import address, generator
 from fluvial.train import checkpoint, ema
 from fluvial.train.optim import OptimConfig, adamw, clip_gradients, learning_rate
@@ -49,15 +49,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         choices(self)
-        positive = ("steps", "batch", "accumulate", "log_every", "save_every", "keep")
-        if wrong := {name: getattr(self, name) for name in positive if getattr(self, name) < 1}:
-            raise ValueError(f"must be at least 1: {wrong}")
+        at_least(1, self, "steps", "batch", "accumulate", "log_every", "save_every", "keep")
+        at_least(0, self, "eval_every", "sample_every")
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} cannot be split evenly into accumulate {self.accumulate}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
-        if self.eval_every < 0 or self.sample_every < 0:
-            raise ValueError("eval_every and sample_every must be at least 0 (0: never)")
 
 
 def train(
@@ -91,8 +88,7 @@ def train(
     log = _Log(run / "log.jsonl", last_step=step)
     model.train()
     started = mark = time.perf_counter()
-    loss_sum, norm, since = torch.zeros((), device=device), torch.zeros((), device=device), 0
-    images = 0
+    loss_sum, since, images = torch.zeros((), device=device), 0, 0
 
     with (
         _progress(config.steps, step) as show,
