@@ -1,21 +1,35 @@
 import json
+import os
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-import torch
-from safetensors import safe_open
+# before anything imports `datasets`: no network, and a cache that goes away
+_CACHE = tempfile.TemporaryDirectory(prefix="fluvial-tests-")
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": _CACHE.name, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from safetensors import safe_open  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
+SHARED = Path(__file__).parents[2] / "shared"  # real images and autoencoders, where there are any
 
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
-def read_golden(name: str) -> SimpleNamespace:
+def shared(name: str) -> Path:
+    """A file of real data, or a skip with the reason."""
+    if not (SHARED / name).exists():
+        pytest.skip(f"{SHARED / name} is not there")
+    return SHARED / name
+
+
+def read_golden(name: str, folder: Path = GOLDEN) -> SimpleNamespace:
     """A reference file: its tensors, the release's state dict, and its metadata."""
-    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
+    with safe_open(folder / f"{name}.safetensors", "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}
         meta = {key: json.loads(value) for key, value in file.metadata().items()}
     prefix = "state_dict."

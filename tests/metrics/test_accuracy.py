@@ -5,7 +5,7 @@ from fluvial.metrics.accuracy import class_accuracy
 
 
 def test_real_digits_are_recognised_and_wrong_labels_are_not():
-    (real, y, _), (other, z, _) = digits("train"), digits("test")
+    (real, y, *_), (other, z, *_) = digits("train"), digits("test")
     x, held_out = to_signed(real).flatten(1), to_signed(other).flatten(1)
     assert class_accuracy(x, y, held_out, z) > 0.98
     assert class_accuracy(x, y, held_out, (z + 1) % 10) < 0.02

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from fluvial.checks import at_least, choices
+from fluvial.progress import Bar
 from fluvial.randomness import address, generator
 from fluvial.train import checkpoint, ema
 from fluvial.train.optim import OptimConfig, adamw, clip_gradients, learning_rate
@@ -91,7 +90,7 @@ def train(
     loss_sum, since, images = torch.zeros((), device=device), 0, 0
 
     with (
-        _progress(config.steps, step) as show,
+        Bar(config.steps, step, what="step", every_call=True) as bar,
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         _products(config),
     ):
@@ -121,7 +120,7 @@ def train(
                 _check_finite(step, run, mean, norm)
                 speed = images / elapsed
                 log.write(step=step, loss=mean, lr=rate, grad_norm=float(norm), images_per_second=speed)
-                show(step, mean, speed)
+                bar.show(step, f"loss {mean:.4f}  {speed:,.0f} images/s")
                 loss_sum.zero_()
                 since, images = 0, 0
             if held_out is not None and config.eval_every and (step % config.eval_every == 0 or last):
@@ -201,33 +200,3 @@ def _step_of(line: str) -> int | float:
         return json.loads(line)["step"]
     except (ValueError, KeyError):
         return math.inf  # a line cut short by a crash
-
-
-class _progress:
-    """A bar in a terminal, a line a report elsewhere."""
-
-    def __init__(self, total: int, done: int) -> None:
-        console = Console(stderr=True)
-        self.total, self.started, self.first = total, time.perf_counter(), done
-        self.bar = None
-        if console.is_terminal:
-            columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
-            self.bar = Progress(*columns, console=console)
-            self.task = self.bar.add_task("starting", total=total, completed=done)
-
-    def __enter__(self) -> Callable[[int, float, float], None]:
-        if self.bar is not None:
-            self.bar.start()
-        return self.show
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def show(self, step: int, loss: float, speed: float) -> None:
-        text = f"loss {loss:.4f}  {speed:,.0f} images/s"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, description=text)
-        else:
-            left = (time.perf_counter() - self.started) / (step - self.first) * (self.total - step)
-            print(f"step {step:>{len(str(self.total))}}/{self.total}  {text}  {left:.0f} s left", flush=True)

@@ -1,0 +1,104 @@
+"""What is in a data set: counts, sizes, kinds of file, classes, and what cannot be read."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from fluvial.data import crop
+from fluvial.data.crop import UnreadableImage
+from fluvial.data.groups import index_by_class
+from fluvial.data.images import ImageSet
+from fluvial.progress import Bar
+
+SHEET, THUMBNAIL = 100, 64  # images on the contact sheet, and their side
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    count: int
+    """Images, readable or not."""
+    looked_at: int
+    """How many of them were decoded."""
+    sizes: Int[np.ndarray, "m 2"]
+    """(width, height) of the readable ones as they are stored."""
+    kinds: dict[str, int]
+    """RGB, grey, palette, alpha, CMYK; and how many are turned by their EXIF data."""
+    unreadable: tuple[UnreadableImage, ...]
+    class_sizes: dict[str, int]
+    """Images a class by name, in order of the ids; nothing where there are no labels."""
+    sheet: UInt8[Tensor, "k 3 t t"]
+    """Some of the images, spread evenly over the data set, cropped and made small."""
+
+    def small_classes(self, images_per_sequence: int) -> dict[str, int]:
+        """The classes with fewer images than a sequence of ARFlow takes; those without any are never drawn."""
+        return {name: n for name, n in self.class_sizes.items() if 0 < n < images_per_sequence}
+
+
+class _Seen(NamedTuple):
+    size: tuple[int, int]
+    kind: str
+    rotated: bool
+
+
+def inspect(images: ImageSet, *, most: int | None = None) -> Inspection:
+    """Decodes every image, or `most` of them spread evenly, and says what there is."""
+    count = len(images.pixels)
+    looked_at = np.unique(np.linspace(0, count - 1, min(count, most or count)).round().astype(int))
+    on_sheet = np.unique(np.linspace(0, len(looked_at) - 1, min(len(looked_at), SHEET)).round().astype(int))
+    seen, bad = [], []
+    with Bar(len(looked_at), what="reading images") as bar:
+        for part in np.array_split(looked_at, -(-len(looked_at) // 256)):
+            for result in _look(images, part.tolist()):
+                (bad if isinstance(result, UnreadableImage) else seen).append(result)
+            bar.show(len(seen) + len(bad))
+    kinds = Counter(s.kind for s in seen) + Counter({"turned by EXIF": sum(s.rotated for s in seen)})
+    return Inspection(
+        count=count,
+        looked_at=len(looked_at),
+        sizes=np.array([s.size for s in seen], dtype=int).reshape(-1, 2),
+        kinds=dict(kinds.most_common()),
+        unreadable=tuple(bad),
+        class_sizes=class_sizes(images),
+        sheet=_sheet(images, looked_at[on_sheet].tolist()),
+    )
+
+
+def class_sizes(images: ImageSet) -> dict[str, int]:
+    """Images a class by name, classes without any included."""
+    if images.labels is None:
+        return {}
+    sizes = {i: len(members) for i, members in index_by_class(images.labels, len(images.labels))}
+    names = images.class_names or [str(i) for i in range(max(sizes) + 1)]
+    return {name: sizes.get(i, 0) for i, name in enumerate(names)}
+
+
+def _look(images: ImageSet, indices: list[int]) -> list[_Seen | UnreadableImage]:
+    if isinstance(images.pixels, Tensor):
+        _, c, h, w = images.pixels.shape
+        return [_Seen((w, h), {1: "grey", 3: "RGB"}.get(c, f"{c} channels"), False)] * len(indices)
+    return images.pixels.each(indices, _see)
+
+
+def _see(image: Image.Image) -> _Seen:
+    crop.upright(image, 3)  # raises for what cannot be used
+    return _Seen(image.size, crop.kind(image), crop.is_rotated(image))
+
+
+def _sheet(images: ImageSet, indices: list[int]) -> UInt8[Tensor, "k 3 t t"]:
+    def thumbnail(image: Image.Image) -> np.ndarray:
+        image = crop.upright(image, 3)
+        return crop.to_array(crop.centre_crop(image, THUMBNAIL))
+
+    if isinstance(images.pixels, Tensor):
+        chosen = images.pixels[indices]
+        pictures = (Image.fromarray(p[0].numpy() if len(p) == 1 else p.permute(1, 2, 0).numpy()) for p in chosen)
+        found = [thumbnail(picture) for picture in pictures]
+    else:
+        found = [r for r in images.pixels.each(indices, thumbnail) if isinstance(r, np.ndarray)]
+    return torch.from_numpy(np.stack(found)) if found else torch.zeros(0, 3, THUMBNAIL, THUMBNAIL, dtype=torch.uint8)

@@ -1,0 +1,250 @@
+"""Image files and their labels, undecoded: from folders, and through the `datasets` library."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jp2", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+)
+TRAIN, HELD_OUT = ("train", "training"), ("validation", "valid", "val", "test", "testing")
+# how `datasets` names the kinds of file it reads
+BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".gz": "webdataset", ".tgz": "webdataset"}
+SAVED = ("state.json", "dataset_dict.json")  # what Dataset.save_to_disk leaves
+TAR_END = 1024  # zero bytes that end every tar file
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
+LABEL_COLUMNS = ("label", "labels", "class", "cls", "target", "category")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """`count` image files: read(indices) gives (name, bytes or path) of each."""
+
+    name: str
+    count: int
+    read: Callable[[Sequence[int]], list[tuple[str, bytes | Path]]]
+    labels: Sequence[Any] | None
+    """Class ids or class names, one an image."""
+    class_names: tuple[str, ...]
+    ignored: int = 0
+    """Files beside the images that are not images."""
+
+
+def class_labels(source: Source, given: tuple[str, ...]) -> tuple[Int[Tensor, "n"] | None, tuple[str, ...]]:
+    """Class ids, and the names of the classes: those given, else those found. Names in place of ids are numbered.
+
+    Raises ValueError if a label is missing, or has no name among those given.
+    """
+    if source.labels is None:
+        return None, ()
+    values = [v.decode() if isinstance(v, bytes) else v for v in source.labels]
+    missing = [i for i, v in enumerate(values) if v is None]
+    if missing:
+        raise ValueError(f"{source.name}: {len(missing)} images have no label, the first is image {missing[0]}")
+    names = given or source.class_names
+    if all(isinstance(v, str) for v in values):
+        if all(v.strip().isdigit() for v in values):
+            values = [int(v) for v in values]
+        else:
+            names = names or tuple(sorted(set(values)))
+            if unknown := sorted(set(values) - set(names)):
+                raise ValueError(
+                    f"{source.name}: labels {unknown[:5]} are not among the class names {list(names[:10])}"
+                )
+            ids = {name: i for i, name in enumerate(names)}
+            values = [ids[v] for v in values]
+    if not all(isinstance(v, int | np.integer) for v in values):
+        odd = next(v for v in values if not isinstance(v, int | np.integer))
+        raise ValueError(f"{source.name}: labels must be whole numbers or names, got {odd!r}; set data.label_column")
+    labels = torch.tensor(values, dtype=torch.long)
+    if bool((labels < 0).all()):  # how test splits on the hub say that they have none
+        return None, ()
+    if names and int(labels.max()) >= len(names):
+        raise ValueError(f"{source.name}: labels run to {int(labels.max())}, but there are {len(names)} class names")
+    return labels, names
+
+
+def open_source(
+    name: str, *, held_out: bool = False, split: str = "", image_column: str = "", label_column: str = ""
+) -> Source | None:
+    """The images behind a path or a name on the hub; None if it has no split of that kind.
+
+    Raises ValueError if there is nothing of that name, nothing in it, or it cannot be read.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() and not _dataset_files(path):
+        folder = _split_folder(path, held_out, split)
+        return None if folder is None else _folder(folder)
+    dataset = _dataset(path if path.exists() or has_magic(name) or path.suffix in BUILDERS else name, held_out, split)
+    return None if dataset is None else _columns(dataset, name, image_column, label_column)
+
+
+def _split_folder(path: Path, held_out: bool, split: str) -> Path | None:
+    """The subfolder of that split, if there is a train/ folder; else all is for training."""
+    inside = {p.name.lower(): p for p in path.iterdir() if p.is_dir()}
+    if split:
+        if split not in inside:
+            raise ValueError(f"{path} has no folder {split!r}, only {', '.join(sorted(inside)) or 'no folders'}")
+        return inside[split]
+    if not any(name in inside for name in TRAIN):
+        return None if held_out else path
+    return next((inside[name] for name in (HELD_OUT if held_out else TRAIN) if name in inside), None)
+
+
+def _folder(path: Path) -> Source:
+    """Images straight in the folder have no labels; images in subfolders are of the class of that name.
+
+    `datasets` has a builder for this too. It copies the list into a cache, guesses splits from words anywhere in a
+    path, and lists ImageNet anew for minutes at every start.
+    """
+    found: dict[str, list[Path]] = {}
+    ignored = 0
+    for folder, below, files in os.walk(path, followlinks=True):
+        below[:] = sorted(b for b in below if not b.startswith("."))
+        parts = Path(folder).relative_to(path).parts
+        images = sorted(f for f in files if Path(f).suffix.lower() in SUFFIXES and not f.startswith("."))
+        ignored += len(files) - len(images)
+        if images:
+            found.setdefault(parts[0] if parts else "", []).extend(Path(folder) / f for f in images)
+    if not found:
+        raise ValueError(
+            f"{path} has no images: {ignored} files, none ending in {', '.join(sorted(SUFFIXES))}. Give a folder of "
+            f"images, or of a folder of images for each class"
+        )
+    if "" in found and len(found) > 1:
+        raise ValueError(
+            f"{path} has {len(found[''])} images beside {len(found) - 1} folders of images; put each image into the "
+            f"folder of its class, or all of them into one"
+        )
+    names = () if "" in found else tuple(sorted(found))
+    files = [file for name in sorted(found) for file in found[name]]
+
+    def read(indices: Sequence[int]) -> list[tuple[str, bytes | Path]]:
+        return [(str(files[i]), files[i]) for i in indices]
+
+    labels = [i for i, name in enumerate(names) for _ in found[name]] if names else None
+    return Source(name=str(path), count=len(files), read=read, labels=labels, class_names=names, ignored=ignored)
+
+
+def _dataset_files(path: Path) -> bool:
+    """Whether a folder holds data set files rather than images."""
+    if any((path / mark).exists() for mark in SAVED):
+        return True
+    return any(file.suffix in BUILDERS for folder in (path, path / "data") for file in folder.glob("*.*"))
+
+
+def _dataset(name: Path | str, held_out: bool, split: str) -> Any:  # noqa: ANN401 - datasets.Dataset
+    """One split of a data set, loaded by `datasets`; None if there is no held-out one."""
+    import datasets
+
+    load = _loader(name)
+    try:
+        loaded: Any = load()
+    except Exception as error:  # datasets, pyarrow, tarfile and the hub's client share no base class
+        reason = error.__cause__ or error
+        where = f"{name} is damaged or not what its name says"
+        if isinstance(name, str):
+            where = f"{name} is no file or folder here, and cannot be had from the Hugging Face hub"
+        raise ValueError(f"{where} ({type(reason).__name__}: {reason})") from error
+    if isinstance(loaded, datasets.Dataset):
+        loaded = datasets.DatasetDict({"train": loaded})
+    if split and split not in loaded:
+        raise ValueError(f"{name} has no split {split!r}, only {', '.join(loaded)}")
+    names = [split] if split else [n for n in (HELD_OUT if held_out else TRAIN) if n in loaded]
+    if not names and not held_out and len(loaded) == 1:
+        names = list(loaded)
+    if not names and not held_out:
+        raise ValueError(f"{name} has the splits {', '.join(loaded)}; choose one with data.split")
+    return loaded[names[0]] if names else None
+
+
+def _loader(name: Path | str) -> Callable[[], Any]:
+    """How to load it. Raises ValueError for files that are not there or that `datasets` does not read."""
+    import datasets
+
+    if isinstance(name, str):
+        return partial(datasets.load_dataset, name)
+    if name.is_dir():
+        _check_tars([file for folder in (name, name / "data") for file in sorted(folder.glob("*.tar"))])
+        saved = any((name / mark).exists() for mark in SAVED)
+        return partial(datasets.load_from_disk if saved else datasets.load_dataset, str(name))
+    files = sorted(glob(str(name))) if has_magic(str(name)) else [str(name)] * name.exists()
+    if not files:
+        raise ValueError(f"{name} does not exist")
+    kinds = {Path(file).suffix for file in files}
+    if unknown := kinds - BUILDERS.keys():
+        raise ValueError(f"{name} ends in {', '.join(sorted(unknown)) or 'nothing'}; known are {', '.join(BUILDERS)}")
+    if len({BUILDERS[kind] for kind in kinds}) > 1:
+        raise ValueError(f"{name} are files of several kinds: {', '.join(sorted(kinds))}")
+    _check_tars([Path(file) for file in files if file.endswith(".tar")])
+    return partial(datasets.load_dataset, BUILDERS[kinds.pop()], data_files=files)
+
+
+def _check_tars(files: list[Path]) -> None:
+    """Raises ValueError for a tar that does not end as tars do: readers may take what is left for the whole."""
+    for file in files:
+        with file.open("rb") as tar:
+            tar.seek(-min(TAR_END, file.stat().st_size), os.SEEK_END)
+            if tar.read() != bytes(TAR_END):
+                raise ValueError(f"{file} is cut short: it has no end-of-archive mark; copy or download it again")
+
+
+def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> Source:  # noqa: ANN401
+    import datasets
+
+    features = dataset.features
+    image_column = image_column or _found(features, name, "image", IMAGE_COLUMNS, datasets.Image)
+    labelled = label_column or _found(features, name, "label", LABEL_COLUMNS, datasets.ClassLabel)
+    for option, column in (("data.image_column", image_column), ("data.label_column", labelled)):
+        if column and column not in features:
+            raise ValueError(f"{name} has no column {column!r}, only {', '.join(features)}; set {option}")
+    try:
+        images = dataset.cast_column(image_column, datasets.Image(decode=False)).select_columns([image_column])
+    except Exception as error:  # pyarrow's errors of casts are of many kinds
+        raise ValueError(
+            f"{name}: column {image_column!r} holds {features[image_column]}, not images; set data.image_column"
+        ) from error
+
+    def read(indices: Sequence[int]) -> list[tuple[str, bytes | Path]]:
+        rows = images[list(indices)][image_column]
+        named = [
+            (f"{name}, row {i}" + (f" ({row['path']})" * bool(row["path"])), row)
+            for i, row in zip(indices, rows, strict=True)
+        ]
+        return [(label, Path(row["path"]) if row["bytes"] is None else row["bytes"]) for label, row in named]
+
+    if dataset.num_rows == 0:
+        raise ValueError(f"{name} has no rows")
+    feature = features[labelled] if labelled else None
+    return Source(
+        name=name,
+        count=dataset.num_rows,
+        read=read,
+        labels=list(dataset[labelled]) if labelled else None,
+        class_names=tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else (),
+    )
+
+
+def _found(features: Any, name: str, what: str, usual: tuple[str, ...], kind: type) -> str:  # noqa: ANN401
+    """The only column of that kind, else the first with a usual name; for images there must be one, for labels not."""
+    typed = [column for column, feature in features.items() if isinstance(feature, kind)]
+    if len(typed) == 1:
+        return typed[0]
+    named = [column for column in usual if column in (typed or features)]
+    if named:
+        return named[0]
+    if typed or what == "image":
+        which = (
+            f"several {what} columns: {', '.join(typed)}" if typed else f"no {what} column among {', '.join(features)}"
+        )
+        raise ValueError(f"{name} has {which}; choose one with data.{what}_column")
+    return ""

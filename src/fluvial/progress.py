@@ -1,0 +1,42 @@
+"""How far a long command is: a bar in a terminal, a line now and then elsewhere."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS = 10  # between lines where there is no terminal
+
+
+class Bar:
+    """Shows `done` of `total`. Use it in a with statement."""
+
+    def __init__(self, total: int, done: int = 0, *, what: str = "", every_call: bool = False) -> None:
+        console = Console(stderr=True)
+        self.total, self.first, self.what = total, done, what
+        self.every_call, self.started, self.shown = every_call, time.perf_counter(), time.perf_counter()
+        columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
+        self.bar = Progress(*columns, console=console) if console.is_terminal else None
+        self.task = self.bar.add_task(what or "starting", total=total, completed=done) if self.bar else None
+
+    def __enter__(self) -> "Bar":
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def show(self, done: int, text: str = "") -> None:
+        """Reports; without a terminal only every few seconds and at the end, or at every call if so asked."""
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=done, description=text or self.what)
+            return
+        now = time.perf_counter()
+        if self.every_call or done == self.total or now - self.shown > SECONDS:
+            left = (now - self.started) / max(1, done - self.first) * (self.total - done)
+            what = " ".join(part for part in (self.what, f"{done:>{len(str(self.total))}}/{self.total}") if part)
+            print(f"{what}  {text}  {left:.0f} s left" if text else f"{what}  {left:.0f} s left", flush=True)
+            self.shown = now

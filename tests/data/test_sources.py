@@ -1,0 +1,267 @@
+import io
+import tarfile
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fluvial.data import images as data_images
+from fluvial.data.crop import UnreadableImage
+from fluvial.data.images import DataConfig, Files, load
+
+
+def picture(i, side=8):
+    """An image that says which one it is in every pixel."""
+    return Image.new("RGB", (side, side), (i, 2 * i, 255 - i))
+
+
+def encoded(i, side=8):
+    buffer = io.BytesIO()
+    picture(i, side).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def numbers(images):
+    """Which images these are, from their pixels."""
+    pixels = images.rows(torch.arange(len(images.pixels)))
+    assert torch.equal(pixels[:, 1].int(), 2 * pixels[:, 0].int())
+    return pixels[:, 0, 0, 0].tolist()
+
+
+def tree(root, classes, side=8):
+    for name, ids in classes.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in ids:
+            (root / name / f"{i:03d}.png").write_bytes(encoded(i, side))
+    return root
+
+
+def open_at(path, split="train", **options):
+    return load(DataConfig(path=str(path), **options), split)
+
+
+def test_a_folder_for_each_class(tmp_path):
+    tree(tmp_path, {"zebra": [5, 4], "ant": [1, 2, 3], "cow/left": [7], "cow/right": [8]})
+    (tmp_path / "ant" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "ant" / "notes.txt").write_text("not an image")
+    (tmp_path / "ant" / "009.PNG").write_bytes(encoded(9))
+    images = open_at(tmp_path)
+    assert images.class_names == ("ant", "cow", "zebra")
+    assert numbers(images) == [1, 2, 3, 9, 7, 8, 4, 5]
+    assert images.labels.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert open_at(tmp_path, "test") is None
+
+
+def test_a_flat_folder_has_no_labels(tmp_path):
+    images = open_at(tree(tmp_path, {"": [3, 1, 2]}))
+    assert numbers(images) == [1, 2, 3] and images.labels is None and images.class_names == ()
+
+
+def test_folders_of_splits(tmp_path):
+    tree(tmp_path / "train", {"a": [1], "b": [2]})
+    tree(tmp_path / "val", {"a": [3], "b": [4, 5]})
+    tree(tmp_path / "extra", {"a": [6]})
+    assert numbers(open_at(tmp_path)) == [1, 2] and numbers(open_at(tmp_path, "test")) == [3, 4, 5]
+    assert numbers(load(DataConfig(path=str(tmp_path), split="extra"), "train")) == [6]
+    assert numbers(open_at(tmp_path / "train", "test", test_path=str(tmp_path / "extra"))) == [6]
+    with pytest.raises(ValueError, match="has no folder 'dev', only extra, train, val"):
+        load(DataConfig(path=str(tmp_path), split="dev"), "train")
+
+
+def test_a_folder_without_images_says_so(tmp_path):
+    with pytest.raises(ValueError, match="has no images: 0 files"):
+        open_at(tmp_path)
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ValueError, match="has no images: 1 files, none ending in .*png"):
+        open_at(tmp_path)
+    tree(tmp_path, {"": [1], "a": [2]})
+    with pytest.raises(ValueError, match="1 images beside 1 folders of images"):
+        open_at(tmp_path)
+
+
+def dataset(ids, labels=None, column="img", names=("cat", "dog"), feature=None):
+    columns = {column: [{"bytes": encoded(i), "path": None} for i in ids]}
+    features = {column: datasets.Image()}
+    if labels is not None:
+        columns["fine"], features["fine"] = labels, feature or datasets.ClassLabel(names=list(names))
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def test_parquet_finds_its_columns_and_class_names(tmp_path):
+    dataset([1, 2, 3], [1, 0, 1]).to_parquet(tmp_path / "a.parquet")
+    images = open_at(tmp_path / "a.parquet")
+    assert numbers(images) == [1, 2, 3] and images.labels.tolist() == [1, 0, 1]
+    assert images.class_names == ("cat", "dog") and open_at(tmp_path / "a.parquet", "test") is None
+    assert open_at(tmp_path / "a.parquet", class_names=("x", "y")).class_names == ("x", "y")
+
+
+def test_wildcards_folders_and_splits_of_parquet(tmp_path):
+    for name, ids in (("train-0", [1, 2]), ("train-1", [3]), ("test-0", [4])):
+        dataset(ids, [0] * len(ids)).to_parquet(tmp_path / f"{name}.parquet")
+    assert numbers(open_at(tmp_path / "train-*.parquet")) == [1, 2, 3]
+    assert numbers(open_at(tmp_path)) == [1, 2, 3] and numbers(open_at(tmp_path, "test")) == [4]
+    held_out = str(tmp_path / "test-0.parquet")
+    assert numbers(open_at(tmp_path / "train-0.parquet", "test", test_path=held_out)) == [4]
+
+
+def test_arrow_saved_and_as_files(tmp_path):
+    dataset([5, 6], [0, 1]).save_to_disk(tmp_path / "saved")
+    assert numbers(open_at(tmp_path / "saved")) == [5, 6]
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    images = open_at(file)
+    assert numbers(images) == [5, 6] and images.labels.tolist() == [0, 1] and images.class_names == ("cat", "dog")
+
+
+def webdataset(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_webdataset_tars(tmp_path):
+    members = [
+        (f"{i:04d}.{kind}", part) for i in (3, 4, 5) for kind, part in (("png", encoded(i)), ("cls", b"%d" % (i % 2)))
+    ]
+    images = open_at(webdataset(tmp_path / "shard-0.tar", members))
+    assert numbers(images) == [3, 4, 5] and images.labels.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "bytes_left", [5 * 1024 + 100, 5 * 1024 + 600, 5 * 1024]
+)  # in a header, in a file, between two
+def test_a_tar_that_is_cut_is_an_error(tmp_path, bytes_left):
+    whole = webdataset(tmp_path / "whole.tar", [(f"{i:04d}.png", encoded(i)) for i in range(9)]).read_bytes()
+    (tmp_path / "whole.tar").unlink()
+    (tmp_path / "cut.tar").write_bytes(whole[:bytes_left])
+    for place in (tmp_path / "cut.tar", tmp_path):
+        with pytest.raises(ValueError, match="cut.tar is cut short"):
+            open_at(place)
+
+
+def test_labels_that_are_words_or_wrong(tmp_path):
+    dataset([1, 2, 3], ["dog", "ant", "dog"], feature=datasets.Value("string")).to_parquet(tmp_path / "w.parquet")
+    assert open_at(tmp_path / "w.parquet").labels is None  # "fine" is no usual name
+    images = open_at(tmp_path / "w.parquet", label_column="fine")
+    assert images.labels.tolist() == [1, 0, 1] and images.class_names == ("ant", "dog")
+    images = open_at(tmp_path / "w.parquet", label_column="fine", class_names=("dog", "cat", "ant"))
+    assert images.labels.tolist() == [0, 2, 0]
+    with pytest.raises(ValueError, match=r"labels \['ant'\] are not among the class names \['dog', 'cat'\]"):
+        open_at(tmp_path / "w.parquet", label_column="fine", class_names=("dog", "cat"))
+    dataset([1, 2], [0.5, 1.0], feature=datasets.Value("float32")).to_parquet(tmp_path / "f.parquet")
+    with pytest.raises(ValueError, match="labels must be whole numbers or names, got 0.5"):
+        open_at(tmp_path / "f.parquet", label_column="fine")
+    dataset([1, 2], [3, None], feature=datasets.Value("int64")).to_parquet(tmp_path / "n.parquet")
+    with pytest.raises(ValueError, match="1 images have no label, the first is image 1"):
+        open_at(tmp_path / "n.parquet", label_column="fine")
+    dataset([1, 2], [-1, -1], feature=datasets.Value("int64")).to_parquet(tmp_path / "m.parquet")
+    assert open_at(tmp_path / "m.parquet", label_column="fine").labels is None  # a test split without labels
+
+
+def test_wrong_columns_name_those_there_are(tmp_path):
+    dataset([1, 2], [0, 1]).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="no column 'image', only img, fine; set data.image_column"):
+        open_at(tmp_path / "a.parquet", image_column="image")
+    with pytest.raises(ValueError, match="no column 'coarse', only img, fine; set data.label_column"):
+        open_at(tmp_path / "a.parquet", label_column="coarse")
+    with pytest.raises(ValueError, match="column 'fine' holds ClassLabel.*not images"):
+        open_at(tmp_path / "a.parquet", image_column="fine")
+    both = dataset([1, 2], [0, 1])
+    both = both.add_column("coarse", [0, 0]).cast_column("coarse", datasets.ClassLabel(names=["animal"]))
+    both.to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match="several label columns: fine, coarse; choose one with data.label_column"):
+        open_at(tmp_path / "b.parquet")
+    datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="no image column among text"):
+        open_at(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("nobody/nothing", "no file or folder here, and cannot be had from the Hugging Face hub"),
+        ("gone.parquet", "gone.parquet does not exist"),
+        ("*.tar", "does not exist"),
+        ("given", "images given to it in Python"),
+    ],
+)
+def test_what_is_not_there_is_an_error(place, says):
+    with pytest.raises(ValueError, match=says.replace("*", r"\*")):
+        open_at(place)
+
+
+def test_damaged_parquet_and_other_files_are_errors(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 this is not parquet")
+    with pytest.raises(ValueError, match="a.parquet is damaged"):
+        open_at(tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text("1,2")
+    with pytest.raises(ValueError, match="a.csv ends in .csv; known are .parquet"):
+        open_at(tmp_path / "a.csv")
+
+
+def test_an_unreadable_image_stops_or_is_left_out(tmp_path):
+    tree(tmp_path, {"a": [1, 2, 3], "b": [4, 5]})
+    (tmp_path / "a" / "002.png").write_bytes(encoded(2)[:40])
+    with pytest.raises(ValueError, match=r"1 unreadable image: .*a/002.png.*data.unreadable skip"):
+        open_at(tmp_path)
+    images = open_at(tmp_path, unreadable="skip")
+    assert numbers(images) == [1, 3, 4, 5] and images.labels.tolist() == [0, 0, 1, 1]
+    assert [error.name for error in images.skipped] == [str(tmp_path / "a" / "002.png")]
+    for file in tmp_path.rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match="none of the images can be read: 5 unreadable"):
+        open_at(tmp_path, unreadable="skip", size=8)
+    with pytest.raises(ValueError, match="the first image sets the size, and is unreadable"):
+        open_at(tmp_path)
+
+
+def test_images_too_many_for_memory_are_read_when_needed(tmp_path, monkeypatch):
+    tree(tmp_path, {"a": range(20), "b": range(20, 30)}, side=12)
+    (tmp_path / "a" / "003.png").write_bytes(b"")
+    config = {"size": 8, "unreadable": "skip"}
+    whole = open_at(tmp_path, **config)
+    monkeypatch.setattr(data_images, "IN_MEMORY", 0)
+    lazy = open_at(tmp_path, **config)
+    assert isinstance(lazy.pixels, Files) and isinstance(whole.pixels, torch.Tensor)
+    assert lazy.pixels.shape == tuple(whole.pixels.shape) == (29, 3, 8, 8) and torch.equal(lazy.labels, whole.labels)
+    chosen, flipped = torch.tensor([28, 0, 3, 3]), torch.tensor([True, False, True, False])
+    assert torch.equal(lazy.rows(chosen, flipped), whole.rows(chosen, flipped))
+    late = open_at(tmp_path, size=8)
+    with pytest.raises(UnreadableImage, match="a/003.png"):
+        late.rows(torch.tensor([0, 3]))
+
+
+def test_random_crops_follow_their_generator(tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    images = open_at(tmp_path, size=16, crop="random")
+    chosen = torch.zeros(6, dtype=torch.long)
+    crops = images.rows(chosen, None, np.random.default_rng(1))
+    assert torch.equal(crops, images.rows(chosen, None, np.random.default_rng(1)))
+    assert len({tuple(c.flatten().tolist()) for c in crops}) > 3
+
+
+def test_images_of_several_sizes_need_a_size(tmp_path):
+    tree(tmp_path, {"": [1]}, side=8)
+    (tmp_path / "002.png").write_bytes(encoded(2, 10))
+    with pytest.raises(ValueError, match="10 x 10 pixels where the first image has 8 x 8; set data.size"):
+        open_at(tmp_path)
+    assert open_at(tmp_path, size=8).pixels.shape == (2, 3, 8, 8)
+    assert open_at(tmp_path, size=8, channels=1).pixels.shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"crop": "random"}, "data.crop random needs data.size"),
+        ({"size": -1}, "at least 0: {'size': -1}"),
+        ({"crop": "random", "size": 8, "cache": "x"}, "random crops cannot be cached"),
+    ],
+)
+def test_settings_that_contradict_themselves(options, says):
+    with pytest.raises(ValueError, match=says):
+        DataConfig(**options)
