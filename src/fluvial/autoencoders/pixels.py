@@ -1,5 +1,6 @@
 """The identity: a method trains on the pixels themselves."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -7,9 +8,27 @@ from torch import Tensor, nn
 class Pixels(nn.Module):
     """Latents are the images."""
 
-    def encode(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Images in [-1, 1] to latents."""
+    stride = 1
+    channels = None  # as many as the images have
+    shift, scale = (0.0,), (1.0,)
+    identity = "pixels"
+    hash = "pixels"
+
+    def standardised(self, shift: tuple[float, ...], scale: tuple[float, ...]) -> "Pixels":
+        """Itself: pixels in [-1, 1] are used as they are. Raises ValueError for any other shift or scale."""
+        if (shift, scale) != (self.shift, self.scale):
+            raise ValueError(f"pixels are not shifted or scaled, got shift {shift} and scale {scale}")
+        return self
+
+    def moments(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The images, in [-1, 1]; they have no variance."""
         return images
+
+    def latents(
+        self, moments: Float[Tensor, "b c h w"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """The images."""
+        return moments
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Latents to images in [-1, 1], clamped."""

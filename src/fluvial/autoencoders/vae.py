@@ -1,0 +1,143 @@
+"""Any image autoencoder of diffusers: AutoencoderKL, AutoencoderTiny, AutoencoderDC."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fluvial.extras import require
+
+KINDS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
+# images that go through an autoencoder at a time: they need far more memory than latents do, and a CPU's cache is small
+CHUNK = {"cpu": 1, "cuda": 16}
+LOG_VARIANCE = (-30.0, 20.0)  # clamped to, as in diffusers' DiagonalGaussianDistribution and in the releases
+
+
+class Vae(nn.Module):
+    """A frozen diffusers autoencoder with the shift and scale of its latents."""
+
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    def __init__(
+        self, model: nn.Module, identity: str, shift: tuple[float, ...] = (0.0,), scale: tuple[float, ...] = (1.0,)
+    ) -> None:
+        super().__init__()
+        # channels last is up to twice as fast, on CPUs and on GPUs
+        self.model: Any = model
+        self.requires_grad_(False).eval()
+        self.model.to(memory_format=torch.channels_last)
+        self.identity = identity
+        self.kind = type(model).__name__
+        self.channels = int(self.model.config.latent_channels)
+        self.stride = _stride(self.model)
+        self.hash = _hash(model)
+        self.standardised(shift, scale)
+
+    def standardised(self, shift: tuple[float, ...], scale: tuple[float, ...]) -> "Vae":
+        """Itself, with this shift and scale. Raises ValueError unless they are one number or one a channel."""
+        for name, values in (("shift", shift), ("scale", scale)):
+            if len(values) not in (1, self.channels):
+                raise ValueError(f"{name} must be one number or one for each of {self.channels} channels, got {values}")
+        self.shift, self.scale = shift, scale
+        return self
+
+    @torch.no_grad()
+    def moments(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b m h w"]:
+        """Mean and log variance (2c channels) of the posterior, or the mean alone (c), of images in [-1, 1]."""
+        return _in_chunks(self._moments, images)
+
+    def _moments(self, images: Tensor) -> Tensor:
+        encoded = self.model.encode(images)
+        if self.kind == "AutoencoderKL":
+            return encoded.latent_dist.parameters
+        return encoded.latents if self.kind == "AutoencoderTiny" else encoded.latent
+
+    def latents(
+        self, moments: Float[Tensor, "b m h w"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """A draw from the posterior, (mean + exp(logvar / 2) noise - shift) * scale; its mean without a generator."""
+        z, logvar = moments[:, : self.channels], moments[:, self.channels :]
+        if generator is not None and logvar.shape[1] > 0:
+            noise = torch.randn(z.shape, generator=generator, device=z.device)
+            z = z + (logvar.clamp(*LOG_VARIANCE) / 2).exp() * noise
+        return (z - _per_channel(self.shift, z)) * _per_channel(self.scale, z)
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """Latents to images in [-1, 1], clamped."""
+        z = latents / _per_channel(self.scale, latents) + _per_channel(self.shift, latents)
+        return _in_chunks(lambda part: self.model.decode(part).sample, z).clamp(-1, 1)
+
+
+class UnknownKind(ValueError):
+    pass
+
+
+def from_pretrained(name: str) -> Vae:
+    """A diffusers autoencoder by its name on the hub or its folder, or that of a pipeline which has one in vae/.
+
+    Its shift and scale are those of its configuration. Raises ValueError if there is none, or it is of another kind.
+    """
+    diffusers = require("diffusers", extra="vae", why=f"the autoencoder {name!r}")
+    # a pipeline keeps its autoencoder in vae/; on the hub the subfolder may be named: owner/name/vae
+    folder, *inside = [name] if Path(name).exists() else _split(name)
+    options = {"subfolder": inside[0]} if inside else {}
+    if Path(folder, "vae", "config.json").exists():
+        options = {"subfolder": "vae"}
+    try:
+        config = diffusers.AutoencoderKL.load_config(folder, **options)
+        kind = config.get("_class_name")
+        if kind not in KINDS:
+            raise UnknownKind(f"{name!r} is {kind or 'no diffusers model'}; image autoencoders are {', '.join(KINDS)}")
+        model = getattr(diffusers, kind).from_pretrained(folder, low_cpu_mem_usage=False, **options)
+    except UnknownKind:
+        raise
+    except Exception as error:  # diffusers and the hub's client share no base class
+        here = "is damaged" if Path(folder).exists() else "is no folder here, and cannot be had from the hub"
+        raise ValueError(f"the autoencoder {name!r} {here} ({type(error).__name__}: {error})") from error
+    return Vae(model.float(), name, *_published(model.config))
+
+
+def _split(name: str) -> list[str]:
+    owner_and_name, rest = name.split("/")[:2], name.split("/")[2:]
+    return ["/".join(owner_and_name), *(["/".join(rest)] if rest else [])]
+
+
+def _published(config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:  # noqa: ANN401
+    """Shift and scale such that (z - shift) * scale is about standard, from what diffusers stores of it."""
+    scale = float(config.get("scaling_factor") or 1.0)
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean and std:
+        return tuple(map(float, mean)), tuple(scale / float(s) for s in std)
+    return (float(config.get("shift_factor") or 0.0),), (scale,)
+
+
+def _stride(model: Any) -> int:  # noqa: ANN401
+    """Image pixels along the side of a latent pixel: every level but the last halves the image."""
+    config = model.config
+    levels = config.get("encoder_block_out_channels") or config.block_out_channels
+    return 2 ** (len(levels) - 1)
+
+
+def _hash(model: nn.Module) -> str:
+    """SHA-256 of names and values of all weights, its first 16 digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _in_chunks(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """network(x) in float32, a few images at a time."""
+    parts = x.contiguous(memory_format=torch.channels_last).split(CHUNK.get(x.device.type, 1))
+    return torch.cat([network(part).float() for part in parts]).contiguous()
+
+
+def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(-1, 1, 1)

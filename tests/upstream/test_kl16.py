@@ -1,0 +1,71 @@
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tests.conftest import read_golden, shared
+
+from fluvial.autoencoders import AutoencoderConfig
+from fluvial.inputs import open_autoencoder
+from fluvial.upstream import kl16
+
+
+@pytest.fixture(scope="module")
+def golden():
+    pytest.importorskip("diffusers")
+    return read_golden("kl16_tiny", shared("golden/kl16_tiny.safetensors").parent)
+
+
+def relative_error(got, expected):
+    return ((got - expected).abs().max() / expected.abs().max()).item()
+
+
+def test_the_release_is_reproduced(golden):
+    vae, expected = kl16.from_state_dict(golden.state_dict), golden.tensors
+    assert (vae.channels, vae.stride, vae.scale) == (16, 16, (0.2325,))
+    assert relative_error(vae.moments(expected["image"]), expected["moments"]) < 1e-4
+    latents = vae.latents(expected["moments"])
+    assert relative_error(latents, 0.2325 * expected["latent"]) < 1e-6
+    decoded = vae.model.decode(latents / 0.2325).sample  # as the release does: not clamped
+    assert relative_error(decoded, expected["decoded"]) < 1e-4
+    assert relative_error(vae.decode(latents), expected["decoded"].clamp(-1, 1)) < 1e-4
+
+
+def test_it_is_read_from_the_released_kind_of_file(golden, tmp_path):
+    torch.save({"model": golden.state_dict}, tmp_path / "kl16.ckpt")
+    save_file(golden.state_dict, tmp_path / "kl16.safetensors")
+    vae = open_autoencoder(AutoencoderConfig(name=str(tmp_path / "kl16.ckpt")))
+    assert vae.hash == kl16.load(tmp_path / "kl16.safetensors").hash == kl16.from_state_dict(golden.state_dict).hash
+
+
+def test_other_weights_are_refused(golden, tmp_path):
+    weights = golden.state_dict
+    with pytest.raises(ValueError, match="unexpected key 'encoder.surprise'"):
+        kl16.from_state_dict({**weights, "encoder.surprise": torch.zeros(1)})
+    without = {k: v for k, v in weights.items() if k != "decoder.conv_in.bias"}
+    with pytest.raises(ValueError, match="decoder.conv_in.bias is missing"):
+        kl16.from_state_dict(without)
+    with pytest.raises(ValueError, match=r"quant_conv.weight is \(2, 2\), not \(32, 32, 1, 1\)"):
+        kl16.from_state_dict({**weights, "quant_conv.weight": torch.zeros(2, 2)})
+    save_file({"linear.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="other.safetensors: not the weights of KL-16"):
+        kl16.load(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="gone.ckpt does not exist"):
+        kl16.load(tmp_path / "gone.ckpt")
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    torch.save({"model": Malicious(tmp_path / "touched")}, tmp_path / "a.ckpt")
+    (tmp_path / "b.ckpt").write_bytes(pickle.dumps(Malicious(tmp_path / "touched")))
+    for name in ("a.ckpt", "b.ckpt"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+            kl16.load(tmp_path / name)
+    assert not (tmp_path / "touched").exists()
