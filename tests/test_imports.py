@@ -9,13 +9,14 @@ import fluvial
 
 ROOT = Path(fluvial.__file__).parent
 ROWS = [
-    {"checks", "interpolant", "randomness", "timesteps"},
+    {"checks", "extras", "files", "interpolant", "progress", "randomness", "timesteps"},
     {"integrate"},
     {"guidance", "nn"},
     {"methods", "autoencoders", "data", "metrics", "pictures"},
     {"train", "generate", "upstream"},
     {"config"},
-    {"recipes", "experiment"},
+    {"recipes", "inputs"},
+    {"experiment"},
     {"compare"},
     {"cli"},
 ]

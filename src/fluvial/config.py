@@ -9,6 +9,7 @@ from cattrs.strategies import configure_tagged_union
 from cattrs.v import format_exception
 
 from fluvial import methods
+from fluvial.autoencoders import AutoencoderConfig
 from fluvial.data.images import DataConfig
 from fluvial.generate import SampleConfig
 from fluvial.methods import flowar
@@ -22,8 +23,8 @@ class Run:
     """The model and its objective."""
     data: DataConfig = DataConfig()
     """The images."""
-    autoencoder: str = "pixels"
-    """What turns images into latents: "pixels" trains on the images themselves."""
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    """What turns images into latents."""
     optim: OptimConfig = OptimConfig()
     """The optimizer."""
     train: TrainConfig = TrainConfig()

@@ -9,7 +9,6 @@ runs/digits-arflow/
 """
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -19,21 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor, nn
 
 import fluvial
-from fluvial import autoencoders, pictures
+from fluvial import pictures
+from fluvial.autoencoders import Autoencoder
 from fluvial.config import Run, differences, from_json, to_json
 from fluvial.data import images as data_images
-from fluvial.data.batches import batches
-from fluvial.data.images import ImageSet, to_signed
+from fluvial.data.images import DataConfig, ImageSet, to_signed
+from fluvial.files import write_json
 from fluvial.generate import Generated, SampleConfig, generate
+from fluvial.inputs import batches_of, is_cache, open_autoencoder, open_inputs
 from fluvial.integrate import OnStep
 from fluvial.interpolant import INTERPOLANTS
 from fluvial.methods import method_of
 from fluvial.metrics.accuracy import class_accuracy
 from fluvial.metrics.frechet import fit, frechet_distance
-from fluvial.randomness import generator
+from fluvial.randomness import generator, numpy_generator
 from fluvial.train import checkpoint, loop
 
 # settings that a run may be continued with: they leave the steps already taken valid
@@ -44,8 +46,13 @@ CHANGEABLE = (
     "train.sample_every",
     "train.keep",
     "sample.",
+    "data.path",  # the same images elsewhere
+    "data.test_path",
+    "data.cache",
+    "autoencoder.name",  # its weights are checked by their hash
 )
 PREVIEW = 100  # images in the grids drawn during training
+REFERENCE, SVM_IMAGES = 10_000, 5_000  # real images that a score looks at, and that its SVM learns from
 HELD_OUT = 256  # examples behind the held-out loss
 
 
@@ -81,27 +88,19 @@ def train(
     method.classes 0 labels are left aside. Raises ValueError if the folder holds a run with other settings, if the
     images do not fit the model, or a class is too small for its sequences.
     """
-    out, method = Path(out), method_of(run.method)
-    autoencoder = autoencoders.load(run.autoencoder)
-    if images is None:
-        images, held_out = data_images.load(run.data, "train"), data_images.load(run.data, "test")
-    else:
-        run = replace(run, data=replace(run.data, name="given"))
-    if run.method.classes == 0:
-        images, held_out = images._replace(labels=None), held_out and held_out._replace(labels=None)
-    for part in (images, *([] if held_out is None else [held_out])):
-        _check_fit(run, part, autoencoder.encode)
-    batch = partial(batches, encode=autoencoder.encode, images_per_sequence=run.method.images_per_sequence)
-    train_batch = batch(
-        images, batch=run.train.batch, seed=run.seed, flip=run.data.flip, small_classes=run.data.small_classes
-    )
-    model = build(run, device or default_device())
+    out, method, device = Path(out), method_of(run.method), torch.device(device or default_device())
+    run = _as_it_was(run, out)
+    inputs = open_inputs(run, images=images, held_out=held_out, device=device)
+    run, autoencoder = inputs.run, inputs.autoencoder
+    train_batch = batches_of(inputs, inputs.train, run.train.batch, device, flip=run.data.flip)
+    model = build(run, device)
     _claim(out, run, recipe)
-    device = next(model.parameters()).device
     loss = partial(method.loss, config=run.method)
     draws = partial(method.draws, run.method)
 
-    fixed = None if held_out is None else batch(held_out, batch=HELD_OUT, seed=0, small_classes="repeat")(0)
+    fixed = None
+    if inputs.held_out is not None:
+        fixed = batches_of(inputs, inputs.held_out, HELD_OUT, device, seed=0, small_classes="repeat")(0)
 
     @torch.no_grad()
     def held_out_loss(model: nn.Module) -> float:
@@ -116,10 +115,11 @@ def train(
         return sum(float(loss(model, **part)) * len(part["t"]) for part in parts) / HELD_OUT
 
     def preview(model: nn.Module, path: Path) -> None:
-        if images.pixels.shape[1] not in (1, 3):
-            return  # no picture of such channels; the log and the checkpoints go on
         trained = Trained(model=model, run=run, autoencoder=autoencoder, step=0, seconds=0.0)
-        pictures.save_grid(trained.sample(PREVIEW).images, path)
+        side = run.method.size[0] * autoencoder.stride
+        images = trained.sample(PREVIEW if side <= 64 else PREVIEW // 6).images
+        if images.shape[1] in (1, 3):  # of other channels there is no picture; the log and the checkpoints go on
+            pictures.save_grid(images, path, columns=round(len(images) ** 0.5))
 
     average = loop.train(
         model,
@@ -135,7 +135,7 @@ def train(
     )
     newest = checkpoint.newest(out)
     assert newest is not None
-    return _trained(average, run, newest)
+    return _trained(average, run, autoencoder, newest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ class Trained:
 
     model: nn.Module
     run: Run
-    autoencoder: autoencoders.Autoencoder
+    autoencoder: Autoencoder
     step: int
     """Training steps behind these weights."""
     seconds: float
@@ -185,8 +185,8 @@ class Trained:
         )
 
 
-def load(folder: Path | str, *, device: torch.device | str | None = None) -> Trained:
-    """The newest checkpoint of a run folder.
+def load(folder: Path | str, *, autoencoder: str = "", device: torch.device | str | None = None) -> Trained:
+    """The newest checkpoint of a run folder. `autoencoder` says where the run's is now, if no longer where it was.
 
     Raises ValueError if the folder is not a run, or its checkpoint is missing, damaged or another model's.
     """
@@ -195,21 +195,19 @@ def load(folder: Path | str, *, device: torch.device | str | None = None) -> Tra
     newest = checkpoint.newest(folder)
     if newest is None:
         raise ValueError(f"{folder} has no checkpoint yet; train it first")
+    if autoencoder:
+        run = replace(run, autoencoder=replace(run.autoencoder, name=autoencoder))
+    device = device or default_device()
+    decoder = open_autoencoder(run.autoencoder).to(device)
     model = build(run)
     checkpoint.fill(model, checkpoint.load(newest, "ema"), newest)
-    return _trained(model.requires_grad_(False).eval().to(device or default_device()), run, newest)
+    return _trained(model.requires_grad_(False).eval().to(device), run, decoder, newest)
 
 
-def _trained(average: nn.Module, run: Run, newest: Path) -> Trained:
+def _trained(average: nn.Module, run: Run, autoencoder: Autoencoder, newest: Path) -> Trained:
     """The moving average with what its checkpoint says of it."""
     meta = checkpoint.load_meta(newest)
-    return Trained(
-        model=average,
-        run=run,
-        autoencoder=autoencoders.load(run.autoencoder),
-        step=meta["step"],
-        seconds=meta["seconds"],
-    )
+    return Trained(model=average, run=run, autoencoder=autoencoder, step=meta["step"], seconds=meta["seconds"])
 
 
 def read_run(folder: Path | str) -> Run:
@@ -230,7 +228,9 @@ def score(
     seed: int = 0,
     real: ImageSet | None = None,
     held_out: ImageSet | None = None,
+    data: DataConfig | None = None,
     settings: SampleConfig | None = None,
+    autoencoder: str = "",
     device: torch.device | str | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
@@ -238,27 +238,32 @@ def score(
 
     class_accuracy: the share that an SVM trained on the real training images puts in the class asked for.
     frechet_distance: between the pixels, in [-1, 1], of the samples and of the held-out images; beside it the same
-    distance of the real training images, the floor that no honest sampler is below. `real` and `held_out` stand in for
-    the data set's two parts, as they must for a run trained on given images.
+    distance of the real training images, the floor that no honest sampler is below.
+
+    `data` stands in for the run's own data, `real` and `held_out` for its two parts, as they must for a run trained on
+    given images. Of a large data set no more than 10,000 images of a part are looked at; the SVM learns from 5,000.
     """
     folder = Path(folder)
-    trained = load(folder, device=device)
+    trained = load(folder, autoencoder=autoencoder, device=device)
     settings = settings or trained.run.sample
-    if real is None or held_out is None:
-        real, held_out = (data_images.load(trained.run.data, split) for split in ("train", "test"))
+    data = data or trained.run.data
+    real, held_out = _reference(data, real, held_out)
     started = time.perf_counter()
     generated = trained.sample(count, seed=seed, settings=settings, on_batch=on_batch)
     seconds = time.perf_counter() - started
-    x_real, x_held_out, x = (to_signed(p).flatten(1) for p in (real.pixels, held_out.pixels, generated.images))
+    x_real, x_held_out, x = (
+        to_signed(pixels).flatten(1) for pixels in (_pixels(real), _pixels(held_out), generated.images)
+    )
     result: dict[str, Any] = {}
     if generated.labels is not None and real.labels is not None and held_out.labels is not None:
-        result["class_accuracy"] = class_accuracy(x_real, real.labels, x, generated.labels)
-        result["class_accuracy_real"] = class_accuracy(x_real, real.labels, x_held_out, held_out.labels)
+        examples = x_real[:SVM_IMAGES], real.labels[:SVM_IMAGES]
+        result["class_accuracy"] = class_accuracy(*examples, x, generated.labels)
+        result["class_accuracy_real"] = class_accuracy(*examples, x_held_out, held_out.labels)
     result |= {
         "frechet_distance": frechet_distance(fit(x), fit(x_held_out)),
         "frechet_distance_real": frechet_distance(fit(x_real), fit(x_held_out)),
         "features": "pixels in [-1, 1]",
-        "reference": f"{trained.run.data.name}, {len(held_out.pixels)} held-out images",
+        "reference": f"{data.test_path or data.path or data.name}, {len(held_out.pixels)} held-out images",
         "count": count,
         "seed": seed,
         "solver": settings.solver,
@@ -274,8 +279,44 @@ def score(
         "images_per_second": round(count / seconds, 1),
         "version": fluvial.__version__,
     }
-    _write_json(folder / "score.json", result)
+    write_json(folder / "score.json", result)
     return result
+
+
+def _reference(data: DataConfig, real: ImageSet | None, held_out: ImageSet | None) -> tuple[ImageSet, ImageSet]:
+    """Training and held-out images, shuffled where they are more than enough."""
+    if real is None or held_out is None:
+        if is_cache(data.path or data.name) or is_cache(data.test_path):
+            raise ValueError(
+                "the run was trained on cached latents, and a score needs images: name them with --data-path"
+            )
+        real, held_out = (data_images.load(data, split) for split in ("train", "test"))
+        if real is None or held_out is None:
+            raise ValueError(f"{data.path or data.name} has no held-out images: name some with --test-path")
+    real, held_out = (
+        part.subset(torch.from_numpy(numpy_generator(0, "reference").permutation(len(part.pixels))[:REFERENCE]))
+        if len(part.pixels) > min(REFERENCE, SVM_IMAGES)
+        else part
+        for part in (real, held_out)
+    )
+    return real, held_out
+
+
+def _pixels(images: ImageSet) -> UInt8[Tensor, "n c h w"]:
+    return images.rows(torch.arange(len(images.pixels)))
+
+
+def _as_it_was(run: Run, out: Path) -> Run:
+    """The run with what was found when it was first started, where it does not say otherwise."""
+    if not (out / "run.json").exists():
+        return run
+    there = read_run(out)
+    ours, theirs = run.autoencoder, there.autoencoder
+    if not ours.shift and ours.statistics == theirs.statistics:
+        ours = replace(ours, shift=theirs.shift, scale=theirs.scale)
+    if not ours.hash and ours.name == theirs.name:
+        ours = replace(ours, hash=theirs.hash)
+    return replace(run, autoencoder=ours)
 
 
 def _claim(out: Path, run: Run, recipe: str | None) -> None:
@@ -294,39 +335,7 @@ def _claim(out: Path, run: Run, recipe: str | None) -> None:
     elif out.exists() and any(path.suffix != ".tmp" for path in out.iterdir()):
         raise ValueError(f"{out} is not empty and not a run folder; choose another with --out")
     out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / "run.json", {"recipe": recipe, "made_by": made_by, "run": to_json(run)})
-
-
-def _check_fit(run: Run, images: ImageSet, encode: Callable[[Tensor], Tensor]) -> None:
-    """Raises ValueError unless one image, encoded, has the shape the model takes, and the labels are its classes."""
-    shape = tuple(encode(to_signed(images.pixels[:1])).shape[1:])
-    expected = (run.method.channels, *run.method.size)
-    if shape != expected:
-        raise ValueError(
-            f"the data gives latents of {shape} (channels, height, width), the model takes {expected}; "
-            f"set method.channels and method.size"
-        )
-    if run.method.classes == 0:
-        return
-    if images.labels is None:
-        raise ValueError("the data has no labels; set method.classes to 0 to train without")
-    if int(images.labels.max()) >= run.method.classes or int(images.labels.min()) < 0:
-        raise ValueError(
-            f"the labels run from {int(images.labels.min())} to {int(images.labels.max())}, the model has "
-            f"{run.method.classes} classes (0 to {run.method.classes - 1}); set method.classes"
-        )
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(json.dumps(values, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_json(out / "run.json", {"recipe": recipe, "made_by": made_by, "run": to_json(run)})
 
 
 def _read_json(folder: Path | str) -> dict[str, Any]:

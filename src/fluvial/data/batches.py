@@ -1,7 +1,9 @@
 """Training batches as a pure function of (seed, step), so that resuming needs no loader state."""
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -9,47 +11,68 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fluvial.data.groups import SmallClasses, check_sizes, draw_groups, index_by_class
-from fluvial.data.images import ImageSet, to_signed
-from fluvial.randomness import numpy_generator
+from fluvial.data.images import ImageSet
+from fluvial.data.latents import LatentSet
+from fluvial.randomness import generator, numpy_generator
 
+T = TypeVar("T")
 Batch = tuple[Float[Tensor, "b ..."], Int[Tensor, "b"] | None]
 
 
 def batches(
-    images: ImageSet,
-    encode: Callable[[Tensor], Tensor],
+    examples: ImageSet | LatentSet,
+    encode: Callable[[Tensor, torch.Generator], Tensor],
     *,
     batch: int,
     seed: int,
     images_per_sequence: int | None = None,
     flip: bool = False,
     small_classes: SmallClasses = "error",
+    device: torch.device | str = "cpu",
 ) -> Callable[[int], Batch]:
     """A function from the step to (latents, labels) of that step.
 
     Without images_per_sequence latents are (b, c, h, w), every image once an epoch in shuffled order; with it they are
-    (b, s, c, h, w), sequences of one class. `encode` turns images in [-1, 1] into latents.
+    (b, s, c, h, w), sequences of one class. `encode` turns rows of `examples`, moved to `device`, into latents, drawing
+    from the generator: pixels in 0 ... 255 or cached moments, whose batches are the same.
     """
-    count = len(images.pixels)
+    count = len(examples[0])
     if count == 0:
         raise ValueError("the data set has no images")
-    index = index_by_class(images.labels, count)
+    index = index_by_class(examples.labels, count)
     if images_per_sequence is not None:
-        check_sizes(index, images_per_sequence, small_classes, images.class_names)
+        check_sizes(index, images_per_sequence, small_classes, examples.class_names)
 
-    def at(step: int) -> Batch:
+    def read(step: int) -> tuple[Tensor, Int[Tensor, "b"] | None]:
         if images_per_sequence is None:
             chosen = shuffled(count, seed, step, batch)
-            labels = None if images.labels is None else images.labels[chosen]
+            labels = None if examples.labels is None else examples.labels[chosen]
         else:
             groups, labels = draw_groups(index, seed, step, batch, images_per_sequence)
-            chosen, labels = groups.flatten(), None if images.labels is None else labels
-        pixels = images.pixels[chosen]
-        if flip:
-            flipped = torch.from_numpy(numpy_generator(seed, "flip", step).random(len(chosen)) < 0.5)
-            pixels = torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
-        latents = encode(to_signed(pixels))
+            chosen, labels = groups.flatten(), None if examples.labels is None else labels
+        flipped = torch.from_numpy(numpy_generator(seed, "flip", step).random(len(chosen)) < 0.5) if flip else None
+        return examples.rows(chosen, flipped, numpy_generator(seed, "crop", step)), labels
+
+    read_at = read if isinstance(examples[0], Tensor) else ahead(read)
+
+    def at(step: int) -> Batch:
+        rows, labels = read_at(step)
+        latents = encode(rows.to(device), generator(seed, "posterior", step, device=device))
         return latents if images_per_sequence is None else latents.unflatten(0, (batch, -1)), labels
+
+    return at
+
+
+def ahead(make: Callable[[int], T]) -> Callable[[int], T]:
+    """The same function of the step, which makes what the next step needs while this one is being used."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+    waiting: dict[int, Future[T]] = {}
+
+    def at(step: int) -> T:
+        wanted = waiting.pop(step, None) or thread.submit(make, step)
+        waiting.clear()
+        waiting[step + 1] = thread.submit(make, step + 1)
+        return wanted.result()
 
     return at
 

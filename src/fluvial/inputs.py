@@ -1,0 +1,237 @@
+"""What a run trains on: its autoencoder, and images or cached latents that fit it and the model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fluvial import autoencoders
+from fluvial.autoencoders import Autoencoder, AutoencoderConfig, Pixels
+from fluvial.config import Run
+from fluvial.data import images as data_images
+from fluvial.data import latents
+from fluvial.data.batches import Batch, batches
+from fluvial.data.images import DataConfig, ImageSet, Split, to_signed
+from fluvial.data.latents import LatentSet, Manifest, Plan
+from fluvial.randomness import generator, numpy_generator
+from fluvial.upstream import kl16
+
+Examples = ImageSet | LatentSet
+WEIGHT_FILES = (".ckpt", ".pt", ".pth", ".safetensors")
+MEASURED = 1024  # images behind the measured shift and scale, where no cache has those of all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    run: Run
+    """The run with what was found: shift, scale and hash of the autoencoder, names of the classes."""
+    autoencoder: Autoencoder
+    train: Examples
+    held_out: Examples | None
+
+
+def open_autoencoder(config: AutoencoderConfig) -> Autoencoder:
+    """The autoencoder with the configured shift and scale, or its own.
+
+    Raises ValueError if there is none of that name, or its weights are not those that the configuration was made with.
+    """
+    file = Path(config.name).suffix in WEIGHT_FILES
+    autoencoder = kl16.load(config.name) if file else autoencoders.load(config.name)
+    if config.hash and autoencoder.hash != config.hash:
+        raise ValueError(
+            f"the run was made with an autoencoder whose weights have the hash {config.hash}, {config.name!r} has "
+            f"{autoencoder.hash}; name the right one with autoencoder.name"
+        )
+    return autoencoder.standardised(config.shift, config.scale) if config.shift else autoencoder
+
+
+def open_inputs(
+    run: Run,
+    *,
+    images: ImageSet | None = None,
+    held_out: ImageSet | None = None,
+    device: torch.device | str = "cpu",
+) -> Inputs:
+    """The autoencoder and the data of a run, checked against its model. Given images stand in for `run.data`.
+
+    Raises ValueError if something cannot be found or read, or does not fit.
+    """
+    autoencoder = open_autoencoder(run.autoencoder).to(device)
+    if not isinstance(autoencoder, Pixels) and run.data.channels != 3:
+        raise ValueError(f"{run.autoencoder.name} takes RGB images, got data.channels {run.data.channels}")
+    train: Examples | None = images
+    if train is None:
+        train, test = (_examples(run.data, autoencoder, split, device) for split in ("train", "test"))
+        assert train is not None
+    else:
+        run, test = replace(run, data=replace(run.data, name="given")), held_out
+    if run.method.classes == 0:
+        train, test = train._replace(labels=None), test and test._replace(labels=None)
+    if not run.autoencoder.shift and run.autoencoder.statistics == "measured":
+        autoencoder.standardised(*_measured(train, autoencoder, device))
+    for part in (train, *([] if test is None else [test])):
+        _check_fit(run, part, autoencoder, device)
+    found = replace(
+        run.autoencoder, shift=autoencoder.shift, scale=autoencoder.scale, hash=run.autoencoder.hash or autoencoder.hash
+    )
+    data = replace(run.data, class_names=run.data.class_names or train.class_names)
+    return Inputs(run=replace(run, autoencoder=found, data=data), autoencoder=autoencoder, train=train, held_out=test)
+
+
+def encoder(autoencoder: Autoencoder, examples: Examples) -> Callable[[Tensor, torch.Generator | None], Tensor]:
+    """What turns rows of these examples, pixels in 0 ... 255 or moments, into latents."""
+    if isinstance(examples, LatentSet):
+        return autoencoder.latents
+    return lambda pixels, generator: autoencoder.latents(autoencoder.moments(to_signed(pixels)), generator)
+
+
+def batches_of(
+    inputs: Inputs,
+    examples: Examples,
+    batch: int,
+    device: torch.device | str,
+    **options: Any,  # noqa: ANN401 - any of `batches`
+) -> Callable[[int], Batch]:
+    """Batches of the run's training or held-out examples, by step; `options` replace the run's."""
+    run = inputs.run
+    settings = {"seed": run.seed, "small_classes": run.data.small_classes, "device": device}
+    settings |= {"images_per_sequence": run.method.images_per_sequence}
+    return batches(examples, encoder(inputs.autoencoder, examples), batch=batch, **{**settings, **options})
+
+
+def encode(
+    data: DataConfig,
+    autoencoder: Autoencoder,
+    folder: Path,
+    *,
+    flip: bool = True,
+    dtype: Literal["bf16", "fp32"] = "bf16",
+    shard: int = 2048,
+    batch: int = 32,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world: int = 1,
+) -> Manifest | None:
+    """Writes the latents of the training split of `data` into a folder, or what is missing of them there.
+
+    Returns the manifest, or None while other processes of the `world` are at work.
+    """
+    if data.crop == "random":
+        raise ValueError("latents of random crops cannot be cached: choose crop centre or pad")
+    images = data_images.load(data, "train", scan=False)
+    assert images is not None
+    _check_size(images, autoencoder)
+    plan = Plan(
+        source=data.path or data.name,
+        images=len(images.pixels),
+        autoencoder=autoencoder.identity,
+        hash=autoencoder.hash,
+        stride=autoencoder.stride,
+        channels=autoencoder.channels or images.pixels.shape[1],
+        image_size=images.pixels.shape[-1],
+        crop=data.crop,
+        flip=flip,
+        dtype=dtype,
+        shard=shard,
+        class_names=images.class_names,
+    )
+    skip = data.unreadable == "skip"
+    options = {"batch": batch, "skip_unreadable": skip, "device": device, "rank": rank, "world": world}
+    return latents.write(images, autoencoder.moments, plan, folder, **options)
+
+
+def is_cache(place: str) -> bool:
+    """Whether `fluvial encode` wrote this folder, or began to."""
+    return any((Path(place) / name).exists() for name in ("manifest.json", "plan.json"))
+
+
+def _examples(data: DataConfig, autoencoder: Autoencoder, split: Split, device: torch.device | str) -> Examples | None:
+    place = data.test_path if split == "test" else data.path or data.name
+    if is_cache(place):
+        _check_cache(Path(place), data, autoencoder)
+        return latents.load(Path(place))
+    if split == "test" and not data.test_path and is_cache(data.path or data.name):
+        return None
+    if split == "train" and data.cache:
+        folder = Path(data.cache)
+        if encode(data, autoencoder, folder, flip=data.flip, device=device) is None:
+            raise ValueError(f"another process is writing {folder}; wait for it, then repeat the command")
+        return latents.load(folder)
+    return data_images.load(data, split)
+
+
+def _check_cache(folder: Path, data: DataConfig, autoencoder: Autoencoder) -> None:
+    """Raises ValueError naming both values if the cache was made otherwise than the run asks for."""
+    plan = latents.read_manifest(folder).plan
+    wrong = []
+    if plan.hash != autoencoder.hash:
+        wrong.append(
+            f"the autoencoder is {plan.autoencoder} ({plan.hash}) there and {autoencoder.identity} "
+            f"({autoencoder.hash}) here (autoencoder.name)"
+        )
+    if data.size and plan.image_size != data.size:
+        wrong.append(f"images have {plan.image_size} pixels there and {data.size} here (data.size)")
+    if plan.crop != data.crop:
+        wrong.append(f"the crop is {plan.crop} there and {data.crop} here (data.crop)")
+    if data.flip and not plan.flip:
+        wrong.append("there are no mirror images there, and data.flip is True here")
+    if wrong:
+        raise ValueError(f"the latents in {folder} do not fit the run: {'; '.join(wrong)}")
+
+
+def _check_size(examples: Examples, autoencoder: Autoencoder) -> None:
+    if isinstance(examples, ImageSet) and any(side % autoencoder.stride for side in examples.pixels.shape[2:]):
+        height, width = examples.pixels.shape[2:]
+        raise ValueError(
+            f"images of {width} x {height} pixels cannot be encoded by {autoencoder.identity}, whose latents stand for "
+            f"{autoencoder.stride} x {autoencoder.stride} pixels each; choose a multiple of {autoencoder.stride}"
+        )
+
+
+def _check_fit(run: Run, examples: Examples, autoencoder: Autoencoder, device: torch.device | str) -> None:
+    """Raises ValueError unless one example, encoded, has the shape the model takes, and the labels are its classes."""
+    _check_size(examples, autoencoder)
+    if len(examples[0]) == 0:
+        raise ValueError("the data set has no images")
+    first = examples.rows(torch.tensor([0])).to(device)
+    shape = tuple(encoder(autoencoder, examples)(first, None).shape[1:])
+    expected = (run.method.channels, *run.method.size)
+    if shape != expected:
+        raise ValueError(
+            f"the data gives latents of {shape} (channels, height, width), the model takes {expected}; "
+            f"set method.channels and method.size"
+        )
+    if run.method.classes == 0:
+        return
+    labels, names = examples.labels, examples.class_names
+    if labels is None:
+        raise ValueError("the data has no labels; set method.classes to 0 to train without")
+    if int(labels.max()) >= run.method.classes or int(labels.min()) < 0:
+        raise ValueError(
+            f"the labels run from {int(labels.min())} to {int(labels.max())}, the model has "
+            f"{run.method.classes} classes (0 to {run.method.classes - 1}); set method.classes"
+        )
+    if len(names) == 1:
+        raise ValueError(f"the data has one class only, {names[0]!r}; set method.classes to 0 to train without labels")
+    if names and len(names) != run.method.classes:
+        raise ValueError(f"the data has {len(names)} classes, the model {run.method.classes}; set method.classes")
+
+
+@torch.no_grad()
+def _measured(
+    examples: Examples, autoencoder: Autoencoder, device: torch.device | str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Shift and scale that give each channel of the training latents mean 0 and standard deviation 1."""
+    if isinstance(examples, LatentSet):
+        mean, std = examples.moments.manifest.mean, examples.moments.manifest.std
+        return mean, tuple(1 / s for s in std)
+    order = numpy_generator(0, "statistics").permutation(len(examples.pixels))[:MEASURED]
+    autoencoder.standardised((0.0,), (1.0,))
+    encode = encoder(autoencoder, examples)
+    draws = generator(0, "statistics", device=device)
+    parts = [encode(examples.rows(part).to(device), draws) for part in torch.from_numpy(order).split(32)]
+    z = torch.cat(parts).double().cpu()
+    return tuple(z.mean((0, 2, 3)).tolist()), tuple((1 / z.std((0, 2, 3))).tolist())

@@ -1,0 +1,219 @@
+import errno
+import json
+import resource
+
+import pytest
+import torch
+from PIL import Image
+
+from fluvial.data import latents
+from fluvial.data.images import DataConfig, ImageSet, load
+from fluvial.data.latents import Plan
+
+N, SHARD = 23, 5
+PIXELS = torch.randint(0, 256, (N, 3, 4, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+IMAGES = ImageSet(PIXELS, torch.arange(N) % 3, ("a", "b", "c"))
+
+
+def moments(x):
+    """A posterior that is easy to tell: the image as the mean, its half as the log variance."""
+    return torch.cat([x, x / 2], 1)
+
+
+def plan(**settings):
+    defaults = {"source": "here", "images": N, "autoencoder": "it", "hash": "abc", "stride": 1, "channels": 3}
+    defaults |= {"image_size": 6, "crop": "centre", "flip": True, "dtype": "fp32", "shard": SHARD}
+    return Plan(**{**defaults, "class_names": IMAGES.class_names, **settings})
+
+
+def write(folder, **options):
+    return latents.write(
+        options.pop("images", IMAGES),
+        options.pop("moments", moments),
+        options.pop("plan", plan()),
+        folder,
+        batch=2,
+        **options,
+    )
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return write(tmp_path / "cache") and tmp_path / "cache"
+
+
+def signed(pixels):
+    return pixels.float() / 127.5 - 1
+
+
+def test_what_is_written_is_read(cache):
+    found = latents.load(cache)
+    chosen = torch.tensor([22, 0, 7, 7, 5])
+    flipped = torch.tensor([False, True, False, True, False])
+    expected = signed(PIXELS[chosen])
+    expected[flipped] = expected[flipped].flip(-1)
+    assert torch.equal(found.rows(chosen, flipped), moments(expected))
+    assert torch.equal(found.rows(chosen), moments(signed(PIXELS[chosen])))
+    assert torch.equal(found.labels, IMAGES.labels) and found.class_names == IMAGES.class_names
+    assert len(found.moments) == N and found.moments.shape == (N, 6, 4, 6)
+    assert sorted(p.name for p in cache.iterdir()) == [
+        "manifest.json",
+        *(f"shard-0000{i}.safetensors" for i in range(5)),
+    ]
+
+
+def test_bf16_halves_the_file_and_rounds(tmp_path, cache):
+    write(tmp_path / "half", plan=plan(dtype="bf16"))
+    chosen = torch.arange(N)
+    got, exact = (latents.load(folder).rows(chosen) for folder in (tmp_path / "half", cache))
+    assert torch.equal(got, exact.bfloat16().float())
+    size = [(folder / "shard-00000.safetensors").stat().st_size for folder in (tmp_path / "half", cache)]
+    assert abs(size[1] - size[0] - 2 * SHARD * 6 * 4 * 6 * 2) < 64  # two bytes less for each of both moments
+
+
+def test_statistics_are_those_of_the_draws(cache):
+    manifest = latents.read_manifest(cache)
+    mean = signed(PIXELS).double()
+    variance = mean.var((0, 2, 3), correction=0) + (mean / 2).exp().mean((0, 2, 3))
+    torch.testing.assert_close(torch.tensor(manifest.mean).double(), mean.mean((0, 2, 3)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.tensor(manifest.std).double(), variance.sqrt(), atol=1e-6, rtol=0)
+
+
+def test_unlabelled_images_without_mirror_images(tmp_path):
+    write(tmp_path / "c", images=ImageSet(PIXELS, None, ()), plan=plan(flip=False, class_names=()))
+    found = latents.load(tmp_path / "c")
+    assert found.labels is None and torch.equal(found.rows(torch.tensor([3])), moments(signed(PIXELS[3:4])))
+    with pytest.raises(KeyError):
+        found.rows(torch.tensor([3]), torch.tensor([True]))
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_after_a_crash_finished_shards_are_not_made_again(tmp_path, cache):
+    folder, calls = tmp_path / "again", []
+
+    def counted(x, stop_at=None):
+        calls.append(len(x))
+        if stop_at is not None and sum(calls) > stop_at:
+            raise Interrupted
+        return moments(x)
+
+    with pytest.raises(Interrupted):
+        write(folder, moments=lambda x: counted(x, stop_at=2 * 2 * SHARD + 3))  # in the third shard
+    assert (folder / "plan.json").exists() and not (folder / "manifest.json").exists()
+    assert sorted(p.name for p in folder.glob("*.safetensors")) == [
+        "shard-00000.safetensors",
+        "shard-00001.safetensors",
+    ]
+    with pytest.raises(ValueError, match="has no manifest.json; `fluvial encode` has not finished there"):
+        latents.load(folder)
+    calls.clear()
+    write(folder, moments=counted)
+    assert sum(calls) == 2 * (N - 2 * SHARD)  # each image and its mirror image
+    assert (folder / "manifest.json").read_text() == (cache / "manifest.json").read_text()
+    calls.clear()
+    write(folder, moments=counted)
+    assert calls == []
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_any_number_of_processes_write_the_same_cache(tmp_path, cache, order):
+    results = [write(tmp_path / "many", rank=rank, world=3) for rank in order]
+    assert results[:2] == [None, None] and results[2] is not None
+    for file in cache.iterdir():
+        assert (tmp_path / "many" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_verify_finds_what_is_missing_cut_or_altered(cache):
+    assert latents.verify(cache) == []
+    files = [cache / f"shard-0000{i}.safetensors" for i in range(4)]
+    whole = files[3].read_bytes()
+    files[1].unlink()
+    files[2].write_bytes(files[2].read_bytes()[:-1])
+    files[3].write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    wrong = latents.verify(cache)
+    assert len(wrong) == 3
+    for line, reason in zip(
+        wrong, ("00001.*is missing", r"00002.*bytes long, it was written with", "00003.*altered"), strict=True
+    ):
+        assert pytest.importorskip("re").search(reason, line)
+    with pytest.raises(ValueError, match=r"shard-00001.safetensors is missing; encode again"):
+        latents.load(cache)
+    files[3].unlink()  # the altered one, as the error of the command says
+    write(cache)
+    assert latents.verify(cache) == [] and len(latents.load(cache).moments) == N
+
+
+def test_another_plan_is_refused_with_both_values(cache):
+    with pytest.raises(
+        ValueError, match="holds other latents: image_size is 6 there and 8 here, dtype is fp32 there and bf16 here"
+    ):
+        write(cache, plan=plan(image_size=8, dtype="bf16"))
+    write(cache, plan=plan(autoencoder="the same elsewhere"))
+    (cache.parent / "mine").mkdir()
+    (cache.parent / "mine" / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="not empty and holds no latents"):
+        write(cache.parent / "mine")
+
+
+def test_manifests_that_cannot_be_read(cache):
+    whole = json.loads((cache / "manifest.json").read_text())
+    for text, reason in (
+        (json.dumps({**whole, "format": 2}), "has format 2, this version of fluvial reads 1; update fluvial"),
+        (json.dumps({"format": 1}), "is damaged .*required field missing"),
+        (json.dumps([1]), "is damaged"),
+        ("{", "is damaged"),
+    ):
+        (cache / "manifest.json").write_text(text)
+        with pytest.raises(ValueError, match=reason):
+            latents.load(cache)
+    (cache / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"has no manifest.json$"):
+        latents.load(cache)
+
+
+def test_a_full_disk_keeps_what_was_finished(tmp_path, monkeypatch):
+    def full(tensors, path):
+        if "00002" in path.name:
+            path.write_bytes(b"some")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(tensors, path)
+
+    save = latents.save_file
+    monkeypatch.setattr(latents, "save_file", full)
+    with pytest.raises(ValueError, match="cannot write .*00002.*No space left.*Finished shards are kept"):
+        write(tmp_path / "c")
+    assert not list((tmp_path / "c").glob(".*"))
+    monkeypatch.setattr(latents, "save_file", save)
+    assert write(tmp_path / "c").images == N and latents.verify(tmp_path / "c") == []
+
+
+def test_a_file_that_may_grow_no_further_is_an_error_too(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        with pytest.raises(ValueError, match="cannot write .*shard-00000"):
+            write(tmp_path / "c")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert write(tmp_path / "c").images == N
+
+
+def test_unreadable_images_are_left_out_and_named(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for i in range(8):
+        Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / "photos" / f"{i}.png")
+    for i in (0, 1, 5):  # the whole first shard, and one of the third
+        (tmp_path / "photos" / f"{i}.png").write_bytes(b"")
+    images = load(DataConfig(path=str(tmp_path / "photos"), size=4), "train", scan=False)
+    settings = {"images": images, "plan": plan(images=8, shard=2, class_names=())}
+    with pytest.raises(ValueError, match="2 unreadable images: .*0.png.*\\(unreadable skip"):
+        write(tmp_path / "c", **settings)
+    manifest = write(tmp_path / "c", **settings, skip_unreadable=True)
+    assert manifest.images == 5 and [s.images for s in manifest.shards] == [0, 2, 1, 2]
+    assert [line.split(":")[0].rpartition("/")[2] for line in manifest.skipped] == ["0.png", "1.png", "5.png"]
+    red = latents.load(tmp_path / "c").rows(torch.arange(5))[:, 0, 0, 0]
+    assert ((red + 1) * 127.5).round().tolist() == [2, 3, 4, 6, 7]
+    assert latents.verify(tmp_path / "c") == []

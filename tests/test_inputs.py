@@ -1,0 +1,214 @@
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fluvial import experiment, inputs
+from fluvial.autoencoders import AutoencoderConfig
+from fluvial.config import Run
+from fluvial.data import images as data_images
+from fluvial.data import latents
+from fluvial.data.images import DataConfig, digits
+from fluvial.inputs import batches_of, encode, open_autoencoder, open_inputs
+from fluvial.methods import arflow, sit
+from fluvial.train.loop import TrainConfig
+from fluvial.train.optim import OptimConfig
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Twenty noisy pictures of three classes."""
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for i in range(20):
+        folder = root / "abc"[i % 3]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 16 + i, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory):
+    """An AutoencoderKL of stride 2 whose posterior has a variance that shows."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    shape = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 4, "scaling_factor": 0.5}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    folder = tmp_path_factory.mktemp("vae")
+    diffusers.AutoencoderKL(**shape, **blocks).save_pretrained(folder)
+    return str(folder)
+
+
+def run(photos, vae, *, method=None, data=None, autoencoder=None):
+    settings = {"size": (8, 8), "channels": 4, "classes": 3, "patch": 4, "depth": 1, "width": 16, "heads": 2}
+    return Run(
+        method=arflow.Config(**{**settings, "images_per_sequence": 3, **(method or {})}),
+        data=DataConfig(**{"path": str(photos), "size": 16, "flip": True, **(data or {})}),
+        autoencoder=AutoencoderConfig(**{"name": vae, **(autoencoder or {})}),
+        optim=OptimConfig(lr=1e-3, schedule="constant"),
+        train=TrainConfig(
+            **{"steps": 3, "batch": 4, "log_every": 1, "save_every": 3, "eval_every": 0, "sample_every": 3}
+        ),
+    )
+
+
+def cached(folder, photos, vae, **options):
+    encode(
+        DataConfig(path=str(photos), size=16),
+        open_autoencoder(AutoencoderConfig(name=vae)),
+        folder,
+        **{"dtype": "fp32", **options},
+    )
+    return {"path": str(folder)}
+
+
+def drawn(opened, step, **options):
+    return batches_of(opened, opened.train, 4, "cpu", flip=True, **options)(step)
+
+
+@pytest.mark.parametrize("method", [{}, {"images_per_sequence": 1}])
+def test_images_and_their_cache_give_the_same_batches(tmp_path, photos, vae, method):
+    on_the_fly = open_inputs(run(photos, vae, method=method))
+    from_cache = open_inputs(run(photos, vae, method=method, data=cached(tmp_path / "c", photos, vae, shard=6)))
+    assert from_cache.run.data.class_names == ("a", "b", "c")
+    for step in (0, 7):
+        (x, labels), (y, other) = drawn(on_the_fly, step), drawn(from_cache, step)
+        assert torch.equal(labels, other)
+        torch.testing.assert_close(x, y, atol=1e-5, rtol=1e-5)
+    again = drawn(from_cache, 7)[0]
+    assert torch.equal(again, y) and not torch.equal(drawn(from_cache, 8)[0], y)
+    other_seed = dataclasses.replace(from_cache, run=dataclasses.replace(from_cache.run, seed=1))
+    assert not torch.equal(drawn(other_seed, 7)[0], y)
+
+
+def test_mirror_images_and_draws_are_what_they_are_called(tmp_path, photos, vae):
+    """One image, over and over: every latent is a draw from the posterior of it or of its mirror image."""
+    opened = open_inputs(run(photos, vae, method={"images_per_sequence": 1, "classes": 0}))
+    one = dataclasses.replace(opened, train=opened.train.subset(torch.tensor([0])))
+    draws = torch.cat([drawn(one, step, small_classes="repeat")[0].flatten(0, 1) for step in range(60)])
+    pixels = data_images.to_signed(opened.train.pixels[:1])
+    expected = [opened.autoencoder.moments(x) for x in (pixels, pixels.flip(-1))]
+    means = torch.stack([m[0, :4] * 0.5 for m in expected])
+    nearest = (draws[:, None] - means).square().sum((2, 3, 4)).argmin(1)
+    for k, m in enumerate(expected):
+        mine, std = draws[nearest == k], (m[0, 4:] / 2).exp() * 0.5
+        assert 80 < len(mine) < 160  # of 240
+        z = (mine - means[k]) / std
+        assert abs(z.mean()) < 0.03 and abs(z.std() - 1) < 0.03
+
+
+def test_training_on_a_cache_is_training_on_the_images(tmp_path, photos, vae):
+    direct = experiment.train(run(photos, vae), tmp_path / "direct", device="cpu")
+    through = run(photos, vae, data={"cache": str(tmp_path / "cache")})
+    cache = experiment.train(through, tmp_path / "through", device="cpu")
+    assert latents.read_manifest(tmp_path / "cache").plan.dtype == "bf16"
+    ours, theirs = (t.model.state_dict() for t in (direct, cache))
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=2e-3, rtol=0.05)  # the cache is in bf16
+    assert cache.sample(3).images.shape == (3, 3, 16, 16) and (tmp_path / "through" / "samples").exists()
+    assert experiment.train(through, tmp_path / "through", device="cpu").step == 3
+
+
+def test_sampling_needs_no_data(tmp_path, photos, vae):
+    trained = experiment.train(run(photos, vae, autoencoder={"statistics": "measured"}), tmp_path / "run", device="cpu")
+    written = experiment.read_run(tmp_path / "run")
+    assert len(written.autoencoder.shift) == 4 and written.data.class_names == ("a", "b", "c")
+    moved = dataclasses.replace(written, data=dataclasses.replace(written.data, path="gone"))
+    assert moved.data != written.data
+    again = experiment.load(tmp_path / "run", device="cpu")
+    assert torch.equal(again.sample(4).images, trained.sample(4).images)
+    assert again.autoencoder.shift == trained.autoencoder.shift == written.autoencoder.shift
+
+
+def test_measured_statistics_standardise_the_latents(tmp_path, photos, vae):
+    for data in ({}, cached(tmp_path / "c", photos, vae)):
+        opened = open_inputs(run(photos, vae, data=data, autoencoder={"statistics": "measured"}))
+        x = torch.cat([drawn(opened, step)[0].flatten(0, 1) for step in range(40)])
+        assert x.mean((0, 2, 3)).abs().max() < 0.1 and (x.std((0, 2, 3)) - 1).abs().max() < 0.1
+
+
+def test_the_autoencoder_may_move_but_not_change(tmp_path, photos, vae):
+    experiment.train(run(photos, vae), tmp_path / "run", device="cpu")
+    from diffusers import AutoencoderKL
+
+    model = AutoencoderKL.from_pretrained(vae, low_cpu_mem_usage=False)
+    model.save_pretrained(tmp_path / "moved")
+    assert experiment.load(tmp_path / "run", autoencoder=str(tmp_path / "moved"), device="cpu").step == 3
+    resumed = run(photos, str(tmp_path / "moved"))
+    assert experiment.train(resumed, tmp_path / "run", device="cpu").step == 3
+    with torch.no_grad():
+        model.decoder.conv_out.bias += 0.1
+    model.save_pretrained(tmp_path / "changed")
+    with pytest.raises(ValueError, match="whose weights have the hash .*, '.*changed' has"):
+        experiment.load(tmp_path / "run", autoencoder=str(tmp_path / "changed"), device="cpu")
+    with pytest.raises(ValueError, match=r"another run: autoencoder.hash is .* there and"):
+        experiment.train(run(photos, str(tmp_path / "changed")), tmp_path / "run", device="cpu")
+
+
+def test_a_cache_that_does_not_fit_names_both_values(tmp_path, photos, vae):
+    data = cached(tmp_path / "c", photos, vae, flip=False)
+    with pytest.raises(ValueError, match="images have 16 pixels there and 32 here"):
+        open_inputs(run(photos, vae, data={**data, "size": 32, "flip": False}))
+    with pytest.raises(ValueError, match="no mirror images there, and data.flip is True here"):
+        open_inputs(run(photos, vae, data=data))
+    with pytest.raises(ValueError, match="the crop is centre there and random here"):
+        open_inputs(run(photos, vae, data={**data, "crop": "random", "flip": False}))
+    with pytest.raises(ValueError, match=r"the autoencoder is .*vae.* \(.*\) there and pixels \(pixels\) here"):
+        open_inputs(run(photos, "pixels", data={**data, "flip": False}))
+    with pytest.raises(ValueError, match="the data has 3 classes, the model 5"):
+        open_inputs(run(photos, vae, data={**data, "flip": False}, method={"classes": 5}))
+    (tmp_path / "c" / "manifest.json").rename(tmp_path / "c" / "plan.json")
+    with pytest.raises(ValueError, match="has not finished there"):
+        open_inputs(run(photos, vae, data=data))
+
+
+def test_data_that_does_not_fit_the_model_says_what_to_set(tmp_path, photos, vae):
+    with pytest.raises(ValueError, match=r"latents of \(4, 8, 8\).*the model takes \(4, 16, 16\)"):
+        open_inputs(run(photos, vae, method={"size": (16, 16)}))
+    with pytest.raises(ValueError, match="images of 17 x 17 pixels cannot be encoded by .*choose a multiple of 2"):
+        open_inputs(run(photos, vae, data={"size": 17}))
+    with pytest.raises(ValueError, match="takes RGB images, got data.channels 1"):
+        open_inputs(run(photos, vae, data={"channels": 1}))
+    one = tmp_path / "one" / "only"
+    one.mkdir(parents=True)
+    for file in sorted((photos / "a").iterdir()):
+        (one / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match="one class only, 'only'; set method.classes to 0"):
+        open_inputs(run(one.parent, vae))
+    with pytest.raises(ValueError, match=r"fewer: c \(6\)"):
+        experiment.train(run(photos, vae, method={"images_per_sequence": 7}), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_score_needs_images(tmp_path, photos, vae):
+    data = cached(tmp_path / "c", photos, vae)
+    experiment.train(run(photos, vae, data=data), tmp_path / "run", device="cpu")
+    with pytest.raises(ValueError, match="cached latents, and a score needs images"):
+        experiment.score(tmp_path / "run", count=4, device="cpu")
+    images = DataConfig(path=str(photos), size=16)
+    with pytest.raises(ValueError, match="has no held-out images"):
+        experiment.score(tmp_path / "run", count=4, data=images, device="cpu")
+
+
+def test_pixels_can_be_cached_too(tmp_path):
+    encode(DataConfig(name="digits"), open_autoencoder(AutoencoderConfig()), tmp_path / "c", flip=False, dtype="fp32")
+    shape = {"size": (8, 8), "channels": 1, "classes": 10, "patch": 4, "depth": 1, "width": 16, "heads": 2}
+    opened = open_inputs(Run(method=sit.Config(**shape), data=DataConfig(path=str(tmp_path / "c"))))
+    chosen = torch.tensor([3, 700])
+    assert torch.equal(opened.train.rows(chosen), data_images.to_signed(digits("train").pixels[chosen]))
+
+
+@pytest.mark.slow
+def test_torchrun_shares_the_work(tmp_path, photos, vae):
+    out = tmp_path / "latents"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fluvial"]
+    options = ["encode", str(photos), "--autoencoder", vae, "--image-size", "16", "--shard", "3", "--dtype", "fp32"]
+    done = subprocess.run([*command, *options, "--out", str(out)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "rank" in done.stdout and "20 images in 7 shards" in done.stdout
+    cached(tmp_path / "alone", photos, vae, shard=3)
+    chosen = torch.arange(20)
+    torch.testing.assert_close(inputs.latents.load(out).rows(chosen), latents.load(tmp_path / "alone").rows(chosen))
