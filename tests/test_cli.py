@@ -226,3 +226,90 @@ def test_a_full_disk_while_saving_is_code_1_and_loses_nothing(tmp_path):
     assert {p: p.read_bytes() for p in checkpoint.newest(out).iterdir()} == before
     assert [p.name for p in Path(out / "checkpoints").iterdir()] == ["step-00000005"]
     assert main(train(out, *constant, steps=10)) == 0
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Twelve pictures: eight cats, two dogs, one rotated, and one damaged."""
+    root, rng = tmp_path_factory.mktemp("data") / "photos", np.random.default_rng(0)
+    for i in range(12):
+        folder = root / ("cat" if i < 9 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        exif = Image.Exif()
+        exif[0x0112] = 6 if i == 3 else 1
+        pixels = rng.integers(0, 256, (24, 32 + i, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert("L" if i == 4 else "RGB").save(folder / f"{i:02d}.png", exif=exif)
+    (root / "dog" / "11.png").write_bytes(b"")
+    return root
+
+
+def test_inspect_tells_what_there_is(photos, tmp_path, capsys):
+    sheet = tmp_path / "sheets" / "all.png"
+    assert main(["data", "inspect", str(photos), "--sheet", str(sheet)]) == 0
+    printed = capsys.readouterr().out
+    table = {
+        row[1].strip(): row[2].strip() for row in (line.split("│") for line in printed.splitlines()) if len(row) > 3
+    }
+    assert table["images"] == "12" and table["classes"] == "2" and table["unreadable"] == "1"
+    assert table["width"] == "32 to 42, median 37" and table["height"] == "24 to 24, median 24"
+    assert (table["RGB"], table["grey"], table["turned by EXIF"]) == ("10", "1", "1")
+    assert (table["cat"], table["dog"]) == ("9", "3")
+    assert "fewer than 5 images: dog (3)" in printed and "unreadable: " in printed and "dog/11.png" in printed
+    assert Image.open(sheet).size == (10 * 65 + 1, 2 * 65 + 1)
+    assert main(["data", "inspect", str(photos), "--most", "4", "--sequence", "3", "--sheet", str(sheet)]) == 0
+    printed = capsys.readouterr().out
+    assert "12 (looked at 4)" in printed and "fewer than" not in printed
+
+
+def test_encode_then_verify_then_train(photos, tmp_path, capsys):
+    out = tmp_path / "latents"
+    encode = ["encode", str(photos), "--autoencoder", "pixels", "--image-size", "8", "--out", str(out), "--shard", "4"]
+    assert main(encode) == 1 and "1 unreadable image: " in capsys.readouterr().err
+    assert main([*encode, "--unreadable", "skip"]) == 0
+    printed = capsys.readouterr().out
+    assert "11 images in 3 shards" in printed and "left out: " in printed
+    assert main(["data", "verify", str(out)]) == 0 and "all as they were written" in capsys.readouterr().out
+    assert main(["data", "inspect", str(out)]) == 0 and "readable images" in capsys.readouterr().out
+    options = [
+        "--method.channels",
+        "3",
+        "--method.classes",
+        "2",
+        "--data.path",
+        str(out),
+        "--data.small-classes",
+        "repeat",
+    ]
+    assert main(train(tmp_path / "run", *options, steps=2)) == 0
+    assert main([*encode, "--dtype", "fp32"]) == 1 and "dtype is bf16 there and fp32 here" in capsys.readouterr().err
+    shard = out / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert main(["data", "verify", str(out)]) == 1 and "shard-00001.safetensors is" in capsys.readouterr().err
+    assert main(train(tmp_path / "run", *options, steps=2)) == 1 and "shard-00001" in capsys.readouterr().err
+
+
+def test_a_smoke_run_tries_everything(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "digits-flowar", "--smoke", "--train.steps", "3"]) == 0
+    run = experiment.read_run(tmp_path / "runs" / "digits-flowar-smoke")
+    assert run.method.width == 64 and run.train.steps == 3 and list(Path("runs/digits-flowar-smoke/samples").iterdir())
+    assert main(["train", "cifar10-sit", "--smoke", "--help"]) == 0 and "--smoke tries" in capsys.readouterr().out
+    assert main(["train", "cifar10-sit", "--smoke", "--data.path", "gone.parquet"]) == 1
+    assert "gone.parquet does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["data"], "usage: fluvial data inspect|verify"),
+        (["data", "look", "x"], "fluvial data has inspect and verify, got 'look'"),
+        (["data", "inspect"], "usage: fluvial data inspect DATA"),
+        (["data", "verify", "x", "--fast"], "takes no options, got --fast"),
+        (["encode"], "usage: fluvial encode DATA"),
+        (["encode", "x"], "--autoencoder"),
+        (["encode", "x", "--autoencoder", "pixels", "--out", "y", "--shard", "0"], "at least 1: {'shard': 0}"),
+    ],
+)
+def test_a_wrong_data_command_is_code_2(arguments, says, capsys):
+    assert main(arguments) == 2
+    assert says in capsys.readouterr().err

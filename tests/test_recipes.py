@@ -20,6 +20,7 @@ def test_every_recipe_takes_a_step_at_reduced_width(name):
     model, method = experiment.build(run), method_of(run.method)
     sequence = () if run.method.images_per_sequence is None else (run.method.images_per_sequence,)
     latents, labels = torch.randn(2, *sequence, run.method.channels, *run.method.size), torch.tensor([0, 9])
+    labels = labels if run.method.classes else None
     chance = method.draws(run.method, latents.shape, device="cpu")
     optimizer = adamw(model, dataclasses.replace(run.optim, lr=1e-3))
     losses = []
@@ -38,7 +39,7 @@ def test_arflow_on_imagenet_has_the_published_settings():
         assert run.method == arflow.ARFlowConfig(size=(side, side), depth=28, width=1152, heads=18)
         assert run.optim == OptimConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.02, clip="value", clip_at=3.0)
         assert run.train == TrainConfig(steps=steps, batch=256, ema_decay=0.9999, save_every=10_000, precision="tf32")
-        assert run.autoencoder == "stabilityai/sd-vae-ft-ema" and run.data.flip
+        assert run.autoencoder.name == "stabilityai/sd-vae-ft-ema" and run.data.flip and run.data.size == 8 * side
         check_sampling(run.sample)
 
 

@@ -1,9 +1,11 @@
 """Recipes: Python functions that return a Run. The docstring says what to expect."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from fluvial.config import Run
-from fluvial.recipes import digits, imagenet
+from fluvial.methods import flowar
+from fluvial.recipes import cifar10, digits, imagenet, mnist, photos
 
 RECIPES: dict[str, Callable[[], Run]] = {
     recipe.__name__.replace("_", "-"): recipe
@@ -11,6 +13,12 @@ RECIPES: dict[str, Callable[[], Run]] = {
         digits.digits_arflow,
         digits.digits_flowar,
         digits.digits_sit,
+        mnist.mnist_arflow,
+        mnist.mnist_flowar,
+        cifar10.cifar10_sit,
+        cifar10.cifar10_arflow,
+        cifar10.cifar10_flowar,
+        photos.photos_256,
         imagenet.imagenet128_arflow_xl2,
         imagenet.imagenet256_arflow_xl2,
         imagenet.imagenet256_sit_xl2,
@@ -32,3 +40,29 @@ def get(name: str) -> Run:
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ValueError(f"unknown recipe {name!r}.{hint} There are: {', '.join(RECIPES)}")
     return RECIPES[name]()
+
+
+def smoke(run: Run) -> Run:
+    """The same run with a small model and few steps: shows in about a minute on a CPU whether all of it works."""
+    small = {"width": 64, "heads": 2, "depth": 2}
+    if isinstance(run.method, flowar.FlowARConfig):
+        small |= {"head_width": 64, "head_heads": 2, "head_depth": 1}
+    steps, batch = 60, 4 if run.method.images_per_sequence else 16
+    return replace(
+        run,
+        method=replace(run.method, **small),
+        optim=replace(run.optim, warmup=min(run.optim.warmup, 10)),
+        train=replace(
+            run.train,
+            steps=steps,
+            batch=batch,
+            accumulate=1,
+            precision="fp32",
+            compile=False,
+            log_every=10,
+            save_every=steps,
+            eval_every=steps,
+            sample_every=steps,
+        ),
+        sample=replace(run.sample, steps=min(run.sample.steps, 5), scale_steps=(), batch=16),
+    )

@@ -1,8 +1,18 @@
-"""The published ImageNet runs, on latents: SiT and ARFlow of Stable Diffusion's autoencoder, FlowAR of MAR's."""
+"""The published ImageNet runs, on latents: SiT and ARFlow of Stable Diffusion's autoencoder, FlowAR of MAR's.
+
+Images and the first autoencoder come from the Hugging Face hub, or from --data.path and --autoencoder.name; KL-16 is
+MAR's file kl16.ckpt. SiT and ARFlow train on centre crops, which `fluvial encode` can cache:
+
+    fluvial encode IMAGENET --autoencoder stabilityai/sd-vae-ft-ema --image-size 256 --out latents/imagenet-256
+    fluvial train imagenet256-arflow-xl2 --data.path latents/imagenet-256
+
+FlowAR trains on random crops, encoded anew at every step as in its release.
+"""
 
 from dataclasses import replace
 from typing import Any
 
+from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
 from fluvial.data.images import DataConfig
 from fluvial.generate import SampleConfig
@@ -11,9 +21,9 @@ from fluvial.methods import arflow, flowar, sit
 from fluvial.train.loop import TrainConfig
 from fluvial.train.optim import OptimConfig
 
-IMAGENET = DataConfig(name="ILSVRC/imagenet-1k", flip=True)
-AUTOENCODER = "stabilityai/sd-vae-ft-ema"  # 4 channels, stride 8
-KL16 = "kl16.ckpt"  # MAR's: 16 channels, stride 16
+IMAGENET = DataConfig(name="ILSVRC/imagenet-1k", size=256, flip=True)
+AUTOENCODER = AutoencoderConfig(name="stabilityai/sd-vae-ft-ema")  # 4 channels, stride 8
+KL16 = AutoencoderConfig(name="kl16.ckpt")  # MAR's: 16 channels, stride 16
 # The SDE sampler of both releases: 249 Euler-Maruyama steps and one of 0.04 along the mean; three guided channels.
 SAMPLE = SampleConfig(
     solver="euler-maruyama",
@@ -31,27 +41,25 @@ def imagenet128_arflow_xl2() -> Run:
 
     The paper reports an FID of 14.08 without and 4.34 with guidance 1.5; neither has been reproduced with this library.
     Its batch is not known, and the default of the released script (8 sequences) cannot be it: 400k steps of that would
-    be 12 epochs. Ours is SiT's 256, in sequences of 5. Needs a GPU, and a data set and an autoencoder that this
-    version cannot load yet.
+    be 12 epochs. Ours is SiT's 256, in sequences of 5. Needs a GPU.
     """
-    return _arflow(size=(16, 16), steps=400_000)
+    return _arflow(128, steps=400_000)
 
 
 def imagenet256_arflow_xl2() -> Run:
     """ARFlow-XL/2 on ImageNet at 256 pixels (arXiv 2501.16085 v2): 712M parameters, 2.6M steps.
 
     The paper reports an FID of 6.63 without and 1.96 with guidance 1.5; neither has been reproduced with this library.
-    The batch is SiT's 256, in sequences of 5, as the paper's is not known. Needs a GPU, and a data set and an
-    autoencoder that this version cannot load yet.
+    The batch is SiT's 256, in sequences of 5, as the paper's is not known. Needs a GPU.
     """
-    return _arflow(size=(32, 32), steps=2_600_000)
+    return _arflow(256, steps=2_600_000)
 
 
 def imagenet256_sit_xl2() -> Run:
     """SiT-XL/2 on ImageNet at 256 pixels (arXiv 2401.08740): 675M parameters, 7M steps of 256 images.
 
     The paper reports an FID of 8.3 without and 2.06 with guidance 1.5 (SDE sampler); neither has been reproduced with
-    this library. Needs a GPU, and a data set and an autoencoder that this version cannot load yet.
+    this library. Needs a GPU.
     """
     return Run(
         method=sit.preset("XL/2", size=(32, 32), channels=4, classes=1000),
@@ -63,10 +71,10 @@ def imagenet256_sit_xl2() -> Run:
     )
 
 
-def _arflow(*, size: tuple[int, int], steps: int) -> Run:
+def _arflow(side: int, *, steps: int) -> Run:
     return Run(
-        method=arflow.preset("XL/2", size=size, channels=4, classes=1000, images_per_sequence=5),
-        data=IMAGENET,
+        method=arflow.preset("XL/2", size=(side // 8,) * 2, channels=4, classes=1000, images_per_sequence=5),
+        data=replace(IMAGENET, size=side),
         autoencoder=AUTOENCODER,
         optim=OptimConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.02, clip="value", clip_at=3.0),
         train=TrainConfig(steps=steps, batch=256, ema_decay=0.9999, save_every=10_000, precision="tf32"),
@@ -81,8 +89,7 @@ def imagenet256_flowar_s() -> Run:
     """FlowAR-S on ImageNet at 256 pixels (arXiv 2412.15205): 172M parameters, 400 epochs of 1,024 images a step.
 
     The paper reports an FID of 3.61, not reproduced with this library. Guidance 4.3 on a ramp over the scales and 24
-    steps a scale (its "25") are the release's. Needs a GPU, and a data set and an autoencoder that this version cannot
-    load yet.
+    steps a scale (its "25") are the release's. Needs a GPU.
     """
     return _flowar("S", weight=4.3)
 
@@ -91,8 +98,7 @@ def imagenet256_flowar_b() -> Run:
     """FlowAR-B on ImageNet at 256 pixels (arXiv 2412.15205): 290M parameters, 400 epochs of 1,024 images a step.
 
     The paper reports an FID of 2.90, not reproduced with this library. B was never released: its heads and its
-    sampling (that of L) are our reading. Needs a GPU, and a data set and an autoencoder that this version cannot load
-    yet.
+    sampling (that of L) are our reading. Needs a GPU.
     """
     return _flowar("B", weight=2.4)
 
@@ -100,8 +106,7 @@ def imagenet256_flowar_b() -> Run:
 def imagenet256_flowar_l() -> Run:
     """FlowAR-L on ImageNet at 256 pixels (arXiv 2412.15205): 587M parameters, 400 epochs of 1,024 images a step.
 
-    The paper reports an FID of 1.90, not reproduced with this library. Needs a GPU, and a data set and an autoencoder
-    that this version cannot load yet.
+    The paper reports an FID of 1.90, not reproduced with this library. Needs a GPU.
     """
     return _flowar("L", weight=2.4, checkpointing=True)
 
@@ -110,7 +115,7 @@ def imagenet256_flowar_h() -> Run:
     """FlowAR-H on ImageNet at 256 pixels (arXiv 2412.15205): 1.9B parameters, 400 epochs of 1,024 images a step.
 
     The paper reports an FID of 1.65, not reproduced with this library. The head has the release's 12 blocks; the paper
-    says 18. Needs GPUs, and a data set and an autoencoder that this version cannot load yet.
+    says 18. Needs GPUs.
     """
     sample = replace(_flowar_sampling(2.4, up_to=0.7), grid="uniform", steps=50)
     return replace(_flowar("H", weight=2.4, checkpointing=True), sample=sample)
@@ -120,16 +125,17 @@ def imagenet512_flowar_l() -> Run:
     """FlowAR-L on ImageNet at 512 pixels: our own reading, as the paper gives a result and no settings.
 
     Scales 1 to 32 over the 32 x 32 latent, all else as at 256 pixels. The paper reports an FID of 2.43, not reproduced
-    with this library. Needs GPUs, and a data set and an autoencoder that this version cannot load yet.
+    with this library. Needs GPUs.
     """
-    return _flowar("L", weight=2.4, checkpointing=True, size=(32, 32), scales=(1, 2, 4, 8, 16, 32))
+    run = _flowar("L", weight=2.4, checkpointing=True, size=(32, 32), scales=(1, 2, 4, 8, 16, 32))
+    return replace(run, data=replace(run.data, size=512))
 
 
 def _flowar(name: str, *, weight: float, **method: Any) -> Run:  # noqa: ANN401
     """The settings of Table 6, which all sizes share; where it is silent (decay, EMA, dropout) the release's."""
     return Run(
         method=flowar.preset(name, **method),
-        data=IMAGENET,
+        data=replace(IMAGENET, crop="random"),
         autoencoder=KL16,
         optim=OptimConfig(
             lr=2e-4,

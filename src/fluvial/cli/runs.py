@@ -1,38 +1,23 @@
-"""The command line: parse, build, call.
+"""fluvial recipes, train, sample, score, compare."""
 
-fluvial recipes                       list the recipes
-fluvial train RECIPE [options]        train one, or go on where it stopped
-fluvial sample RUN [options]          draw images from a run folder
-fluvial score RUN [options]           measure a run folder
-fluvial compare digits [options]      train all methods for the same time and put them side by side
-
-fluvial COMMAND --help lists the options of a command with their defaults; for train, those of the recipe.
-"""
-
-import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from fluvial import __version__, experiment, pictures, recipes
+from fluvial import experiment, pictures, recipes
 from fluvial.checks import at_least, positive
-from fluvial.compare import compare
+from fluvial.cli.arguments import UsageError, device_of, parse, positional
+from fluvial.compare import compare as compare_runs
 from fluvial.config import Run
 from fluvial.generate import Frames, SampleConfig
 
-T = TypeVar("T")
 COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
+SMOKE = "--smoke tries the recipe with a small model and few steps, in runs/RECIPE-smoke: a minute or so on a CPU."
 GRID = 1000  # images in the grid at most; the .npz has all
-
-
-class UsageError(ValueError):
-    """The command line is wrong: exit code 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +45,8 @@ class SampleOptions:
     """Also write the images as an .npz for evaluators."""
     out: Path | None = None
     """Folder for the pictures; RUN/samples by default."""
+    autoencoder: str = ""
+    """Where the run's autoencoder is, if no longer where it was in training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     sample: SampleConfig
@@ -75,6 +62,12 @@ class ScoreOptions:
     """Number of images to draw and measure."""
     seed: int = 0
     """Seed; image i depends on (seed, i) alone."""
+    data_path: str = ""
+    """Images to measure against, in place of the run's own; needed by a run that was trained on cached latents."""
+    test_path: str = ""
+    """Its held-out images, if they are not a split of it."""
+    autoencoder: str = ""
+    """Where the run's autoencoder is, if no longer where it was in training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     sample: SampleConfig
@@ -100,60 +93,36 @@ class CompareOptions:
         positive(self, "seconds")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 2 for a wrong command line, 1 for anything else that is wrong."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    commands: dict[str, Callable[[list[str]], None]]
-    commands = {"recipes": _recipes, "train": _train, "sample": _sample, "score": _score, "compare": _compare}
-    try:
-        match arguments:
-            case [] | ["-h" | "--help", *_]:
-                print(__doc__)
-            case ["--version", *_]:
-                print(f"fluvial {__version__}")
-            case [command, *rest] if command in commands:
-                commands[command](rest)
-            case [command, *_]:
-                raise UsageError(f"unknown command {command!r}; there are: {', '.join(commands)}")
-    except UsageError as error:
-        return _fail(error, 2)
-    except (ValueError, OSError, RuntimeError) as error:
-        return _fail(error, 1)
-    except KeyboardInterrupt:
-        print("interrupted; training goes on from its last checkpoint with the same command", file=sys.stderr)
-        return 130
-    except SystemExit as stop:  # tyro has printed the help or what is wrong
-        return int(stop.code or 0)
-    return 0
-
-
-def _recipes(arguments: list[str]) -> None:
+def list_recipes(arguments: list[str]) -> None:
     if arguments:
         raise UsageError(f"fluvial recipes takes no arguments, got {' '.join(arguments)}")
     for name, recipe in recipes.RECIPES.items():
         print(f"{name}\n    {(recipe.__doc__ or '').strip().splitlines()[0]}")
 
 
-def _train(arguments: list[str]) -> None:
-    name, rest = _positional(arguments, "train", "RECIPE", f"one of: {', '.join(recipes.RECIPES)}")
+def train(arguments: list[str]) -> None:
+    name, rest = positional(arguments, "train", "RECIPE", f"one of: {', '.join(recipes.RECIPES)}")
     try:
         run = recipes.get(name)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    options = _parse(TrainOptions, TrainOptions(run=run), rest, f"fluvial train {name}", recipes.RECIPES[name].__doc__)
+    if "--smoke" in rest:
+        rest, run, name = [argument for argument in rest if argument != "--smoke"], recipes.smoke(run), f"{name}-smoke"
+    doc = f"{recipes.RECIPES[name.removesuffix('-smoke')].__doc__}\n\n{SMOKE}"
+    options = parse(TrainOptions, TrainOptions(run=run), rest, f"fluvial train {name}", doc)
     out = options.out or Path("runs") / name
     print(f"training in {out}")
-    trained = experiment.train(options.run, out, recipe=name, device=_device(options.device))
+    trained = experiment.train(options.run, out, recipe=name, device=device_of(options.device))
     print(f"{out}: {trained.step} steps in {trained.seconds:.0f} s; pictures in {out / 'samples'}")
 
 
-def _sample(arguments: list[str]) -> None:
+def sample(arguments: list[str]) -> None:
     folder, rest = _run_folder(arguments, "sample")
     run = experiment.read_run(folder)
     default = SampleOptions(sample=run.sample)
-    options = _parse(SampleOptions, default, rest, "fluvial sample RUN", "Draw images from a run folder.")
+    options = parse(SampleOptions, default, rest, "fluvial sample RUN", "Draw images from a run folder.")
     _check_sampling(run, options.sample)
-    trained = experiment.load(folder, device=_device(options.device))
+    trained = experiment.load(folder, autoencoder=options.autoencoder, device=device_of(options.device))
     known = trained.run.method.classes
     if any(not 0 <= c < known for c in options.classes):
         raise UsageError(f"--classes must be of the model's {known} (0 to {known - 1}), got {list(options.classes)}")
@@ -180,14 +149,21 @@ def _sample(arguments: list[str]) -> None:
         print(path)
 
 
-def _score(arguments: list[str]) -> None:
+def score(arguments: list[str]) -> None:
     folder, rest = _run_folder(arguments, "score")
     run = experiment.read_run(folder)
     default = ScoreOptions(sample=run.sample)
-    options = _parse(ScoreOptions, default, rest, "fluvial score RUN", "Measure a run folder; writes RUN/score.json.")
+    options = parse(ScoreOptions, default, rest, "fluvial score RUN", "Measure a run folder; writes RUN/score.json.")
     _check_sampling(run, options.sample)
+    data = replace(run.data, path=options.data_path, test_path=options.test_path) if options.data_path else run.data
     result = experiment.score(
-        folder, count=options.count, seed=options.seed, settings=options.sample, device=_device(options.device)
+        folder,
+        count=options.count,
+        seed=options.seed,
+        data=data,
+        settings=options.sample,
+        autoencoder=options.autoencoder,
+        device=device_of(options.device),
     )
     table = Table("what", "value", title=str(folder), title_justify="left")
     result.pop("sample")  # all settings, for score.json only
@@ -197,15 +173,15 @@ def _score(arguments: list[str]) -> None:
     print(folder / "score.json")
 
 
-def _compare(arguments: list[str]) -> None:
-    data, rest = _positional(arguments, "compare", "DATA", f"one of: {', '.join(COMPARED)}")
+def compare(arguments: list[str]) -> None:
+    data, rest = positional(arguments, "compare", "DATA", f"one of: {', '.join(COMPARED)}")
     if data not in COMPARED:
         raise UsageError(f"unknown data set {data!r}; there are recipes of every method for: {', '.join(COMPARED)}")
     description = "Train SiT, ARFlow and FlowAR for the same time and print one table."
-    options = _parse(CompareOptions, CompareOptions(), rest, f"fluvial compare {data}", description)
+    options = parse(CompareOptions, CompareOptions(), rest, f"fluvial compare {data}", description)
     out = options.out or Path("runs") / f"compare-{data}"
     runs = {name: recipes.get(f"{data}-{recipe}") for name, recipe in COMPARED[data].items()}
-    rows = compare(runs, out, seconds=options.seconds, count=options.count, device=_device(options.device))
+    rows = compare_runs(runs, out, seconds=options.seconds, count=options.count, device=device_of(options.device))
     table = Table("", *(row["method"] for row in rows))
     for key in list(rows[0])[1:]:
         table.add_row(key, *(f"{row[key]:,}" if isinstance(row[key], int) else str(row[key]) for row in rows))
@@ -214,27 +190,8 @@ def _compare(arguments: list[str]) -> None:
     print(out / "compare.png")
 
 
-def _parse(kind: type[T], default: T, arguments: list[str], prog: str, description: str | None) -> T:
-    config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-    try:
-        return tyro.cli(kind, default=default, args=arguments, prog=prog, description=description, config=config)
-    except ValueError as error:  # a __post_init__ that refuses a value
-        raise UsageError(str(error)) from error
-
-
-def _positional(arguments: list[str], command: str, what: str, meaning: str) -> tuple[str, list[str]]:
-    if not arguments or arguments[0].startswith("-"):
-        asked_for_help = arguments[:1] in (["-h"], ["--help"])
-        text = f"usage: fluvial {command} {what} [options]\n\n{what} is {meaning}"
-        if asked_for_help:
-            print(text)
-            raise SystemExit(0)
-        raise UsageError(text)
-    return arguments[0], arguments[1:]
-
-
 def _run_folder(arguments: list[str], command: str) -> tuple[Path, list[str]]:
-    name, rest = _positional(
+    name, rest = positional(
         arguments, command, "RUN", "a folder that `fluvial train` wrote, such as runs/digits-arflow"
     )
     return Path(name), rest
@@ -245,14 +202,3 @@ def _check_sampling(run: Run, sample: SampleConfig) -> None:
         replace(run, sample=sample)
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def _device(name: str) -> str | None:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine, or this build of PyTorch, has no CUDA; use --device cpu")
-    return None if name == "auto" else name
-
-
-def _fail(error: Exception, code: int) -> int:
-    print(f"fluvial: error: {error}", file=sys.stderr)
-    return code

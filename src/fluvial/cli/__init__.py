@@ -1,0 +1,60 @@
+"""The command line: parse, build, call.
+
+fluvial recipes                       list the recipes
+fluvial train RECIPE [options]        train one, or go on where it stopped
+fluvial sample RUN [options]          draw images from a run folder
+fluvial score RUN [options]           measure a run folder
+fluvial compare digits [options]      train all methods for the same time and put them side by side
+fluvial data inspect DATA [options]   what is in a folder or data set: counts, sizes, classes, a contact sheet
+fluvial encode DATA [options]         write the latents of all images, to train on
+fluvial data verify LATENTS           check what `fluvial encode` wrote against its checksums
+
+fluvial COMMAND --help lists the options of a command with their defaults; for train, those of the recipe.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from fluvial import __version__
+from fluvial.cli import data, runs
+from fluvial.cli.arguments import UsageError
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "recipes": runs.list_recipes,
+    "train": runs.train,
+    "sample": runs.sample,
+    "score": runs.score,
+    "compare": runs.compare,
+    "data": data.data,
+    "encode": data.encode,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 2 for a wrong command line, 1 for anything else that is wrong."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        match arguments:
+            case [] | ["-h" | "--help", *_]:
+                print(__doc__)
+            case ["--version", *_]:
+                print(f"fluvial {__version__}")
+            case [command, *rest] if command in COMMANDS:
+                COMMANDS[command](rest)
+            case [command, *_]:
+                raise UsageError(f"unknown command {command!r}; there are: {', '.join(COMMANDS)}")
+    except UsageError as error:
+        return _fail(error, 2)
+    except (ValueError, OSError, RuntimeError) as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        print("interrupted; training goes on from its last checkpoint with the same command", file=sys.stderr)
+        return 130
+    except SystemExit as stop:  # tyro has printed the help or what is wrong
+        return int(stop.code or 0)
+    return 0
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"fluvial: error: {error}", file=sys.stderr)
+    return code

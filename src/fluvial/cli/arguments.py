@@ -1,0 +1,39 @@
+"""What the commands share: parsing options, positional arguments, and the device."""
+
+from typing import TypeVar
+
+import torch
+import tyro
+
+T = TypeVar("T")
+
+
+class UsageError(ValueError):
+    """The command line is wrong: exit code 2."""
+
+
+def parse(kind: type[T], default: T | None, arguments: list[str], prog: str, description: str | None) -> T:
+    config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+    try:
+        if default is None:  # some options must be given
+            return tyro.cli(kind, args=arguments, prog=prog, description=description, config=config)
+        return tyro.cli(kind, default=default, args=arguments, prog=prog, description=description, config=config)
+    except ValueError as error:  # a __post_init__ that refuses a value
+        raise UsageError(str(error)) from error
+
+
+def positional(arguments: list[str], command: str, what: str, meaning: str) -> tuple[str, list[str]]:
+    if not arguments or arguments[0].startswith("-"):
+        asked_for_help = arguments[:1] in (["-h"], ["--help"])
+        text = f"usage: fluvial {command} {what} [options]\n\n{what} is {meaning}"
+        if asked_for_help:
+            print(text)
+            raise SystemExit(0)
+        raise UsageError(text)
+    return arguments[0], arguments[1:]
+
+
+def device_of(name: str) -> str | None:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this machine, or this build of PyTorch, has no CUDA; use --device cpu")
+    return None if name == "auto" else name

@@ -1,0 +1,220 @@
+"""fluvial data inspect, data verify, encode."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from fluvial import experiment, inputs, pictures
+from fluvial.autoencoders import AutoencoderConfig
+from fluvial.checks import at_least
+from fluvial.cli.arguments import UsageError, device_of, parse, positional
+from fluvial.data import latents
+from fluvial.data.images import DataConfig
+from fluvial.data.images import load as load_images
+from fluvial.data.inspect import inspect as inspect_images
+
+DATA = "a folder of images, parquet, arrow or tar files, or a data set on the Hugging Face hub"
+RANKS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}  # what torchrun tells its processes
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Which images of a folder or data set."""
+
+    split: str = ""
+    """Split to read; "train" by default, or the only one there is."""
+    image_column: str = ""
+    """Column of the images; found by default."""
+    label_column: str = ""
+    """Column of the labels; found by default."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes in order of their ids; found by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    source: Annotated[SourceOptions, tyro.conf.arg(name="")] = SourceOptions()
+    sequence: int = 5
+    """Images of an ARFlow sequence: classes with fewer are named."""
+    most: int | None = None
+    """Look at this many images, spread evenly; at all by default."""
+    sheet: Path = Path("contact-sheet.png")
+    """Where to put the contact sheet."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "sequence")
+        if self.most is not None:
+            at_least(1, self, "most")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeOptions:
+    autoencoder: str
+    """A diffusers autoencoder by its name on the Hugging Face hub or its folder, a file kl16.ckpt, or "pixels"."""
+    out: Path
+    """Folder for the latents; what is there already of the same data is kept."""
+    image_size: int = 256
+    """Side of the square that images are cropped to, in pixels."""
+    crop: Literal["centre", "pad"] = "centre"
+    """ADM's centre crop, or black around images that are smaller."""
+    channels: Literal[1, 3] = 3
+    """3 for RGB, 1 for grey."""
+    flip: bool = True
+    """Encode the mirror images too."""
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """Numbers are stored with 8 or with 24 bits of precision, in 2 or 4 bytes."""
+    unreadable: Literal["error", "skip"] = "error"
+    """What to do about images that cannot be decoded: stop with their names, or leave them out and say so."""
+    batch: int = 32
+    """Images encoded at a time."""
+    shard: int = 2048
+    """Images in a file."""
+    source: Annotated[SourceOptions, tyro.conf.arg(name="")] = SourceOptions()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU if there is one, under torchrun that of the local rank."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "image_size", "batch", "shard")
+
+
+def data(arguments: list[str]) -> None:
+    what, rest = positional(arguments, "data", "inspect|verify", "inspect DATA, or verify LATENTS")
+    match what:
+        case "inspect":
+            _inspect(rest)
+        case "verify":
+            _verify(rest)
+        case _:
+            raise UsageError(f"fluvial data has inspect and verify, got {what!r}")
+
+
+def _inspect(arguments: list[str]) -> None:
+    place, rest = positional(arguments, "data inspect", "DATA", DATA)
+    description = "Print what is in a folder or data set, and save a contact sheet."
+    options = parse(InspectOptions, InspectOptions(), rest, "fluvial data inspect DATA", description)
+    if inputs.is_cache(place):
+        return _print_manifest(Path(place), latents.read_manifest(Path(place)))
+    images = load_images(DataConfig(name=place, **vars(options.source)), "train", scan=False)
+    assert images is not None
+    found = inspect_images(images, most=options.most)
+    table = _table(place)
+    of_all = "" if found.looked_at == found.count else f" (looked at {found.looked_at:,})"
+    table.add_row("images", f"{found.count:,}{of_all}")
+    for what, sides in zip(("width", "height", "short side"), (*found.sizes.T, found.sizes.min(1)), strict=True):
+        low, middle, high = (int(np.quantile(sides, q)) for q in (0, 0.5, 1)) if len(sides) else (0, 0, 0)
+        table.add_row(what, f"{low:,} to {high:,}, median {middle:,}")
+    for kind, count in found.kinds.items():
+        if count:
+            table.add_row(kind, f"{count:,}")
+    table.add_row("unreadable", f"{len(found.unreadable):,}")
+    empty = sum(n == 0 for n in found.class_sizes.values())
+    classes = f"{len(found.class_sizes) - empty:,}" + (f", and {empty:,} without images" if empty else "")
+    table.add_row("classes", classes if found.class_sizes else "no labels")
+    if small := found.small_classes(options.sequence):
+        table.add_row(
+            f"fewer than {options.sequence} images", f"{len(small):,} classes, too small for ARFlow's sequence"
+        )
+    console = Console()
+    console.print(table)
+    _print_classes(console, found.class_sizes)
+    if small:
+        print(f"fewer than {options.sequence} images: {_some([f'{name} ({n})' for name, n in small.items()])}")
+    for error in found.unreadable[:20]:
+        print(f"unreadable: {error}")
+    if len(found.unreadable) > 20:
+        print(f"and {len(found.unreadable) - 20} more")
+    if len(found.sheet):
+        print(pictures.save_grid(found.sheet, options.sheet))
+
+
+def _print_classes(console: Console, sizes: dict[str, int]) -> None:
+    """A bar a class: the largest and the smallest if there are many."""
+    if not sizes:
+        return
+    ordered = sorted(((name, n) for name, n in sizes.items() if n), key=lambda item: -item[1])
+    shown = ordered if len(ordered) <= 20 else [*ordered[:10], ("...", 0), *ordered[-10:]]
+    table = Table("class", "images", "", title="classes by size", title_justify="left")
+    for name, count in shown:
+        bar = "#" * round(20 * count / max(1, ordered[0][1]))
+        table.add_row(name, "" if name == "..." else f"{count:,}", bar)
+    console.print(table)
+
+
+def _print_manifest(folder: Path, manifest: latents.Manifest) -> None:
+    table = _table(f"{folder}: latents")
+    table.add_row("readable images", f"{manifest.images:,}")
+    for key, value in vars(manifest.plan).items():
+        table.add_row(key, _some(value) if isinstance(value, tuple) else str(value))
+    for name, values in (("mean", manifest.mean), ("standard deviation", manifest.std)):
+        table.add_row(f"{name} by channel", " ".join(f"{v:.3f}" for v in values))
+    Console().print(table)
+    for line in manifest.skipped[:20]:
+        print(f"left out: {line}")
+
+
+def _table(title: str) -> Table:
+    table = Table("what", title=title, title_justify="left")
+    table.add_column("value", overflow="fold")
+    return table
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _verify(arguments: list[str]) -> None:
+    place, rest = positional(arguments, "data verify", "LATENTS", "a folder that `fluvial encode` wrote")
+    if rest:
+        raise UsageError(f"fluvial data verify takes no options, got {' '.join(rest)}")
+    if wrong := latents.verify(Path(place)):
+        listed = "\n  ".join(wrong)
+        raise ValueError(
+            f"{len(wrong)} damaged shards in {place}:\n  {listed}\nRemove them and repeat the command that wrote them"
+        )
+    manifest = latents.read_manifest(Path(place))
+    print(f"{place}: {manifest.images:,} images in {len(manifest.shards)} shards, all as they were written")
+
+
+def encode(arguments: list[str]) -> None:
+    place, rest = positional(arguments, "encode", "DATA", DATA)
+    description = "Write the latents of all images and their mirror images. Started again, or on many ranks with "
+    description += "torchrun, it does what is not done yet."
+    options = parse(EncodeOptions, None, rest, "fluvial encode DATA", description)
+    config = DataConfig(
+        name=place,
+        size=options.image_size,
+        crop=options.crop,
+        channels=options.channels,
+        unreadable=options.unreadable,
+        **vars(options.source),
+    )
+    rank, world, local = (int(os.environ.get(name, default)) for name, default in RANKS.items())
+    device = device_of(options.device) or experiment.default_device()
+    if str(device) == "cuda":
+        device = f"cuda:{local}"
+    manifest = inputs.encode(
+        config,
+        inputs.open_autoencoder(AutoencoderConfig(name=options.autoencoder)).to(device),
+        options.out,
+        flip=options.flip,
+        dtype=options.dtype,
+        shard=options.shard,
+        batch=options.batch,
+        device=device,
+        rank=rank,
+        world=world,
+    )
+    if manifest is None:
+        print(f"rank {rank} of {world} is done with its part of {options.out}")
+        return
+    print(f"{options.out}: {manifest.images:,} images in {len(manifest.shards)} shards")
+    if manifest.skipped:
+        print(f"left out: {_some(manifest.skipped)}")
