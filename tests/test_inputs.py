@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 import subprocess
 import sys
 
@@ -89,6 +90,10 @@ def test_mirror_images_and_draws_are_what_they_are_called(tmp_path, photos, vae)
     opened = open_inputs(run(photos, vae, method={"images_per_sequence": 1, "classes": 0}))
     one = dataclasses.replace(opened, train=opened.train.subset(torch.tensor([0])))
     draws = torch.cat([drawn(one, step, small_classes="repeat")[0].flatten(0, 1) for step in range(60)])
+    assert len(draws.flatten(1).unique(dim=0)) == 240  # no draw twice
+    other_seed = dataclasses.replace(one, run=dataclasses.replace(one.run, seed=1))
+    x, y = (batches_of(o, o.train, 4, "cpu", small_classes="repeat")(0)[0] for o in (one, other_seed))
+    assert not torch.equal(x, y)  # nor by another seed, and here nothing is mirrored
     pixels = data_images.to_signed(opened.train.pixels[:1])
     expected = [opened.autoencoder.moments(x) for x in (pixels, pixels.flip(-1))]
     means = torch.stack([m[0, :4] * 0.5 for m in expected])
@@ -113,14 +118,29 @@ def test_training_on_a_cache_is_training_on_the_images(tmp_path, photos, vae):
 
 
 def test_sampling_needs_no_data(tmp_path, photos, vae):
-    trained = experiment.train(run(photos, vae, autoencoder={"statistics": "measured"}), tmp_path / "run", device="cpu")
+    shutil.copytree(photos, tmp_path / "photos")
+    settings = run(tmp_path / "photos", vae, autoencoder={"statistics": "measured"})
+    trained = experiment.train(settings, tmp_path / "run", device="cpu")
+    shutil.rmtree(tmp_path / "photos")
     written = experiment.read_run(tmp_path / "run")
     assert len(written.autoencoder.shift) == 4 and written.data.class_names == ("a", "b", "c")
-    moved = dataclasses.replace(written, data=dataclasses.replace(written.data, path="gone"))
-    assert moved.data != written.data
     again = experiment.load(tmp_path / "run", device="cpu")
     assert torch.equal(again.sample(4).images, trained.sample(4).images)
     assert again.autoencoder.shift == trained.autoencoder.shift == written.autoencoder.shift
+
+
+def test_measured_statistics_are_kept_when_a_run_goes_on(tmp_path, photos, vae):
+    """Even if they would be measured otherwise now: the steps taken so far are on the old ones."""
+    settings = run(photos, vae, autoencoder={"statistics": "measured"})
+    first = experiment.train(settings, tmp_path / "run", device="cpu").run
+    assert open_inputs(settings).run.autoencoder == first.autoencoder
+    shutil.copytree(photos, tmp_path / "more")
+    for name in ("a", "b"):
+        for file in (tmp_path / "more" / name).glob("0*.png"):
+            file.rename(file.with_name(f"z{file.name}"))  # another order, other rounding
+    elsewhere = dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=str(tmp_path / "more")))
+    assert open_inputs(elsewhere).run.autoencoder.shift != first.autoencoder.shift
+    assert experiment.train(elsewhere, tmp_path / "run", device="cpu").run.autoencoder == first.autoencoder
 
 
 def test_measured_statistics_standardise_the_latents(tmp_path, photos, vae):
@@ -170,7 +190,7 @@ def test_data_that_does_not_fit_the_model_says_what_to_set(tmp_path, photos, vae
         open_inputs(run(photos, vae, method={"size": (16, 16)}))
     with pytest.raises(ValueError, match="images of 17 x 17 pixels cannot be encoded by .*choose a multiple of 2"):
         open_inputs(run(photos, vae, data={"size": 17}))
-    with pytest.raises(ValueError, match="takes RGB images, got data.channels 1"):
+    with pytest.raises(ValueError, match="the images have 1 channels, .* takes 3; set data.channels"):
         open_inputs(run(photos, vae, data={"channels": 1}))
     one = tmp_path / "one" / "only"
     one.mkdir(parents=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fluvial import autoencoders
-from fluvial.autoencoders import Autoencoder, AutoencoderConfig, Pixels
+from fluvial.autoencoders import Autoencoder, AutoencoderConfig
 from fluvial.config import Run
 from fluvial.data import images as data_images
 from fluvial.data import latents
@@ -60,25 +60,25 @@ def open_inputs(
     Raises ValueError if something cannot be found or read, or does not fit.
     """
     autoencoder = open_autoencoder(run.autoencoder).to(device)
-    if not isinstance(autoencoder, Pixels) and run.data.channels != 3:
-        raise ValueError(f"{run.autoencoder.name} takes RGB images, got data.channels {run.data.channels}")
-    train: Examples | None = images
-    if train is None:
-        train, test = (_examples(run.data, autoencoder, split, device) for split in ("train", "test"))
+    if images is None:
+        train = _examples(run.data, autoencoder, "train", device)
         assert train is not None
+        run = replace(run, data=replace(run.data, class_names=run.data.class_names or train.class_names))
+        test = _examples(run.data, autoencoder, "test", device)  # with the ids that its classes have in training
     else:
-        run, test = replace(run, data=replace(run.data, name="given")), held_out
+        run, train, test = replace(run, data=replace(run.data, name="given")), images, held_out
     if run.method.classes == 0:
         train, test = train._replace(labels=None), test and test._replace(labels=None)
     if not run.autoencoder.shift and run.autoencoder.statistics == "measured":
         autoencoder.standardised(*_measured(train, autoencoder, device))
     for part in (train, *([] if test is None else [test])):
         _check_fit(run, part, autoencoder, device)
+    if test is not None and test.class_names != train.class_names:
+        raise ValueError(f"training images have the classes {train.class_names}, held-out images {test.class_names}")
     found = replace(
         run.autoencoder, shift=autoencoder.shift, scale=autoencoder.scale, hash=run.autoencoder.hash or autoencoder.hash
     )
-    data = replace(run.data, class_names=run.data.class_names or train.class_names)
-    return Inputs(run=replace(run, autoencoder=found, data=data), autoencoder=autoencoder, train=train, held_out=test)
+    return Inputs(run=replace(run, autoencoder=found), autoencoder=autoencoder, train=train, held_out=test)
 
 
 def encoder(autoencoder: Autoencoder, examples: Examples) -> Callable[[Tensor, torch.Generator | None], Tensor]:
@@ -123,7 +123,7 @@ def encode(
         raise ValueError("latents of random crops cannot be cached: choose crop centre or pad")
     images = data_images.load(data, "train", scan=False)
     assert images is not None
-    _check_size(images, autoencoder)
+    _check_encodes(images, autoencoder)
     plan = Plan(
         source=data.path or data.name,
         images=len(images.pixels),
@@ -182,9 +182,17 @@ def _check_cache(folder: Path, data: DataConfig, autoencoder: Autoencoder) -> No
         raise ValueError(f"the latents in {folder} do not fit the run: {'; '.join(wrong)}")
 
 
-def _check_size(examples: Examples, autoencoder: Autoencoder) -> None:
-    if isinstance(examples, ImageSet) and any(side % autoencoder.stride for side in examples.pixels.shape[2:]):
-        height, width = examples.pixels.shape[2:]
+def _check_encodes(examples: Examples, autoencoder: Autoencoder) -> None:
+    """Raises ValueError for images with the wrong channels, or a size that is not a multiple of the stride."""
+    if isinstance(examples, LatentSet):
+        return
+    _, channels, height, width = examples.pixels.shape
+    if autoencoder.image_channels not in (None, channels):
+        raise ValueError(
+            f"the images have {channels} channels, {autoencoder.identity} takes {autoencoder.image_channels}; "
+            f"set data.channels"
+        )
+    if height % autoencoder.stride or width % autoencoder.stride:
         raise ValueError(
             f"images of {width} x {height} pixels cannot be encoded by {autoencoder.identity}, whose latents stand for "
             f"{autoencoder.stride} x {autoencoder.stride} pixels each; choose a multiple of {autoencoder.stride}"
@@ -193,7 +201,7 @@ def _check_size(examples: Examples, autoencoder: Autoencoder) -> None:
 
 def _check_fit(run: Run, examples: Examples, autoencoder: Autoencoder, device: torch.device | str) -> None:
     """Raises ValueError unless one example, encoded, has the shape the model takes, and the labels are its classes."""
-    _check_size(examples, autoencoder)
+    _check_encodes(examples, autoencoder)
     if len(examples[0]) == 0:
         raise ValueError("the data set has no images")
     first = examples.rows(torch.tensor([0])).to(device)

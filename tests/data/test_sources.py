@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from fluvial.data import images as data_images
-from fluvial.data.crop import UnreadableImage
 from fluvial.data.images import DataConfig, Files, load
 
 
@@ -52,6 +51,31 @@ def test_a_folder_for_each_class(tmp_path):
     assert numbers(images) == [1, 2, 3, 9, 7, 8, 4, 5]
     assert images.labels.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
     assert open_at(tmp_path, "test") is None
+
+
+def test_held_out_classes_have_the_ids_of_training(tmp_path):
+    tree(tmp_path / "train", {"a": [1], "b": [2], "c": [3]})
+    tree(tmp_path / "val", {"b": [4], "c": [5]})
+    names = open_at(tmp_path).class_names
+    held_out = open_at(tmp_path, "test", class_names=names)
+    assert held_out.labels.tolist() == [1, 2] and held_out.class_names == ("a", "b", "c")
+    tree(tmp_path / "val", {"d": [6]})
+    with pytest.raises(ValueError, match=r"labels \['d'\] are not among the class names"):
+        open_at(tmp_path, "test", class_names=names)
+    dataset([1, 2, 3], [0, 1, 1], names=("c", "b")).to_parquet(tmp_path / "other.parquet")
+    assert open_at(tmp_path / "other.parquet", class_names=names).labels.tolist() == [2, 1, 1]
+
+
+def test_folders_named_by_numbers_keep_their_names(tmp_path):
+    images = open_at(tree(tmp_path, {"10": [1], "9": [2], "205": [3]}))
+    assert images.class_names == ("10", "205", "9") and images.labels.tolist() == [0, 1, 2]
+
+
+def test_archives_beside_class_folders_are_not_the_data(tmp_path):
+    tree(tmp_path, {"a": [1], "b": [2]})
+    (tmp_path / "original.tar").write_bytes(b"")
+    (tmp_path / "labels.csv.gz").write_bytes(b"")
+    assert numbers(open_at(tmp_path)) == [1, 2]
 
 
 def test_a_flat_folder_has_no_labels(tmp_path):
@@ -158,6 +182,10 @@ def test_labels_that_are_words_or_wrong(tmp_path):
     dataset([1, 2], [3, None], feature=datasets.Value("int64")).to_parquet(tmp_path / "n.parquet")
     with pytest.raises(ValueError, match="1 images have no label, the first is image 1"):
         open_at(tmp_path / "n.parquet", label_column="fine")
+    dataset([1, 2], [1, 7], feature=datasets.Value("int64")).to_parquet(tmp_path / "i.parquet")
+    assert open_at(tmp_path / "i.parquet", label_column="fine").labels.tolist() == [1, 7]
+    with pytest.raises(ValueError, match="labels run to 7, but there are 2 class names"):
+        open_at(tmp_path / "i.parquet", label_column="fine", class_names=("a", "b"))
     dataset([1, 2], [-1, -1], feature=datasets.Value("int64")).to_parquet(tmp_path / "m.parquet")
     assert open_at(tmp_path / "m.parquet", label_column="fine").labels is None  # a test split without labels
 
@@ -199,14 +227,14 @@ def test_damaged_parquet_and_other_files_are_errors(tmp_path):
     with pytest.raises(ValueError, match="a.parquet is damaged"):
         open_at(tmp_path / "a.parquet")
     (tmp_path / "a.csv").write_text("1,2")
-    with pytest.raises(ValueError, match="a.csv ends in .csv; known are .parquet"):
+    with pytest.raises(ValueError, match="a.csv is none of the files that can be read, .parquet"):
         open_at(tmp_path / "a.csv")
 
 
 def test_an_unreadable_image_stops_or_is_left_out(tmp_path):
     tree(tmp_path, {"a": [1, 2, 3], "b": [4, 5]})
     (tmp_path / "a" / "002.png").write_bytes(encoded(2)[:40])
-    with pytest.raises(ValueError, match=r"1 unreadable image: .*a/002.png.*data.unreadable skip"):
+    with pytest.raises(ValueError, match=r"1 unreadable image: .*a/002.png.*unreadable skip"):
         open_at(tmp_path)
     images = open_at(tmp_path, unreadable="skip")
     assert numbers(images) == [1, 3, 4, 5] and images.labels.tolist() == [0, 0, 1, 1]
@@ -231,7 +259,7 @@ def test_images_too_many_for_memory_are_read_when_needed(tmp_path, monkeypatch):
     chosen, flipped = torch.tensor([28, 0, 3, 3]), torch.tensor([True, False, True, False])
     assert torch.equal(lazy.rows(chosen, flipped), whole.rows(chosen, flipped))
     late = open_at(tmp_path, size=8)
-    with pytest.raises(UnreadableImage, match="a/003.png"):
+    with pytest.raises(ValueError, match="1 unreadable image: .*a/003.png"):
         late.rows(torch.tensor([0, 3]))
 
 

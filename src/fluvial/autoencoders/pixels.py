@@ -9,7 +9,7 @@ class Pixels(nn.Module):
     """Latents are the images."""
 
     stride = 1
-    channels = None  # as many as the images have
+    channels = image_channels = None  # as many as the images have
     shift, scale = (0.0,), (1.0,)
     identity = "pixels"
     hash = "pixels"

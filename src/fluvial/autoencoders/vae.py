@@ -34,6 +34,7 @@ class Vae(nn.Module):
         self.identity = identity
         self.kind = type(model).__name__
         self.channels = int(self.model.config.latent_channels)
+        self.image_channels = int(self.model.config.in_channels)
         self.stride = _stride(self.model)
         self.hash = _hash(model)
         self.standardised(shift, scale)

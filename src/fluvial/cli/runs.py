@@ -127,7 +127,8 @@ def sample(arguments: list[str]) -> None:
     if any(not 0 <= c < known for c in options.classes):
         raise UsageError(f"--classes must be of the model's {known} (0 to {known - 1}), got {list(options.classes)}")
     out = options.out or folder / "samples"
-    frames = Frames(trained.autoencoder.decode, min(options.count, 100), ends_only=not options.gif)
+    large = run.method.size[0] * trained.autoencoder.stride > 64  # a frame of many large images takes long to decode
+    frames = Frames(trained.autoencoder.decode, min(options.count, 10 if large else 100), ends_only=not options.gif)
     generated = trained.sample(
         options.count,
         classes=options.classes or None,

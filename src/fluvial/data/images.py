@@ -8,7 +8,8 @@ a folder                    of images, or of a folder of images for each class, 
 owner/name                  a data set on the Hugging Face hub
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -127,10 +128,9 @@ class Files:
         return Files(self.source, self.config, [self.chosen[i] for i in kept])
 
     def read(self, indices: Sequence[int], rng: np.random.Generator | None = None) -> UInt8[Tensor, "b c h w"]:
-        """Pixels of these images. Raises UnreadableImage naming the first that cannot be read."""
+        """Pixels of these images. Raises ValueError naming those that cannot be read."""
         pixels, bad = self.try_read(indices, rng)
-        if bad:
-            raise next(iter(bad.values()))
+        refuse(bad.values())
         return pixels
 
     def try_read(
@@ -199,8 +199,10 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
         return None
     labels, names = class_labels(source, config.class_names)
     images = ImageSet(Files(source, config), labels, names)
-    few = source.count * config.channels * (config.size or 64) ** 2 <= IN_MEMORY and config.crop != "random"
-    return _decoded(images, keep=few) if scan and (few or config.unreadable == "skip") else images
+    if not scan:
+        return images
+    few = math.prod(Files(source, config).shape) <= IN_MEMORY and config.crop != "random"
+    return _decoded(images, keep=few) if few or config.unreadable == "skip" else images
 
 
 def _decoded(images: ImageSet, *, keep: bool) -> ImageSet:
@@ -213,15 +215,19 @@ def _decoded(images: ImageSet, *, keep: bool) -> ImageSet:
         pixels, wrong = files.try_read(indices)
         bad |= {start + i: error for i, error in wrong.items()}
         parts += [pixels] if keep else []
-    if bad and files.config.unreadable == "error":
-        raise ValueError(
-            f"{listed(list(bad.values()))}. Repair or remove them, or leave them out with data.unreadable skip"
-        )
+    if files.config.unreadable == "error":
+        refuse(bad.values())
     good = torch.tensor([i for i in range(len(files)) if i not in bad], dtype=torch.long)
     if len(good) == 0:
         raise ValueError(f"none of the images can be read: {listed(list(bad.values()))}")
     images = images.subset(good, tuple(bad.values())) if bad else images
     return images._replace(pixels=torch.cat(parts)) if keep else images
+
+
+def refuse(bad: Collection[UnreadableImage]) -> None:
+    """Raises ValueError if there are any."""
+    if bad:
+        raise ValueError(f"{listed(list(bad))}. Repair or remove them, or leave them out (unreadable skip)")
 
 
 def listed(bad: Sequence[UnreadableImage], most: int = 5) -> str:

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fluvial.data.images import ImageSet, listed, to_signed
+from fluvial.data.images import ImageSet, refuse, to_signed
 from fluvial.files import write_json
 from fluvial.progress import Bar
 
@@ -159,8 +159,8 @@ def _encoded(
         pixels, bad = images.pixels[indices.start : indices.stop], {}
     else:
         pixels, bad = images.pixels.try_read(indices)
-    if bad and not skip:
-        raise ValueError(f"{listed(list(bad.values()))}. Repair or remove them, or leave them out (unreadable skip)")
+    if not skip:
+        refuse(bad.values())
     index = torch.tensor([i for k, i in enumerate(indices) if k not in bad], dtype=torch.long)
     x = to_signed(pixels.to(device))
     tensors = {"moments": moments(x)} | ({"moments_flip": moments(x.flip(-1))} if plan.flip else {})

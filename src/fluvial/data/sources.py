@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from glob import glob, has_magic
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ SUFFIXES = frozenset(
 )
 TRAIN, HELD_OUT = ("train", "training"), ("validation", "valid", "val", "test", "testing")
 # how `datasets` names the kinds of file it reads
-BUILDERS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset", ".gz": "webdataset", ".tgz": "webdataset"}
+BUILDERS = {
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".tar": "webdataset",
+    ".tar.gz": "webdataset",
+    ".tgz": "webdataset",
+}
 SAVED = ("state.json", "dataset_dict.json")  # what Dataset.save_to_disk leaves
 TAR_END = 1024  # zero bytes that end every tar file
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
@@ -40,19 +47,25 @@ class Source:
 
 
 def class_labels(source: Source, given: tuple[str, ...]) -> tuple[Int[Tensor, "n"] | None, tuple[str, ...]]:
-    """Class ids, and the names of the classes: those given, else those found. Names in place of ids are numbered.
+    """Class ids, and the names of the classes: those given, else those found.
+
+    Labels that are names become ids in the order of the class names. Names that are given reorder those found if they
+    contain them, as for held-out images that are to have the ids of the training images; else they rename the ids.
 
     Raises ValueError if a label is missing, or has no name among those given.
     """
     if source.labels is None:
         return None, ()
-    values = [v.decode() if isinstance(v, bytes) else v for v in source.labels]
+    values: list[Any] = [v.decode() if isinstance(v, bytes) else v for v in source.labels]
     missing = [i for i, v in enumerate(values) if v is None]
     if missing:
         raise ValueError(f"{source.name}: {len(missing)} images have no label, the first is image {missing[0]}")
-    names = given or source.class_names
+    names: Sequence[str] = given or source.class_names
+    if source.class_names and set(source.class_names) <= set(given) and all(type(v) is int and v >= 0 for v in values):
+        found = list(source.class_names)
+        values = [found[v] for v in values]  # the same names in another order, or some of them
     if all(isinstance(v, str) for v in values):
-        if all(v.strip().isdigit() for v in values):
+        if not names and all(v.strip().isdigit() for v in values):
             values = [int(v) for v in values]
         else:
             names = names or tuple(sorted(set(values)))
@@ -70,7 +83,7 @@ def class_labels(source: Source, given: tuple[str, ...]) -> tuple[Int[Tensor, "n
         return None, ()
     if names and int(labels.max()) >= len(names):
         raise ValueError(f"{source.name}: labels run to {int(labels.max())}, but there are {len(names)} class names")
-    return labels, names
+    return labels, tuple(names)
 
 
 def open_source(
@@ -84,7 +97,7 @@ def open_source(
     if path.is_dir() and not _dataset_files(path):
         folder = _split_folder(path, held_out, split)
         return None if folder is None else _folder(folder)
-    dataset = _dataset(path if path.exists() or has_magic(name) or path.suffix in BUILDERS else name, held_out, split)
+    dataset = _dataset(path if path.exists() or has_magic(name) or _builder(path) else name, held_out, split)
     return None if dataset is None else _columns(dataset, name, image_column, label_column)
 
 
@@ -92,9 +105,9 @@ def _split_folder(path: Path, held_out: bool, split: str) -> Path | None:
     """The subfolder of that split, if there is a train/ folder; else all is for training."""
     inside = {p.name.lower(): p for p in path.iterdir() if p.is_dir()}
     if split:
-        if split not in inside:
+        if split.lower() not in inside:
             raise ValueError(f"{path} has no folder {split!r}, only {', '.join(sorted(inside)) or 'no folders'}")
-        return inside[split]
+        return inside[split.lower()]
     if not any(name in inside for name in TRAIN):
         return None if held_out else path
     return next((inside[name] for name in (HELD_OUT if held_out else TRAIN) if name in inside), None)
@@ -106,7 +119,7 @@ def _folder(path: Path) -> Source:
     `datasets` has a builder for this too. It copies the list into a cache, guesses splits from words anywhere in a
     path, and lists ImageNet anew for minutes at every start.
     """
-    found: dict[str, list[Path]] = {}
+    found: dict[str, list[str]] = {}
     ignored = 0
     for folder, below, files in os.walk(path, followlinks=True):
         below[:] = sorted(b for b in below if not b.startswith("."))
@@ -114,7 +127,7 @@ def _folder(path: Path) -> Source:
         images = sorted(f for f in files if Path(f).suffix.lower() in SUFFIXES and not f.startswith("."))
         ignored += len(files) - len(images)
         if images:
-            found.setdefault(parts[0] if parts else "", []).extend(Path(folder) / f for f in images)
+            found.setdefault(parts[0] if parts else "", []).extend(os.path.join(folder, f) for f in images)
     if not found:
         raise ValueError(
             f"{path} has no images: {ignored} files, none ending in {', '.join(sorted(SUFFIXES))}. Give a folder of "
@@ -129,17 +142,27 @@ def _folder(path: Path) -> Source:
     files = [file for name in sorted(found) for file in found[name]]
 
     def read(indices: Sequence[int]) -> list[tuple[str, bytes | Path]]:
-        return [(str(files[i]), files[i]) for i in indices]
+        return [(files[i], Path(files[i])) for i in indices]
 
-    labels = [i for i, name in enumerate(names) for _ in found[name]] if names else None
+    labels = [name for name in names for _ in found[name]] if names else None
     return Source(name=str(path), count=len(files), read=read, labels=labels, class_names=names, ignored=ignored)
 
 
+def _builder(file: Path) -> str | None:
+    """What `datasets` reads the file with, told from its ending."""
+    return next((builder for ending, builder in BUILDERS.items() if file.name.endswith(ending)), None)
+
+
 def _dataset_files(path: Path) -> bool:
-    """Whether a folder holds data set files rather than images."""
+    """Whether a folder holds data set files, and no images, itself or one level below."""
     if any((path / mark).exists() for mark in SAVED):
         return True
-    return any(file.suffix in BUILDERS for folder in (path, path / "data") for file in folder.glob("*.*"))
+    found = False
+    for file in chain(path.glob("*"), path.glob("*/*")):
+        if file.suffix.lower() in SUFFIXES:
+            return False
+        found = found or _builder(file) is not None
+    return found
 
 
 def _dataset(name: Path | str, held_out: bool, split: str) -> Any:  # noqa: ANN401 - datasets.Dataset
@@ -174,19 +197,19 @@ def _loader(name: Path | str) -> Callable[[], Any]:
     if isinstance(name, str):
         return partial(datasets.load_dataset, name)
     if name.is_dir():
-        _check_tars([file for folder in (name, name / "data") for file in sorted(folder.glob("*.tar"))])
+        _check_tars(sorted(chain(name.glob("*.tar"), name.glob("*/*.tar"))))
         saved = any((name / mark).exists() for mark in SAVED)
         return partial(datasets.load_from_disk if saved else datasets.load_dataset, str(name))
     files = sorted(glob(str(name))) if has_magic(str(name)) else [str(name)] * name.exists()
     if not files:
         raise ValueError(f"{name} does not exist")
-    kinds = {Path(file).suffix for file in files}
-    if unknown := kinds - BUILDERS.keys():
-        raise ValueError(f"{name} ends in {', '.join(sorted(unknown)) or 'nothing'}; known are {', '.join(BUILDERS)}")
-    if len({BUILDERS[kind] for kind in kinds}) > 1:
-        raise ValueError(f"{name} are files of several kinds: {', '.join(sorted(kinds))}")
+    if unknown := sorted({Path(file).name for file in files if _builder(Path(file)) is None}):
+        raise ValueError(f"{name}: {unknown[0]} is none of the files that can be read, {', '.join(BUILDERS)}")
+    kinds = sorted({str(_builder(Path(file))) for file in files})
+    if len(kinds) > 1:
+        raise ValueError(f"{name} are files of several kinds: {', '.join(kinds)}")
     _check_tars([Path(file) for file in files if file.endswith(".tar")])
-    return partial(datasets.load_dataset, BUILDERS[kinds.pop()], data_files=files)
+    return partial(datasets.load_dataset, kinds[0], data_files=files)
 
 
 def _check_tars(files: list[Path]) -> None:
