@@ -133,6 +133,16 @@ def test_given_images_are_not_scored_against_the_digits(tmp_path):
     assert score["reference"] == "given, 540 held-out images"
 
 
+def test_of_a_large_data_set_a_score_looks_at_a_part(trained, monkeypatch):
+    monkeypatch.setattr(experiment, "REFERENCE", 300)
+    monkeypatch.setattr(experiment, "SVM_IMAGES", 200)
+    score = experiment.score(trained[0], count=20, device="cpu")
+    assert score["reference"] == "digits, 300 held-out images" and 0.9 < score["class_accuracy_real"] < 1
+    assert score == experiment.score(trained[0], count=20, device="cpu") | {
+        "images_per_second": score["images_per_second"]
+    }
+
+
 def test_a_parameter_that_never_has_a_gradient_can_be_resumed(tmp_path):
     method = {"images_per_sequence": 1, "history_decay": "none"}
     experiment.train(small(steps=4, method=method), tmp_path / "run", device="cpu")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fluvial import experiment, recipes
+from fluvial.autoencoders.vae import Vae
 from fluvial.methods import METHODS, method_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -39,3 +40,14 @@ def test_a_loss_on_the_gpu_is_the_loss_on_the_cpu(name):
     moved = {k: v.cuda() for k, v in chance.items()}
     got = method.loss(model.cuda(), latents.cuda(), labels.cuda(), **moved)
     torch.testing.assert_close(got.cpu(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_an_autoencoder_on_the_gpu_is_that_on_the_cpu():
+    diffusers = pytest.importorskip("diffusers")
+    vae = Vae(diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4), "it", scale=(0.5,))
+    x = torch.rand(20, 3, 16, 16) * 2 - 1  # more than one chunk
+    moments = vae.moments(x)
+    decoded = vae.decode(vae.latents(moments))
+    vae.cuda()
+    torch.testing.assert_close(vae.moments(x.cuda()).cpu(), moments, atol=1e-2, rtol=1e-2)  # convolutions run in TF32
+    torch.testing.assert_close(vae.decode(vae.latents(moments.cuda())).cpu(), decoded, atol=1e-2, rtol=1e-2)

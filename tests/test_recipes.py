@@ -54,6 +54,8 @@ def test_flowar_on_imagenet_has_the_published_settings():
     for name, weight in (("s", 4.3), ("b", 2.4), ("l", 2.4), ("h", 2.4)):
         run = recipes.get(f"imagenet256-flowar-{name}")
         assert flowar.preset(name.upper(), checkpointing=name in "lh") == run.method
+        assert (run.data.size, run.data.crop, run.data.flip) == (256, "random", True)
+        assert run.autoencoder.name == "kl16.ckpt"
         assert (run.optim.lr, run.optim.final_lr, run.optim.clip, run.optim.clip_at) == (2e-4, 1e-5, "norm", 1.0)
         assert (run.train.batch, run.train.steps, run.optim.warmup) == (1024, 400 * 1251, 100 * 1251)
         assert run.sample.guidance.weight == weight and run.sample.guidance.ramp == "linear"
@@ -64,7 +66,7 @@ def test_flowar_on_imagenet_has_the_published_settings():
         guided = (times[:-1].float() >= low).sum()  # as `guided` compares them
         assert guided == (35 if name == "h" else 22)  # specification, section 7
     run = recipes.get("imagenet512-flowar-l")
-    assert run.method.maps[-1] == (32, 32) and len(run.method.maps) == 6
+    assert run.method.maps[-1] == (32, 32) and len(run.method.maps) == 6 and run.data.size == 512
 
 
 def check_sampling(sample):
@@ -75,6 +77,13 @@ def check_sampling(sample):
         0.04,
     )
     assert sample.steps == 250 and sample.guidance == Guidance(weight=1.5, channels=3)
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_has_a_smoke_form(name):
+    run, small = recipes.get(name), recipes.smoke(recipes.get(name))
+    assert small.data == run.data and small.autoencoder == run.autoencoder and small.method.size == run.method.size
+    assert sum(p.numel() for p in experiment.build(small).parameters()) < 1_000_000 and small.train.steps <= 60
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

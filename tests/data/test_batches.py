@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from fluvial.data.batches import batches, shuffled
-from fluvial.data.images import ImageSet, digits, to_signed
+from fluvial.data.batches import ahead, batches, shuffled
+from fluvial.data.images import DataConfig, ImageSet, digits, load, to_signed
 
 
 def identity(pixels, generator):
@@ -52,3 +54,23 @@ def test_unlabelled_images_make_sequences_too():
 def test_no_images_is_an_error():
     with pytest.raises(ValueError, match="no images"):
         batches(ImageSet(torch.zeros(0, 1, 8, 8, dtype=torch.uint8), None, ()), identity, batch=2, seed=0)
+
+
+def test_what_is_made_ahead_is_what_is_asked_for():
+    at = ahead(lambda step: 10 * step)
+    assert [at(step) for step in (0, 1, 2, 7, 8, 8, 3)] == [0, 10, 20, 70, 80, 80, 30]
+
+    def fails(step):
+        raise ValueError(f"step {step}")
+
+    with pytest.raises(ValueError, match="step 4"):
+        ahead(fails)(4)
+
+
+def test_random_crops_differ_from_step_to_step(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    images = load(DataConfig(path=str(tmp_path), size=8, crop="random"), "train")
+    at = batches(images, identity, batch=2, seed=0)
+    assert torch.equal(at(3)[0], batches(images, identity, batch=2, seed=0)(3)[0])
+    assert not torch.equal(at(3)[0], at(4)[0])
+    assert not torch.equal(at(3)[0], batches(images, identity, batch=2, seed=1)(3)[0])
