@@ -54,6 +54,9 @@ def test_help_shows_the_recipes_own_defaults(capsys):
     assert "--method.width" in printed and "1152" in printed and "400000" in printed
     for arguments in ([], ["--help"], ["train", "--help"], ["sample", "--help"]):
         assert main(arguments) == 0
+    for command in (["encode"], ["data", "inspect"]):
+        capsys.readouterr()
+        assert main([*command, "--help"]) == 0 and "--label-column" in capsys.readouterr().out
 
 
 def test_train_sample_and_score(run, capsys):
@@ -307,6 +310,8 @@ def test_a_smoke_run_tries_everything(tmp_path, capsys, monkeypatch):
         (["data", "verify", "x", "--fast"], "takes no options, got --fast"),
         (["encode"], "usage: fluvial encode DATA"),
         (["encode", "x"], "--autoencoder"),
+        (["data", "inspect", ".", "--sheet", "a.png"], "would become one of the images of .; set --sheet"),
+        (["data", "inspect", "x", "--sheet", "a"], "--sheet must end in .png"),
         (["encode", "x", "--autoencoder", "pixels", "--out", "y", "--shard", "0"], "at least 1: {'shard': 0}"),
     ],
 )

@@ -107,9 +107,9 @@ def test_mirror_images_and_draws_are_what_they_are_called(tmp_path, photos, vae)
 
 def test_training_on_a_cache_is_training_on_the_images(tmp_path, photos, vae):
     direct = experiment.train(run(photos, vae), tmp_path / "direct", device="cpu")
-    through = run(photos, vae, data={"cache": str(tmp_path / "cache")})
+    through = run(photos, vae, data={"cache": True})
     cache = experiment.train(through, tmp_path / "through", device="cpu")
-    assert latents.read_manifest(tmp_path / "cache").plan.dtype == "bf16"
+    assert latents.read_manifest(tmp_path / "through" / "latents").plan.dtype == "bf16"
     ours, theirs = (t.model.state_dict() for t in (direct, cache))
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], atol=2e-3, rtol=0.05)  # the cache is in bf16
@@ -129,18 +129,47 @@ def test_sampling_needs_no_data(tmp_path, photos, vae):
     assert again.autoencoder.shift == trained.autoencoder.shift == written.autoencoder.shift
 
 
-def test_measured_statistics_are_kept_when_a_run_goes_on(tmp_path, photos, vae):
+def test_measured_statistics_are_kept_when_a_run_goes_on(tmp_path, photos, vae, monkeypatch):
     """Even if they would be measured otherwise now: the steps taken so far are on the old ones."""
     settings = run(photos, vae, autoencoder={"statistics": "measured"})
     first = experiment.train(settings, tmp_path / "run", device="cpu").run
     assert open_inputs(settings).run.autoencoder == first.autoencoder
-    shutil.copytree(photos, tmp_path / "more")
-    for name in ("a", "b"):
-        for file in (tmp_path / "more" / name).glob("0*.png"):
-            file.rename(file.with_name(f"z{file.name}"))  # another order, other rounding
-    elsewhere = dataclasses.replace(settings, data=dataclasses.replace(settings.data, path=str(tmp_path / "more")))
-    assert open_inputs(elsewhere).run.autoencoder.shift != first.autoencoder.shift
-    assert experiment.train(elsewhere, tmp_path / "run", device="cpu").run.autoencoder == first.autoencoder
+    monkeypatch.setattr(inputs, "MEASURED", 5)
+    assert open_inputs(settings).run.autoencoder.shift != first.autoencoder.shift
+    assert experiment.train(settings, tmp_path / "run", device="cpu").run.autoencoder == first.autoencoder
+
+
+def test_a_run_goes_on_with_the_same_images_only(tmp_path, photos, vae):
+    experiment.train(run(photos, vae), tmp_path / "run", device="cpu")
+    shutil.copytree(photos, tmp_path / "moved")
+    assert experiment.train(run(tmp_path / "moved", vae), tmp_path / "run", device="cpu").step == 3
+    from_cache = run(photos, vae, data=cached(tmp_path / "c", photos, vae))
+    assert experiment.train(from_cache, tmp_path / "run", device="cpu").step == 3
+    next((tmp_path / "moved" / "a").iterdir()).unlink()
+    with pytest.raises(ValueError, match=r"another run: data.digest is \w+ there and \w+ here"):
+        experiment.train(run(tmp_path / "moved", vae), tmp_path / "run", device="cpu")
+
+
+def test_unreadable_images_are_named_when_training_starts(tmp_path, photos, vae, capsys):
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "a" / "00.png").write_bytes(b"")
+    experiment.train(run(tmp_path / "photos", vae, data={"unreadable": "skip"}), tmp_path / "run", device="cpu")
+    assert "left out: 1 unreadable image: " in capsys.readouterr().out
+
+
+def test_a_batch_of_which_nothing_can_be_read_is_left_out(tmp_path, photos, vae):
+    shutil.copytree(photos, tmp_path / "photos")
+    for i in (0, 3):  # the first batch
+        (tmp_path / "photos" / "a" / f"{i:02d}.png").write_bytes(b"")
+    data = DataConfig(path=str(tmp_path / "photos"), size=16, unreadable="skip")
+    manifest = encode(data, open_autoencoder(AutoencoderConfig(name=vae)), tmp_path / "c", batch=2)
+    assert manifest.images == 18 and len(manifest.skipped) == 2
+
+
+def test_channels_that_do_not_vary_have_no_measured_scale():
+    flat = data_images.ImageSet(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), None, ())
+    with pytest.raises(ValueError, match=r"channels \[0\] of the latents are constant"):
+        inputs._measured(flat, open_autoencoder(AutoencoderConfig()), "cpu")
 
 
 def test_measured_statistics_standardise_the_latents(tmp_path, photos, vae):
@@ -164,7 +193,7 @@ def test_the_autoencoder_may_move_but_not_change(tmp_path, photos, vae):
     model.save_pretrained(tmp_path / "changed")
     with pytest.raises(ValueError, match="whose weights have the hash .*, '.*changed' has"):
         experiment.load(tmp_path / "run", autoencoder=str(tmp_path / "changed"), device="cpu")
-    with pytest.raises(ValueError, match=r"another run: autoencoder.hash is .* there and"):
+    with pytest.raises(ValueError, match="whose weights have the hash .*, '.*changed' has"):
         experiment.train(run(photos, str(tmp_path / "changed")), tmp_path / "run", device="cpu")
 
 
@@ -198,6 +227,11 @@ def test_data_that_does_not_fit_the_model_says_what_to_set(tmp_path, photos, vae
         (one / file.name).write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match="one class only, 'only'; set method.classes to 0"):
         open_inputs(run(one.parent, vae))
+    (tmp_path / "numbers").mkdir()
+    labels = torch.zeros(9, dtype=torch.long)
+    one_class = data_images.ImageSet(torch.zeros(9, 3, 16, 16, dtype=torch.uint8), labels, ())
+    with pytest.raises(ValueError, match="one class only, 0; set method.classes to 0"):
+        open_inputs(run(photos, vae), images=one_class)
     with pytest.raises(ValueError, match=r"fewer: c \(6\)"):
         experiment.train(run(photos, vae, method={"images_per_sequence": 7}), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
@@ -211,6 +245,15 @@ def test_a_score_needs_images(tmp_path, photos, vae):
     images = DataConfig(path=str(photos), size=16)
     with pytest.raises(ValueError, match="has no held-out images"):
         experiment.score(tmp_path / "run", count=4, data=images, device="cpu")
+    both = dataclasses.replace(images, test_path=str(photos))
+    assert experiment.score(tmp_path / "run", count=4, data=both, device="cpu")["features"] == "pixels in [-1, 1]"
+
+
+def test_large_images_are_scored_by_their_averages():
+    pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    found = experiment._features(pixels).unflatten(1, (3, 32, 32))
+    expected = data_images.to_signed(pixels).unflatten(2, (32, 2)).unflatten(4, (32, 2)).mean((3, 5))
+    torch.testing.assert_close(found, expected)
 
 
 def test_pixels_can_be_cached_too(tmp_path):

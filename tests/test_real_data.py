@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,7 +135,7 @@ def test_flowar_learns_eight_photos_by_heart(tmp_path, autoencoder_folder):
             dropout=0.0,
             label_drop=0.0,
         ),
-        data=DataConfig(path=str(tmp_path / "photos"), size=128, cache=str(tmp_path / "latents")),
+        data=DataConfig(path=str(tmp_path / "photos"), size=128, cache=True),
         autoencoder=autoencoder,
         optim=OptimConfig(lr=3e-3, warmup=50, schedule="cosine", clip="norm", clip_at=1.0),
         train=TrainConfig(steps=600, batch=8, ema_decay=0.98, eval_every=0, sample_every=0),
@@ -147,7 +148,7 @@ def test_flowar_learns_eight_photos_by_heart(tmp_path, autoencoder_folder):
         trained.autoencoder.latents(trained.autoencoder.moments(to_signed(photos.pixels)))
     )
     rows = {"photo": photos.pixels, "autoencoder": to_uint8(decoded), "sample": samples.images}
-    print(pictures.save_labelled_rows(rows, tmp_path / "eight-photos.png"), found.max(1).values)
+    print(pictures.save_labelled_rows(rows, Path("runs") / "eight-photos.png"), found.max(1).values)
     assert found.argmax(1).tolist() == samples.labels.tolist() == list(range(8))
     assert found.max(1).values.min() > 20  # the autoencoder alone keeps 25 dB of the worst of them
 

@@ -18,18 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn import functional
 
 import fluvial
 from fluvial import pictures
 from fluvial.autoencoders import Autoencoder
 from fluvial.config import Run, differences, from_json, to_json
 from fluvial.data import images as data_images
-from fluvial.data.images import DataConfig, ImageSet, to_signed
+from fluvial.data.images import DataConfig, ImageSet, listed, to_signed
+from fluvial.data.latents import is_cache
 from fluvial.files import write_json
 from fluvial.generate import Generated, SampleConfig, generate
-from fluvial.inputs import batches_of, is_cache, open_autoencoder, open_inputs
+from fluvial.inputs import batches_of, open_autoencoder, open_inputs
 from fluvial.integrate import OnStep
 from fluvial.interpolant import INTERPOLANTS
 from fluvial.methods import method_of
@@ -52,7 +54,9 @@ CHANGEABLE = (
     "autoencoder.name",  # its weights are checked by their hash
 )
 PREVIEW = 100  # images in the grids drawn during training
-REFERENCE, SVM_IMAGES = 10_000, 5_000  # real images that a score looks at, and that its SVM learns from
+REFERENCE = 10_000  # real images of each part that a score looks at, at most
+SVM_IMAGES, SVM_TESTED = 5_000, 1_000  # of them, those that the SVM learns from, and is tested on
+SIDE = 32  # larger images are averaged to this side: statistics of more pixels are not to be had
 HELD_OUT = 256  # examples behind the held-out loss
 
 
@@ -89,9 +93,12 @@ def train(
     images do not fit the model, or a class is too small for its sequences.
     """
     out, method, device = Path(out), method_of(run.method), torch.device(device or default_device())
-    run = _as_it_was(run, out)
-    inputs = open_inputs(run, images=images, held_out=held_out, device=device)
+    run = _as_it_was(run if images is None else replace(run, data=replace(run.data, name="given")), out)
+    _check_folder(out, run)
+    inputs = open_inputs(run, images=images, held_out=held_out, cache=out / "latents", device=device)
     run, autoencoder = inputs.run, inputs.autoencoder
+    if isinstance(inputs.train, ImageSet) and inputs.train.skipped:
+        print(f"left out: {listed(inputs.train.skipped)}", flush=True)
     train_batch = batches_of(inputs, inputs.train, run.train.batch, device, flip=run.data.flip)
     model = build(run, device)
     _claim(out, run, recipe)
@@ -242,6 +249,7 @@ def score(
 
     `data` stands in for the run's own data, `real` and `held_out` for its two parts, as they must for a run trained on
     given images. Of a large data set no more than 10,000 images of a part are looked at; the SVM learns from 5,000.
+    Images above 32 x 32 pixels are averaged to that.
     """
     folder = Path(folder)
     trained = load(folder, autoencoder=autoencoder, device=device)
@@ -251,18 +259,18 @@ def score(
     started = time.perf_counter()
     generated = trained.sample(count, seed=seed, settings=settings, on_batch=on_batch)
     seconds = time.perf_counter() - started
-    x_real, x_held_out, x = (
-        to_signed(pixels).flatten(1) for pixels in (_pixels(real), _pixels(held_out), generated.images)
-    )
+    x_real, x_held_out, x = (_features(pixels) for pixels in (_pixels(real), _pixels(held_out), generated.images))
+    averaged = "" if max(generated.images.shape[2:]) <= SIDE else f", averaged to {SIDE} x {SIDE}"
     result: dict[str, Any] = {}
     if generated.labels is not None and real.labels is not None and held_out.labels is not None:
         examples = x_real[:SVM_IMAGES], real.labels[:SVM_IMAGES]
         result["class_accuracy"] = class_accuracy(*examples, x, generated.labels)
-        result["class_accuracy_real"] = class_accuracy(*examples, x_held_out, held_out.labels)
+        tested = x_held_out[:SVM_TESTED], held_out.labels[:SVM_TESTED]
+        result["class_accuracy_real"] = class_accuracy(*examples, *tested)
     result |= {
         "frechet_distance": frechet_distance(fit(x), fit(x_held_out)),
         "frechet_distance_real": frechet_distance(fit(x_real), fit(x_held_out)),
-        "features": "pixels in [-1, 1]",
+        "features": f"pixels in [-1, 1]{averaged}",
         "reference": f"{data.test_path or data.path or data.name}, {len(held_out.pixels)} held-out images",
         "count": count,
         "seed": seed,
@@ -302,6 +310,11 @@ def _reference(data: DataConfig, real: ImageSet | None, held_out: ImageSet | Non
     return real, held_out
 
 
+def _features(pixels: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+    x = to_signed(pixels)
+    return (functional.adaptive_avg_pool2d(x, SIDE) if max(x.shape[2:]) > SIDE else x).flatten(1)
+
+
 def _pixels(images: ImageSet) -> UInt8[Tensor, "n c h w"]:
     return images.rows(torch.arange(len(images.pixels)))
 
@@ -311,20 +324,29 @@ def _as_it_was(run: Run, out: Path) -> Run:
     if not (out / "run.json").exists():
         return run
     there = read_run(out)
+    names, digest = run.data.class_names or there.data.class_names, run.data.digest or there.data.digest
     ours, theirs = run.autoencoder, there.autoencoder
     if not ours.shift and ours.statistics == theirs.statistics:
         ours = replace(ours, shift=theirs.shift, scale=theirs.scale)
-    if not ours.hash and ours.name == theirs.name:
-        ours = replace(ours, hash=theirs.hash)
-    return replace(run, autoencoder=ours)
+    ours = replace(ours, hash=ours.hash or theirs.hash)
+    return replace(run, autoencoder=ours, data=replace(run.data, class_names=names, digest=digest))
 
 
 def _claim(out: Path, run: Run, recipe: str | None) -> None:
     """Writes run.json, or checks that the one there is of the same run."""
+    _check_folder(out, run)
     made_by = {"fluvial": fluvial.__version__, "torch": torch.__version__, "python": platform.python_version()}
     if (out / "run.json").exists():
-        there, record = read_run(out), _read_json(out)
+        record = _read_json(out)
         recipe, made_by = record.get("recipe", recipe), record.get("made_by", made_by)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "run.json", {"recipe": recipe, "made_by": made_by, "run": to_json(run)})
+
+
+def _check_folder(out: Path, run: Run) -> None:
+    """Raises ValueError if the folder holds another run, or something that is no run."""
+    if (out / "run.json").exists():
+        there = read_run(out)
         changed = differences(there, run)
         fatal = {k: v for k, v in changed.items() if not k.startswith(CHANGEABLE)}
         if there.optim.schedule == "constant":
@@ -332,10 +354,8 @@ def _claim(out: Path, run: Run, recipe: str | None) -> None:
         if fatal:
             listed = ", ".join(f"{k} is {old} there and {new} here" for k, (old, new) in fatal.items())
             raise ValueError(f"{out} holds another run: {listed}. Choose another folder with --out, or remove it")
-    elif out.exists() and any(path.suffix != ".tmp" for path in out.iterdir()):
+    elif out.exists() and any(path.suffix != ".tmp" and path.name != "latents" for path in out.iterdir()):
         raise ValueError(f"{out} is not empty and not a run folder; choose another with --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "run.json", {"recipe": recipe, "made_by": made_by, "run": to_json(run)})
 
 
 def _read_json(folder: Path | str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Writes JSON under a temporary name, flushes it to disk, and renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("w") as file:
             file.write(json.dumps(values, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """What a run trains on: its autoencoder, and images or cached latents that fit it and the model."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from fluvial.data import images as data_images
 from fluvial.data import latents
 from fluvial.data.batches import Batch, batches
 from fluvial.data.images import DataConfig, ImageSet, Split, to_signed
-from fluvial.data.latents import LatentSet, Manifest, Plan
+from fluvial.data.latents import LatentSet, Manifest, Plan, is_cache
 from fluvial.randomness import generator, numpy_generator
 from fluvial.upstream import kl16
 
@@ -43,7 +44,7 @@ def open_autoencoder(config: AutoencoderConfig) -> Autoencoder:
     if config.hash and autoencoder.hash != config.hash:
         raise ValueError(
             f"the run was made with an autoencoder whose weights have the hash {config.hash}, {config.name!r} has "
-            f"{autoencoder.hash}; name the right one with autoencoder.name"
+            f"{autoencoder.hash}; name the right one (--autoencoder of sample and score, --autoencoder.name of train)"
         )
     return autoencoder.standardised(config.shift, config.scale) if config.shift else autoencoder
 
@@ -53,26 +54,33 @@ def open_inputs(
     *,
     images: ImageSet | None = None,
     held_out: ImageSet | None = None,
+    cache: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Inputs:
     """The autoencoder and the data of a run, checked against its model. Given images stand in for `run.data`.
+
+    `cache` is the folder for the latents of a run with data.cache.
 
     Raises ValueError if something cannot be found or read, or does not fit.
     """
     autoencoder = open_autoencoder(run.autoencoder).to(device)
     if images is None:
-        train = _examples(run.data, autoencoder, "train", device)
+        data = run.data if run.method.classes else replace(run.data, label_column="none")
+        train = _examples(data, autoencoder, "train", cache, device)
         assert train is not None
-        run = replace(run, data=replace(run.data, class_names=run.data.class_names or train.class_names))
-        test = _examples(run.data, autoencoder, "test", device)  # with the ids that its classes have in training
+        names = run.data.class_names or train.class_names
+        # held-out images with the ids that their classes have in training
+        test = _examples(replace(data, class_names=names), autoencoder, "test", cache, device)
+        run = replace(run, data=replace(run.data, class_names=names, digest=train.digest))
     else:
         run, train, test = replace(run, data=replace(run.data, name="given")), images, held_out
     if run.method.classes == 0:
-        train, test = train._replace(labels=None), test and test._replace(labels=None)
+        train = train._replace(labels=None, class_names=())
+        test = test and test._replace(labels=None, class_names=())
     if not run.autoencoder.shift and run.autoencoder.statistics == "measured":
         autoencoder.standardised(*_measured(train, autoencoder, device))
     for part in (train, *([] if test is None else [test])):
-        _check_fit(run, part, autoencoder, device)
+        _check_fit(run, part, autoencoder, device, whole=part is train)
     if test is not None and test.class_names != train.class_names:
         raise ValueError(f"training images have the classes {train.class_names}, held-out images {test.class_names}")
     found = replace(
@@ -126,6 +134,8 @@ def encode(
     _check_encodes(images, autoencoder)
     plan = Plan(
         source=data.path or data.name,
+        digest=images.digest,
+        labels="" if images.labels is None else hashlib.sha256(images.labels.numpy().tobytes()).hexdigest(),
         images=len(images.pixels),
         autoencoder=autoencoder.identity,
         hash=autoencoder.hash,
@@ -143,27 +153,26 @@ def encode(
     return latents.write(images, autoencoder.moments, plan, folder, **options)
 
 
-def is_cache(place: str) -> bool:
-    """Whether `fluvial encode` wrote this folder, or began to."""
-    return any((Path(place) / name).exists() for name in ("manifest.json", "plan.json"))
-
-
-def _examples(data: DataConfig, autoencoder: Autoencoder, split: Split, device: torch.device | str) -> Examples | None:
+def _examples(
+    data: DataConfig, autoencoder: Autoencoder, split: Split, cache: Path | None, device: torch.device | str
+) -> Examples | None:
     place = data.test_path if split == "test" else data.path or data.name
     if is_cache(place):
-        _check_cache(Path(place), data, autoencoder)
-        return latents.load(Path(place))
+        folder = Path(place).expanduser()
+        _check_cache(folder, data, autoencoder, flips=split == "train" and data.flip)
+        return latents.load(folder)
     if split == "test" and not data.test_path and is_cache(data.path or data.name):
         return None
     if split == "train" and data.cache:
-        folder = Path(data.cache)
-        if encode(data, autoencoder, folder, flip=data.flip, device=device) is None:
-            raise ValueError(f"another process is writing {folder}; wait for it, then repeat the command")
-        return latents.load(folder)
+        if cache is None:
+            raise ValueError("data.cache needs the folder of a run, which is not known here")
+        if encode(data, autoencoder, cache, flip=data.flip, device=device) is None:
+            raise ValueError(f"another process is writing {cache}; wait for it, then repeat the command")
+        return latents.load(cache)
     return data_images.load(data, split)
 
 
-def _check_cache(folder: Path, data: DataConfig, autoencoder: Autoencoder) -> None:
+def _check_cache(folder: Path, data: DataConfig, autoencoder: Autoencoder, *, flips: bool) -> None:
     """Raises ValueError naming both values if the cache was made otherwise than the run asks for."""
     plan = latents.read_manifest(folder).plan
     wrong = []
@@ -176,7 +185,7 @@ def _check_cache(folder: Path, data: DataConfig, autoencoder: Autoencoder) -> No
         wrong.append(f"images have {plan.image_size} pixels there and {data.size} here (data.size)")
     if plan.crop != data.crop:
         wrong.append(f"the crop is {plan.crop} there and {data.crop} here (data.crop)")
-    if data.flip and not plan.flip:
+    if flips and not plan.flip:
         wrong.append("there are no mirror images there, and data.flip is True here")
     if wrong:
         raise ValueError(f"the latents in {folder} do not fit the run: {'; '.join(wrong)}")
@@ -199,7 +208,9 @@ def _check_encodes(examples: Examples, autoencoder: Autoencoder) -> None:
         )
 
 
-def _check_fit(run: Run, examples: Examples, autoencoder: Autoencoder, device: torch.device | str) -> None:
+def _check_fit(
+    run: Run, examples: Examples, autoencoder: Autoencoder, device: torch.device | str, *, whole: bool
+) -> None:
     """Raises ValueError unless one example, encoded, has the shape the model takes, and the labels are its classes."""
     _check_encodes(examples, autoencoder)
     if len(examples[0]) == 0:
@@ -222,8 +233,9 @@ def _check_fit(run: Run, examples: Examples, autoencoder: Autoencoder, device: t
             f"the labels run from {int(labels.min())} to {int(labels.max())}, the model has "
             f"{run.method.classes} classes (0 to {run.method.classes - 1}); set method.classes"
         )
-    if len(names) == 1:
-        raise ValueError(f"the data has one class only, {names[0]!r}; set method.classes to 0 to train without labels")
+    if len(names) == 1 or (whole and len(labels.unique()) == 1):
+        one = repr(names[int(labels[0])]) if names else int(labels[0])
+        raise ValueError(f"the data has one class only, {one}; set method.classes to 0 to train without labels")
     if names and len(names) != run.method.classes:
         raise ValueError(f"the data has {len(names)} classes, the model {run.method.classes}; set method.classes")
 
@@ -234,12 +246,18 @@ def _measured(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Shift and scale that give each channel of the training latents mean 0 and standard deviation 1."""
     if isinstance(examples, LatentSet):
-        mean, std = examples.moments.manifest.mean, examples.moments.manifest.std
-        return mean, tuple(1 / s for s in std)
+        return _standardising(examples.moments.manifest.mean, examples.moments.manifest.std)
     order = numpy_generator(0, "statistics").permutation(len(examples.pixels))[:MEASURED]
     autoencoder.standardised((0.0,), (1.0,))
     encode = encoder(autoencoder, examples)
     draws = generator(0, "statistics", device=device)
     parts = [encode(examples.rows(part).to(device), draws) for part in torch.from_numpy(order).split(32)]
     z = torch.cat(parts).double().cpu()
-    return tuple(z.mean((0, 2, 3)).tolist()), tuple((1 / z.std((0, 2, 3))).tolist())
+    return _standardising(z.mean((0, 2, 3)).tolist(), z.std((0, 2, 3)).tolist())
+
+
+def _standardising(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Shift and scale. Raises ValueError for a channel that is constant."""
+    if constant := [channel for channel, s in enumerate(std) if not s > 0]:
+        raise ValueError(f"channels {constant} of the latents are constant, so no scale can be measured; give one")
+    return tuple(mean), tuple(1 / s for s in std)

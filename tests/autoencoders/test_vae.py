@@ -97,6 +97,8 @@ def test_what_is_no_image_autoencoder_is_refused(tiny, tmp_path):
         from_pretrained(str(tmp_path / "a"))
     with pytest.raises(ValueError, match="'nobody/nothing' is no folder here, and cannot be had from the hub"):
         from_pretrained("nobody/nothing")
+    with pytest.raises(ValueError, match="is not there; if it was moved, name its folder with --autoencoder"):
+        from_pretrained(str(tmp_path / "gone"))
     tiny("AutoencoderKL").save_pretrained(tmp_path / "b")
     weights = tmp_path / "b" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -118,5 +120,6 @@ def test_statistics_of_the_wrong_length_are_refused(tiny):
         Pixels().standardised((0.5,), (1.0,))
     with pytest.raises(ValueError, match="both shift and scale or neither"):
         AutoencoderConfig(shift=(1.0,))
-    with pytest.raises(ValueError, match="scale must be above 0"):
-        AutoencoderConfig(shift=(1.0,), scale=(0.0,))
+    for wrong in (0.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="scale must be above 0, shift and scale finite"):
+            AutoencoderConfig(shift=(1.0,), scale=(wrong,))

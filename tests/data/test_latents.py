@@ -21,7 +21,16 @@ def moments(x):
 
 
 def plan(**settings):
-    defaults = {"source": "here", "images": N, "autoencoder": "it", "hash": "abc", "stride": 1, "channels": 3}
+    defaults = {
+        "source": "here",
+        "images": N,
+        "autoencoder": "it",
+        "hash": "abc",
+        "digest": "x",
+        "labels": "y",
+        "stride": 1,
+        "channels": 3,
+    }
     defaults |= {"image_size": 6, "crop": "centre", "flip": True, "dtype": "fp32", "shard": SHARD}
     return Plan(**{**defaults, "class_names": IMAGES.class_names, **settings})
 
@@ -151,7 +160,9 @@ def test_another_plan_is_refused_with_both_values(cache):
         ValueError, match="holds other latents: image_size is 6 there and 8 here, dtype is fp32 there and bf16 here"
     ):
         write(cache, plan=plan(image_size=8, dtype="bf16"))
-    write(cache, plan=plan(autoencoder="the same elsewhere"))
+    write(cache, plan=plan(autoencoder="the same elsewhere", source="moved"))
+    with pytest.raises(ValueError, match="digest is x there and z here"):
+        write(cache, plan=plan(digest="z"))
     (cache.parent / "mine").mkdir()
     (cache.parent / "mine" / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="not empty and holds no latents"):
@@ -187,7 +198,19 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, monkeypatch):
         write(tmp_path / "c")
     assert not list((tmp_path / "c").glob(".*"))
     monkeypatch.setattr(latents, "save_file", save)
+    (tmp_path / "c" / ".shard-00002.safetensors.abc.partial").write_bytes(b"of a process that was killed")
     assert write(tmp_path / "c").images == N and latents.verify(tmp_path / "c") == []
+    assert not list((tmp_path / "c").glob(".*"))
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "c").iterdir()}
+    assert len(modes) == 1  # whoever may read the manifest may read the shards
+
+
+def test_only_what_encode_wrote_is_a_cache(cache, tmp_path, monkeypatch):
+    assert latents.is_cache(str(cache)) and not latents.is_cache(str(tmp_path))
+    monkeypatch.chdir(cache)
+    assert latents.is_cache(".") and not latents.is_cache("")
+    (tmp_path / "manifest.json").write_text(json.dumps({"name": "my web app"}))
+    assert not latents.is_cache(str(tmp_path))
 
 
 def test_a_file_that_may_grow_no_further_is_an_error_too(tmp_path):

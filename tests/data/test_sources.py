@@ -60,10 +60,52 @@ def test_held_out_classes_have_the_ids_of_training(tmp_path):
     held_out = open_at(tmp_path, "test", class_names=names)
     assert held_out.labels.tolist() == [1, 2] and held_out.class_names == ("a", "b", "c")
     tree(tmp_path / "val", {"d": [6]})
+    renamed = open_at(tmp_path / "train", class_names=("x", "y", "z"))
+    assert renamed.class_names == ("x", "y", "z") and renamed.labels.tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match=r"labels \['d'\] are not among the class names"):
         open_at(tmp_path, "test", class_names=names)
     dataset([1, 2, 3], [0, 1, 1], names=("c", "b")).to_parquet(tmp_path / "other.parquet")
     assert open_at(tmp_path / "other.parquet", class_names=names).labels.tolist() == [2, 1, 1]
+
+
+def test_the_split_that_is_trained_on_is_not_held_out(tmp_path):
+    for name in ("val", "test"):
+        tree(tmp_path / "f" / name, {"a": [1 if name == "val" else 2]})
+    (tmp_path / "p").mkdir()
+    for name, i in (("validation", 3), ("test", 4)):
+        dataset([i]).to_parquet(tmp_path / "p" / f"{name}.parquet")
+    for place, split, ids in (("f", "val", (1, 2)), ("p", "validation", (3, 4))):
+        config = DataConfig(path=str(tmp_path / place), split=split)
+        assert [numbers(load(config, part)) for part in ("train", "test")] == [[ids[0]], [ids[1]]]
+
+
+def test_a_link_in_a_circle_is_followed_once(tmp_path):
+    tree(tmp_path, {"a": [1], "b": [2]})
+    (tmp_path / "a" / "self").symlink_to(tmp_path)
+    assert numbers(open_at(tmp_path)) == [1, 2]
+
+
+def test_the_digest_is_of_the_files_wherever_they_lie(tmp_path):
+    for name in ("one", "two"):
+        tree(tmp_path / name, {"a": [1], "b": [2]})
+        dataset([1, 2], [0, 1]).to_parquet(tmp_path / f"{name}.parquet")
+    assert open_at(tmp_path / "one").digest == open_at(tmp_path / "two").digest != ""
+    assert open_at(tmp_path / "one.parquet").digest == open_at(tmp_path / "two.parquet").digest
+    (tmp_path / "two" / "a" / "001.png").write_bytes(encoded(1, 80))
+    assert open_at(tmp_path / "one", size=8).digest != open_at(tmp_path / "two", size=8).digest
+
+
+def test_rows_without_an_image_are_unreadable(tmp_path):
+    features = datasets.Features({"image": datasets.Image()})
+    rows = [{"bytes": encoded(1), "path": None}, None, {"bytes": encoded(2), "path": None}]
+    datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(tmp_path / "n.parquet")
+    images = open_at(tmp_path / "n.parquet", unreadable="skip")
+    assert numbers(images) == [1, 2] and "row 1" in images.skipped[0].name
+
+
+def test_labels_may_be_left_aside(tmp_path):
+    dataset([1, 2], [0, 1]).to_parquet(tmp_path / "a.parquet")
+    assert open_at(tmp_path / "a.parquet", label_column="none").labels is None
 
 
 def test_folders_named_by_numbers_keep_their_names(tmp_path):
@@ -86,8 +128,11 @@ def test_a_flat_folder_has_no_labels(tmp_path):
 def test_folders_of_splits(tmp_path):
     tree(tmp_path / "train", {"a": [1], "b": [2]})
     tree(tmp_path / "val", {"a": [3], "b": [4, 5]})
-    tree(tmp_path / "extra", {"a": [6]})
     assert numbers(open_at(tmp_path)) == [1, 2] and numbers(open_at(tmp_path, "test")) == [3, 4, 5]
+    assert numbers(open_at(tmp_path / "train", "test", test_path=str(tmp_path))) == [3, 4, 5]
+    tree(tmp_path / "extra", {"a": [6]})
+    with pytest.raises(ValueError, match="has a folder of training images beside extra: name the folder"):
+        open_at(tmp_path)
     assert numbers(load(DataConfig(path=str(tmp_path), split="extra"), "train")) == [6]
     assert numbers(open_at(tmp_path / "train", "test", test_path=str(tmp_path / "extra"))) == [6]
     with pytest.raises(ValueError, match="has no folder 'dev', only extra, train, val"):
@@ -224,7 +269,7 @@ def test_what_is_not_there_is_an_error(place, says):
 
 def test_damaged_parquet_and_other_files_are_errors(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 this is not parquet")
-    with pytest.raises(ValueError, match="a.parquet is damaged"):
+    with pytest.raises(ValueError, match="a.parquet cannot be read: it is damaged"):
         open_at(tmp_path / "a.parquet")
     (tmp_path / "a.csv").write_text("1,2")
     with pytest.raises(ValueError, match="a.csv is none of the files that can be read, .parquet"):
@@ -287,7 +332,7 @@ def test_images_of_several_sizes_need_a_size(tmp_path):
     [
         ({"crop": "random"}, "data.crop random needs data.size"),
         ({"size": -1}, "at least 0: {'size': -1}"),
-        ({"crop": "random", "size": 8, "cache": "x"}, "random crops cannot be cached"),
+        ({"crop": "random", "size": 8, "cache": True}, "random crops cannot be cached"),
     ],
 )
 def test_settings_that_contradict_themselves(options, says):

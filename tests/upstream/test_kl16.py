@@ -47,6 +47,11 @@ def test_other_weights_are_refused(golden, tmp_path):
         kl16.from_state_dict(without)
     with pytest.raises(ValueError, match=r"quant_conv.weight is \(2, 2\), not \(32, 32, 1, 1\)"):
         kl16.from_state_dict({**weights, "quant_conv.weight": torch.zeros(2, 2)})
+    halves = {k: v[: len(v) // 2].clone() for k, v in weights.items() if k.startswith("post_quant_conv")}
+    with pytest.raises(ValueError, match="16 channels and 5 levels are expected, got 8 and 5"):
+        kl16.from_state_dict({**weights, **halves})
+    with pytest.raises(ValueError, match="give the folder that they are in"):
+        kl16.from_state_dict({"encoder.down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)})
     save_file({"linear.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="other.safetensors: not the weights of KL-16"):
         kl16.load(tmp_path / "other.safetensors")

@@ -4,6 +4,7 @@ An autoencoder gives the moments of an image's posterior, (mean | log variance) 
 alone. Latents are a draw from it, z = mean + exp(logvar / 2) noise, standardised: (z - shift) * scale.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,8 +34,8 @@ class AutoencoderConfig:
         choices(self)
         if bool(self.shift) != bool(self.scale):
             raise ValueError(f"give both shift and scale or neither, got shift {self.shift} and scale {self.scale}")
-        if any(scale <= 0 for scale in self.scale):
-            raise ValueError(f"scale must be above 0, got {self.scale}")
+        if not all(0 < scale < math.inf for scale in self.scale) or not all(map(math.isfinite, self.shift)):
+            raise ValueError(f"scale must be above 0, shift and scale finite, got {self.scale} and {self.shift}")
 
 
 def load(name: str) -> Autoencoder:

@@ -86,7 +86,10 @@ def from_pretrained(name: str) -> Vae:
     """
     diffusers = require("diffusers", extra="vae", why=f"the autoencoder {name!r}")
     # a pipeline keeps its autoencoder in vae/; on the hub the subfolder may be named: owner/name/vae
-    folder, *inside = [name] if Path(name).exists() else _split(name)
+    here = name.startswith(("/", ".", "~")) or Path(name).exists()
+    folder, *inside = [str(Path(name).expanduser())] if here else _split(name)
+    if here and not Path(folder).is_dir():
+        raise ValueError(f"the autoencoder {name!r} is not there; if it was moved, name its folder with --autoencoder")
     options = {"subfolder": inside[0]} if inside else {}
     if Path(folder, "vae", "config.json").exists():
         options = {"subfolder": "vae"}
@@ -99,8 +102,8 @@ def from_pretrained(name: str) -> Vae:
     except UnknownKind:
         raise
     except Exception as error:  # diffusers and the hub's client share no base class
-        here = "is damaged" if Path(folder).exists() else "is no folder here, and cannot be had from the hub"
-        raise ValueError(f"the autoencoder {name!r} {here} ({type(error).__name__}: {error})") from error
+        where = "is damaged" if here else "is no folder here, and cannot be had from the hub"
+        raise ValueError(f"the autoencoder {name!r} {where} ({type(error).__name__}: {error})") from error
     return Vae(model.float(), name, *_published(model.config))
 
 

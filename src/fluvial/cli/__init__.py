@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
-        print("interrupted; training goes on from its last checkpoint with the same command", file=sys.stderr)
+        print("interrupted; the same command goes on from what was finished", file=sys.stderr)
         return 130
     except SystemExit as stop:  # tyro has printed the help or what is wrong
         return int(stop.code or 0)

@@ -22,7 +22,12 @@ def parse(kind: type[T], default: T | None, arguments: list[str], prog: str, des
         raise UsageError(str(error)) from error
 
 
-def positional(arguments: list[str], command: str, what: str, meaning: str) -> tuple[str, list[str]]:
+def positional(
+    arguments: list[str], command: str, what: str, meaning: str, *, has_own_help: bool = False
+) -> tuple[str, list[str]]:
+    """The first argument and the rest. `has_own_help`: the options do not depend on it, so their help needs none."""
+    if has_own_help and arguments[:1] in (["-h"], ["--help"]):
+        return what, arguments
     if not arguments or arguments[0].startswith("-"):
         asked_for_help = arguments[:1] in (["-h"], ["--help"])
         text = f"usage: fluvial {command} {what} [options]\n\n{what} is {meaning}"

@@ -50,6 +50,8 @@ class InspectOptions:
 
     def __post_init__(self) -> None:
         at_least(1, self, "sequence")
+        if self.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+            raise ValueError(f"--sheet must end in .png, .jpg or .webp, got {self.sheet}")
         if self.most is not None:
             at_least(1, self, "most")
 
@@ -96,10 +98,12 @@ def data(arguments: list[str]) -> None:
 
 
 def _inspect(arguments: list[str]) -> None:
-    place, rest = positional(arguments, "data inspect", "DATA", DATA)
+    place, rest = positional(arguments, "data inspect", "DATA", DATA, has_own_help=True)
     description = "Print what is in a folder or data set, and save a contact sheet."
     options = parse(InspectOptions, InspectOptions(), rest, "fluvial data inspect DATA", description)
-    if inputs.is_cache(place):
+    if Path(place).is_dir() and Path(place).resolve() in options.sheet.resolve().parents:
+        raise UsageError(f"the contact sheet {options.sheet} would become one of the images of {place}; set --sheet")
+    if latents.is_cache(place):
         return _print_manifest(Path(place), latents.read_manifest(Path(place)))
     images = load_images(DataConfig(name=place, **vars(options.source)), "train", scan=False)
     assert images is not None
@@ -114,6 +118,8 @@ def _inspect(arguments: list[str]) -> None:
         if count:
             table.add_row(kind, f"{count:,}")
     table.add_row("unreadable", f"{len(found.unreadable):,}")
+    if found.ignored:
+        table.add_row("other files", f"{found.ignored:,}, not of an image's ending")
     empty = sum(n == 0 for n in found.class_sizes.values())
     classes = f"{len(found.class_sizes) - empty:,}" + (f", and {empty:,} without images" if empty else "")
     table.add_row("classes", classes if found.class_sizes else "no labels")
@@ -184,7 +190,7 @@ def _verify(arguments: list[str]) -> None:
 
 
 def encode(arguments: list[str]) -> None:
-    place, rest = positional(arguments, "encode", "DATA", DATA)
+    place, rest = positional(arguments, "encode", "DATA", DATA, has_own_help=True)
     description = "Write the latents of all images and their mirror images. Started again, or on many ranks with "
     description += "torchrun, it does what is not done yet."
     options = parse(EncodeOptions, None, rest, "fluvial encode DATA", description)

@@ -156,7 +156,9 @@ def score(arguments: list[str]) -> None:
     default = ScoreOptions(sample=run.sample)
     options = parse(ScoreOptions, default, rest, "fluvial score RUN", "Measure a run folder; writes RUN/score.json.")
     _check_sampling(run, options.sample)
-    data = replace(run.data, path=options.data_path, test_path=options.test_path) if options.data_path else run.data
+    data = run.data
+    if options.data_path or options.test_path:
+        data = replace(data, path=options.data_path or data.path, test_path=options.test_path)
     result = experiment.score(
         folder,
         count=options.count,

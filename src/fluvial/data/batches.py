@@ -64,14 +64,18 @@ def batches(
 
 
 def ahead(make: Callable[[int], T]) -> Callable[[int], T]:
-    """The same function of the step, which makes what the next step needs while this one is being used."""
+    """The same function of the step, which from the second step on makes the next one's while this one is used."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
     waiting: dict[int, Future[T]] = {}
+    last = -2
 
     def at(step: int) -> T:
+        nonlocal last
         wanted = waiting.pop(step, None) or thread.submit(make, step)
         waiting.clear()
-        waiting[step + 1] = thread.submit(make, step + 1)
+        if step == last + 1:
+            waiting[step + 1] = thread.submit(make, step + 1)
+        last = step
         return wanted.result()
 
     return at

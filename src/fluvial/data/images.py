@@ -11,6 +11,7 @@ owner/name                  a data set on the Hugging Face hub
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from os import cpu_count
@@ -28,10 +29,12 @@ from fluvial.data import crop
 from fluvial.data.crop import Crop, UnreadableImage
 from fluvial.data.sources import Source, class_labels, open_source
 from fluvial.extras import require
+from fluvial.progress import Bar
 
 T = TypeVar("T")
 Split = Literal["train", "test"]
 IN_MEMORY = 2**30  # bytes of pixels; a larger set is decoded batch by batch
+SLOW = 10_000  # images that take long enough to show how far it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class DataConfig:
     image_column: str = ""
     """Column of the images; found by default."""
     label_column: str = ""
-    """Column of the labels; found by default."""
+    """Column of the labels; found by default, "none" for none."""
     class_names: tuple[str, ...] = ()
     """Names of the classes in order of their ids; found by default."""
     size: int = 0
@@ -67,8 +70,10 @@ class DataConfig:
     """What to do about images that cannot be decoded: stop with their names, or leave them out and say so."""
     small_classes: Literal["error", "repeat"] = "error"
     """Classes with fewer images than an ARFlow sequence: refuse to train, or repeat their images."""
-    cache: str = ""
-    """Folder for latents: what the autoencoder makes of the training images is written there once, then read."""
+    cache: bool = False
+    """Encode the training images once, into the run's folder, and train on what is there."""
+    digest: str = ""
+    """Of the names and sizes of the training images; found when training starts, so that it goes on with the same."""
 
     def __post_init__(self) -> None:
         choices(self)
@@ -76,7 +81,7 @@ class DataConfig:
         if self.crop != "centre" and not self.size:
             raise ValueError(f"data.crop {self.crop} needs data.size, the side of the square")
         if self.cache and self.crop == "random":
-            raise ValueError("latents of random crops cannot be cached: set data.crop centre, or no data.cache")
+            raise ValueError("latents of random crops cannot be cached: set data.crop centre, or data.cache False")
 
 
 class ImageSet(NamedTuple):
@@ -89,6 +94,7 @@ class ImageSet(NamedTuple):
     labels: Int[Tensor, "n"] | None
     class_names: tuple[str, ...]
     skipped: tuple[UnreadableImage, ...] = ()
+    digest: str = ""
 
     def rows(
         self, chosen: Int[Tensor, "b"], flipped: Bool[Tensor, "b"] | None = None, rng: np.random.Generator | None = None
@@ -100,7 +106,8 @@ class ImageSet(NamedTuple):
     def subset(self, kept: Int[Tensor, "m"], skipped: tuple[UnreadableImage, ...] = ()) -> "ImageSet":
         """These images alone."""
         pixels = self.pixels[kept] if isinstance(self.pixels, Tensor) else self.pixels.subset(kept.tolist())
-        return ImageSet(pixels, None if self.labels is None else self.labels[kept], self.class_names, skipped)
+        labels = None if self.labels is None else self.labels[kept]
+        return self._replace(pixels=pixels, labels=labels, skipped=skipped)
 
 
 class Files:
@@ -188,17 +195,20 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
         return _built_in(BUILT_IN[place](split), config)
     if place == "given":
         raise ValueError("this run was trained on images given to it in Python; pass them again")
-    source = open_source(
-        place,
-        held_out=split == "test" and not config.test_path,
-        split=config.split if split == "train" else config.test_split,
-        image_column=config.image_column,
-        label_column=config.label_column,
-    )
+    held_out = split == "test"
+    options: dict[str, Any] = {
+        "split": config.test_split if held_out else config.split,
+        "trained_on": "" if config.test_path or not held_out else config.split,
+        "image_column": config.image_column,
+        "label_column": config.label_column,
+    }
+    source = open_source(place, held_out=held_out, **options)
+    if source is None and config.test_path:  # all of it is held out
+        source = open_source(place, **options)
     if source is None:
         return None
     labels, names = class_labels(source, config.class_names)
-    images = ImageSet(Files(source, config), labels, names)
+    images = ImageSet(Files(source, config), labels, names, digest="" if held_out else source.digest())
     if not scan:
         return images
     few = math.prod(Files(source, config).shape) <= IN_MEMORY and config.crop != "random"
@@ -210,11 +220,14 @@ def _decoded(images: ImageSet, *, keep: bool) -> ImageSet:
     files = images.pixels
     assert isinstance(files, Files)
     parts, bad = [], dict[int, UnreadableImage]()
-    for start in range(0, len(files), 1024):
-        indices = range(start, min(start + 1024, len(files)))
-        pixels, wrong = files.try_read(indices)
-        bad |= {start + i: error for i, error in wrong.items()}
-        parts += [pixels] if keep else []
+    with Bar(len(files), what="reading images") if len(files) > SLOW else nullcontext() as bar:
+        for start in range(0, len(files), 1024):
+            indices = range(start, min(start + 1024, len(files)))
+            pixels, wrong = files.try_read(indices)
+            bad |= {start + i: error for i, error in wrong.items()}
+            parts += [pixels] if keep else []
+            if bar is not None:
+                bar.show(indices.stop)
     if files.config.unreadable == "error":
         refuse(bad.values())
     good = torch.tensor([i for i in range(len(files)) if i not in bad], dtype=torch.long)
@@ -241,7 +254,12 @@ def _built_in(images: ImageSet, config: DataConfig) -> ImageSet:
     pixels = images.pixels
     assert isinstance(pixels, Tensor)
     if config.size and tuple(pixels.shape[2:]) != (config.size,) * 2:
-        squares = (crop.square(Image.fromarray(p[0].numpy()), config.size, config.crop) for p in pixels)
+        if config.crop == "random":
+            raise ValueError("the built-in digits are not cropped at random; set data.crop centre or pad")
+        try:
+            squares = [crop.square(Image.fromarray(p[0].numpy()), config.size, config.crop) for p in pixels]
+        except UnreadableImage as error:
+            raise ValueError(f"the built-in digits cannot be used: {error.reason}") from error
         pixels = torch.from_numpy(np.stack([crop.to_array(image) for image in squares]))
     return images._replace(pixels=pixels)
 

@@ -30,6 +30,8 @@ class Inspection:
     kinds: dict[str, int]
     """RGB, grey, palette, alpha, CMYK; and how many are turned by their EXIF data."""
     unreadable: tuple[UnreadableImage, ...]
+    ignored: int
+    """Files beside the images that are not images."""
     class_sizes: dict[str, int]
     """Images a class by name, in order of the ids; nothing where there are no labels."""
     sheet: UInt8[Tensor, "k 3 t t"]
@@ -64,6 +66,7 @@ def inspect(images: ImageSet, *, most: int | None = None) -> Inspection:
         sizes=np.array([s.size for s in seen], dtype=int).reshape(-1, 2),
         kinds=dict(kinds.most_common()),
         unreadable=tuple(bad),
+        ignored=0 if isinstance(images.pixels, Tensor) else images.pixels.source.ignored,
         class_sizes=class_sizes(images),
         sheet=_sheet(images, looked_at[on_sheet].tolist()),
     )

@@ -14,6 +14,7 @@ import hashlib
 import json
 import mmap
 import os
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,6 +47,10 @@ class Plan:
     autoencoder: str
     hash: str
     """Of the autoencoder's weights."""
+    digest: str
+    """Of the names and sizes of the image files."""
+    labels: str
+    """The SHA-256 of the labels."""
     stride: int
     channels: int
     image_size: int
@@ -105,6 +110,7 @@ class LatentSet(NamedTuple):
     moments: "Moments"
     labels: Int[Tensor, "n"] | None
     class_names: tuple[str, ...]
+    digest: str = ""
 
     def rows(
         self, chosen: Int[Tensor, "b"], flipped: Bool[Tensor, "b"] | None = None, rng: np.random.Generator | None = None
@@ -163,7 +169,10 @@ def _encoded(
         refuse(bad.values())
     index = torch.tensor([i for k, i in enumerate(indices) if k not in bad], dtype=torch.long)
     x = to_signed(pixels.to(device))
+    if len(index) == 0:
+        x = torch.zeros(1, *x.shape[1:], device=device)  # for the shape: few networks take no image at all
     tensors = {"moments": moments(x)} | ({"moments_flip": moments(x.flip(-1))} if plan.flip else {})
+    tensors = {name: value[: len(index)] for name, value in tensors.items()}
     mean, logvar = (
         tensors["moments"].double().cpu().split([plan.channels, tensors["moments"].shape[1] - plan.channels], 1)
     )
@@ -180,9 +189,12 @@ def _encoded(
 def _write_shard(folder: Path, number: int, parts: list[dict[str, Any]], plan: Plan) -> None:
     tensors = {k: torch.cat([part["tensors"][k] for part in parts]).contiguous() for k in parts[0]["tensors"]}
     file = folder / f"shard-{number:05d}.safetensors"
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    for left_over in folder.glob(f".{file.name}.*.partial"):  # of a process that was killed
+        left_over.unlink(missing_ok=True)
+    partial = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         save_file(tensors, partial)
+        partial.chmod(folder.stat().st_mode & 0o666)  # safetensors keeps others out, who may share the folder
         with partial.open("rb+") as written:
             os.fsync(written.fileno())
         first, second = torch.stack([part["sums"] for part in parts]).sum(0).tolist()
@@ -221,8 +233,9 @@ def _claim(folder: Path, plan: Plan) -> None:
 
 
 def differences(there: Plan, here: Plan) -> str:
-    """The settings in which two plans differ, or nothing. An autoencoder is its weights, whatever its name."""
-    names = (k for k in asdict(there) if k != "autoencoder" and getattr(there, k) != getattr(here, k))
+    """The settings in which two plans differ, or nothing. Images and autoencoder may have been moved."""
+    moved = ("source", "autoencoder")
+    names = (k for k in asdict(there) if k not in moved and getattr(there, k) != getattr(here, k))
     return ", ".join(f"{k} is {getattr(there, k)} there and {getattr(here, k)} here" for k in names)
 
 
@@ -311,7 +324,24 @@ def load(folder: Path) -> LatentSet:
     moments = Moments(folder, manifest)
     labels = torch.cat([shard.whole("labels") for shard in moments.shards])
     labelled = bool((labels >= 0).all())
-    return LatentSet(moments, labels if labelled else None, manifest.plan.class_names if labelled else ())
+    plan = manifest.plan
+    return LatentSet(moments, labels if labelled else None, plan.class_names if labelled else (), plan.digest)
+
+
+def is_cache(place: str) -> bool:
+    """Whether `fluvial encode` wrote this folder, or began to."""
+    folder = Path(place).expanduser()
+    if not place or not folder.is_dir():
+        return False
+    if any(folder.glob("shard-*.safetensors")):
+        return True
+    for name in ("manifest.json", "plan.json"):
+        try:
+            if "plan" in json.loads((folder / name).read_text()):
+                return True
+        except (OSError, ValueError, TypeError):
+            continue
+    return False
 
 
 class Moments:

@@ -1,7 +1,9 @@
 """Image files and their labels, undecoded: from folders, and through the `datasets` library."""
 
+import errno
+import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from glob import glob, has_magic
@@ -39,6 +41,8 @@ class Source:
     name: str
     count: int
     read: Callable[[Sequence[int]], list[tuple[str, bytes | Path]]]
+    digest: Callable[[], str]
+    """Of the names and sizes of the files, wherever they lie."""
     labels: Sequence[Any] | None
     """Class ids or class names, one an image."""
     class_names: tuple[str, ...]
@@ -61,6 +65,11 @@ def class_labels(source: Source, given: tuple[str, ...]) -> tuple[Int[Tensor, "n
     if missing:
         raise ValueError(f"{source.name}: {len(missing)} images have no label, the first is image {missing[0]}")
     names: Sequence[str] = given or source.class_names
+    if (
+        given and len(given) == len(source.class_names) and not set(given) & set(source.class_names)
+    ):  # other names for them
+        ids = {name: i for i, name in enumerate(source.class_names)}
+        values = [ids[v] if isinstance(v, str) else v for v in values]
     if source.class_names and set(source.class_names) <= set(given) and all(type(v) is int and v >= 0 for v in values):
         found = list(source.class_names)
         values = [found[v] for v in values]  # the same names in another order, or some of them
@@ -87,29 +96,47 @@ def class_labels(source: Source, given: tuple[str, ...]) -> tuple[Int[Tensor, "n
 
 
 def open_source(
-    name: str, *, held_out: bool = False, split: str = "", image_column: str = "", label_column: str = ""
+    name: str,
+    *,
+    held_out: bool = False,
+    split: str = "",
+    trained_on: str = "",
+    image_column: str = "",
+    label_column: str = "",
 ) -> Source | None:
     """The images behind a path or a name on the hub; None if it has no split of that kind.
+
+    Held-out images are never the split that is trained on.
 
     Raises ValueError if there is nothing of that name, nothing in it, or it cannot be read.
     """
     path = Path(name).expanduser()
     if path.is_dir() and not _dataset_files(path):
-        folder = _split_folder(path, held_out, split)
+        folder = _split_folder(path, held_out, split, trained_on)
         return None if folder is None else _folder(folder)
-    dataset = _dataset(path if path.exists() or has_magic(name) or _builder(path) else name, held_out, split)
+    place = path if path.exists() or has_magic(name) or _builder(path) else name
+    dataset = _dataset(place, held_out, split, trained_on)
     return None if dataset is None else _columns(dataset, name, image_column, label_column)
 
 
-def _split_folder(path: Path, held_out: bool, split: str) -> Path | None:
+def _split_folder(path: Path, held_out: bool, split: str, trained_on: str) -> Path | None:
     """The subfolder of that split, if there is a train/ folder; else all is for training."""
-    inside = {p.name.lower(): p for p in path.iterdir() if p.is_dir()}
+    inside = {p.name.lower(): p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")}
     if split:
         if split.lower() not in inside:
             raise ValueError(f"{path} has no folder {split!r}, only {', '.join(sorted(inside)) or 'no folders'}")
         return inside[split.lower()]
-    if not any(name in inside for name in TRAIN):
-        return None if held_out else path
+    if trained_on or not any(name in inside for name in TRAIN):
+        if not held_out:
+            return path
+        rest = [name for name in HELD_OUT if name in inside and name != trained_on.lower()] if trained_on else []
+        return inside[rest[0]] if rest else None
+    beside = sorted(inside.keys() - {*TRAIN, *HELD_OUT})
+    if beside or any(p.suffix.lower() in SUFFIXES for p in path.iterdir()):
+        raise ValueError(
+            f"{path} has a folder of training images beside {', '.join(beside[:5]) or 'other images'}: name the folder "
+            f"to read with data.split, or, if it is a class, give it another name"
+        )
     return next((inside[name] for name in (HELD_OUT if held_out else TRAIN) if name in inside), None)
 
 
@@ -120,8 +147,13 @@ def _folder(path: Path) -> Source:
     path, and lists ImageNet anew for minutes at every start.
     """
     found: dict[str, list[str]] = {}
-    ignored = 0
+    ignored, seen = 0, set()
     for folder, below, files in os.walk(path, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link to where we have been
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         below[:] = sorted(b for b in below if not b.startswith("."))
         parts = Path(folder).relative_to(path).parts
         images = sorted(f for f in files if Path(f).suffix.lower() in SUFFIXES and not f.startswith("."))
@@ -144,8 +176,27 @@ def _folder(path: Path) -> Source:
     def read(indices: Sequence[int]) -> list[tuple[str, bytes | Path]]:
         return [(files[i], Path(files[i])) for i in indices]
 
+    def digest() -> str:
+        return _sha256(f"{os.path.relpath(file, path)} {os.path.getsize(file)}" for file in files)
+
     labels = [name for name in names for _ in found[name]] if names else None
-    return Source(name=str(path), count=len(files), read=read, labels=labels, class_names=names, ignored=ignored)
+    return Source(
+        name=str(path),
+        count=len(files),
+        read=read,
+        digest=digest,
+        labels=labels,
+        class_names=names,
+        ignored=ignored,
+    )
+
+
+def _sha256(lines: Iterable[str]) -> str:
+    """The first 16 digits of the SHA-256 of these lines."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _builder(file: Path) -> str | None:
@@ -165,7 +216,7 @@ def _dataset_files(path: Path) -> bool:
     return found
 
 
-def _dataset(name: Path | str, held_out: bool, split: str) -> Any:  # noqa: ANN401 - datasets.Dataset
+def _dataset(name: Path | str, held_out: bool, split: str, trained_on: str) -> Any:  # noqa: ANN401 - datasets.Dataset
     """One split of a data set, loaded by `datasets`; None if there is no held-out one."""
     import datasets
 
@@ -174,15 +225,17 @@ def _dataset(name: Path | str, held_out: bool, split: str) -> Any:  # noqa: ANN4
         loaded: Any = load()
     except Exception as error:  # datasets, pyarrow, tarfile and the hub's client share no base class
         reason = error.__cause__ or error
-        where = f"{name} is damaged or not what its name says"
-        if isinstance(name, str):
+        where = f"{name} cannot be read: it is damaged, or not what its name says"
+        if isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            where = f"there is no room for the copy of {name} that `datasets` makes (HF_DATASETS_CACHE says where)"
+        elif isinstance(name, str):
             where = f"{name} is no file or folder here, and cannot be had from the Hugging Face hub"
         raise ValueError(f"{where} ({type(reason).__name__}: {reason})") from error
     if isinstance(loaded, datasets.Dataset):
         loaded = datasets.DatasetDict({"train": loaded})
     if split and split not in loaded:
         raise ValueError(f"{name} has no split {split!r}, only {', '.join(loaded)}")
-    names = [split] if split else [n for n in (HELD_OUT if held_out else TRAIN) if n in loaded]
+    names = [split] if split else [n for n in (HELD_OUT if held_out else TRAIN) if n in loaded and n != trained_on]
     if not names and not held_out and len(loaded) == 1:
         names = list(loaded)
     if not names and not held_out:
@@ -200,7 +253,9 @@ def _loader(name: Path | str) -> Callable[[], Any]:
         _check_tars(sorted(chain(name.glob("*.tar"), name.glob("*/*.tar"))))
         saved = any((name / mark).exists() for mark in SAVED)
         return partial(datasets.load_from_disk if saved else datasets.load_dataset, str(name))
-    files = sorted(glob(str(name))) if has_magic(str(name)) else [str(name)] * name.exists()
+    files = [str(name)] if name.exists() else sorted(glob(str(name)))
+    if name.suffix.lower() in SUFFIXES and files:
+        raise ValueError(f"{name} is one image; give the folder it is in")
     if not files:
         raise ValueError(f"{name} does not exist")
     if unknown := sorted({Path(file).name for file in files if _builder(Path(file)) is None}):
@@ -223,10 +278,14 @@ def _check_tars(files: list[Path]) -> None:
 
 def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> Source:  # noqa: ANN401
     import datasets
+    from pyarrow import compute
 
     features = dataset.features
     image_column = image_column or _found(features, name, "image", IMAGE_COLUMNS, datasets.Image)
-    labelled = label_column or _found(features, name, "label", LABEL_COLUMNS, datasets.ClassLabel)
+    if label_column == "none":
+        labelled = ""
+    else:
+        labelled = label_column or _found(features, name, "label", LABEL_COLUMNS, datasets.ClassLabel)
     for option, column in (("data.image_column", image_column), ("data.label_column", labelled)):
         if column and column not in features:
             raise ValueError(f"{name} has no column {column!r}, only {', '.join(features)}; set {option}")
@@ -237,13 +296,19 @@ def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> S
             f"{name}: column {image_column!r} holds {features[image_column]}, not images; set data.image_column"
         ) from error
 
+    def digest() -> str:
+        column = images.with_format("arrow")[:][image_column]
+        lengths = compute.binary_length(compute.struct_field(column, "bytes"))  # type: ignore[attr-defined]
+        return _sha256(map(str, lengths.to_pylist()))
+
     def read(indices: Sequence[int]) -> list[tuple[str, bytes | Path]]:
-        rows = images[list(indices)][image_column]
-        named = [
-            (f"{name}, row {i}" + (f" ({row['path']})" * bool(row["path"])), row)
-            for i, row in zip(indices, rows, strict=True)
-        ]
-        return [(label, Path(row["path"]) if row["bytes"] is None else row["bytes"]) for label, row in named]
+        files = []
+        for i, row in zip(indices, images[list(indices)][image_column], strict=True):
+            path, content = (row["path"], row["bytes"]) if row else (None, None)
+            if content is None:
+                content = Path(path) if path else b""  # a row without an image is unreadable
+            files.append((f"{name}, row {i} ({path})" if path else f"{name}, row {i}", content))
+        return files
 
     if dataset.num_rows == 0:
         raise ValueError(f"{name} has no rows")
@@ -252,7 +317,8 @@ def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> S
         name=name,
         count=dataset.num_rows,
         read=read,
-        labels=list(dataset[labelled]) if labelled else None,
+        digest=digest,
+        labels=dataset[labelled][:] if labelled else None,
         class_names=tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else (),
     )
 

@@ -12,15 +12,15 @@ from fluvial.train.optim import OptimConfig
 def photos_256() -> Run:
     """FlowAR-S at half its width on a folder of photos, 256 x 256 pixels, without labels.
 
-    `fluvial train photos-256 --data.path PHOTOS` encodes the photos with TAESD (4 channels, stride 8) into
-    latents/photos-256, once, and trains on the latents: maps of 1 to 16 x 16 tokens of 2 x 2 latent pixels. With
+    `fluvial train photos-256 --data.path PHOTOS` encodes the photos with TAESD (4 channels, stride 8), once, into
+    latents/ in the run's folder, and trains on the latents: maps of 1 to 16 x 16 tokens of 2 x 2 latent pixels. With
     photos in class folders set --method.classes to their number. Not yet run on a GPU.
     """
     return Run(
         method=flowar.preset(
             "S", size=(32, 32), channels=4, classes=0, patch=2, width=384, heads=6, head_width=512, head_heads=8
         ),
-        data=DataConfig(name="photos", size=256, flip=True, cache="latents/photos-256"),
+        data=DataConfig(name="photos", size=256, flip=True, cache=True),
         autoencoder=AutoencoderConfig(name="madebyollin/taesd"),
         optim=OptimConfig(lr=4e-4, warmup=500, schedule="cosine", clip="norm", clip_at=1.0),
         train=TrainConfig(

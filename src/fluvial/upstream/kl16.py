@@ -55,11 +55,20 @@ def load(file: Path | str) -> Vae:
 def from_state_dict(state_dict: dict[str, Tensor], *, identity: str = "kl16") -> Vae:
     """KL-16 with these released weights, of any width. Raises ValueError if they are not KL-16's."""
     diffusers = require("diffusers", extra="vae", why="KL-16")
-    if "encoder.conv_in.weight" not in state_dict:
+    if any(key.startswith("encoder.down_blocks.") for key in state_dict):
+        raise ValueError("these are the weights of a diffusers model: give the folder that they are in")
+    if (
+        not {"encoder.conv_in.weight", "post_quant_conv.weight", "encoder.down.0.block.0.conv1.bias"}
+        <= state_dict.keys()
+    ):
+        raise ValueError(f"not the weights of KL-16: its first layers are not among {len(state_dict)} entries")
+    config = config_from(state_dict)
+    if (config["latent_channels"], len(config["block_out_channels"])) != (16, 5):
         raise ValueError(
-            f"not the weights of KL-16: there is no encoder.conv_in.weight among {len(state_dict)} entries"
+            f"not the weights of KL-16: 16 channels and 5 levels are expected, got {config['latent_channels']} and "
+            f"{len(config['block_out_channels'])}. Other autoencoders are given as a diffusers folder"
         )
-    model = diffusers.AutoencoderKL(**config_from(state_dict))
+    model = diffusers.AutoencoderKL(**config)
     ours, expected = translate(state_dict), model.state_dict()
     wrong = [f"{k} is missing" for k in expected if k not in ours]
     wrong += [f"{k} is not part of it" for k in ours if k not in expected]
