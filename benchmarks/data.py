@@ -84,6 +84,8 @@ def write_cache(folder: Path, rows: int) -> None:
         images=rows,
         autoencoder="noise",
         hash="",
+        digest="",
+        labels="",
         stride=8,
         channels=4,
         image_size=256,
