@@ -1,5 +1,6 @@
-"""What configurations have to satisfy, each with an error that names the setting."""
+"""What configurations and weights have to satisfy, each with a text that names what is wrong."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -33,3 +34,16 @@ def whole_patches(size: tuple[int, int], patch: int) -> None:
     """Raises ValueError unless patches tile the latent."""
     if any(side < 1 or side % patch for side in size):
         raise ValueError(f"size must be a multiple of patch, got size {size} and patch {patch}")
+
+
+def other_weights(expected: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """The first few names and shapes in which tensors are not those expected, or nothing."""
+    wrong = [f"{name} is missing" for name in expected if name not in given]
+    wrong += [f"{name} is not in the model" for name in given if name not in expected]
+    wrong += [
+        f"{name} is {tuple(given[name].shape)} there and {tuple(expected[name].shape)} in the model"
+        for name in expected
+        if name in given and given[name].shape != expected[name].shape
+    ]
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return "; ".join(wrong[:3]) + more

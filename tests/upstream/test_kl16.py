@@ -45,13 +45,20 @@ def test_other_weights_are_refused(golden, tmp_path):
     without = {k: v for k, v in weights.items() if k != "decoder.conv_in.bias"}
     with pytest.raises(ValueError, match="decoder.conv_in.bias is missing"):
         kl16.from_state_dict(without)
-    with pytest.raises(ValueError, match=r"quant_conv.weight is \(2, 2\), not \(32, 32, 1, 1\)"):
+    with pytest.raises(ValueError, match=r"quant_conv.weight is \(2, 2\) there and \(32, 32, 1, 1\) in the model"):
         kl16.from_state_dict({**weights, "quant_conv.weight": torch.zeros(2, 2)})
     halves = {k: v[: len(v) // 2].clone() for k, v in weights.items() if k.startswith("post_quant_conv")}
     with pytest.raises(ValueError, match="16 channels and 5 levels are expected, got 8 and 5"):
         kl16.from_state_dict({**weights, **halves})
     with pytest.raises(ValueError, match="give the folder that they are in"):
         kl16.from_state_dict({"encoder.down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)})
+    for part in ("encoder.", "decoder.", "decoder.up", "encoder.down.2", "post_quant_conv"):
+        with pytest.raises(ValueError, match="not the weights of KL-16: (.* is missing|16 channels and 5 levels)"):
+            kl16.from_state_dict({k: v for k, v in weights.items() if not k.startswith(part)})
+    for content, reason in (({"model": 3}, "holds no weights, but a int"), ({"model": {"a": 3}}, "are no tensors")):
+        torch.save(content, tmp_path / "odd.ckpt")
+        with pytest.raises(ValueError, match=reason):
+            kl16.load(tmp_path / "odd.ckpt")
     save_file({"linear.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="other.safetensors: not the weights of KL-16"):
         kl16.load(tmp_path / "other.safetensors")

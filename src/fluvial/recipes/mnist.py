@@ -18,7 +18,9 @@ SAMPLE = SampleConfig(solver="ab2", steps=20, guidance=Guidance(weight=1.5))
 def mnist_arflow() -> Run:
     """ARFlow on 5,000 MNIST digits, padded to 32 x 32 pixels, 64 tokens an image.
 
-    `pip install 'fluvial[mnist]'`, `fluvial train mnist-arflow`, then `fluvial score runs/mnist-arflow`.
+    `pip install 'fluvial[mnist]'`, `fluvial train mnist-arflow`, then `fluvial score runs/mnist-arflow --count 300`:
+    class accuracy 0.923 (real test digits 0.953), Frechet distance 56 (real training digits 8, from more images), after
+    20 minutes on one busy CPU core.
     """
     return Run(
         method=arflow.Config(size=(32, 32), channels=1, classes=10, patch=4, depth=4, width=128, heads=4),
@@ -34,7 +36,9 @@ def mnist_arflow() -> Run:
 def mnist_flowar() -> Run:
     """FlowAR on 5,000 MNIST digits, padded to 32 x 32 pixels: maps of 1, 2 x 2, 4 x 4 and 8 x 8 tokens.
 
-    `pip install 'fluvial[mnist]'`, `fluvial train mnist-flowar`, then `fluvial score runs/mnist-flowar`.
+    `pip install 'fluvial[mnist]'`, `fluvial train mnist-flowar`, then `fluvial score runs/mnist-flowar --count 500`:
+    class accuracy 0.954 (real test digits 0.953), Frechet distance 34 (real training digits 8, from more images), after
+    17 minutes on one busy CPU core.
     """
     return Run(
         method=flowar.FlowARConfig(

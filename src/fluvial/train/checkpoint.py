@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fluvial.checks import other_weights
+
 FORMAT = 1
 Tensors = Mapping[str, Tensor]
 
@@ -97,17 +99,8 @@ def fill(module: nn.Module, tensors: Tensors, source: Path) -> None:
 
     Raises CheckpointError naming the first few differences if they are another model's.
     """
-    ours = module.state_dict()
-    wrong = [f"{k} is missing" for k in ours if k not in tensors]
-    wrong += [f"{k} is not in the model" for k in tensors if k not in ours]
-    wrong += [
-        f"{k} is {tuple(tensors[k].shape)} there and {tuple(ours[k].shape)} in the model"
-        for k in ours
-        if k in tensors and tensors[k].shape != ours[k].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{source} holds another model: {'; '.join(wrong[:3])}{more}")
+    if wrong := other_weights(module.state_dict(), tensors):
+        raise CheckpointError(f"{source} holds another model: {wrong}")
     module.load_state_dict(dict(tensors))
 
 

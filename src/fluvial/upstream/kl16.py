@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fluvial.autoencoders.vae import Vae
+from fluvial.checks import other_weights
 from fluvial.extras import require
 
 SCALE = 0.2325  # released FlowAR main.py and MAR: posterior draws times this have about unit standard deviation
@@ -45,7 +46,9 @@ def load(file: Path | str) -> Vae:
         raise ValueError(f"the autoencoder {file} does not exist") from None
     except Exception as error:  # unpickling a damaged file raises nearly anything
         raise ValueError(f"the autoencoder {file} cannot be read ({type(error).__name__}: {error})") from error
-    state_dict = content.get("model", content) if isinstance(content, dict) else {}
+    state_dict = content.get("model", content) if isinstance(content, dict) else content
+    if not isinstance(state_dict, dict):
+        raise ValueError(f"{file} holds no weights, but a {type(state_dict).__name__}")
     try:
         return from_state_dict(state_dict, identity=str(file))
     except ValueError as error:
@@ -55,39 +58,32 @@ def load(file: Path | str) -> Vae:
 def from_state_dict(state_dict: dict[str, Tensor], *, identity: str = "kl16") -> Vae:
     """KL-16 with these released weights, of any width. Raises ValueError if they are not KL-16's."""
     diffusers = require("diffusers", extra="vae", why="KL-16")
+    if not all(isinstance(value, Tensor) for value in state_dict.values()):
+        raise ValueError("not the weights of KL-16: some entries are no tensors")
     if any(key.startswith("encoder.down_blocks.") for key in state_dict):
         raise ValueError("these are the weights of a diffusers model: give the folder that they are in")
-    if (
-        not {"encoder.conv_in.weight", "post_quant_conv.weight", "encoder.down.0.block.0.conv1.bias"}
-        <= state_dict.keys()
-    ):
-        raise ValueError(f"not the weights of KL-16: its first layers are not among {len(state_dict)} entries")
-    config = config_from(state_dict)
+    try:
+        config = config_from(state_dict)
+    except KeyError as error:
+        raise ValueError(f"not the weights of KL-16: {error.args[0]} is missing") from error
     if (config["latent_channels"], len(config["block_out_channels"])) != (16, 5):
         raise ValueError(
             f"not the weights of KL-16: 16 channels and 5 levels are expected, got {config['latent_channels']} and "
             f"{len(config['block_out_channels'])}. Other autoencoders are given as a diffusers folder"
         )
     model = diffusers.AutoencoderKL(**config)
-    ours, expected = translate(state_dict), model.state_dict()
-    wrong = [f"{k} is missing" for k in expected if k not in ours]
-    wrong += [f"{k} is not part of it" for k in ours if k not in expected]
-    wrong += [
-        f"{k} is {tuple(ours[k].shape)}, not {tuple(expected[k].shape)}"
-        for k in expected
-        if k in ours and ours[k].shape != expected[k].shape
-    ]
-    if wrong:
-        raise ValueError(f"not the weights of KL-16: {'; '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}")
+    ours = translate(state_dict)
+    if wrong := other_weights(model.state_dict(), ours):
+        raise ValueError(f"not the weights of KL-16: {wrong}")
     model.load_state_dict({k: v.float() for k, v in ours.items()})
     return Vae(model, identity, scale=(SCALE,))
 
 
 def config_from(state_dict: dict[str, Tensor]) -> dict[str, Any]:
     """The arguments of diffusers' AutoencoderKL: widths from the shapes, attention where the encoder has it."""
-    levels = 1 + max(int(m[1]) for k in state_dict if (m := re.match(r"encoder\.down\.(\d+)\.", k)))
+    levels = _numbers(state_dict, r"encoder\.down\.(\d+)\.")
     attends = [any(k.startswith(f"encoder.down.{i}.attn.") for k in state_dict) for i in range(levels)]
-    resnets = len({m[1] for k in state_dict if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", k))})
+    resnets = _numbers(state_dict, r"encoder\.down\.0\.block\.(\d+)\.")
     return {
         "in_channels": 3,
         "out_channels": 3,
@@ -105,7 +101,7 @@ def translate(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Raises ValueError naming a key that is not the release's.
     """
-    levels = 1 + max(int(m[1]) for k in state_dict if (m := re.match(r"decoder\.up\.(\d+)\.", k)))
+    levels = _numbers(state_dict, r"decoder\.up\.(\d+)\.")
     ours = {}
     for key, value in state_dict.items():
         if key.startswith("loss."):
@@ -113,6 +109,11 @@ def translate(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         name = _our_name(key, levels)
         ours[name] = value[:, :, 0, 0] if ".attentions." in name and value.ndim == 4 else value
     return ours
+
+
+def _numbers(state_dict: dict[str, Tensor], pattern: str) -> int:
+    """One more than the largest number that the pattern finds in a name."""
+    return max((1 + int(m[1]) for k in state_dict if (m := re.match(pattern, k))), default=0)
 
 
 def _our_name(key: str, levels: int) -> str:
