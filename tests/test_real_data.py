@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tests.conftest import shared
 from torch import Tensor
 
+from conftest import shared
 from fluvial import experiment, pictures, recipes
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run

@@ -3,8 +3,8 @@ import pickle
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.conftest import read_golden, shared
 
+from conftest import read_golden, shared
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.inputs import open_autoencoder
 from fluvial.upstream import kl16
@@ -55,7 +55,7 @@ def test_other_weights_are_refused(golden, tmp_path):
     for part in ("encoder.", "decoder.", "decoder.up", "encoder.down.2", "post_quant_conv"):
         with pytest.raises(ValueError, match="not the weights of KL-16: (.* is missing|16 channels and 5 levels)"):
             kl16.from_state_dict({k: v for k, v in weights.items() if not k.startswith(part)})
-    for content, reason in (({"model": 3}, "holds no weights, but a int"), ({"model": {"a": 3}}, "are no tensors")):
+    for content, reason in (({"model": 3}, "holds no weights, but a int"), ({"model": {"a": 3}}, "a is no tensor")):
         torch.save(content, tmp_path / "odd.ckpt")
         with pytest.raises(ValueError, match=reason):
             kl16.load(tmp_path / "odd.ckpt")

@@ -49,6 +49,8 @@ def load(file: Path | str) -> Vae:
     state_dict = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(state_dict, dict):
         raise ValueError(f"{file} holds no weights, but a {type(state_dict).__name__}")
+    if odd := [key for key, value in state_dict.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"{file}: not the weights of KL-16: {odd[0]} is no tensor")
     try:
         return from_state_dict(state_dict, identity=str(file))
     except ValueError as error:
@@ -58,8 +60,6 @@ def load(file: Path | str) -> Vae:
 def from_state_dict(state_dict: dict[str, Tensor], *, identity: str = "kl16") -> Vae:
     """KL-16 with these released weights, of any width. Raises ValueError if they are not KL-16's."""
     diffusers = require("diffusers", extra="vae", why="KL-16")
-    if not all(isinstance(value, Tensor) for value in state_dict.values()):
-        raise ValueError("not the weights of KL-16: some entries are no tensors")
     if any(key.startswith("encoder.down_blocks.") for key in state_dict):
         raise ValueError("these are the weights of a diffusers model: give the folder that they are in")
     try:
