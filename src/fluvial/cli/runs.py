@@ -1,5 +1,6 @@
 """fluvial recipes, train, sample, score, compare."""
 
+import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -108,7 +109,7 @@ def train(arguments: list[str]) -> None:
         raise UsageError(str(error)) from error
     if "--smoke" in rest:
         rest, run, name = [argument for argument in rest if argument != "--smoke"], recipes.smoke(run), f"{name}-smoke"
-    doc = f"{recipes.RECIPES[name.removesuffix('-smoke')].__doc__}\n\n{SMOKE}"
+    doc = f"{inspect.getdoc(recipes.RECIPES[name.removesuffix('-smoke')])}\n\n{SMOKE}"
     options = parse(TrainOptions, TrainOptions(run=run), rest, f"fluvial train {name}", doc)
     out = options.out or Path("runs") / name
     print(f"training in {out}")
