@@ -73,7 +73,7 @@ def open_inputs(
         test = _examples(replace(data, class_names=names), autoencoder, "test", cache, device)
         run = replace(run, data=replace(run.data, class_names=names, digest=train.digest))
     else:
-        run, train, test = replace(run, data=replace(run.data, name="given")), images, held_out
+        train, test = images, held_out
     if run.method.classes == 0:
         train = train._replace(labels=None, class_names=())
         test = test and test._replace(labels=None, class_names=())

@@ -3,7 +3,7 @@
 import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 from rich.console import Console
@@ -94,6 +94,9 @@ class CompareOptions:
         positive(self, "seconds")
 
 
+Options = TypeVar("Options", SampleOptions, ScoreOptions)
+
+
 def list_recipes(arguments: list[str]) -> None:
     if arguments:
         raise UsageError(f"fluvial recipes takes no arguments, got {' '.join(arguments)}")
@@ -118,11 +121,7 @@ def train(arguments: list[str]) -> None:
 
 
 def sample(arguments: list[str]) -> None:
-    folder, rest = _run_folder(arguments, "sample")
-    run = experiment.read_run(folder)
-    default = SampleOptions(sample=run.sample)
-    options = parse(SampleOptions, default, rest, "fluvial sample RUN", "Draw images from a run folder.")
-    _check_sampling(run, options.sample)
+    folder, run, options = _of_a_run(SampleOptions, arguments, "sample", "Draw images from a run folder.")
     trained = experiment.load(folder, autoencoder=options.autoencoder, device=device_of(options.device))
     known = trained.run.method.classes
     if any(not 0 <= c < known for c in options.classes):
@@ -152,11 +151,8 @@ def sample(arguments: list[str]) -> None:
 
 
 def score(arguments: list[str]) -> None:
-    folder, rest = _run_folder(arguments, "score")
-    run = experiment.read_run(folder)
-    default = ScoreOptions(sample=run.sample)
-    options = parse(ScoreOptions, default, rest, "fluvial score RUN", "Measure a run folder; writes RUN/score.json.")
-    _check_sampling(run, options.sample)
+    description = "Measure a run folder; writes RUN/score.json."
+    folder, run, options = _of_a_run(ScoreOptions, arguments, "score", description)
     data = run.data
     if options.data_path or options.test_path:
         data = replace(data, path=options.data_path or data.path, test_path=options.test_path)
@@ -194,15 +190,14 @@ def compare(arguments: list[str]) -> None:
     print(out / "compare.png")
 
 
-def _run_folder(arguments: list[str], command: str) -> tuple[Path, list[str]]:
-    name, rest = positional(
-        arguments, command, "RUN", "a folder that `fluvial train` wrote, such as runs/digits-arflow"
-    )
-    return Path(name), rest
-
-
-def _check_sampling(run: Run, sample: SampleConfig) -> None:
+def _of_a_run(kind: type[Options], arguments: list[str], command: str, description: str) -> tuple[Path, Run, Options]:
+    """The run folder that a command names, its run, and the options, whose sampling fits the run's method."""
+    meaning = "a folder that `fluvial train` wrote, such as runs/digits-arflow"
+    name, rest = positional(arguments, command, "RUN", meaning)
+    run = experiment.read_run(name)
+    options = parse(kind, kind(sample=run.sample), rest, f"fluvial {command} RUN", description)
     try:
-        replace(run, sample=sample)
+        replace(run, sample=options.sample)
     except ValueError as error:
         raise UsageError(str(error)) from error
+    return Path(name), run, options

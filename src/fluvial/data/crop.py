@@ -1,6 +1,7 @@
 """From whatever an image file holds to a square of 8-bit pixels."""
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Literal, TypeVar
 
@@ -24,8 +25,6 @@ class UnreadableImage(ValueError):
 
 def decode(source: bytes | Path, name: str, use: Callable[[Image.Image], T]) -> T:
     """What `use` makes of the decoded image. Raises UnreadableImage for one that cannot be decoded or used."""
-    from io import BytesIO
-
     stream: IO[bytes] | Path = BytesIO(source) if isinstance(source, bytes) else source
     try:
         with Image.open(stream) as image:

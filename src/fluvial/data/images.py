@@ -211,7 +211,7 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
     images = ImageSet(Files(source, config), labels, names, digest="" if held_out else source.digest())
     if not scan:
         return images
-    few = math.prod(Files(source, config).shape) <= IN_MEMORY and config.crop != "random"
+    few = math.prod(images.pixels.shape) <= IN_MEMORY and config.crop != "random"
     return _decoded(images, keep=few) if few or config.unreadable == "skip" else images
 
 

@@ -137,8 +137,8 @@ def write(
     the folder holds another cache, an image is unreadable, or the disk is full; finished shards stay valid.
     """
     _claim(folder, plan)
-    mine = range(rank, -(-plan.images // plan.shard), world)
-    missing = [number for number in mine if _record(folder, number) is None]
+    records = _records(folder, plan)
+    missing = [number for number in range(rank, len(records), world) if records[number] is None]
     total = sum(len(_indices(plan, number)) for number in missing)
     with Bar(total, what="encoding") as bar:
         done = 0
@@ -239,23 +239,35 @@ def differences(there: Plan, here: Plan) -> str:
     return ", ".join(f"{k} is {getattr(there, k)} there and {getattr(here, k)} here" for k in names)
 
 
-def _record(folder: Path, number: int) -> Record | None:
-    """The record of a shard that is there in full length."""
-    name = f"shard-{number:05d}"
+def _records(folder: Path, plan: Plan) -> list[Record | None]:
+    """The record of every shard; None for one that is not there in full length."""
+    files = [f"shard-{number:05d}.safetensors" for number in range(-(-plan.images // plan.shard))]
+    beside = [_read_record((folder / file).with_suffix(".json")) for file in files]
+    # after the records, which whoever writes the manifest removes
+    finished = {s.file: s for s in read_manifest(folder).shards} if (folder / "manifest.json").exists() else {}
+    records = [record or finished.get(file) for file, record in zip(files, beside, strict=True)]
+    return [None if record is None or _fault(folder, record) else record for record in records]
+
+
+def _read_record(file: Path) -> Record | None:
     try:
-        file = folder / f"{name}.json"
-        if file.exists():
-            record = _converter.structure(json.loads(file.read_text()), Record)
-        else:
-            record = next(s for s in read_manifest(folder).shards if s.file == f"{name}.safetensors")
-        return record if (folder / record.file).stat().st_size == record.bytes else None
-    except (OSError, ValueError, StopIteration, cattrs.BaseValidationError):
+        return _converter.structure(json.loads(file.read_text()), Record)
+    except (OSError, ValueError, cattrs.BaseValidationError):
         return None
+
+
+def _fault(folder: Path, record: Record) -> str:
+    """What is wrong with a shard's length, or nothing."""
+    file = folder / record.file
+    if not file.exists():
+        return "is missing"
+    size = file.stat().st_size
+    return "" if size == record.bytes else f"is {size} bytes long, it was written with {record.bytes}"
 
 
 def _finish(folder: Path, plan: Plan) -> Manifest | None:
     """Writes the manifest if no shard is missing."""
-    records = [_record(folder, number) for number in range(-(-plan.images // plan.shard))]
+    records = _records(folder, plan)
     shards = tuple(record for record in records if record is not None)
     if len(shards) < len(records):
         return None
@@ -308,10 +320,8 @@ def verify(folder: Path) -> list[str]:
     with Bar(len(manifest.shards), what="reading shards") as bar:
         for number, shard in enumerate(manifest.shards):
             file = folder / shard.file
-            if not file.exists():
-                wrong.append(f"{file.name} is missing")
-            elif file.stat().st_size != shard.bytes:
-                wrong.append(f"{file.name} is {file.stat().st_size} bytes long, it was written with {shard.bytes}")
+            if fault := _fault(folder, shard):
+                wrong.append(f"{file.name} {fault}")
             elif (found := checksum(file)) != shard.sha256:
                 wrong.append(f"{file.name} was altered: its SHA-256 is {found[:12]}..., it was {shard.sha256[:12]}...")
             bar.show(number + 1)
@@ -350,10 +360,8 @@ class Moments:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
         for shard in manifest.shards:
-            size = (folder / shard.file).stat().st_size if (folder / shard.file).exists() else None
-            if size != shard.bytes:
-                found = "is missing" if size is None else f"is {size} bytes long, not {shard.bytes}"
-                raise ValueError(f"{folder / shard.file} {found}; encode again with the same command to restore it")
+            if fault := _fault(folder, shard):
+                raise ValueError(f"{folder / shard.file} {fault}; encode again with the same command to restore it")
         self.shards = [_Shard(folder / shard.file) for shard in manifest.shards]
         self.ends = np.cumsum([shard.images for shard in manifest.shards])
 

@@ -65,9 +65,8 @@ def class_labels(source: Source, given: tuple[str, ...]) -> tuple[Int[Tensor, "n
     if missing:
         raise ValueError(f"{source.name}: {len(missing)} images have no label, the first is image {missing[0]}")
     names: Sequence[str] = given or source.class_names
-    if (
-        given and len(given) == len(source.class_names) and not set(given) & set(source.class_names)
-    ):  # other names for them
+    renamed = len(given) == len(source.class_names) and not set(given) & set(source.class_names)
+    if given and renamed:
         ids = {name: i for i, name in enumerate(source.class_names)}
         values = [ids[v] if isinstance(v, str) else v for v in values]
     if source.class_names and set(source.class_names) <= set(given) and all(type(v) is int and v >= 0 for v in values):
