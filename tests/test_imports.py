@@ -13,11 +13,14 @@ ROWS = [
     {"integrate"},
     {"guidance", "nn"},
     {"methods", "autoencoders", "data", "metrics", "pictures"},
-    {"train", "generate", "upstream"},
+    {"train", "generate"},
     {"config"},
-    {"recipes", "inputs"},
+    {"recipes"},
+    {"upstream"},
+    {"inputs", "finetune"},
     {"experiment"},
-    {"compare"},
+    {"compare", "importing", "pipeline"},
+    {"exporting"},
     {"cli"},
 ]
 FILES = sorted(p for p in ROOT.rglob("*.py") if p.name != "__main__.py" and p != ROOT / "__init__.py")

@@ -11,7 +11,7 @@ runs/digits-arflow/
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,18 +23,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fluvial
-from fluvial import pictures
+from fluvial import finetune, pictures
 from fluvial.autoencoders import Autoencoder
 from fluvial.config import Run, differences, from_json, to_json
 from fluvial.data import images as data_images
 from fluvial.data.images import DataConfig, ImageSet, listed, to_signed
 from fluvial.data.latents import is_cache
-from fluvial.files import write_json
+from fluvial.files import Lazy, write_json
 from fluvial.generate import Generated, SampleConfig, generate
 from fluvial.inputs import batches_of, open_autoencoder, open_inputs
 from fluvial.integrate import OnStep
 from fluvial.interpolant import INTERPOLANTS
-from fluvial.methods import method_of
+from fluvial.methods import empty_model, method_of
 from fluvial.metrics.accuracy import class_accuracy
 from fluvial.metrics.frechet import fit, frechet_distance
 from fluvial.randomness import generator, numpy_generator
@@ -57,6 +57,7 @@ PREVIEW = 100  # images in the grids drawn during training
 REFERENCE = 10_000  # real images of each part that a score looks at, at most
 SVM_IMAGES, SVM_TESTED = 5_000, 1_000  # of them, those that the SVM learns from, and is tested on
 SIDE = 32  # larger images are averaged to this side: statistics of more pixels are not to be had
+WEIGHTS_ONLY = {"weights_only": True, "seconds": 0.0}  # of a checkpoint that training starts from with a new optimizer
 HELD_OUT = 256  # examples behind the held-out loss
 
 
@@ -82,17 +83,23 @@ def train(
     out: Path | str,
     *,
     recipe: str | None = None,
+    start: Path | str | None = None,
     images: ImageSet | None = None,
     held_out: ImageSet | None = None,
     device: torch.device | str | None = None,
 ) -> "Trained":
     """Trains a run in the folder `out`, or goes on with what is there.
 
+    `start` is a run folder with the weights to start from, which may have other classes and another image size: what
+    that changes is printed.
+
     images and held_out stand in for the data set that `run.data` names, which is then recorded as "given". With
     method.classes 0 labels are left aside. Raises ValueError if the folder holds a run with other settings, if the
     images do not fit the model, or a class is too small for its sequences.
     """
     out, method, device = Path(out), method_of(run.method), torch.device(device or default_device())
+    if start is not None:
+        run = finetune.fitted(run, read_run(start))
     run = _as_it_was(run if images is None else replace(run, data=replace(run.data, name="given")), out)
     _check_folder(out, run)
     inputs = open_inputs(run, images=images, held_out=held_out, cache=out / "latents", device=device)
@@ -101,7 +108,12 @@ def train(
         print(f"left out: {listed(inputs.train.skipped)}", flush=True)
     train_batch = batches_of(inputs, inputs.train, run.train.batch, device, flip=run.data.flip)
     model = build(run, device)
-    _claim(out, run, recipe)
+    if (out / "run.json").exists():
+        start = read_record(out).get("start")
+    first = _first_weights(start, run, model) if start is not None and checkpoint.newest(out) is None else None
+    _claim(out, run, recipe, start)
+    if first is not None:
+        checkpoint.save(out, 0, {"ema": first}, WEIGHTS_ONLY, keep=1)
     loss = partial(method.loss, config=run.method)
     draws = partial(method.draws, run.method)
 
@@ -192,21 +204,31 @@ class Trained:
         )
 
 
+def create(
+    folder: Path,
+    record: Mapping[str, Any],
+    tensors: Mapping[str, Tensor | Lazy],
+    *,
+    step: int = 0,
+    seconds: float = 0.0,
+) -> None:
+    """Makes a run folder of weights that come from elsewhere. Training goes on from them with a new optimizer."""
+    checkpoint.save(folder, step, {"ema": tensors}, {**WEIGHTS_ONLY, "seconds": seconds}, keep=1)
+    write_json(folder / "run.json", record)
+
+
 def load(folder: Path | str, *, autoencoder: str = "", device: torch.device | str | None = None) -> Trained:
     """The newest checkpoint of a run folder. `autoencoder` says where the run's is now, if no longer where it was.
 
     Raises ValueError if the folder is not a run, or its checkpoint is missing, damaged or another model's.
     """
     folder = Path(folder)
-    run = read_run(folder)
-    newest = checkpoint.newest(folder)
-    if newest is None:
-        raise ValueError(f"{folder} has no checkpoint yet; train it first")
+    run, newest = read_run(folder), newest_checkpoint(folder)
     if autoencoder:
         run = replace(run, autoencoder=replace(run.autoencoder, name=autoencoder))
     device = device or default_device()
     decoder = open_autoencoder(run.autoencoder).to(device)
-    model = build(run)
+    model = empty_model(run.method)
     checkpoint.fill(model, checkpoint.load(newest, "ema"), newest)
     return _trained(model.requires_grad_(False).eval().to(device), run, decoder, newest)
 
@@ -221,7 +243,7 @@ def read_run(folder: Path | str) -> Run:
     """The configuration of a run folder. Raises ValueError if there is none or it cannot be read."""
     file = Path(folder) / "run.json"
     try:
-        return from_json(_read_json(folder)["run"])
+        return from_json(read_record(folder)["run"])
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is not a run folder: it has no run.json") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -331,15 +353,36 @@ def _as_it_was(run: Run, out: Path) -> Run:
     return replace(run, autoencoder=ours, data=replace(run.data, class_names=names, digest=digest))
 
 
-def _claim(out: Path, run: Run, recipe: str | None) -> None:
+def _claim(out: Path, run: Run, recipe: str | None, start: Path | str | None) -> None:
     """Writes run.json, or checks that the one there is of the same run."""
     _check_folder(out, run)
-    made_by = {"fluvial": fluvial.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    record = record_of(run, recipe, **({} if start is None else {"start": str(start)}))
     if (out / "run.json").exists():
-        record = _read_json(out)
-        recipe, made_by = record.get("recipe", recipe), record.get("made_by", made_by)
+        record = {**record, **read_record(out), "run": record["run"]}
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "run.json", {"recipe": recipe, "made_by": made_by, "run": to_json(run)})
+    write_json(out / "run.json", record)
+
+
+def _first_weights(start: Path | str, run: Run, model: nn.Module) -> dict[str, Tensor]:
+    """The weights of another run for this one; what was changed in them is printed."""
+    weights = checkpoint.load(newest_checkpoint(start), "ema")
+    adapted, changes = finetune.adapted(weights, read_run(start), run, model.state_dict())
+    print("\n".join([f"starts from the weights in {start}", *changes]), flush=True)
+    return adapted
+
+
+def newest_checkpoint(folder: Path | str) -> Path:
+    """The newest checkpoint of a run folder. Raises ValueError if there is none."""
+    newest = checkpoint.newest(Path(folder))
+    if newest is None:
+        raise ValueError(f"{folder} has no checkpoint yet; train it first")
+    return newest
+
+
+def record_of(run: Run, recipe: str | None = None, **origin: Any) -> dict[str, Any]:  # noqa: ANN401
+    """What run.json says: the run, the recipe, what made it, and where its weights come from."""
+    made_by = {"fluvial": fluvial.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {"recipe": recipe, "made_by": made_by, **origin, "run": to_json(run)}
 
 
 def _check_folder(out: Path, run: Run) -> None:
@@ -348,6 +391,9 @@ def _check_folder(out: Path, run: Run) -> None:
         there = read_run(out)
         changed = differences(there, run)
         fatal = {k: v for k, v in changed.items() if not k.startswith(CHANGEABLE)}
+        newest = checkpoint.newest(out)
+        if newest is not None and checkpoint.load_meta(newest).get("weights_only"):  # no step has been taken here
+            fatal = {k: v for k, v in fatal.items() if k.startswith("method.") or (k.startswith("auto") and v[0])}
         if there.optim.schedule == "constant":
             fatal.pop("train.steps", None)  # more steps leave those already taken as they are
         if fatal:
@@ -357,5 +403,6 @@ def _check_folder(out: Path, run: Run) -> None:
         raise ValueError(f"{out} is not empty and not a run folder; choose another with --out")
 
 
-def _read_json(folder: Path | str) -> dict[str, Any]:
+def read_record(folder: Path | str) -> dict[str, Any]:
+    """run.json as it is."""
     return json.loads((Path(folder) / "run.json").read_text())

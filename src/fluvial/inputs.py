@@ -18,7 +18,7 @@ from fluvial.data.batches import Batch, batches
 from fluvial.data.images import DataConfig, ImageSet, Split, to_signed
 from fluvial.data.latents import LatentSet, Manifest, Plan, is_cache
 from fluvial.randomness import generator, numpy_generator
-from fluvial.upstream import kl16
+from fluvial.upstream import load_autoencoder
 
 Examples = ImageSet | LatentSet
 WEIGHT_FILES = (".ckpt", ".pt", ".pth", ".safetensors")
@@ -40,7 +40,7 @@ def open_autoencoder(config: AutoencoderConfig) -> Autoencoder:
     Raises ValueError if there is none of that name, or its weights are not those that the configuration was made with.
     """
     file = Path(config.name).suffix in WEIGHT_FILES
-    autoencoder = kl16.load(config.name) if file else autoencoders.load(config.name)
+    autoencoder = load_autoencoder(config.name) if file else autoencoders.load(config.name)
     if config.hash and autoencoder.hash != config.hash:
         raise ValueError(
             f"the run was made with an autoencoder whose weights have the hash {config.hash}, {config.name!r} has "

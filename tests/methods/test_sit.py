@@ -5,19 +5,16 @@ import torch
 
 from conftest import randomise
 from fluvial import integrate as it
+from fluvial import upstream
 from fluvial.guidance import Guidance
 from fluvial.interpolant import linear
 from fluvial.methods import sit
 from fluvial.timesteps import grid, grid_with_last_step
-from fluvial.upstream import sit as upstream
 
 
 @pytest.fixture(scope="module")
 def released(sit_golden):
-    config = upstream.config_from(sit_golden.state_dict, heads=sit_golden.meta["num_heads"])
-    model = sit.SiT(config).eval()
-    model.load_state_dict(upstream.translate(sit_golden.state_dict, config))
-    return model
+    return upstream.from_state_dict(sit_golden.state_dict, heads=sit_golden.meta["num_heads"])[0]
 
 
 def test_velocity(released, sit_golden):
@@ -97,7 +94,6 @@ def test_the_velocity_is_zero_at_initialisation_and_every_gate_is():
         {"channels": 1},
         {"heads": 4},
         {"patch": 1},
-        {"learn_sigma": True},
         {"interpolant": "gvp"},
         {"time_sampling": "logit-normal"},
     ],
@@ -116,37 +112,6 @@ def test_any_shape_trains_and_samples(change):
     assert evaluations == ({"conditional": 3} if labels is None else {"conditional": 3, "null": 3})
 
 
-COUNTS = {
-    "S/2": 32_963_360,
-    "S/4": 32_945_024,
-    "S/8": 33_148_160,
-    "B/2": 130_512_416,
-    "B/4": 130_475_648,
-    "B/8": 130_881_536,
-    "L/2": 458_102_816,
-    "L/4": 458_053_760,
-    "L/8": 458_594_816,
-    "XL/2": 675_129_632,
-    "XL/4": 675_074_432,
-    "XL/8": 675_683_072,
-}
-
-
-@pytest.mark.parametrize("name", COUNTS)
-def test_parameter_counts(name):
-    """Counted as the release does: with its frozen positions and the unused sigma half."""
-    with torch.device("meta"):
-        model = sit.SiT(sit.preset(name, learn_sigma=True))
-    assert sum(p.numel() for p in model.parameters()) + model.embed.positions.numel() == COUNTS[name]
-
-
-def test_half_of_the_output_layer_is_what_learn_sigma_adds():
-    plain, sigma = (
-        sum(p.numel() for p in sit.SiT(sit.SiTConfig(**TINY, learn_sigma=s)).parameters()) for s in (False, True)
-    )
-    assert sigma - plain == (16 + 1) * 2 * 2 * 3
-
-
 @pytest.mark.parametrize(
     "wrong",
     [{"size": (5, 6)}, {"heads": 3}, {"width": 18, "heads": 2}, {"classes": -1}, {"label_drop": 1.5}, {"depth": 0}],
@@ -159,9 +124,3 @@ def test_impossible_configurations_are_refused(wrong):
 def test_an_unknown_preset_names_the_known_ones():
     with pytest.raises(ValueError, match="'M/2': expected one of S/2"):
         sit.preset("M/2")
-
-
-def test_a_key_that_is_not_the_releases_is_named(sit_golden):
-    config = upstream.config_from(sit_golden.state_dict, heads=2)
-    with pytest.raises(ValueError, match=r"blocks\.0\.attn\.rope"):
-        upstream.translate({**sit_golden.state_dict, "blocks.0.attn.rope": torch.zeros(1)}, config)

@@ -48,7 +48,7 @@ def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
     with pytest.raises(CheckpointError, match=r"step 10 .*No space left on device.*last good one is .*step-00000005"):
         save(tmp_path, 10)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]

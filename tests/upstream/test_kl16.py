@@ -1,5 +1,3 @@
-import pickle
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -7,7 +5,7 @@ from safetensors.torch import save_file
 from conftest import read_golden, shared
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.inputs import open_autoencoder
-from fluvial.upstream import kl16
+from fluvial.upstream import autoencoder_from_state_dict, load_autoencoder
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +19,7 @@ def relative_error(got, expected):
 
 
 def test_the_release_is_reproduced(golden):
-    vae, expected = kl16.from_state_dict(golden.state_dict), golden.tensors
+    vae, expected = autoencoder_from_state_dict(golden.state_dict), golden.tensors
     assert (vae.channels, vae.stride, vae.scale) == (16, 16, (0.2325,))
     assert relative_error(vae.moments(expected["image"]), expected["moments"]) < 1e-4
     latents = vae.latents(expected["moments"])
@@ -35,49 +33,42 @@ def test_it_is_read_from_the_released_kind_of_file(golden, tmp_path):
     torch.save({"model": golden.state_dict}, tmp_path / "kl16.ckpt")
     save_file(golden.state_dict, tmp_path / "kl16.safetensors")
     vae = open_autoencoder(AutoencoderConfig(name=str(tmp_path / "kl16.ckpt")))
-    assert vae.hash == kl16.load(tmp_path / "kl16.safetensors").hash == kl16.from_state_dict(golden.state_dict).hash
+    assert (
+        vae.hash
+        == load_autoencoder(tmp_path / "kl16.safetensors").hash
+        == autoencoder_from_state_dict(golden.state_dict).hash
+    )
+
+
+def test_the_scale_is_the_releases_or_given(golden):
+    vae = autoencoder_from_state_dict(golden.state_dict, scale=0.5)
+    torch.testing.assert_close(vae.latents(golden.tensors["moments"]), 0.5 * golden.tensors["latent"])
+
+
+def test_what_it_was_trained_with_is_left_out(golden):
+    with_loss = {**golden.state_dict, "loss.discriminator.weight": torch.zeros(1)}
+    assert autoencoder_from_state_dict(with_loss).hash == autoencoder_from_state_dict(golden.state_dict).hash
 
 
 def test_other_weights_are_refused(golden, tmp_path):
     weights = golden.state_dict
-    with pytest.raises(ValueError, match="unexpected key 'encoder.surprise'"):
-        kl16.from_state_dict({**weights, "encoder.surprise": torch.zeros(1)})
+    with pytest.raises(ValueError, match="not the weights of KL-16: encoder.surprise is unknown"):
+        autoencoder_from_state_dict({**weights, "encoder.surprise": torch.zeros(1)})
     without = {k: v for k, v in weights.items() if k != "decoder.conv_in.bias"}
     with pytest.raises(ValueError, match="decoder.conv_in.bias is missing"):
-        kl16.from_state_dict(without)
-    with pytest.raises(ValueError, match=r"quant_conv.weight is \(2, 2\) there and \(32, 32, 1, 1\) in the model"):
-        kl16.from_state_dict({**weights, "quant_conv.weight": torch.zeros(2, 2)})
+        autoencoder_from_state_dict(without)
+    with pytest.raises(ValueError, match=r"quant_conv.weight \(2, 2\) does not give the model's \(32, 32, 1, 1\)"):
+        autoencoder_from_state_dict({**weights, "quant_conv.weight": torch.zeros(2, 2)})
     halves = {k: v[: len(v) // 2].clone() for k, v in weights.items() if k.startswith("post_quant_conv")}
     with pytest.raises(ValueError, match="16 channels and 5 levels are expected, got 8 and 5"):
-        kl16.from_state_dict({**weights, **halves})
+        autoencoder_from_state_dict({**weights, **halves})
     with pytest.raises(ValueError, match="give the folder that they are in"):
-        kl16.from_state_dict({"encoder.down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)})
+        autoencoder_from_state_dict({"encoder.down_blocks.0.resnets.0.conv1.weight": torch.zeros(1)})
     for part in ("encoder.", "decoder.", "decoder.up", "encoder.down.2", "post_quant_conv"):
         with pytest.raises(ValueError, match="not the weights of KL-16: (.* is missing|16 channels and 5 levels)"):
-            kl16.from_state_dict({k: v for k, v in weights.items() if not k.startswith(part)})
-    for content, reason in (({"model": 3}, "holds no weights, but a int"), ({"model": {"a": 3}}, "a is no tensor")):
-        torch.save(content, tmp_path / "odd.ckpt")
-        with pytest.raises(ValueError, match=reason):
-            kl16.load(tmp_path / "odd.ckpt")
+            autoencoder_from_state_dict({k: v for k, v in weights.items() if not k.startswith(part)})
     save_file({"linear.weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="other.safetensors: not the weights of KL-16"):
-        kl16.load(tmp_path / "other.safetensors")
+        load_autoencoder(tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="gone.ckpt does not exist"):
-        kl16.load(tmp_path / "gone.ckpt")
-
-
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
-def test_a_file_that_would_run_code_is_refused(tmp_path):
-    torch.save({"model": Malicious(tmp_path / "touched")}, tmp_path / "a.ckpt")
-    (tmp_path / "b.ckpt").write_bytes(pickle.dumps(Malicious(tmp_path / "touched")))
-    for name in ("a.ckpt", "b.ckpt"):
-        with pytest.raises(ValueError, match=f"{name} cannot be read"):
-            kl16.load(tmp_path / name)
-    assert not (tmp_path / "touched").exists()
+        load_autoencoder(tmp_path / "gone.ckpt")

@@ -2,9 +2,12 @@
 
 fluvial recipes                       list the recipes
 fluvial train RECIPE [options]        train one, or go on where it stopped
+fluvial train RUN [options]           go on with a run folder, or start another from its weights
 fluvial sample RUN [options]          draw images from a run folder
 fluvial score RUN [options]           measure a run folder
 fluvial compare digits [options]      train all methods for the same time and put them side by side
+fluvial import FILE [options]         a run folder of published weights
+fluvial export RUN --to FORM          files of a run to publish: safetensors, diffusers, or the Hugging Face hub
 fluvial data inspect DATA [options]   what is in a folder or data set: counts, sizes, classes, a contact sheet
 fluvial encode DATA [options]         write the latents of all images, to train on
 fluvial data verify LATENTS           check what `fluvial encode` wrote against its checksums
@@ -16,7 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fluvial import __version__
-from fluvial.cli import data, runs
+from fluvial.cli import data, runs, weights
 from fluvial.cli.arguments import UsageError
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -25,6 +28,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sample": runs.sample,
     "score": runs.score,
     "compare": runs.compare,
+    "import": weights.import_,
+    "export": weights.export,
     "data": data.data,
     "encode": data.encode,
 }

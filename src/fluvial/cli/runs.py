@@ -3,7 +3,7 @@
 import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from rich.console import Console
@@ -105,7 +105,12 @@ def list_recipes(arguments: list[str]) -> None:
 
 
 def train(arguments: list[str]) -> None:
-    name, rest = positional(arguments, "train", "RECIPE", f"one of: {', '.join(recipes.RECIPES)}")
+    meaning = (
+        f"a run folder to go on with, or to start another from with --out; or one of: {', '.join(recipes.RECIPES)}"
+    )
+    name, rest = positional(arguments, "train", "RECIPE|RUN", meaning)
+    if name not in recipes.RECIPES and (Path(name) / "run.json").exists():
+        return _train_further(Path(name), rest)
     try:
         run = recipes.get(name)
     except ValueError as error:
@@ -114,9 +119,28 @@ def train(arguments: list[str]) -> None:
         rest, run, name = [argument for argument in rest if argument != "--smoke"], recipes.smoke(run), f"{name}-smoke"
     doc = f"{inspect.getdoc(recipes.RECIPES[name.removesuffix('-smoke')])}\n\n{SMOKE}"
     options = parse(TrainOptions, TrainOptions(run=run), rest, f"fluvial train {name}", doc)
-    out = options.out or Path("runs") / name
+    _train(options.run, options.out or Path("runs") / name, options.device, recipe=name)
+
+
+def _train_further(folder: Path, arguments: list[str]) -> None:
+    """Goes on with a run, or with --out starts another from its weights."""
+    run = experiment.read_run(folder)
+    if "--smoke" in arguments:
+        raise UsageError("--smoke is for recipes: the model of a run is as large as its weights")
+    doc = f"Go on with the run in {folder}, with its own settings; or with --out start another from its weights, with "
+    doc += "any setting changed but those that shape the network. Other classes and image sizes are fitted."
+    options = parse(TrainOptions, TrainOptions(run=run, out=folder), arguments, f"fluvial train {folder}", doc)
+    out, new = options.out or folder, options.run
+    if out.resolve() == folder.resolve():
+        return _train(new, out, options.device)
+    if new.data.class_names == run.data.class_names:  # those of the images that it was trained on: found anew
+        new = replace(new, data=replace(new.data, class_names=()))
+    _train(replace(new, data=replace(new.data, digest="")), out, options.device, start=folder)
+
+
+def _train(run: Run, out: Path, device: str, **origin: Any) -> None:  # noqa: ANN401
     print(f"training in {out}")
-    trained = experiment.train(options.run, out, recipe=name, device=device_of(options.device))
+    trained = experiment.train(run, out, device=device_of(device), **origin)
     print(f"{out}: {trained.step} steps in {trained.seconds:.0f} s; pictures in {out / 'samples'}")
 
 

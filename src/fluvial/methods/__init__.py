@@ -1,6 +1,10 @@
 """The methods, one file a paper. Each is a module with Config, Model, preset, draws, loss and sample."""
 
 from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fluvial.methods import arflow, flowar, sit
 
@@ -16,3 +20,18 @@ def method_of(config: Config) -> ModuleType:
 def name_of(config_type: type[Config]) -> str:
     """The name of the method that a type of configuration belongs to."""
     return next(name for name, module in METHODS.items() if module.Config is config_type)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves the memory of new parameters as it is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        if func in (Tensor.uniform_, Tensor.normal_, Tensor.zero_, Tensor.fill_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def empty_model(config: Config) -> nn.Module:
+    """The model with its tables, and parameters to be filled: drawing those of a large one takes many seconds."""
+    with _Uninitialised():
+        return method_of(config).Model(config)

@@ -91,13 +91,11 @@ class ARFlow(nn.Module):
     def __init__(self, config: ARFlowConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = PatchEmbedding(config.size, config.patch, config.channels, config.width)
+        self.embed = PatchEmbedding(config.size, config.patch, config.channels, config.width, config.position_size)
         self.embed_t = TimeEmbedding(config.width)
         self.embed_label = LabelEmbedding(config.classes, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.head = VelocityHead(
-            self.embed.grid, config.patch, config.channels, config.width, learn_sigma=config.learn_sigma
-        )
+        self.head = VelocityHead(self.embed.grid, config.patch, config.channels, config.width)
 
     def forward(
         self,

@@ -28,8 +28,9 @@ class DiTConfig:
     """Hidden width of the MLP over the width."""
     label_drop: float = 0.1
     """Probability that a label is dropped in training, so that guidance has a null branch."""
-    learn_sigma: bool = False
-    """Carry the unused second half of the output channels, as the releases do."""
+    position_size: tuple[int, ...] = ()
+    """Height and width whose positions are stretched over the size, as for weights that were trained at another size;
+    the size itself if not given."""
     interpolant: InterpolantName = "linear"
     """Path from noise to data."""
     time_sampling: TimeSampling = "uniform"
@@ -47,6 +48,8 @@ class DiTConfig:
         positive(self, "mlp_ratio")
         probabilities(self, "label_drop")
         whole_patches(self.size, self.patch)
+        if self.position_size and (len(self.position_size) != 2 or min(self.position_size) < 1):
+            raise ValueError(f"position_size must be a height and a width above 0, got {self.position_size}")
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width must be divisible by heads and by 4, got width {self.width}, heads {self.heads}")
 

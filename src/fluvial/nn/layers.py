@@ -27,14 +27,18 @@ def unpatchify(tokens: Float[Tensor, "*b n p"], patch: int, grid: tuple[int, int
     return x.reshape(*lead, c, rows * patch, cols * patch)
 
 
-def sincos_positions(width: int, grid: tuple[int, int]) -> Float[Tensor, "n d"]:
+def sincos_positions(
+    width: int, grid: tuple[int, int], frame: tuple[float, float] | None = None
+) -> Float[Tensor, "n d"]:
     """Fixed 2-D positions in raster order: half the width encodes the column, half the row, each as sines then cosines.
 
+    Rows run from 0 to the height of the `frame`, columns to its width, both excluded: by default those of the grid.
     Source: MAE's get_2d_sincos_pos_embed, as DiT, SiT and ARFlow use it (base 10000, columns first).
     """
     if width % 4:
         raise ValueError(f"2-D sin-cos positions need a width divisible by 4, got {width}")
-    rows, cols = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+    axes = (torch.arange(n, dtype=torch.float64) * (end / n) for n, end in zip(grid, frame or grid, strict=True))
+    rows, cols = torch.meshgrid(*axes, indexing="ij")
     frequencies = 10000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = [axis.reshape(-1, 1) * frequencies for axis in (cols, rows)]
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1).float()
@@ -143,16 +147,23 @@ class LabelEmbedding(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Patches to tokens, plus fixed positions; size is (height, width) of the latent."""
+    """Patches to tokens, plus fixed positions; size is (height, width) of the latent.
+
+    `position_size`, if given, is the height and width whose positions are stretched over the latent.
+    """
 
     positions: Tensor
 
-    def __init__(self, size: tuple[int, int], patch: int, channels: int, width: int) -> None:
+    def __init__(
+        self, size: tuple[int, int], patch: int, channels: int, width: int, position_size: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
         self.patch = patch
         self.grid = size[0] // patch, size[1] // patch
         self.project = Linear(patch * patch * channels, width)
-        self.register_buffer("positions", sincos_positions(width, self.grid), persistent=False)
+        height, width_ = position_size or size
+        positions = sincos_positions(width, self.grid, (height / patch, width_ / patch))
+        self.register_buffer("positions", positions, persistent=False)
 
     def forward(self, x: Float[Tensor, "*b c h w"]) -> Float[Tensor, "*b n d"]:
         rows, cols = self.grid
@@ -167,16 +178,16 @@ class PatchEmbedding(nn.Module):
 class VelocityHead(nn.Module):
     """Tokens back to a latent: layer norm, adaLN, a zero-initialised linear layer, patches put together.
 
-    With learn_sigma it has twice the channels, as SiT's release does, and returns the first half: dead weights.
+    The releases' has twice the channels and leaves the second half unused.
     """
 
-    def __init__(self, grid: tuple[int, int], patch: int, channels: int, width: int, *, learn_sigma: bool) -> None:
+    def __init__(self, grid: tuple[int, int], patch: int, channels: int, width: int) -> None:
         super().__init__()
-        self.grid, self.patch, self.channels = grid, patch, channels
+        self.grid, self.patch = grid, patch
         self.modulation = Modulation(width, 2)
-        self.project = ZeroLinear(width, patch * patch * channels * (2 if learn_sigma else 1))
+        self.project = ZeroLinear(width, patch * patch * channels)
 
     def forward(self, tokens: Float[Tensor, "*b n d"], condition: Float[Tensor, "*b d"]) -> Float[Tensor, "*b c h w"]:
         shift, scale = self.modulation(condition)
         out = self.project(modulate(layer_norm(tokens), shift, scale))
-        return unpatchify(out, self.patch, self.grid)[..., : self.channels, :, :]
+        return unpatchify(out, self.patch, self.grid)

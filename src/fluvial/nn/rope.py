@@ -7,20 +7,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def axial_angles(
-    maps: Sequence[tuple[int, int]], head_width: int, *, span: float = 16.0, theta: float = 10_000.0
-) -> Float[Tensor, "n k"]:
+def axial_frequencies(head_width: int, *, theta: float = 10_000.0) -> Float[Tensor, "f"]:
+    """The frequencies of either axis: one for every second pair of channels, in float64."""
+    if head_width % 4:
+        raise ValueError(f"2-D rotary positions need heads whose width is divisible by 4, got {head_width}")
+    return theta ** -(torch.arange(0, head_width // 2, 2, dtype=torch.float64) / (head_width // 2))
+
+
+def axial_angles(maps: Sequence[tuple[int, int]], head_width: int, *, span: float = 16.0) -> Float[Tensor, "n k"]:
     """The angle of every token of every map, in raster order, for each of the head_width / 2 pairs of channels, twice.
 
     The first half of the channels turns with the row, the second with the column. All maps share one frame: the token
     at row r of h sits at r / h of the height, so that a coarse token lies at the top left corner of the cell it
     covers. The longer side of the last map spans [0, span).
     """
-    if head_width % 4:
-        raise ValueError(f"2-D rotary positions need heads whose width is divisible by 4, got {head_width}")
-    height, width = maps[-1]
+    frequencies, (height, width) = axial_frequencies(head_width), maps[-1]
     unit = span / max(height, width)
-    frequencies = theta ** -(torch.arange(0, head_width // 2, 2, dtype=torch.float64) / (head_width // 2))
     angles = []
     for h, w in maps:
         rows = torch.arange(h, dtype=torch.float64) / h * height * unit

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fluvial.checks import other_weights
+from fluvial.files import Lazy, write_tensors
 
 FORMAT = 1
 Tensors = Mapping[str, Tensor]
@@ -26,7 +26,9 @@ class CheckpointError(ValueError):
     """A checkpoint is missing, damaged, of another model, or could not be written."""
 
 
-def save(run: Path, step: int, parts: Mapping[str, Tensors], meta: Mapping[str, Any], *, keep: int) -> Path:
+def save(
+    run: Path, step: int, parts: Mapping[str, Mapping[str, Tensor | Lazy]], meta: Mapping[str, Any], *, keep: int
+) -> Path:
     """Writes checkpoints/step-<step> with one safetensors file for each part; older ones beyond `keep` are removed.
 
     Raises CheckpointError, with what is already there untouched, if it cannot be written.
@@ -38,7 +40,7 @@ def save(run: Path, step: int, parts: Mapping[str, Tensors], meta: Mapping[str, 
             shutil.rmtree(left_over)
         partial.mkdir(parents=True)
         for name, tensors in parts.items():
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / f"{name}.safetensors")
+            write_tensors(partial / f"{name}.safetensors", tensors)
         (partial / "checkpoint.json").write_text(json.dumps({"format": FORMAT, "step": step, **meta}, indent=2) + "\n")
         for path in (*partial.iterdir(), partial):
             _flush(path)

@@ -166,6 +166,11 @@ def _resume(run: Path, model: nn.Module, average: nn.Module, optimizer: torch.op
     if folder is None:
         return 0, 0.0
     meta = checkpoint.load_meta(folder)
+    if meta.get("weights_only"):
+        print(f"from the weights of step {meta['step']} in {folder}, with a new optimizer", flush=True)
+        for module in (model, average):
+            checkpoint.fill(module, checkpoint.load(folder, "ema"), folder)
+        return meta["step"], meta["seconds"]
     checkpoint.fill(model, checkpoint.load(folder, "model"), folder)
     checkpoint.fill(average, checkpoint.load(folder, "ema"), folder)
     checkpoint.fill_optimizer(model, optimizer, checkpoint.load(folder, "optimizer"), folder)

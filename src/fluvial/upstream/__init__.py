@@ -1,1 +1,184 @@
-"""Published weights to ours: key names, layouts and the settings that shapes give away."""
+"""Published weights to ours: state dicts of the releases in, models and the runs they belong to out."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fluvial.autoencoders import AutoencoderConfig
+from fluvial.autoencoders.vae import Vae
+from fluvial.config import Run
+from fluvial.extras import require
+from fluvial.files import Lazy
+from fluvial.methods import METHODS, Config, empty_model, method_of
+from fluvial.methods.flowar import PRESETS as FLOWAR_PRESETS
+from fluvial.methods.flowar import FlowARConfig
+from fluvial.nn.dit import PRESETS
+from fluvial.recipes import imagenet
+from fluvial.upstream import arflow, files, flowar, kl16, sit
+from fluvial.upstream.translation import translate
+
+FAMILIES: dict[str, ModuleType] = {"sit": sit, "arflow": arflow, "flowar": flowar, "kl16": kl16}
+# published runs, whose training and sampling settings weights of their family get
+RUNS = {"sit": imagenet.imagenet256_sit_xl2, "arflow": imagenet.imagenet256_arflow_xl2}
+FLOWAR_RUNS = {
+    "S": imagenet.imagenet256_flowar_s,
+    "B": imagenet.imagenet256_flowar_b,
+    "L": imagenet.imagenet256_flowar_l,
+    "H": imagenet.imagenet256_flowar_h,
+}
+STRIDE = {"sit": 8, "arflow": 8, "flowar": 16}  # image pixels along the side of a latent pixel
+SCALE = {"sit": 0.18215, "arflow": 0.18215, "flowar": kl16.SCALE}  # of the latents, in all three releases
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translated:
+    kind: str
+    size: str
+    """The published size, such as "XL/2", or "" if there is none like it."""
+    run: Run
+    tensors: dict[str, Lazy]
+    dropped: dict[str, str]
+    """What was left out, with the reason."""
+
+
+def from_state_dict(state_dict: Mapping[str, Tensor], **hints: Any) -> tuple[nn.Module, Run]:  # noqa: ANN401
+    """The model with these released weights of SiT, ARFlow or FlowAR, in float32 and eval mode, and the run it is from.
+
+    Family and sizes are read off names and shapes. `hints` say what those do not tell: heads, scales (rows of tokens,
+    coarse to fine), image_size (one number or height and width, in pixels or latent pixels, whichever fits the tokens),
+    and any other setting of the method. The run has the release's sampling settings. Tensors on the meta device give a
+    model there.
+
+    Raises ValueError naming what is missing, too many, of another shape or type, not finite, or needed as a hint.
+    """
+    found = translated(state_dict, **hints)
+    if any(value.is_meta for value in state_dict.values()):
+        with torch.device("meta"):
+            return method_of(found.run.method).Model(found.run.method).eval(), found.run
+    model = empty_model(found.run.method)
+    model.load_state_dict({name: lazy.make() for name, lazy in found.tensors.items()})
+    return model.eval(), found.run
+
+
+def autoencoder_from_state_dict(
+    state_dict: Mapping[str, Tensor], *, scale: float = kl16.SCALE, identity: str = "kl16"
+) -> Vae:
+    """MAR's KL-16 with these released weights, of any width: 16 channels, stride 16; latents are z * `scale`.
+
+    Raises ValueError naming what is missing, too many, of another shape or type, or not finite.
+    """
+    if any(key.startswith("encoder.down_blocks.") for key in state_dict):
+        raise ValueError("these are the weights of a diffusers model: give the folder that they are in")
+    model, tensors, _ = translated_autoencoder(state_dict, scale=scale)
+    model.to_empty(device="cpu").load_state_dict({name: lazy.make() for name, lazy in tensors.items()})
+    return Vae(model, identity, scale=(scale,))
+
+
+def load_autoencoder(file: Path | str) -> Vae:
+    """KL-16 from the released file, or its weights as safetensors. Raises ValueError naming the file."""
+    state_dict = files.read(file).state_dict
+    try:
+        return autoencoder_from_state_dict(state_dict, identity=str(file))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def kind_of(state_dict: Mapping[str, Tensor]) -> str:
+    """sit, arflow, flowar or kl16. Raises ValueError if it is none of them."""
+    for kind, family in FAMILIES.items():
+        if any(re.match(family.TELLTALE, key) for key in state_dict):
+            return kind
+    names = ", ".join(list(state_dict)[:3])
+    raise ValueError(
+        f"not the weights of {', '.join(FAMILIES)}: no key is theirs; there are {len(state_dict)} keys: {names} ..."
+    )
+
+
+def translated(
+    state_dict: Mapping[str, Tensor],
+    *,
+    kind: str = "auto",
+    dtype: torch.dtype | None = None,
+    **hints: Any,  # noqa: ANN401
+) -> Translated:
+    """What `from_state_dict` makes its model of, each tensor made when it is asked for."""
+    kind = kind_of(state_dict) if kind == "auto" else kind
+    if kind not in METHODS:
+        raise ValueError(f"the weights are those of {kind}, an autoencoder; a generator was expected")
+    family, method = FAMILIES[kind], METHODS[kind]
+    try:
+        config = family.config_from(state_dict, **_settings(kind, hints))
+        with torch.device("meta"):
+            expected = method.Model(config).state_dict()
+        translation = family.translation(state_dict, expected, config)
+        tensors = translate(state_dict, translation, expected, dtype)
+    except KeyError as error:
+        raise ValueError(f"not the weights of {kind}: {error.args[0]} is missing") from error
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"not the weights of {kind}: {error}") from error
+    dropped = {**translation.dropped}
+    dropped |= {key: "a fixed table, which the model makes itself" for key in translation.fixed if key in state_dict}
+    size = size_of(config)
+    run = _run(kind, size, config, hints.get("autoencoder", ""))
+    return Translated(kind=kind, size=size, run=run, tensors=tensors, dropped=dropped)
+
+
+def translated_autoencoder(
+    state_dict: Mapping[str, Tensor], *, scale: float = kl16.SCALE, dtype: torch.dtype | None = None
+) -> tuple[nn.Module, dict[str, Lazy], dict[str, str]]:
+    """KL-16 as a diffusers model on the meta device, its weights to be made one by one, and what was left out."""
+    diffusers = require("diffusers", extra="vae", why="KL-16")
+    try:
+        config = kl16.config_from(state_dict, scale=scale)
+        with torch.device("meta"):
+            model = diffusers.AutoencoderKL(**config)
+        translation = kl16.translation(state_dict, model.state_dict(), config)
+        return model, translate(state_dict, translation, model.state_dict(), dtype), dict(translation.dropped)
+    except KeyError as error:
+        raise ValueError(f"not the weights of KL-16: {error.args[0]} is missing") from error
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"not the weights of KL-16: {error}") from error
+
+
+def size_of(config: Config) -> str:
+    """The published size of that shape, or ""."""
+    shape = ("depth", "width", "heads", "patch", "head", "head_depth", "head_width")
+    method, names = method_of(config), FLOWAR_PRESETS if isinstance(config, FlowARConfig) else PRESETS
+    for name in names:
+        preset = method.preset(name)
+        if all(getattr(preset, field, None) == getattr(config, field, None) for field in shape):
+            return name
+    return ""
+
+
+def _settings(kind: str, hints: Mapping[str, Any]) -> dict[str, Any]:
+    """The hints about the method. Raises ValueError for one that it does not know."""
+    known = ["image_size", *(field.name for field in fields(METHODS[kind].Config))]
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in hints.items() if k != "autoencoder"}
+    if unknown := [name for name in settings if name not in known]:
+        raise ValueError(f"unknown hints {', '.join(unknown)}; there are autoencoder, {', '.join(known)}")
+    return settings
+
+
+def _run(kind: str, size: str, config: Config, autoencoder: str) -> Run:
+    """A run with the settings of the published one of this size, or of the one that is most like it."""
+    run = FLOWAR_RUNS.get(size, FLOWAR_RUNS["L"])() if kind == "flowar" else RUNS[kind]()
+    if isinstance(config, FlowARConfig):
+        config = replace(config, checkpointing=cast(FlowARConfig, run.method).checkpointing)
+    stride, scale = STRIDE[kind], SCALE[kind]
+    if autoencoder:
+        ours = AutoencoderConfig(name=autoencoder)
+    elif config.channels == run.method.channels:
+        ours = replace(run.autoencoder, shift=(0.0,), scale=(scale,))
+    elif config.channels in (1, 3):
+        ours, stride = AutoencoderConfig(name="pixels"), 1
+    else:
+        raise ValueError(f"no autoencoder of the releases has {config.channels} channels: give autoencoder")
+    side = config.size[0] * stride if config.size[0] == config.size[1] else 0
+    return replace(run, method=config, autoencoder=ours, data=replace(run.data, size=side))

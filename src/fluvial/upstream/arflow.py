@@ -1,28 +1,29 @@
 """Released ARFlow weights (github.com/TheFllood/ARFlow, models.py and models_infer.py) to ours."""
 
-import torch
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from torch import Tensor
 
 from fluvial.methods import arflow
-from fluvial.upstream.sit import rename, settings_from
+from fluvial.upstream.sit import settings_from, source_of, transformer
+from fluvial.upstream.translation import Translation, stacked
 
-ATTENTION = {
-    **{f"attn.{name}_proj.": f"attention.{name}." for name in "qkvg"},
-    "attn.gt_proj.": "attention.gate.",
-    "attn.out_proj.": "attention.out.",
-}
+TELLTALE = r"blocks\.\d+\.attn\.gt?_proj\."
+ATTENTION = {"attention.gate.": "attn.gt_proj.", "attention.out.": "attn.out_proj."}
 
 
-def config_from(state_dict: dict[str, Tensor], *, size: tuple[int, int] | None = None) -> arflow.Config:
+def config_from(state_dict: Mapping[str, Tensor], **hints: Any) -> arflow.Config:  # noqa: ANN401
     """The configuration these weights were made with; shapes do not tell a size that is not square."""
-    heads = state_dict["blocks.0.attn.gt_proj.weight"].shape[0]
-    return arflow.Config(**settings_from(state_dict, heads=heads, size=size))
+    heads = len(state_dict["blocks.0.attn.gt_proj.weight"])
+    return arflow.Config(**settings_from(state_dict, **{"heads": heads, **hints}))
 
 
-def translate(state_dict: dict[str, Tensor], config: arflow.Config) -> dict[str, Tensor]:
-    """Our state dict: renamed, and the q, k, v and g projections of a block stacked into one."""
-    ours = rename(state_dict, ATTENTION)
-    for i in range(config.depth):
-        prefix = f"blocks.{i}.attention."
-        ours[prefix + "qkvg.weight"] = torch.cat([ours.pop(f"{prefix}{name}.weight") for name in "qkvg"])
-    return ours
+def translation(state_dict: Mapping[str, Tensor], names: Iterable[str], config: arflow.Config) -> Translation:
+    """What our tensors of these names are made of: q, k, v and g of a block are one product here."""
+    sources = {}
+    for name in names:
+        block, found, _ = name.partition(".attention.qkvg.")
+        each = (f"{block}.attn.{projection}_proj.weight" for projection in "qkvg")
+        sources[name] = stacked(each) if found else source_of(name, config, ATTENTION)
+    return transformer(state_dict, sources, config)

@@ -1,96 +1,136 @@
 """Released FlowAR weights (github.com/OliverRensu/FlowAR, models/flowar.py and models/flowloss.py) to ours."""
 
 import re
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fluvial.methods import flowar
+from fluvial.nn.rope import axial_frequencies
+from fluvial.upstream.translation import Source, Translation, count, latent_size, renamed, stacked
 
-# release name -> our name, outside the blocks and inside
-NAMES = {
-    r"class_emb\.weight": "embed_label.table.weight",
-    r"z_proj\.(.*)": r"embed.\1",
-    r"z_proj_ln\.weight": "norms.0.weight",
-    r"encoder_norm\.weight": "norms.1.weight",
-    r"decoder_norm\.weight": "norms.2.weight",
-    r"decoder_embed\.(.*)": r"middle.\1",
-    r"flownet\.input_proj\.(.*)": r"head.embed.\1",
-    r"flownet\.time_embed\.mlp\.0\.(.*)": r"head.embed_t.hidden.\1",
-    r"flownet\.time_embed\.mlp\.2\.(.*)": r"head.embed_t.out.\1",
-    r"flownet\.cond_embed\.(.*)": r"head.project.\1",
-    r"flownet\.final_layer\.adaLN_modulation\.1\.(.*)": r"head.modulation.linear.\1",
-    r"flownet\.final_layer\.linear\.(.*)": r"head.out.\1",
+TELLTALE = r"(flownet|encoder_blocks|decoder_blocks)\."
+# our prefix -> the release's: outside the blocks, in a block of the transformer, in one of the head
+OUTSIDE = {
+    "embed_label.table.": "class_emb.",
+    "embed.": "z_proj.",
+    "norms.0.": "z_proj_ln.",
+    "norms.1.": "encoder_norm.",
+    "norms.2.": "decoder_norm.",
+    "middle.": "decoder_embed.",
+    "head.embed.": "flownet.input_proj.",
+    "head.embed_t.hidden.": "flownet.time_embed.mlp.0.",
+    "head.embed_t.out.": "flownet.time_embed.mlp.2.",
+    "head.project.": "flownet.cond_embed.",
+    "head.modulation.linear.": "flownet.final_layer.adaLN_modulation.1.",
+    "head.out.": "flownet.final_layer.linear.",
 }
 IN_BLOCK = {
-    r"ada_lin(?:\.1)?\.(weight|bias)": r"modulation.linear.\1",
-    r"ada_lin_attn\.(.*)": r"modulation_attention.linear.\1",
-    r"ada_lin_mlp\.(.*)": r"modulation_mlp.linear.\1",
-    r"attn\.qkv\.(.*)": r"attention.qkv.\1",
-    r"attn\.proj\.(.*)": r"attention.out.\1",
-    r"crossattn\.proj\.(.*)": r"cross.out.\1",
-    r"crossattn\.(q|kv)\.weight": r"cross.\1.weight",
-    r"norm2_1\.weight": "norm_x.weight",
-    r"norm2_2\.weight": "norm_z.weight",
-    r"mlp\.fc1_g\.(.*)": r"mlp.gate.\1",
-    r"mlp\.fc1_x\.(.*)": r"mlp.value.\1",
-    r"mlp\.fc2\.(.*)": r"mlp.out.\1",
+    "modulation.linear.": "ada_lin.1.",
+    "attention.qkv.": "attn.qkv.",
+    "attention.out.": "attn.proj.",
+    "mlp.gate.": "mlp.fc1_g.",
+    "mlp.value.": "mlp.fc1_x.",
+    "mlp.out.": "mlp.fc2.",
+}
+IN_HEAD = {
+    **IN_BLOCK,
+    "modulation.linear.": "ada_lin.",
+    "modulation_attention.linear.": "ada_lin_attn.",
+    "modulation_mlp.linear.": "ada_lin_mlp.",
+    "cross.q.": "crossattn.q.",
+    "cross.kv.": "crossattn.kv.",
+    "cross.out.": "crossattn.proj.",
+    "norm_x.": "norm2_1.",
+    "norm_z.": "norm2_2.",
 }
 POSITIONS = ("encoder_pos_embed_learned", "decoder_pos_embed_learned", "diffusion_pos_embed_learned")
-TABLES = re.compile(r"mask|.*\.rope\.freqs")  # fixed tables that our model makes itself
+HEADS = {preset["width"]: preset["heads"] for preset in flowar.PRESETS.values()}
 
 
-def config_from(state_dict: dict[str, Tensor], *, heads: int, **hints: Any) -> flowar.FlowARConfig:  # noqa: ANN401
+def config_from(state_dict: Mapping[str, Tensor], **hints: Any) -> flowar.Config:  # noqa: ANN401
     """The configuration these weights were made with, with every quirk of the release that they need.
 
-    Shapes do not tell the transformer's heads. `hints` replaces what the release hard-wires: size, scales, patch.
+    `hints` are settings that shapes do not tell: scales that do not double up to a square latent, a patch, and heads
+    where the file has no rotary frequencies. Raises ValueError naming the one that is needed.
     """
     classes, width = state_dict["class_emb.weight"].shape
     head_width, token = state_dict["flownet.input_proj.weight"].shape
-    cross = "flownet.res_blocks.0.crossattn.q.weight" in state_dict
+    patch, image_size = hints.get("patch", 1), hints.pop("image_size", None)
+    rows = hints.get("scales") or _doubling(state_dict[POSITIONS[0]].shape[1])
+    last = rows[-1], (hints.get("scale_columns") or rows)[-1]
+    if image_size is not None:
+        latent_size(image_size, last[0] * last[1], patch=patch, stride=16)
+    heads = hints.get("heads") or _heads(state_dict, "encoder_blocks", width) or HEADS.get(width)
+    if heads is None:
+        raise ValueError(f"no published FlowAR has the width {width}, and shapes do not tell the heads: give heads")
     settings = {
-        "channels": token // hints.get("patch", 1) ** 2,
+        "size": (last[0] * patch, last[1] * patch),
+        "channels": token // patch**2,
         "classes": classes - 1,
-        "depth": _blocks(state_dict, "encoder_blocks") + _blocks(state_dict, "decoder_blocks"),
+        "scales": rows,
+        "depth": 2 * count(state_dict, r"encoder_blocks\.(\d+)\."),
         "width": width,
         "heads": heads,
-        "head": "cross_attention" if cross else "spatial_adaln",
-        "head_depth": _blocks(state_dict, "flownet.res_blocks"),
+        "head": "cross_attention" if "flownet.res_blocks.0.crossattn.q.weight" in state_dict else "spatial_adaln",
+        "head_depth": count(state_dict, r"flownet\.res_blocks\.(\d+)\."),
         "head_width": head_width,
-        "head_heads": head_width // 64,
+        "head_heads": _heads(state_dict, "flownet.res_blocks", head_width) or max(1, head_width // 64),
         "floor_time": True,
         "init": "release",
     }
-    return flowar.FlowARConfig(**{**settings, **hints})
+    return flowar.Config(**{**settings, **hints})
 
 
-def translate(state_dict: dict[str, Tensor], config: flowar.FlowARConfig) -> dict[str, Tensor]:
-    """Our state dict. The output layer changes sign, since the released velocity runs from data to noise.
+def translation(state_dict: Mapping[str, Tensor], names: Iterable[str], config: flowar.Config) -> Translation:
+    """What our tensors of these names are made of.
 
-    Raises ValueError naming a key that is not the release's.
+    The output layer changes sign, since the released velocity runs from data to noise.
     """
-    ours = {"positions": torch.cat([state_dict[name] for name in POSITIONS])}
-    for key, value in state_dict.items():
-        if key in POSITIONS or TABLES.fullmatch(key):
-            continue
-        sign = -1 if key.startswith("flownet.final_layer.linear.") else 1
-        ours[_our_name(key, config)] = sign * value
-    return ours
+    fixed = {"mask": partial(_mask, config.sizes)}
+    in_stack, in_head = config.width // config.heads, config.head_width // config.head_heads
+    for key in state_dict:
+        if key.endswith(".rope.freqs"):
+            fixed[key] = partial(axial_frequencies, in_head if key.startswith("flownet.") else in_stack)
+    return Translation({name: _source_of(name, config) for name in names}, fixed, {})
 
 
-def _our_name(key: str, config: flowar.FlowARConfig) -> str:
-    block = re.fullmatch(r"(encoder_blocks|decoder_blocks|flownet\.res_blocks)\.(\d+)\.(.*)", key)
-    prefix, rest, names = "", key, NAMES
-    if block:
-        number = int(block[2]) + (config.depth // 2 if block[1] == "decoder_blocks" else 0)
-        prefix = f"{'head.' if block[1].startswith('flownet') else ''}blocks.{number}."
-        rest, names = block[3], IN_BLOCK
-    for pattern, name in names.items():
-        if match := re.fullmatch(pattern, rest):
-            return prefix + match.expand(name)
-    raise ValueError(f"unexpected key {key!r}: not part of a released FlowAR checkpoint")
+def _source_of(name: str, config: flowar.Config) -> Source:
+    if name == "positions":
+        return stacked(POSITIONS)
+    head, rest, names = "", name, OUTSIDE
+    if block := re.fullmatch(r"(head\.)?blocks\.(\d+)\.(.*)", name):
+        of_head, number, rest = block[1], int(block[2]), block[3]
+        half = config.depth // 2
+        stack, names = ("flownet.res_blocks", IN_HEAD) if of_head else ("encoder_blocks", IN_BLOCK)
+        if not of_head and number >= half:
+            stack, number = "decoder_blocks", number - half
+        head = f"{stack}.{number}."
+    prefix = next(prefix for prefix in names if rest.startswith(prefix))
+    key = head + names[prefix] + rest.removeprefix(prefix)
+    return Source((key,), torch.neg) if name.startswith("head.out.") else renamed(key)
 
 
-def _blocks(state_dict: dict[str, Tensor], prefix: str) -> int:
-    return 1 + max(int(key.removeprefix(prefix + ".").split(".")[0]) for key in state_dict if key.startswith(prefix))
+def _mask(sizes: tuple[int, ...]) -> Tensor:
+    """0 where a token sees another, -inf where it does not: those of later scales."""
+    scale = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    return torch.zeros(len(scale), len(scale)).masked_fill(scale[:, None] < scale, -torch.inf)[None, None]
+
+
+def _doubling(tokens: int) -> tuple[int, ...]:
+    """Sides of the maps 1, 2, 4 ... that have so many tokens together."""
+    scales = [1]
+    while sum(side**2 for side in scales) < tokens:
+        scales.append(2 * scales[-1])
+    if sum(side**2 for side in scales) != tokens:
+        raise ValueError(f"{tokens} tokens are not those of maps of side 1, 2, 4 and so on: give scales")
+    return tuple(scales)
+
+
+def _heads(state_dict: Mapping[str, Tensor], stack: str, width: int) -> int | None:
+    """The heads that rotary frequencies tell: they are a quarter of a head's width."""
+    frequencies = state_dict.get(f"{stack}.0.attn.rope.freqs")
+    return None if frequencies is None else width // (4 * len(frequencies))

@@ -1,71 +1,99 @@
-"""Released SiT weights (github.com/willisma/SiT, models.py) to ours."""
+"""Released SiT weights (github.com/willisma/SiT, models.py) to ours.
 
+DiT's have the same names and shapes and cannot be told apart, but do not hold a velocity.
+"""
+
+from collections.abc import Iterable, Mapping
+from math import isqrt
 from typing import Any
 
 from torch import Tensor
 
 from fluvial.methods import sit
+from fluvial.nn.dit import SIZES, DiTConfig
+from fluvial.nn.layers import sincos_positions
+from fluvial.upstream.translation import Source, Translation, count, latent_size, renamed
 
-# release prefix -> our prefix, inside a block and outside
+TELLTALE = r"blocks\.\d+\.attn\.qkv\."  # names that no other family has
+# our prefix -> the release's, outside a block and inside
 OUTSIDE = {
-    "t_embedder.mlp.0.": "embed_t.hidden.",
-    "t_embedder.mlp.2.": "embed_t.out.",
-    "y_embedder.embedding_table.": "embed_label.table.",
-    "x_embedder.proj.": "embed.project.",
-    "final_layer.adaLN_modulation.1.": "head.modulation.linear.",
-    "final_layer.linear.": "head.project.",
+    "embed_t.hidden.": "t_embedder.mlp.0.",
+    "embed_t.out.": "t_embedder.mlp.2.",
+    "embed_label.table.": "y_embedder.embedding_table.",
+    "embed.project.": "x_embedder.proj.",
+    "head.modulation.linear.": "final_layer.adaLN_modulation.1.",
+    "head.project.": "final_layer.linear.",
 }
-IN_BLOCK = {"adaLN_modulation.1.": "modulation.linear.", "mlp.fc1.": "mlp.expand.", "mlp.fc2.": "mlp.contract."}
-ATTENTION = {"attn.qkv.": "attention.qkv.", "attn.proj.": "attention.out."}
+IN_BLOCK = {"modulation.linear.": "adaLN_modulation.1.", "mlp.expand.": "mlp.fc1.", "mlp.contract.": "mlp.fc2."}
+ATTENTION = {"attention.qkv.": "attn.qkv.", "attention.out.": "attn.proj."}
 
 
-def config_from(state_dict: dict[str, Tensor], *, heads: int, size: tuple[int, int] | None = None) -> sit.Config:
-    """The configuration these weights were made with. Shapes do not tell the heads, nor a size that is not square."""
-    return sit.Config(**settings_from(state_dict, heads=heads, size=size))
+def config_from(state_dict: Mapping[str, Tensor], *, heads: int | None = None, **hints: Any) -> sit.Config:  # noqa: ANN401
+    """The configuration these weights were made with. Shapes do not tell heads, nor a size that is not square.
+
+    Raises ValueError naming the hint that is needed: heads of a width that no published size has, or image_size.
+    """
+    width = len(state_dict["x_embedder.proj.weight"])
+    heads = heads or next((size["heads"] for size in SIZES.values() if size["width"] == width), None)
+    if heads is None:
+        raise ValueError(f"no published SiT has the width {width}, and shapes do not tell the heads: give heads")
+    return sit.Config(**settings_from(state_dict, heads=heads, **hints))
 
 
-def settings_from(state_dict: dict[str, Tensor], *, heads: int, size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """The settings shared by SiT and ARFlow, read off the shapes."""
+def settings_from(
+    state_dict: Mapping[str, Tensor],
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None,
+    **hints: Any,  # noqa: ANN401
+) -> dict[str, Any]:
+    """The settings shared by SiT and ARFlow, read off the shapes, and the hints."""
     width, channels, patch, _ = state_dict["x_embedder.proj.weight"].shape
-    side = round(state_dict["pos_embed"].shape[1] ** 0.5) * patch
+    tokens = state_dict["pos_embed"].shape[1]
+    if size is None and image_size is not None:
+        size = latent_size(image_size, tokens, patch=patch, stride=8)
+    if size is None and isqrt(tokens) ** 2 != tokens:
+        raise ValueError(f"{tokens} tokens are not those of a square image: give image_size")
     return {
-        "size": (side, side) if size is None else size,
+        "size": size or (isqrt(tokens) * patch,) * 2,
         "channels": channels,
-        "classes": state_dict["y_embedder.embedding_table.weight"].shape[0] - 1,
+        "classes": len(state_dict["y_embedder.embedding_table.weight"]) - 1,
         "patch": patch,
-        "depth": 1 + max(int(key.split(".")[1]) for key in state_dict if key.startswith("blocks.")),
+        "depth": count(state_dict, r"blocks\.(\d+)\."),
         "width": width,
-        "heads": heads,
-        "mlp_ratio": state_dict["blocks.0.mlp.fc1.weight"].shape[0] / width,
-        "learn_sigma": state_dict["final_layer.linear.weight"].shape[0] == 2 * patch**2 * channels,
+        "mlp_ratio": len(state_dict["blocks.0.mlp.fc1.weight"]) / width,
+        **hints,
     }
 
 
-def translate(state_dict: dict[str, Tensor], config: sit.SiTConfig) -> dict[str, Tensor]:
-    """Our state dict. The released positions are left out: they are the fixed ones that our model makes itself."""
-    return rename(state_dict, ATTENTION)
+def translation(state_dict: Mapping[str, Tensor], names: Iterable[str], config: sit.Config) -> Translation:
+    """What our tensors of these names are made of."""
+    return transformer(state_dict, {name: source_of(name, config, ATTENTION) for name in names}, config)
 
 
-def rename(state_dict: dict[str, Tensor], attention: dict[str, str]) -> dict[str, Tensor]:
-    """Every key but the positions under our name, and in our layout.
+def transformer(state_dict: Mapping[str, Tensor], sources: Mapping[str, Source], config: DiTConfig) -> Translation:
+    """A translation with what SiT and ARFlow have besides weights: fixed positions and, unused, a sigma."""
+    grid = config.size[0] // config.patch, config.size[1] // config.patch
+    sigma = len(state_dict["final_layer.linear.weight"]) == 2 * config.patch**2 * config.channels
+    dropped = {"half of final_layer.linear": "the sigma that learn_sigma adds, and no loss ever used"} if sigma else {}
+    return Translation(sources, {"pos_embed": lambda: sincos_positions(config.width, grid)[None]}, dropped)
 
-    Raises ValueError naming a key that is not the release's.
-    """
-    ours = {}
-    for key, value in state_dict.items():
-        if key == "pos_embed":
-            continue
-        head, names = "", OUTSIDE
-        rest = key
-        if key.startswith("blocks."):
-            _, index, rest = key.split(".", 2)
-            head, names = f"blocks.{index}.", {**IN_BLOCK, **attention}
-        prefix = next((name for name in names if rest.startswith(name)), None)
-        if prefix is None:
-            raise ValueError(f"unexpected key {key!r}: not part of a released SiT or ARFlow checkpoint")
-        if (
-            key == "x_embedder.proj.weight"
-        ):  # a convolution over (channel, row, column), here over (row, column, channel)
-            value = value.permute(0, 2, 3, 1).flatten(1).contiguous()
-        ours[head + names[prefix] + rest.removeprefix(prefix)] = value
-    return ours
+
+def source_of(name: str, config: DiTConfig, attention: Mapping[str, str]) -> Source:
+    """The release's tensor behind ours, in our layout."""
+    head, rest, names = "", name, OUTSIDE
+    if name.startswith("blocks."):
+        _, index, rest = name.split(".", 2)
+        head, names = f"blocks.{index}.", {**IN_BLOCK, **attention}
+    prefix = next(prefix for prefix in names if rest.startswith(prefix))
+    key = head + names[prefix] + rest.removeprefix(prefix)
+    match name:
+        case "embed.project.weight":  # a convolution over (channel, row, column), here over (row, column, channel)
+            return Source((key,), lambda value: value.permute(0, 2, 3, 1).flatten(1))
+        case "head.project.weight" | "head.project.bias":  # for each pixel of a patch the velocity, then sigma
+            return Source((key,), lambda value: _first_channels(value, config))
+    return renamed(key)
+
+
+def _first_channels(value: Tensor, config: DiTConfig) -> Tensor:
+    return value.unflatten(0, (config.patch**2, -1))[:, : config.channels].flatten(0, 1)

@@ -1,0 +1,167 @@
+"""A run folder becomes files to publish: one safetensors with a model card, a pipeline of diffusers, a hub page."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from fluvial import experiment
+from fluvial.autoencoders import Vae
+from fluvial.config import to_json
+from fluvial.extras import require
+from fluvial.files import Lazy, whole_folder, write_tensors
+from fluvial.importing import DTYPES, EXPORT, NAMES, Precision, described
+from fluvial.methods import name_of
+from fluvial.train import checkpoint
+
+TASK = "unconditional-image-generation"  # the hub knows no task with class labels
+PAPERS = {"sit": "2401.08740", "arflow": "2501.16085", "flowar": "2412.15205"}
+PIPELINE = '''"""Run by DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True).
+
+It needs the library that made this folder: pip install 'fluvial[vae]'
+"""
+
+from fluvial.pipeline import FluvialPipeline as FluvialPipeline
+'''
+
+
+def to_safetensors(run: Path | str, out: Path | str, *, dtype: Precision | None = None, license: str = "") -> Path:
+    """Writes model.safetensors, with the run in its metadata, and README.md, a model card, in the folder `out`.
+
+    The weights are those that samples are drawn from, in `dtype`, by default as they are stored; `fluvial import` makes
+    the same run folder of the file again. Raises ValueError if there is no such run, or something at `out` already.
+    """
+    with whole_folder(Path(out)) as folder:
+        _write(Path(run), folder, dtype, license)
+    return Path(out)
+
+
+def to_hub(
+    run: Path | str, repo: str, *, private: bool = False, dtype: Precision | None = None, license: str = ""
+) -> str:
+    """Uploads what `to_safetensors` writes to `repo` (owner/name) on the Hugging Face hub; returns its address.
+
+    Raises ValueError if there is no such run, or the hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    with TemporaryDirectory() as folder:
+        _write(Path(run), Path(folder), dtype, license)
+        try:
+            api = HfApi()
+            url = api.create_repo(repo, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Weights and model card")
+        except Exception as error:  # the hub's client and what it is built on share no base class
+            raise ValueError(
+                f"cannot upload to {repo!r} ({type(error).__name__}: {error}); log in with `hf auth login`, and name "
+                f"the repository OWNER/NAME"
+            ) from error
+    return str(url)
+
+
+def to_diffusers(run: Path | str, out: Path | str, *, license: str = "") -> Path:
+    """Writes a pipeline folder of diffusers, with the autoencoder in it and a model card.
+
+    DiffusionPipeline.from_pretrained(out, custom_pipeline=out, trust_remote_code=True) draws the images that
+    `fluvial sample` draws. Raises ValueError if there is no such run, or something at `out` already.
+    """
+    require("diffusers", extra="vae", why="a pipeline of diffusers")
+    from fluvial.pipeline import FluvialModel, FluvialPipeline
+
+    trained = experiment.load(run, device="cpu")
+    autoencoder, vae = trained.autoencoder, None
+    settings = replace(trained.run.autoencoder, shift=autoencoder.shift, scale=autoencoder.scale)
+    if isinstance(autoencoder, Vae):
+        vae = autoencoder.model.to(memory_format=torch.contiguous_format)
+    model = FluvialModel(run=to_json(replace(trained.run, autoencoder=settings)))
+    model.network.load_state_dict(trained.model.state_dict())
+    with whole_folder(Path(out)) as folder:
+        FluvialPipeline(model=model, vae=vae).save_pretrained(folder)
+        (folder / "pipeline.py").write_text(PIPELINE)
+        (folder / "README.md").write_text(_card(Path(run), license, USE_DIFFUSERS))
+    return Path(out)
+
+
+def _write(run: Path, folder: Path, dtype: Precision | None, license: str) -> None:
+    experiment.read_run(run)  # says what is wrong with it
+    newest = experiment.newest_checkpoint(run)
+    meta = checkpoint.load_meta(newest)
+    record = {**experiment.read_record(run), "step": meta["step"], "seconds": meta["seconds"]}
+    with safe_open(newest / "ema.safetensors", framework="pt") as weights:
+        tensors = {key: _lazy(weights, key, dtype) for key in weights.keys()}
+        write_tensors(folder / "model.safetensors", tensors, {EXPORT: json.dumps(record)})
+    (folder / "README.md").write_text(_card(run, license, USE))
+
+
+def _lazy(weights: Any, key: str, dtype: Precision | None) -> Lazy:  # noqa: ANN401 - an open file
+    """A tensor of the file, which is read when it is written."""
+    stored = weights.get_tensor(key)
+    to = stored.dtype if dtype is None else DTYPES[dtype]
+    return Lazy(tuple(stored.shape), to, lambda: weights.get_tensor(key).to(to))
+
+
+USE = """```
+pip install fluvial
+fluvial import model.safetensors --out runs/here
+fluvial sample runs/here --count 16
+```
+
+```python
+import fluvial
+
+images = fluvial.load("runs/here").sample(16).images  # uint8, (16, c, h, w)
+```"""
+USE_DIFFUSERS = """```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("FOLDER", custom_pipeline="FOLDER", trust_remote_code=True)
+images = pipeline(count=16, seed=0).images
+```
+
+The code in it is one import of fluvial: `pip install 'fluvial[vae]'`."""
+
+
+def _card(folder: Path, license: str, use: str) -> str:
+    """The model card: what the model is, how to use it, how it is sampled, and what was measured."""
+    from huggingface_hub import ModelCardData
+
+    run, record = experiment.read_run(folder), experiment.read_record(folder)
+    meta = checkpoint.load_meta(experiment.newest_checkpoint(folder))
+    kind = name_of(type(run.method))
+    data = ModelCardData(
+        library_name="fluvial", license=license or None, pipeline_tag=TASK, tags=[kind, "flow-matching"]
+    )
+    images = Path(run.data.path).name or run.data.name  # the name of a folder, not where it is
+    origin = f"trained on {images} for {meta['step']:,} steps of {experiment.images_per_step(run):,} images"
+    if imported := record.get("imported"):
+        origin = f"imported from the published file {imported['file']}"
+    with safe_open(experiment.newest_checkpoint(folder) / "ema.safetensors", framework="pt") as weights:
+        parameters = sum(prod(weights.get_slice(key).get_shape()) for key in weights.keys())
+    lines = [
+        f"---\n{data.to_yaml()}\n---\n\n# {NAMES[kind]}\n",
+        f"[{NAMES[kind]}](https://arxiv.org/abs/{PAPERS[kind]}) with {parameters:,} parameters, {origin}.\n",
+        f"## Use\n\n{use}\n",
+        _table("Sampling", described(run)),
+    ]
+    if (folder / "score.json").exists():
+        lines.append(
+            _table(
+                "Measured",
+                {k: v for k, v in json.loads((folder / "score.json").read_text()).items() if not isinstance(v, dict)},
+            )
+        )
+    return "\n".join(lines)
+
+
+def _table(title: str, values: Mapping[str, Any]) -> str:
+    rows = [
+        f"| {what} | {value:.4g} |" if isinstance(value, float) else f"| {what} | {value} |"
+        for what, value in values.items()
+    ]
+    return "\n".join([f"## {title}\n\n| | |\n| --- | --- |", *rows]) + "\n"

@@ -1,0 +1,94 @@
+"""The weights of one run as the start of another, with other classes or another image size."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from math import log, prod
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from fluvial.checks import other_weights
+from fluvial.config import Run
+from fluvial.methods import name_of
+from fluvial.methods.flowar import FlowARConfig
+from fluvial.nn.dit import DiTConfig
+
+# settings of a method that leave the meaning of its weights as it is
+FREE = ("classes", "size", "scales", "scale_columns", "position_size", "images_per_sequence", "sorted_times")
+FREE += ("label_drop", "dropout", "loss_weight", "time_sampling", "init", "checkpointing")
+LABELS = "embed_label.table.weight"
+POSITIONS = "positions"  # FlowAR's, which are learned; those of SiT and ARFlow are a fixed table
+
+
+def fitted(run: Run, start: Run) -> Run:
+    """The run, its fixed positions stretched over the frame that the weights of `start` know.
+
+    Raises ValueError if the weights would mean something else in this run.
+    """
+    if type(run.method) is not type(start.method):
+        kinds = [name_of(type(r.method)) for r in (start, run)]
+        raise ValueError(f"weights of {kinds[0]} cannot start a run of {kinds[1]}")
+    names = [field.name for field in fields(run.method) if field.name not in FREE]
+    changed = {name: (getattr(start.method, name), getattr(run.method, name)) for name in names}
+    if wrong := [f"{name} is {old} there and {new} here" for name, (old, new) in changed.items() if old != new]:
+        raise ValueError(f"the weights do not fit the run: {', '.join(wrong)}; only {', '.join(FREE)} may differ")
+    if isinstance(run.method, DiTConfig) and isinstance(start.method, DiTConfig) and not run.method.position_size:
+        frame = start.method.position_size or start.method.size
+        return run if frame == run.method.size else replace(run, method=replace(run.method, position_size=frame))
+    return run
+
+
+def adapted(
+    weights: Mapping[str, Tensor], start: Run, run: Run, initial: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights of `start` for the model of `run`, and what was changed, in words. New rows are those of `initial`.
+
+    Labels keep their row where both runs know the classes by name; the row of no class is always kept. Learned
+    positions are resampled. Raises ValueError if the weights do not fit otherwise.
+    """
+    ours, changes = dict(weights), []
+    table, new = weights[LABELS], initial[LABELS]
+    names, known = run.data.class_names, start.data.class_names
+    kept = _kept(len(table) - 1, len(new) - 1, known, names)
+    if len(table) != len(new) or kept != {i: i for i in range(len(new) - 1)}:
+        ours[LABELS] = new.to(table.dtype).clone()
+        ours[LABELS][-1] = table[-1]  # no class
+        for row, old in kept.items():
+            ours[LABELS][row] = table[old]
+        how = f"{len(kept)} found by name, {len(new) - 1 - len(kept)} initialised" if kept else "all initialised"
+        changes.append(f"labels: {len(new) - 1} classes in place of {len(table) - 1}, {how}; that of no class is kept")
+    before, after = start.method, run.method
+    if isinstance(before, FlowARConfig) and before.maps != cast(FlowARConfig, after).maps:
+        ours[POSITIONS] = _resampled(weights[POSITIONS], before, cast(FlowARConfig, after))
+        maps = [" ".join(f"{h}x{w}" for h, w in cast(FlowARConfig, method).maps) for method in (before, after)]
+        changes.append(f"positions: resampled from maps of {maps[0]} to {maps[1]}")
+    elif before.size != after.size:
+        sizes = [f"{h} x {w}" for h, w in (before.size, after.size)]
+        changes.append(f"positions: resampled from a latent of {sizes[0]} to {sizes[1]}")
+    if wrong := other_weights(initial, ours):
+        raise ValueError(f"the weights do not fit the run: {wrong}")
+    return ours, changes
+
+
+def _kept(known: int, wanted: int, known_names: tuple[str, ...], names: tuple[str, ...]) -> dict[int, int]:
+    """By new class id, the old id of the same class: the one of that name, or if names are not known the same id."""
+    if names and known_names:
+        old = {name: i for i, name in enumerate(known_names)}
+        return {i: old[name] for i, name in enumerate(names) if name in old}
+    return {i: i for i in range(known)} if known == wanted else {}
+
+
+def _resampled(positions: Float[Tensor, "k n d"], before: FlowARConfig, after: FlowARConfig) -> Float[Tensor, "k m d"]:
+    """Each map from the one there of the same size, else bicubic from the one closest in size."""
+    there = dict(zip(before.maps, positions.split(before.sizes, dim=1), strict=True))
+    parts = []
+    for map_ in after.maps:
+        h, w = map_ if map_ in there else min(there, key=lambda old: abs(log(prod(old) / prod(map_))))
+        grid = there[h, w].unflatten(1, (h, w)).movedim(-1, 1)
+        if (h, w) != map_:
+            grid = F.interpolate(grid.float(), size=map_, mode="bicubic", align_corners=False).to(grid.dtype)
+        parts.append(grid.movedim(1, -1).flatten(1, 2))
+    return torch.cat(parts, dim=1)

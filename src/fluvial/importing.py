@@ -1,0 +1,145 @@
+"""A file of published weights becomes a run folder, which samples, scores and trains like any other."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+
+from fluvial import experiment, upstream
+from fluvial.config import Run, from_json
+from fluvial.files import Lazy, whole_folder, write_tensors
+from fluvial.methods import method_of, name_of
+from fluvial.methods.flowar import FlowARConfig
+from fluvial.upstream.files import WeightFile, read
+from fluvial.upstream.translation import Translation, renamed, translate
+
+Kind = Literal["auto", "sit", "arflow", "flowar", "kl16"]
+Precision = Literal["fp32", "bf16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+EXPORT = "fluvial"  # in the metadata of what `fluvial export` wrote: the run, as in run.json
+QUIRKS = ("qkv_norm", "history_decay", "image_decay", "floor_time", "enlarge")  # settings that the weights rely on
+NAMES = {"sit": "SiT", "arflow": "ARFlow", "flowar": "FlowAR", "kl16": "KL-16"}
+PATHS = {"Linear": "linear", "GVP": "gvp", "VP": "vp"}  # --path-type of SiT's trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    kind: str
+    size: str
+    """The published size, or "" for another."""
+    part: str = ""
+    """Which weights of a trainer's checkpoint; "" if the file has no others."""
+    tensors: Mapping[str, Lazy]
+    dropped: Mapping[str, str]
+    """What was left out, with the reason."""
+    run: Run | None
+    """None for an autoencoder."""
+
+    @property
+    def parameters(self) -> int:
+        return sum(torch.Size(tensor.shape).numel() for tensor in self.tensors.values())
+
+
+def import_weights(
+    file: Path | str,
+    out: Path | str,
+    *,
+    kind: Kind = "auto",
+    dtype: Precision | None = None,
+    **hints: Any,  # noqa: ANN401
+) -> Imported:
+    """Writes the weights in a file as a run folder, or MAR's KL-16 as a folder of diffusers.
+
+    The file is one of the releases of SiT, ARFlow, FlowAR or KL-16, a checkpoint of their trainers, or what
+    `fluvial export` wrote. `dtype` is what weights are stored in, by default as they are; they are computed with in
+    float32. `hints` are those of `upstream.from_state_dict`.
+
+    Raises ValueError naming what is wrong with the file; then nothing is left at `out`.
+    """
+    file, to = Path(file), None if dtype is None else DTYPES[dtype]
+    weights = read(file)
+    with whole_folder(Path(out)) as folder:
+        try:
+            if EXPORT in weights.metadata:
+                return _import_export(weights, to, folder)
+            name = upstream.kind_of(weights.state_dict) if kind == "auto" else kind
+            if name == "kl16":
+                return _import_autoencoder(weights, to, folder)
+            return _import_release(weights, name, to, hints, file, folder)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+
+
+def _import_release(
+    weights: WeightFile, kind: str, dtype: torch.dtype | None, hints: dict[str, Any], file: Path, folder: Path
+) -> Imported:
+    hints = {**_hints_of(weights.options), **hints} if kind != "flowar" else hints
+    found = upstream.translated(weights.state_dict, kind=kind, dtype=dtype, **hints)
+    origin = {"file": file.name, "bytes": file.stat().st_size, "weights": weights.part, "left_out": found.dropped}
+    experiment.create(folder, experiment.record_of(found.run, imported=origin), found.tensors)
+    return Imported(part=weights.part, **vars(found))
+
+
+def _import_autoencoder(weights: WeightFile, dtype: torch.dtype | None, folder: Path) -> Imported:
+    model, tensors, dropped = upstream.translated_autoencoder(weights.state_dict, dtype=dtype)
+    cast(Any, model).save_config(folder)
+    write_tensors(folder / "diffusion_pytorch_model.safetensors", tensors)
+    return Imported(kind="kl16", size="", part=weights.part, tensors=tensors, dropped=dropped, run=None)
+
+
+def _import_export(weights: WeightFile, dtype: torch.dtype | None, folder: Path) -> Imported:
+    """What was exported, as it was: names and shapes must be those of the run in the metadata."""
+    try:
+        record = json.loads(weights.metadata[EXPORT])
+        run, progress = from_json(record["run"]), {key: record.pop(key) for key in ("step", "seconds")}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the run in its metadata cannot be read: {error}") from error
+    with torch.device("meta"):
+        expected = method_of(run.method).Model(run.method).state_dict()
+    translation = Translation({name: renamed(name) for name in expected}, {}, {})
+    tensors = translate(weights.state_dict, translation, expected, dtype)
+    experiment.create(folder, record, tensors, **progress)
+    size = upstream.size_of(run.method)
+    return Imported(kind=name_of(type(run.method)), size=size, tensors=tensors, dropped={}, run=run)
+
+
+def _hints_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options of SiT's and ARFlow's trainers say that shapes do not.
+
+    Raises ValueError for a model that predicts something else than the velocity.
+    """
+    if (prediction := options.get("prediction", "velocity")) != "velocity":
+        raise ValueError(f"the model was trained to predict the {prediction}; only velocities can be sampled here")
+    path = options.get("path_type", "Linear")
+    if path not in PATHS:
+        raise ValueError(f"the model was trained on the path {path!r}; there are {', '.join(PATHS)}")
+    return {"interpolant": PATHS[path]}
+
+
+def described(run: Run) -> dict[str, str]:
+    """What matters of a run for those who sample it, in words."""
+    method, sample, guidance = run.method, run.sample, run.sample.guidance
+    latent = f"{method.channels} x {method.size[0]} x {method.size[1]}"
+    words = {"latents": f"{latent} of {run.autoencoder.name}", "classes": f"{method.classes:,}"}
+    quirks = [f"{name} {getattr(method, name)}" for name in QUIRKS if hasattr(method, name)]
+    if run.autoencoder.scale:
+        words["latent scale"] = " ".join(f"{scale:g}" for scale in run.autoencoder.scale)
+    if isinstance(method, FlowARConfig):
+        words["scales"] = " ".join(f"{rows}x{columns}" for rows, columns in method.maps)
+    words["solver"] = f"{sample.solver}, {sample.steps} steps"
+    if sample.solver == "euler-maruyama":
+        words["last step"] = f"{sample.last_step}, {sample.last_step_size:g}"
+    else:
+        words["grid"] = sample.grid
+    words["guidance"] = f"{guidance.weight:g}"
+    if guidance.ramp != "constant":
+        words["guidance"] += f", {guidance.ramp} over the scales"
+    words["guided"] = "all channels" if guidance.channels is None else f"the first {guidance.channels} channels"
+    if guidance.interval != (0.0, 1.0):
+        words["guided"] += f", t from {guidance.interval[0]:g} to {guidance.interval[1]:g}"
+    if quirks:
+        words["network"] = ", ".join(quirks)
+    return words

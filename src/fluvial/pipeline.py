@@ -1,0 +1,79 @@
+"""A run as a pipeline of diffusers: what `fluvial export RUN --to diffusers` writes, and its folder loads."""
+
+from dataclasses import replace
+from typing import Any
+
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from PIL import Image
+from torch import nn
+
+from fluvial.autoencoders import Pixels, Vae
+from fluvial.config import from_json
+from fluvial.experiment import Trained
+from fluvial.methods import method_of
+
+
+class FluvialModel(ModelMixin, ConfigMixin):
+    """A model of this library, with its run (as JSON) as the configuration."""
+
+    @register_to_config
+    def __init__(self, run: dict[str, Any]) -> None:
+        super().__init__()
+        config = from_json(run).method
+        self.network: nn.Module = method_of(config).Model(config)
+
+    def forward(self, *inputs: Any) -> Any:  # noqa: ANN401
+        """What the method's model returns, for what it takes."""
+        return self.network(*inputs)
+
+
+class FluvialPipeline(DiffusionPipeline):
+    """Draws the images that `fluvial sample` draws: image i depends on (seed, i), its class and the settings."""
+
+    _optional_components = ["vae"]  # noqa: RUF012 - a list in diffusers
+
+    def __init__(self, model: FluvialModel, vae: Any = None) -> None:  # noqa: ANN401 - any autoencoder of diffusers
+        super().__init__()
+        self.register_modules(model=model, vae=vae)
+
+    def __call__(
+        self,
+        class_labels: list[int] | None = None,
+        *,
+        count: int | None = None,
+        seed: int = 0,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> Any:  # noqa: ANN401
+        """`count` images, by default one for each label; labels are given in turn, all classes by default.
+
+        Guidance and steps are those of the run unless given. output_type is "pil", "np" (b h w c, in 0 ... 1) or "pt"
+        (b c h w, in 0 ... 1).
+        """
+        run = from_json(self.model.config["run"])
+        settings = replace(run.sample, steps=num_inference_steps or run.sample.steps)
+        if guidance_scale is not None:
+            settings = replace(settings, guidance=replace(settings.guidance, weight=guidance_scale))
+        autoencoder = Pixels()
+        if self.vae is not None:
+            autoencoder = Vae(self.vae, run.autoencoder.name, run.autoencoder.shift, run.autoencoder.scale)
+        # frozen, as a loaded run is: attention picks another kernel, which rounds otherwise, for weights to be trained
+        trained = Trained(
+            model=self.model.network.requires_grad_(False).eval(), run=run, autoencoder=autoencoder, step=0, seconds=0.0
+        )
+        classes = tuple(class_labels or ())
+        drawn = trained.sample(count or len(classes) or 1, classes=classes or None, seed=seed, settings=settings)
+        images: Any = drawn.images
+        if output_type == "pil":
+            images = [Image.fromarray(image.movedim(0, -1).squeeze(-1).numpy()) for image in images]
+        elif output_type == "np":
+            images = images.movedim(1, -1).numpy().astype("float32") / 255
+        elif output_type == "pt":
+            images = images.float() / 255
+        else:
+            raise ValueError(f"output_type must be pil, np or pt, got {output_type!r}")
+        return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -1,0 +1,303 @@
+"""Exports: what is imported again, what diffusers loads, and what a hub (a fake one on loopback) receives."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import fluvial
+from conftest import randomise, read_golden
+from fluvial import cli, experiment, exporting
+from fluvial.autoencoders import AutoencoderConfig
+from fluvial.config import Run
+from fluvial.generate import SampleConfig
+from fluvial.guidance import Guidance
+from fluvial.importing import import_weights
+from fluvial.methods import METHODS
+
+SHAPE = {"size": (8, 8), "classes": 3, "patch": 2, "depth": 2, "width": 16, "heads": 2}
+FLOWAR = {"scales": (1, 2, 4), "head_depth": 1, "head_width": 16, "head_heads": 2}
+
+
+def config(kind, channels):
+    return METHODS[kind].Config(**SHAPE, channels=channels, **(FLOWAR if kind == "flowar" else {}))
+
+
+def folder_of(run, path):
+    model = experiment.build(run)
+    randomise(model, std=0.3)
+    record = experiment.record_of(run, "mine")
+    experiment.create(path, record, model.state_dict(), step=1200, seconds=3.5)
+    return path
+
+
+@pytest.fixture(params=METHODS)
+def run(request, tmp_path):
+    """A run folder with the weights of some step."""
+    sample = SampleConfig(solver="ab2", steps=4, guidance=Guidance(weight=2.0), batch=3)
+    return folder_of(Run(method=config(request.param, 1), sample=sample), tmp_path / "run")
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_export_then_import_is_the_identity(run, tmp_path):
+    out = exporting.to_safetensors(run, tmp_path / "out")
+    assert files(out).keys() == {"model.safetensors", "README.md"}
+    found = import_weights(out / "model.safetensors", tmp_path / "again")
+    assert files(tmp_path / "again") == files(run)
+    assert found.run == experiment.read_run(run)
+    exporting.to_safetensors(tmp_path / "again", tmp_path / "twice")
+    assert files(tmp_path / "twice") == files(out)
+
+
+def test_what_others_read_of_the_file(run, tmp_path):
+    """By the safetensors library, with our names; half as large in bf16."""
+    exporting.to_safetensors(run, tmp_path / "fp32")
+    exporting.to_safetensors(run, tmp_path / "bf16", dtype="bf16")
+    model = experiment.load(run, device="cpu").model
+    whole, half = (load_file(tmp_path / dtype / "model.safetensors") for dtype in ("fp32", "bf16"))
+    assert whole.keys() == half.keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(whole[name], value) and torch.equal(half[name], value.bfloat16())
+    with safe_open(tmp_path / "fp32" / "model.safetensors", "pt") as opened:
+        record = json.loads(opened.metadata()["fluvial"])
+    assert (record["step"], record["seconds"], record["recipe"]) == (1200, 3.5, "mine")
+    assert record["run"] == json.loads((run / "run.json").read_text())["run"]
+
+
+def test_a_changed_export_is_refused(run, tmp_path):
+    file = exporting.to_safetensors(run, tmp_path / "out") / "model.safetensors"
+    weights = load_file(file)
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    name = next(iter(weights))
+    for wrong, says in (
+        ({k: v for k, v in weights.items() if k != name}, f"{name} is missing"),
+        ({**weights, name: torch.full_like(weights[name], torch.nan)}, f"{name} holds numbers that are not finite"),
+        ({**weights, "extra": torch.zeros(1)}, "extra is unknown"),
+    ):
+        save_file(wrong, tmp_path / "wrong.safetensors", metadata)
+        with pytest.raises(ValueError, match=f"wrong.safetensors: {says}"):
+            import_weights(tmp_path / "wrong.safetensors", tmp_path / "again")
+    save_file(weights, tmp_path / "wrong.safetensors", {"fluvial": "{}"})
+    with pytest.raises(ValueError, match="the run in its metadata cannot be read"):
+        import_weights(tmp_path / "wrong.safetensors", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_the_card_says_what_the_model_is(run, tmp_path):
+    (run / "score.json").write_text(json.dumps({"frechet_distance": 0.71831, "features": "pixels", "sample": {"a": 1}}))
+    exporting.to_safetensors(run, tmp_path / "out", license="mit")
+    text = (tmp_path / "out" / "README.md").read_text()
+    count = sum(p.numel() for p in experiment.load(run, device="cpu").model.parameters())
+    for part in (
+        f"{count:,} parameters",
+        "license: mit",
+        "library_name: fluvial",
+        "1,200 steps",
+        "on digits",
+        "| 0.7183 |",
+    ):
+        assert part in text, part
+    assert "'a'" not in text and "arxiv.org/abs/2" in text
+
+
+def test_an_imported_release_says_so(tmp_path, sit_golden):
+    torch.save(sit_golden.state_dict, tmp_path / "sit.pt")
+    import_weights(tmp_path / "sit.pt", tmp_path / "run", heads=2, autoencoder="pixels")
+    exporting.to_safetensors(tmp_path / "run", tmp_path / "out")
+    assert "imported from the published file sit.pt" in (tmp_path / "out" / "README.md").read_text()
+
+
+def pixels_of(images):
+    return (images * 255).round().to(torch.uint8)
+
+
+def pipeline_of(folder, **options):
+    diffusers = pytest.importorskip("diffusers")
+    code = {"custom_pipeline": str(folder), "trust_remote_code": True, **options}
+    return diffusers.DiffusionPipeline.from_pretrained(str(folder), **code)
+
+
+def test_a_pipeline_of_diffusers_draws_the_same_images(run, tmp_path):
+    out = exporting.to_diffusers(run, tmp_path / "out")
+    pipeline = pipeline_of(out)
+    trained = experiment.load(run, device="cpu")
+    expected = trained.sample(5, seed=7).images
+    assert torch.equal(pixels_of(pipeline(count=5, seed=7, output_type="pt").images), expected)
+    chosen = trained.sample(2, classes=(2, 1)).images
+    assert torch.equal(pixels_of(pipeline([2, 1], output_type="pt").images), chosen)
+    settings = replace(trained.run.sample, steps=3, guidance=Guidance(weight=1.0))
+    other = trained.sample(1, classes=(2,), settings=settings).images
+    drawn = pipeline([2], guidance_scale=1.0, num_inference_steps=3, output_type="np", return_dict=False)[0]
+    assert torch.equal(pixels_of(torch.from_numpy(drawn)).movedim(-1, 1), other)
+    assert pipeline([0]).images[0].size == (8, 8)
+    with pytest.raises(ValueError, match="output_type must be pil, np or pt, got 'latent'"):
+        pipeline([0], output_type="latent")
+    with pytest.raises(ValueError, match="class ids"):
+        pipeline([3])
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny", "AutoencoderDC"])
+def test_the_autoencoder_is_in_the_pipeline(kind, tmp_path, tiny):
+    vae = tiny(kind)
+    vae.save_pretrained(tmp_path / "vae")
+    channels = vae.config.latent_channels
+    autoencoder = AutoencoderConfig(name=str(tmp_path / "vae"), shift=(0.1,), scale=(0.7,))
+    sample = SampleConfig(steps=2, batch=2)
+    folder_of(Run(method=config("sit", channels), autoencoder=autoencoder, sample=sample), tmp_path / "run")
+    expected = experiment.load(tmp_path / "run", device="cpu").sample(3).images
+    out = exporting.to_diffusers(tmp_path / "run", tmp_path / "out")
+    (tmp_path / "vae").rename(tmp_path / "gone")
+    assert torch.equal(pixels_of(pipeline_of(out)(count=3, output_type="pt").images), expected)
+
+
+def test_released_weights_leave_as_a_pipeline_too(tmp_path):
+    golden = read_golden("flowar_tiny_cross_attention")
+    torch.save(golden.state_dict, tmp_path / "flowar.pth")
+    import_weights(tmp_path / "flowar.pth", tmp_path / "run", autoencoder="pixels")
+    out = exporting.to_diffusers(tmp_path / "run", tmp_path / "out")
+    images = pipeline_of(out)([5], num_inference_steps=2, output_type="pt").images
+    trained = experiment.load(tmp_path / "run", device="cpu")
+    expected = trained.sample(1, classes=(5,), settings=replace(trained.run.sample, steps=2)).images
+    assert torch.equal(pixels_of(images), expected)
+
+
+MODES = {"safetensors": "lfs", "md": "regular"}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as an upload needs: small files in the commit, large ones by themselves."""
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, value, code=200, **headers):
+        body = json.dumps(value).encode()
+        self.send_response(code)
+        for name, text in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, text)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def body(self):
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def do_GET(self):
+        self.server.seen.append(("GET", self.path))
+        self.answer({"id": "me/model", "sha": "0" * 40, "siblings": []})
+
+    def do_PUT(self):
+        self.server.files[self.path] = self.body()
+        self.answer({})
+
+    def do_POST(self):
+        body, server = self.body(), self.server
+        server.seen.append(("POST", self.path))
+        server.tokens.add(self.headers.get("Authorization"))
+        here = f"http://127.0.0.1:{server.server_port}"
+        if server.refuse:
+            return self.answer({"error": "Invalid username or password."}, 401)
+        if self.path == "/api/repos/create":
+            server.created = json.loads(body)
+            return self.answer({"url": f"{here}/me/model", "id": "1", "name": "me/model"})
+        if "/preupload/" in self.path:
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            modes = [{"path": p, "uploadMode": MODES[p.rpartition(".")[2]], "shouldIgnore": False} for p in paths]
+            return self.answer({"files": modes})
+        if self.path.endswith("/info/lfs/objects/batch"):
+            objects = [
+                {"oid": o["oid"], "size": o["size"], "actions": {"upload": {"href": f"{here}/put/{o['oid']}"}}}
+                for o in json.loads(body)["objects"]
+            ]
+            return self.answer({"transfer": "basic", "objects": objects})
+        if "/commit/" in self.path:
+            server.commit = [json.loads(line) for line in body.splitlines()]
+            return self.answer({"commitUrl": f"{here}/me/model/commit/1", "commitOid": "1", "pullRequestUrl": None})
+        return self.answer({})
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.seen, server.files, server.commit, server.tokens, server.refuse = [], {}, [], set(), False
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def upload(hub, *arguments):
+    """The command in a process of its own: the client of the hub reads its address when it is imported."""
+    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_TOKEN": "hf_secret"}
+    environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    command = [sys.executable, "-m", "fluvial", "export", *map(str, arguments), "--to", "hub"]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_a_run_goes_to_the_hub(tmp_path, hub):
+    run = folder_of(Run(method=config("arflow", 1)), tmp_path / "run")
+    done = upload(hub, run, "--repo", "me/model", "--private", "True", "--license", "mit")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("/me/model")
+    assert (hub.created["name"], hub.created["organization"]) == ("model", "me")
+    assert hub.created.get("visibility") == "private" or hub.created.get("private")  # by version of the client
+    assert hub.tokens == {"Bearer hf_secret"}
+    exporting.to_safetensors(run, tmp_path / "out", license="mit")
+    small = [line["value"] for line in hub.commit if line["key"] == "file"]
+    inline = {file["path"]: base64.b64decode(file["content"]) for file in small}
+    assert inline == {"README.md": (tmp_path / "out" / "README.md").read_bytes()}
+    (large,) = (line["value"] for line in hub.commit if line["key"] == "lfsFile")
+    assert large["path"] == "model.safetensors"
+    assert hub.files[f"/put/{large['oid']}"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+    hub.refuse = True
+    refused = upload(hub, run, "--repo", "me/model")
+    assert (
+        refused.returncode == 1
+        and "cannot upload to 'me/model'" in refused.stderr
+        and "hf auth login" in refused.stderr
+    )
+    assert "hf_secret" not in refused.stderr
+
+
+def test_the_command(run, tmp_path, capsys):
+    assert cli.main(["export", str(run), "--to", "safetensors", "--dtype", "bf16"]) == 0
+    assert str(run / "export-safetensors" / "model.safetensors") in capsys.readouterr().out
+    assert cli.main(["export", str(run), "--to", "safetensors"]) == 1
+    assert "export-safetensors is there already" in capsys.readouterr().err
+    assert cli.main(["export", str(tmp_path / "no"), "--to", "safetensors"]) == 1
+    assert "is not a run folder" in capsys.readouterr().err
+    for wrong in (
+        ["hub"],
+        ["hub", "--repo", "a/b", "--out", "x"],
+        ["diffusers", "--dtype", "bf16"],
+        ["safetensors", "--repo", "a/b"],
+    ):
+        assert cli.main(["export", str(run), "--to", *wrong]) == 2
+    assert cli.main(["export", str(run)]) == 2
+    (run / "checkpoints").rename(tmp_path / "checkpoints")
+    assert cli.main(["export", str(run), "--to", "safetensors", "--out", str(tmp_path / "x")]) == 1
+    assert "has no checkpoint yet" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_light_import_has_load_and_upstream():
+    code = (
+        "import sys, fluvial; assert 'torch' not in sys.modules; print(fluvial.load.__name__, fluvial.upstream.files)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("load <module 'fluvial.upstream.files'"), done.stderr
+    with pytest.raises(AttributeError, match="has no attribute 'lod'"):
+        fluvial.lod  # noqa: B018

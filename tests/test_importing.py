@@ -1,0 +1,203 @@
+"""A file of weights in, a run folder out: the golden files as the releases would have saved them."""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import released
+import torch
+from safetensors.torch import save_file
+
+import fluvial
+from conftest import read_golden, shared
+from fluvial import cli, experiment
+from fluvial.autoencoders import AutoencoderConfig
+from fluvial.data.images import ImageSet
+from fluvial.importing import import_weights
+from fluvial.inputs import open_autoencoder
+from fluvial.nn.layers import sincos_positions
+from fluvial.upstream import from_state_dict, load_autoencoder
+
+GOLDEN = {
+    "sit_tiny": {"heads": 2},
+    "arflow_tiny": {},
+    "flowar_tiny_spatial_adaln": {},
+    "flowar_tiny_cross_attention": {},
+}
+
+
+@pytest.fixture(params=GOLDEN)
+def file(request, tmp_path):
+    """A released file, its weights and its hints."""
+    golden = read_golden(request.param)
+    torch.save(golden.state_dict, tmp_path / f"{request.param}.pt")
+    return tmp_path / f"{request.param}.pt", golden, {**GOLDEN[request.param], "autoencoder": "pixels"}
+
+
+def test_the_folder_holds_the_model_that_the_state_dict_makes(file, tmp_path):
+    path, golden, hints = file
+    import_weights(path, tmp_path / "run", **hints)
+    trained = fluvial.load(tmp_path / "run", device="cpu")
+    model, run = from_state_dict(golden.state_dict, **hints)
+    assert trained.run == run
+    for (name, a), b in zip(trained.model.state_dict().items(), model.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    for (name, a), b in zip(trained.model.named_buffers(), model.buffers(), strict=True):
+        assert torch.equal(a, b), name
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["imported"]["file"] == path.name
+    settings = replace(run.sample, steps=3, batch=2)
+    assert trained.sample(2, settings=settings).images.shape[0] == 2
+
+
+def test_half_precision_halves_the_folder(file, tmp_path):
+    path, _, hints = file
+    sizes = {}
+    for dtype in ("fp32", "bf16", None):
+        import_weights(path, tmp_path / f"{dtype}", dtype=dtype, **hints)
+        sizes[dtype] = next((tmp_path / f"{dtype}").rglob("ema.safetensors")).stat().st_size
+    assert sizes[None] == sizes["fp32"] and abs(sizes["bf16"] / sizes["fp32"] - 0.5) < 0.05
+    half, exact = (fluvial.load(tmp_path / dtype, device="cpu").model for dtype in ("bf16", "fp32"))
+    for a, b in zip(half.parameters(), exact.parameters(), strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b.bfloat16().float())
+
+
+def test_a_trainers_checkpoint(tmp_path, sit_golden):
+    wrong = {key: value + 1 for key, value in sit_golden.state_dict.items()}
+    options = argparse.Namespace(path_type="GVP", prediction="velocity", model="SiT-XL/2")
+    torch.save({"model": wrong, "ema": sit_golden.state_dict, "opt": {}, "args": options}, tmp_path / "0400000.pt")
+    found = import_weights(tmp_path / "0400000.pt", tmp_path / "run", heads=2)
+    assert (found.part, found.run.method.interpolant) == ("ema", "gvp")
+    expected, _ = from_state_dict(sit_golden.state_dict, heads=2, interpolant="gvp")
+    table = found.tensors["embed_label.table.weight"].make()
+    assert torch.equal(table, expected.embed_label.table.weight)
+    for odd, says in (({"prediction": "noise"}, "predict the noise"), ({"path_type": "Odd"}, "path 'Odd'")):
+        torch.save({"ema": sit_golden.state_dict, "args": argparse.Namespace(**odd)}, tmp_path / "odd.pt")
+        with pytest.raises(ValueError, match=f"odd.pt: the model was trained .*{says}"):
+            import_weights(tmp_path / "odd.pt", tmp_path / "odd", heads=2)
+        assert not (tmp_path / "odd").exists()
+
+
+def test_a_bad_file_leaves_nothing(file, tmp_path):
+    path, golden, hints = file
+    last = list(golden.state_dict)[-2]
+    bad = {**golden.state_dict, last: torch.full_like(golden.state_dict[last], torch.nan)}
+    torch.save(bad, tmp_path / "bad.pt")
+    before = set(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=rf"bad.pt: {last} holds numbers that are not finite"):
+        import_weights(tmp_path / "bad.pt", tmp_path / "run", **hints)
+    assert set(tmp_path.iterdir()) == before
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    with pytest.raises(ValueError, match="full is there already, and not empty"):
+        import_weights(path, tmp_path / "full", **hints)
+    (tmp_path / "empty").mkdir()
+    import_weights(path, tmp_path / "empty", **hints)
+
+
+def test_kl16_becomes_a_folder_of_diffusers(tmp_path):
+    pytest.importorskip("diffusers")
+    golden = read_golden("kl16_tiny", shared("golden/kl16_tiny.safetensors").parent)
+    torch.save({"model": golden.state_dict}, tmp_path / "kl16.ckpt")
+    import_weights(tmp_path / "kl16.ckpt", tmp_path / "kl16")
+    ours, theirs = (
+        open_autoencoder(AutoencoderConfig(name=str(tmp_path / "kl16"))),
+        load_autoencoder(tmp_path / "kl16.ckpt"),
+    )
+    assert (ours.hash, ours.scale, ours.shift, ours.stride) == (theirs.hash, theirs.scale, theirs.shift, theirs.stride)
+    with pytest.raises(ValueError, match="those of kl16, an autoencoder|not the weights of sit"):
+        import_weights(tmp_path / "kl16.ckpt", tmp_path / "other", kind="sit")
+
+
+MEASURE = """
+import resource, sys
+import torch
+torch.set_num_threads(1)
+from fluvial.importing import import_weights
+import os
+file, out, dtype = sys.argv[1:]
+torch.randn(8, 8) @ torch.randn(8, 8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import_weights(file, out, dtype=dtype)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / os.path.getsize(file))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["bare.pt", "trainer.pt", "bare.safetensors"])
+def test_importing_streams(tmp_path, name, dtype):
+    """Peak memory above that of the libraries is at most 1.3 times the file, pages of the file itself included."""
+    shapes = released.arflow(depth=3, width=1152, patch=2, heads=18)
+    weights = {key: torch.randn(shape) for key, shape in shapes.items()}
+    weights["pos_embed"] = sincos_positions(1152, (16, 16))[None]
+    if name == "bare.safetensors":
+        save_file(weights, tmp_path / name)
+    elif name == "bare.pt":
+        torch.save(weights, tmp_path / name)
+    else:
+        ema = {key: value.clone() for key, value in weights.items()}
+        torch.save({"model": weights, "ema": ema}, tmp_path / name)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / name), str(tmp_path / "run"), dtype],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) < 1.3, done.stdout
+
+
+def test_training_goes_on_from_the_weights(tmp_path, sit_golden, capsys):
+    torch.save(sit_golden.state_dict, tmp_path / "sit.pt")
+    import_weights(tmp_path / "sit.pt", tmp_path / "run", heads=2, autoencoder="pixels")
+    before = fluvial.load(tmp_path / "run", device="cpu")
+    images = ImageSet(torch.randint(256, (40, 4, 8, 8), dtype=torch.uint8), torch.arange(40) % 10, ())
+    run = replace(
+        before.run,
+        optim=replace(before.run.optim, lr=1e-4),
+        train=replace(before.run.train, steps=3, batch=8, log_every=1, sample_every=0, precision="fp32"),
+    )
+    after = experiment.train(run, tmp_path / "run", images=images, device="cpu")
+    assert "with a new optimizer" in capsys.readouterr().out
+    assert after.step == 3
+    moved = [(a - b).abs().max() for a, b in zip(after.model.parameters(), before.model.parameters(), strict=True)]
+    assert 0 < max(moved) < 1e-6  # the average of three steps of 1e-4 at a decay of 0.9999
+    with pytest.raises(ValueError, match="holds another run: optim.lr"):
+        experiment.train(replace(run, optim=replace(run.optim, lr=1.0)), tmp_path / "run", images=images, device="cpu")
+    with pytest.raises(ValueError, match="holds another run: method.label_drop"):
+        import_weights(tmp_path / "sit.pt", tmp_path / "two", heads=2, autoencoder="pixels")
+        other = replace(run, method=replace(run.method, label_drop=0.5))
+        experiment.train(other, tmp_path / "two", images=images, device="cpu")
+
+
+def test_the_command(tmp_path, capsys, monkeypatch, tiny):
+    monkeypatch.setenv("COLUMNS", "200")
+    tiny("AutoencoderKL").save_pretrained(tmp_path / "vae")
+    golden = read_golden("arflow_tiny")
+    torch.save({"ema": golden.state_dict, "args": argparse.Namespace()}, tmp_path / "a.pt")
+    run = tmp_path / "run"
+    assert cli.main(["import", str(tmp_path / "a.pt"), "--out", str(run), "--autoencoder", str(tmp_path / "vae")]) == 0
+    said = capsys.readouterr().out
+    for text in (
+        "ARFlow, of no published size, 189,072 parameters",
+        "ema of a trainer's checkpoint",
+        "half of final_layer.linear: the sigma that learn_sigma adds",
+        "pos_embed: a fixed table",
+        "euler-maruyama, 250 steps",
+        "mean, 0.04",
+        "the first 3 channels",
+        "history_decay raster",
+    ):
+        assert text in said, text
+    sample = ["sample", str(run), "--count", "2", "--gif", "False", "--sample.steps", "4", "--classes", "1", "2"]
+    assert cli.main(sample) == 0
+    assert (run / "samples" / "grid.png").exists()
+    assert cli.main(["import", str(tmp_path / "a.pt"), "--out", str(run)]) == 1
+    assert cli.main(["import", str(tmp_path / "a.pt")]) == 2
+    assert cli.main(["import", str(tmp_path / "a.pt"), "--out", str(run), "--image-size", "1", "2", "3"]) == 2
+    capsys.readouterr()
+    assert cli.main(["import", str(tmp_path / "gone.pt"), "--out", str(tmp_path / "x")]) == 1
+    assert "gone.pt does not exist" in capsys.readouterr().err

@@ -1,0 +1,121 @@
+import argparse
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fluvial.upstream.files import read
+
+WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
+OTHER = {key: value + 1 for key, value in WEIGHTS.items()}
+
+
+def same(got):
+    return got.keys() == WEIGHTS.keys() and all(torch.equal(got[key], WEIGHTS[key]) for key in WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (WEIGHTS, ""),
+        ({"model": OTHER, "ema": WEIGHTS, "opt": {"state": {0: {"step": 3}}}}, "ema"),
+        ({"model": OTHER, "model_ema": WEIGHTS, "epoch": 3}, "model_ema"),
+        ({"model": WEIGHTS, "scaler": None}, "model"),
+        ({"model": WEIGHTS, "ema": None}, "model"),
+        ({"ema": {f"module.{key}": value for key, value in WEIGHTS.items()}}, "ema"),
+        ({f"_orig_mod.{key}": value for key, value in WEIGHTS.items()}, ""),
+    ],
+)
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_the_weights_are_found(tmp_path, content, part, as_zip):
+    torch.save(content, tmp_path / "weights.pt", _use_new_zipfile_serialization=as_zip)
+    found = read(tmp_path / "weights.pt")
+    assert same(found.state_dict) and (found.part, found.options) == (part, {})
+
+
+def test_safetensors_with_metadata(tmp_path):
+    save_file(WEIGHTS, tmp_path / "weights.safetensors", {"who": "me"})
+    found = read(tmp_path / "weights.safetensors")
+    assert same(found.state_dict) and found.metadata["who"] == "me"
+
+
+def test_the_options_of_a_trainer_are_read(tmp_path):
+    torch.save({"ema": WEIGHTS, "args": argparse.Namespace(path_type="GVP", lr=1e-4)}, tmp_path / "a.pt")
+    assert read(tmp_path / "a.pt").options == {"path_type": "GVP", "lr": 1e-4}
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+class Subclass(argparse.Namespace):
+    pass
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_a_malicious_pickle_never_executes(tmp_path, as_zip):
+    torch.save({"ema": WEIGHTS, "x": Malicious(tmp_path / "touched")}, tmp_path / "a.pt", pickle_protocol=2)
+    (tmp_path / "b.ckpt").write_bytes(pickle.dumps(Malicious(tmp_path / "touched"), protocol=2))
+    pickle.loads(pickle.dumps(Malicious(tmp_path / "control")))
+    assert (tmp_path / "control").exists()  # it would work
+    for name in ("a.pt", "b.ckpt"):
+        with pytest.raises(ValueError, match=rf"{name} holds (posix|nt).system besides tensors.*weights_only=False"):
+            read(tmp_path / name)
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("value", [Path("a"), Subclass(a=1), argparse.Namespace(p=Path("a"))])
+def test_no_class_but_the_namespace_is_read(tmp_path, value):
+    torch.save({"ema": WEIGHTS, "args": value}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="a.pt holds .*(Path|Subclass).* besides tensors"):
+        read(tmp_path / "a.pt")
+
+
+def test_the_advice_for_such_a_file_works(tmp_path, monkeypatch):
+    torch.save({"ema": WEIGHTS, "args": argparse.Namespace(p=Path("a"))}, tmp_path / "a.pt")
+    with pytest.raises(ValueError) as refused:
+        read(tmp_path / "a.pt")
+    monkeypatch.chdir(tmp_path)
+    exec(str(refused.value).partition('python -c "')[2].removesuffix('"'))
+    assert same(read("weights.pt").state_dict)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({}, "holds no weights, but nothing"),
+        ([1, 2], "holds no weights, but a list"),
+        ({"ema": {}}, "holds no weights, but nothing"),
+        ({"state": WEIGHTS}, "'state' is a dict and no tensor.*ema, model_ema, model"),
+        ({"model": {"a": 3}}, "'a' is a int and no tensor"),
+    ],
+)
+def test_a_file_without_weights(tmp_path, content, says):
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=says):
+        read(tmp_path / "a.pt")
+
+
+def test_damaged_files(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "a.pt")
+    save_file(WEIGHTS, tmp_path / "a.safetensors")
+    for name, says in (("a.pt", "is truncated"), ("a.safetensors", "truncated, damaged or no safetensors")):
+        content = (tmp_path / name).read_bytes()
+        for kept in (0, 10, len(content) // 2, len(content) - 1):
+            (tmp_path / f"cut-{name}").write_bytes(content[:kept])
+            with pytest.raises(ValueError, match=says if kept > 2 else f"cut-{name}.*(damaged|truncated)"):
+                read(tmp_path / f"cut-{name}")
+    (tmp_path / "text.pt").write_text("404: not found")
+    with pytest.raises(ValueError, match="text.pt is damaged, or no file of PyTorch's"):
+        read(tmp_path / "text.pt")
+    with pytest.raises(ValueError, match="gone.pt does not exist"):
+        read(tmp_path / "gone.pt")
+    with pytest.raises(ValueError, match="is a folder"):
+        read(tmp_path)
