@@ -147,7 +147,8 @@ def test_importing_streams(tmp_path, name, dtype):
         text=True,
         check=True,
     )
-    assert float(done.stdout) < 1.3, done.stdout
+    taken = 0.5 if name == "trainer.pt" else 1.0  # of the file: the other half is never touched
+    assert float(done.stdout) < taken + 0.3, done.stdout
 
 
 def test_training_goes_on_from_the_weights(tmp_path, sit_golden, capsys):

@@ -61,6 +61,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
     Raises ValueError if there is something at `out` already.
     """
+    out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already, and not empty; choose another with --out")
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")

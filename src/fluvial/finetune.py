@@ -59,7 +59,7 @@ def adapted(
         for row, old in kept.items():
             ours[LABELS][row] = table[old]
         how = f"{len(kept)} found by name, {len(new) - 1 - len(kept)} initialised" if kept else "all initialised"
-        changes.append(f"labels: {len(new) - 1} classes in place of {len(table) - 1}, {how}; that of no class is kept")
+        changes.append(f"labels: {len(new) - 1} classes in place of {len(table) - 1}, {how}; the row of none is kept")
     before, after = start.method, run.method
     if isinstance(before, FlowARConfig) and before.maps != cast(FlowARConfig, after).maps:
         ours[POSITIONS] = _resampled(weights[POSITIONS], before, cast(FlowARConfig, after))

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,16 @@ class Vae(nn.Module):
         self.channels = int(self.model.config.latent_channels)
         self.image_channels = int(self.model.config.in_channels)
         self.stride = _stride(self.model)
-        self.hash = _hash(model)
         self.standardised(shift, scale)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of names and values of all weights, its first 16 digits."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def standardised(self, shift: tuple[float, ...], scale: tuple[float, ...]) -> "Vae":
         """Itself, with this shift and scale. Raises ValueError unless they are one number or one a channel."""
@@ -126,15 +135,6 @@ def _stride(model: Any) -> int:  # noqa: ANN401
     config = model.config
     levels = config.get("encoder_block_out_channels") or config.block_out_channels
     return 2 ** (len(levels) - 1)
-
-
-def _hash(model: nn.Module) -> str:
-    """SHA-256 of names and values of all weights, its first 16 digits."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _in_chunks(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

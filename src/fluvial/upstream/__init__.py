@@ -1,7 +1,8 @@
 """Published weights to ours: state dicts of the releases in, models and the runs they belong to out."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
@@ -112,16 +113,12 @@ def translated(
     if kind not in METHODS:
         raise ValueError(f"the weights are those of {kind}, an autoencoder; a generator was expected")
     family, method = FAMILIES[kind], METHODS[kind]
-    try:
+    with _reading(kind):
         config = family.config_from(state_dict, **_settings(kind, hints))
         with torch.device("meta"):
             expected = method.Model(config).state_dict()
         translation = family.translation(state_dict, expected, config)
         tensors = translate(state_dict, translation, expected, dtype)
-    except KeyError as error:
-        raise ValueError(f"not the weights of {kind}: {error.args[0]} is missing") from error
-    except (ValueError, IndexError) as error:
-        raise ValueError(f"not the weights of {kind}: {error}") from error
     dropped = {**translation.dropped}
     dropped |= {key: "a fixed table, which the model makes itself" for key in translation.fixed if key in state_dict}
     size = size_of(config)
@@ -134,16 +131,23 @@ def translated_autoencoder(
 ) -> tuple[nn.Module, dict[str, Lazy], dict[str, str]]:
     """KL-16 as a diffusers model on the meta device, its weights to be made one by one, and what was left out."""
     diffusers = require("diffusers", extra="vae", why="KL-16")
-    try:
+    with _reading("KL-16"):
         config = kl16.config_from(state_dict, scale=scale)
         with torch.device("meta"):
             model = diffusers.AutoencoderKL(**config)
         translation = kl16.translation(state_dict, model.state_dict(), config)
         return model, translate(state_dict, translation, model.state_dict(), dtype), dict(translation.dropped)
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Turns what is missing or wrong in a state dict into one ValueError."""
+    try:
+        yield
     except KeyError as error:
-        raise ValueError(f"not the weights of KL-16: {error.args[0]} is missing") from error
+        raise ValueError(f"not the weights of {what}: {error.args[0]} is missing") from error
     except (ValueError, IndexError) as error:
-        raise ValueError(f"not the weights of KL-16: {error}") from error
+        raise ValueError(f"not the weights of {what}: {error}") from error
 
 
 def size_of(config: Config) -> str:
@@ -172,12 +176,12 @@ def _run(kind: str, size: str, config: Config, autoencoder: str) -> Run:
     if isinstance(config, FlowARConfig):
         config = replace(config, checkpointing=cast(FlowARConfig, run.method).checkpointing)
     stride, scale = STRIDE[kind], SCALE[kind]
-    if autoencoder:
-        ours = AutoencoderConfig(name=autoencoder)
-    elif config.channels == run.method.channels:
-        ours = replace(run.autoencoder, shift=(0.0,), scale=(scale,))
-    elif config.channels in (1, 3):
+    if autoencoder == "pixels" or (not autoencoder and config.channels in (1, 3)):
         ours, stride = AutoencoderConfig(name="pixels"), 1
+    elif config.channels == run.method.channels:
+        ours = AutoencoderConfig(name=autoencoder or run.autoencoder.name, shift=(0.0,), scale=(scale,))
+    elif autoencoder:
+        ours = AutoencoderConfig(name=autoencoder)
     else:
         raise ValueError(f"no autoencoder of the releases has {config.channels} channels: give autoencoder")
     side = config.size[0] * stride if config.size[0] == config.size[1] else 0
