@@ -136,6 +136,7 @@ def test_a_pipeline_of_diffusers_draws_the_same_images(run, tmp_path):
     trained = experiment.load(run, device="cpu")
     expected = trained.sample(5, seed=7).images
     assert torch.equal(pixels_of(pipeline(count=5, seed=7, output_type="pt").images), expected)
+    assert not any(p.requires_grad for p in pipeline.model.parameters())  # or attention rounds otherwise
     chosen = trained.sample(2, classes=(2, 1)).images
     assert torch.equal(pixels_of(pipeline([2, 1], output_type="pt").images), chosen)
     settings = replace(trained.run.sample, steps=3, guidance=Guidance(weight=1.0))

@@ -145,6 +145,15 @@ def test_another_method_or_path_is_refused():
         finetune.fitted(run_of(replace(METHODS["sit"], interpolant="gvp")), run_of(METHODS["sit"]))
 
 
+def test_weights_that_are_not_whole_are_refused(method):
+    run = run_of(method)
+    weights = weights_of(run)
+    name = next(name for name in weights if name.startswith("blocks."))
+    del weights[name]
+    with pytest.raises(ValueError, match=f"the weights do not fit the run: {name} is missing"):
+        finetune.adapted(weights, run, run, experiment.build(run).state_dict())
+
+
 def started(tmp_path, method):
     """A trained run to start from."""
     names = ("a", "b", "c", "d")
@@ -178,7 +187,7 @@ def test_a_run_starts_from_another_and_is_continued(tmp_path, method, capsys):
     # the same command again, and the run alone, go on
     longer = replace(run, train=replace(TRAIN, steps=4))
     by_start = experiment.train(longer, tmp_path / "tuned", start=start, images=few, device="cpu")
-    assert by_start.step == 4
+    assert by_start.step == 4 and "starts from" not in capsys.readouterr().out
     assert experiment.train(replace(longer, train=replace(TRAIN, steps=5)), tmp_path / "tuned", images=few).step == 5
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from safetensors import safe_open
 
 from fluvial import experiment
@@ -78,7 +77,7 @@ def to_diffusers(run: Path | str, out: Path | str, *, license: str = "") -> Path
     autoencoder, vae = trained.autoencoder, None
     settings = replace(trained.run.autoencoder, shift=autoencoder.shift, scale=autoencoder.scale)
     if isinstance(autoencoder, Vae):
-        vae = autoencoder.model.to(memory_format=torch.contiguous_format)
+        vae = autoencoder.model
     model = FluvialModel(run=to_json(replace(trained.run, autoencoder=settings)))
     model.network.load_state_dict(trained.model.state_dict())
     with whole_folder(Path(out)) as folder:

@@ -1,0 +1,43 @@
+import os
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from fluvial.files import Lazy, whole_folder, write_tensors
+
+
+def test_safetensors_reads_what_is_written(tmp_path):
+    tensors = {
+        "matrix": torch.randn(3, 4),
+        "turned": torch.randn(3, 4).T,
+        "number": torch.tensor(7),
+        "none": torch.zeros(0, 3),
+        "half": torch.randn(2, 3).bfloat16(),
+    }
+    lazy = Lazy((2,), torch.float16, lambda: torch.ones(2, dtype=torch.float16))
+    for extra in ("", "x", "xx", "xxx"):  # headers of any length
+        write_tensors(tmp_path / "a.safetensors", {**tensors, "lazy": lazy}, {"who": extra})
+        read = load_file(tmp_path / "a.safetensors")
+        assert all(torch.equal(read[name], value) for name, value in tensors.items())
+        assert torch.equal(read["lazy"], lazy.make())
+        with safe_open(tmp_path / "a.safetensors", "pt") as file:
+            assert file.metadata() == {"format": "pt", "who": extra}
+        # the format wants the data to begin at a multiple of eight bytes
+        assert int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little") % 8 == 0
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "a") as folder:
+        (folder / "half").touch()
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with whole_folder(tmp_path / "deep" / "a") as folder:
+        (folder / "all").touch()
+        assert not (tmp_path / "deep" / "a").exists()
+    assert os.listdir(tmp_path / "deep") == ["a"] and os.listdir(tmp_path / "deep" / "a") == ["all"]
+    (tmp_path / "file").touch()
+    for taken in ("deep", "file"):
+        with pytest.raises(ValueError, match=f"{taken} is there already"), whole_folder(tmp_path / taken):
+            pass
