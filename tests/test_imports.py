@@ -18,6 +18,7 @@ ROWS = [
     {"recipes"},
     {"upstream"},
     {"inputs", "finetune"},
+    {"held_out", "scoring"},
     {"experiment"},
     {"compare", "importing", "pipeline"},
     {"exporting"},

@@ -12,41 +12,45 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.nn import functional
 
 import fluvial
 from fluvial import finetune, pictures
 from fluvial.autoencoders import Autoencoder
 from fluvial.config import Run, differences, from_json, to_json
-from fluvial.data import images as data_images
-from fluvial.data.images import DataConfig, ImageSet, listed, to_signed
-from fluvial.data.latents import is_cache
-from fluvial.files import Lazy, write_json
+from fluvial.data.images import DataConfig, ImageSet, listed
+from fluvial.files import Lazy, only_one, write_json
 from fluvial.generate import Generated, SampleConfig, generate
-from fluvial.inputs import batches_of, open_autoencoder, open_inputs
+from fluvial.held_out import held_out_losses
+from fluvial.inputs import Inputs, batches_of, open_autoencoder, open_inputs
 from fluvial.integrate import OnStep
 from fluvial.interpolant import INTERPOLANTS
 from fluvial.methods import empty_model, method_of
-from fluvial.metrics.accuracy import class_accuracy
-from fluvial.metrics.frechet import fit, frechet_distance
-from fluvial.randomness import generator, numpy_generator
-from fluvial.train import checkpoint, loop
+from fluvial.randomness import address
+from fluvial.scoring import measure, reference
+from fluvial.train import checkpoint, distributed, loop
+from fluvial.train.distributed import World
 
 # settings that a run may be continued with: they leave the steps already taken valid
 CHANGEABLE = (
-    "train.log_every",
+    "train.log_",
+    "train.blocks_every",
     "train.save_every",
     "train.eval_every",
+    "train.score_",
     "train.sample_every",
     "train.keep",
+    "train.parallel",  # a step is the same on any number of ranks
+    "train.recompute",
+    "train.ema_device",
+    "train.patience",
     "sample.",
     "data.path",  # the same images elsewhere
     "data.test_path",
@@ -54,11 +58,6 @@ CHANGEABLE = (
     "autoencoder.name",  # its weights are checked by their hash
 )
 PREVIEW = 100  # images in the grids drawn during training
-REFERENCE = 10_000  # real images of each part that a score looks at, at most
-SVM_IMAGES, SVM_TESTED = 5_000, 1_000  # of them, those that the SVM learns from, and is tested on
-SIDE = 32  # larger images are averaged to this side: statistics of more pixels are not to be had
-WEIGHTS_ONLY = {"weights_only": True, "seconds": 0.0}  # of a checkpoint that training starts from with a new optimizer
-HELD_OUT = 256  # examples behind the held-out loss
 
 
 def default_device() -> torch.device:
@@ -97,64 +96,89 @@ def train(
     method.classes 0 labels are left aside. Raises ValueError if the folder holds a run with other settings, if the
     images do not fit the model, or a class is too small for its sequences.
     """
-    out, method, device = Path(out), method_of(run.method), torch.device(device or default_device())
+    with distributed.world(torch.device(device or default_device())) as (world, device):
+        return _train(run, Path(out), recipe, start, images, held_out, device, world)
+
+
+def _train(
+    run: Run,
+    out: Path,
+    recipe: str | None,
+    start: Path | str | None,
+    images: ImageSet | None,
+    held_out: ImageSet | None,
+    device: torch.device,
+    world: World,
+) -> "Trained":
+    method = method_of(run.method)
     if start is not None:
         run = finetune.fitted(run, read_run(start))
     run = _as_it_was(run if images is None else replace(run, data=replace(run.data, name="given")), out)
     _check_folder(out, run)
-    inputs = open_inputs(run, images=images, held_out=held_out, cache=out / "latents", device=device)
+    with world.one_by_one():  # the first writes what is cached
+        inputs = open_inputs(run, images=images, held_out=held_out, cache=out / "latents", device=device)
     run, autoencoder = inputs.run, inputs.autoencoder
-    if isinstance(inputs.train, ImageSet) and inputs.train.skipped:
+    if world.first and isinstance(inputs.train, ImageSet) and inputs.train.skipped:
         print(f"left out: {listed(inputs.train.skipped)}", flush=True)
-    train_batch = batches_of(inputs, inputs.train, run.train.batch, device, flip=run.data.flip)
     model = build(run, device)
+
+    def batches(order: int) -> Callable[[int], Any]:
+        seed = address(run.seed, "order", order) if order else run.seed
+        options = {"seed": seed, "flip": run.data.flip, "share": world.share}
+        return batches_of(inputs, inputs.train, run.train.batch, device, **options)
+
+    def sampler(model: nn.Module) -> Trained:
+        return Trained(model=model, run=run, autoencoder=autoencoder, step=0, seconds=0.0)
+
+    def preview(model: nn.Module, path: Path) -> None:
+        side = run.method.size[0] * autoencoder.stride
+        images = sampler(model).sample(PREVIEW if side <= 64 else PREVIEW // 6).images
+        if images.shape[1] in (1, 3):  # of other channels there is no picture; the log and the checkpoints go on
+            pictures.save_grid(images, path, columns=round(len(images) ** 0.5))
+
+    real = _real(run, inputs) if run.train.score_every and world.first else None
+
+    def score(model: nn.Module) -> dict[str, Any]:
+        assert real is not None
+        found = measure(sampler(model).sample(run.train.score_count), *real)
+        return {**found, "count": run.train.score_count}
+
+    with only_one(out) if world.first else nullcontext():
+        if world.first:
+            _begin(out, run, recipe, start, model)
+        world.barrier()
+        average = loop.train(
+            model,
+            loss=partial(method.loss, config=run.method),
+            draws=partial(method.draws, run.method),
+            batches=batches,
+            config=run.train,
+            optim=run.optim,
+            seed=run.seed,
+            run=out,
+            replica=lambda: empty_model(run.method).to(device),
+            world=world,
+            held_out=held_out_losses(inputs, device),
+            preview=preview,
+            score=score,
+        )
+        return _trained(average, run, autoencoder, newest_checkpoint(out))
+
+
+def _begin(out: Path, run: Run, recipe: str | None, start: Path | str | None, model: nn.Module) -> None:
+    """Claims the folder, and writes the weights that the run starts from, if it does."""
     if (out / "run.json").exists():
         start = read_record(out).get("start")
     first = _first_weights(start, run, model) if start is not None and checkpoint.newest(out) is None else None
     _claim(out, run, recipe, start)
     if first is not None:
-        checkpoint.save(out, 0, {"ema": first}, WEIGHTS_ONLY, keep=1)
-    loss = partial(method.loss, config=run.method)
-    draws = partial(method.draws, run.method)
+        checkpoint.write_weights(out, 0, first, {})
 
-    fixed = None
-    if inputs.held_out is not None:
-        fixed = batches_of(inputs, inputs.held_out, HELD_OUT, device, seed=0, small_classes="repeat")(0)
 
-    @torch.no_grad()
-    def held_out_loss(model: nn.Module) -> float:
-        """The loss on the same images, times and noises every time."""
-        assert fixed is not None
-        latents, labels = (None if a is None else a.to(device) for a in fixed)
-        assert latents is not None
-        chance = draws(latents.shape, generator=generator(0, "held-out", device=device), device=device)
-        parts = loop.split(
-            {"latents": latents, "labels": labels, **chance}, size=run.train.batch // run.train.accumulate
-        )
-        return sum(float(loss(model, **part)) * len(part["t"]) for part in parts) / HELD_OUT
-
-    def preview(model: nn.Module, path: Path) -> None:
-        trained = Trained(model=model, run=run, autoencoder=autoencoder, step=0, seconds=0.0)
-        side = run.method.size[0] * autoencoder.stride
-        images = trained.sample(PREVIEW if side <= 64 else PREVIEW // 6).images
-        if images.shape[1] in (1, 3):  # of other channels there is no picture; the log and the checkpoints go on
-            pictures.save_grid(images, path, columns=round(len(images) ** 0.5))
-
-    average = loop.train(
-        model,
-        loss=loss,
-        draws=draws,
-        batch=train_batch,
-        config=run.train,
-        optim=run.optim,
-        seed=run.seed,
-        run=out,
-        held_out=None if fixed is None else held_out_loss,
-        preview=preview,
-    )
-    newest = checkpoint.newest(out)
-    assert newest is not None
-    return _trained(average, run, autoencoder, newest)
+def _real(run: Run, inputs: Inputs) -> tuple[ImageSet, ImageSet]:
+    """Training and held-out images to score samples against."""
+    given = [part if isinstance(part, ImageSet) else None for part in (inputs.train, inputs.held_out)]
+    return reference(run.data, *given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +237,7 @@ def create(
     seconds: float = 0.0,
 ) -> None:
     """Makes a run folder of weights that come from elsewhere. Training goes on from them with a new optimizer."""
-    checkpoint.save(folder, step, {"ema": tensors}, {**WEIGHTS_ONLY, "seconds": seconds}, keep=1)
+    checkpoint.write_weights(folder, step, tensors, {"seconds": seconds})
     write_json(folder / "run.json", record)
 
 
@@ -229,7 +253,7 @@ def load(folder: Path | str, *, autoencoder: str = "", device: torch.device | st
     device = device or default_device()
     decoder = open_autoencoder(run.autoencoder).to(device)
     model = empty_model(run.method)
-    checkpoint.fill(model, checkpoint.load(newest, "ema"), newest)
+    checkpoint.fill({f"ema/{name}": value for name, value in model.state_dict().items()}, newest)
     return _trained(model.requires_grad_(False).eval().to(device), run, decoder, newest)
 
 
@@ -277,21 +301,12 @@ def score(
     trained = load(folder, autoencoder=autoencoder, device=device)
     settings = settings or trained.run.sample
     data = data or trained.run.data
-    real, held_out = _reference(data, real, held_out)
+    real, held_out = reference(data, real, held_out)
     started = time.perf_counter()
     generated = trained.sample(count, seed=seed, settings=settings, on_batch=on_batch)
     seconds = time.perf_counter() - started
-    x_real, x_held_out, x = (_features(pixels) for pixels in (_pixels(real), _pixels(held_out), generated.images))
-    averaged = "" if max(generated.images.shape[2:]) <= SIDE else f", averaged to {SIDE} x {SIDE}"
-    result: dict[str, Any] = {}
-    if generated.labels is not None and real.labels is not None and held_out.labels is not None:
-        accuracy = class_accuracy(x_real[:SVM_IMAGES], real.labels[:SVM_IMAGES])
-        result["class_accuracy"] = accuracy(x, generated.labels)
-        result["class_accuracy_real"] = accuracy(x_held_out[:SVM_TESTED], held_out.labels[:SVM_TESTED])
-    result |= {
-        "frechet_distance": frechet_distance(fit(x), fit(x_held_out)),
-        "frechet_distance_real": frechet_distance(fit(x_real), fit(x_held_out)),
-        "features": f"pixels in [-1, 1]{averaged}",
+    result = {
+        **measure(generated, real, held_out),
         "reference": f"{data.test_path or data.path or data.name}, {len(held_out.pixels)} held-out images",
         "count": count,
         "seed": seed,
@@ -310,34 +325,6 @@ def score(
     }
     write_json(folder / "score.json", result)
     return result
-
-
-def _reference(data: DataConfig, real: ImageSet | None, held_out: ImageSet | None) -> tuple[ImageSet, ImageSet]:
-    """Training and held-out images, shuffled where they are more than enough."""
-    if real is None or held_out is None:
-        if is_cache(data.path or data.name) or is_cache(data.test_path):
-            raise ValueError(
-                "the run was trained on cached latents, and a score needs images: name them with --data-path"
-            )
-        real, held_out = (data_images.load(data, split) for split in ("train", "test"))
-        if real is None or held_out is None:
-            raise ValueError(f"{data.path or data.name} has no held-out images: name some with --test-path")
-    real, held_out = (
-        part.subset(torch.from_numpy(numpy_generator(0, "reference").permutation(len(part.pixels))[:REFERENCE]))
-        if len(part.pixels) > min(REFERENCE, SVM_IMAGES)
-        else part
-        for part in (real, held_out)
-    )
-    return real, held_out
-
-
-def _features(pixels: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-    x = to_signed(pixels)
-    return (functional.adaptive_avg_pool2d(x, SIDE) if max(x.shape[2:]) > SIDE else x).flatten(1)
-
-
-def _pixels(images: ImageSet) -> UInt8[Tensor, "n c h w"]:
-    return images.rows(torch.arange(len(images.pixels)))
 
 
 def _as_it_was(run: Run, out: Path) -> Run:
@@ -399,7 +386,7 @@ def _check_folder(out: Path, run: Run) -> None:
         if fatal:
             listed = ", ".join(f"{k} is {old} there and {new} here" for k, (old, new) in fatal.items())
             raise ValueError(f"{out} holds another run: {listed}. Choose another folder with --out, or remove it")
-    elif out.exists() and any(path.suffix != ".tmp" and path.name != "latents" for path in out.iterdir()):
+    elif out.exists() and any(path.name[0] != "." and path.name != "latents" for path in out.iterdir()):
         raise ValueError(f"{out} is not empty and not a run folder; choose another with --out")
 
 

@@ -3,18 +3,15 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-from safetensors import safe_open
 
 from fluvial import experiment
 from fluvial.autoencoders import Vae
 from fluvial.config import to_json
 from fluvial.extras import require
-from fluvial.files import Lazy, whole_folder, write_tensors
+from fluvial.files import whole_folder, write_tensors
 from fluvial.importing import DTYPES, EXPORT, NAMES, Precision, described
 from fluvial.methods import name_of
 from fluvial.train import checkpoint
@@ -92,17 +89,10 @@ def _write(run: Path, folder: Path, dtype: Precision | None, license: str) -> No
     newest = experiment.newest_checkpoint(run)
     meta = checkpoint.load_meta(newest)
     record = {**experiment.read_record(run), "step": meta["step"], "seconds": meta["seconds"]}
-    with safe_open(newest / "ema.safetensors", framework="pt") as weights:
-        tensors = {key: _lazy(weights, key, dtype) for key in weights.keys()}
-        write_tensors(folder / "model.safetensors", tensors, {EXPORT: json.dumps(record)})
+    weights = checkpoint.load(newest, "ema")
+    stored = {name: value if dtype is None else value.to(DTYPES[dtype]) for name, value in weights.items()}
+    write_tensors(folder / "model.safetensors", stored, {EXPORT: json.dumps(record)})
     (folder / "README.md").write_text(_card(run, license, USE))
-
-
-def _lazy(weights: Any, key: str, dtype: Precision | None) -> Lazy:  # noqa: ANN401 - an open file
-    """A tensor of the file, which is read when it is written."""
-    stored = weights.get_tensor(key)
-    to = stored.dtype if dtype is None else DTYPES[dtype]
-    return Lazy(tuple(stored.shape), to, lambda: weights.get_tensor(key).to(to))
 
 
 USE = """```
@@ -140,8 +130,8 @@ def _card(folder: Path, license: str, use: str) -> str:
     origin = f"trained on {images} for {meta['step']:,} steps of {experiment.images_per_step(run):,} images"
     if imported := record.get("imported"):
         origin = f"imported from the published file {imported['file']}"
-    with safe_open(experiment.newest_checkpoint(folder) / "ema.safetensors", framework="pt") as weights:
-        parameters = sum(prod(weights.get_slice(key).get_shape()) for key in weights.keys())
+    weights = {k: v for k, v in checkpoint.shapes(experiment.newest_checkpoint(folder)).items() if k.startswith("ema/")}
+    parameters = sum(value.size.numel() for value in weights.values())
     lines = [
         f"---\n{data.to_yaml()}\n---\n\n# {NAMES[kind]}\n",
         f"[{NAMES[kind]}](https://arxiv.org/abs/{PAPERS[kind]}) with {parameters:,} parameters, {origin}.\n",

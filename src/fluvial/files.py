@@ -1,5 +1,7 @@
 """Files and folders that are written whole or not at all."""
 
+import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -53,6 +55,26 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Lazy], metadata: Ma
             value = tensor.make() if isinstance(tensor, Lazy) else tensor.detach()
             assert (tuple(value.shape), value.dtype) == (tuple(tensor.shape), tensor.dtype), name
             file.write(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def checksum(file: Path) -> str:
+    """The SHA-256 of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process. Raises ValueError if another holds it; a lock ends with its process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is training in {folder}; wait for it, or choose another folder"
+            ) from None
+        yield
 
 
 @contextmanager

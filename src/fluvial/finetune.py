@@ -18,7 +18,7 @@ from fluvial.nn.dit import DiTConfig
 
 # settings of a method that leave the meaning of its weights as it is
 FREE = ("classes", "size", "scales", "scale_columns", "position_size", "images_per_sequence", "sorted_times")
-FREE += ("label_drop", "dropout", "loss_weight", "time_sampling", "init", "checkpointing")
+FREE += ("label_drop", "dropout", "loss_weight", "time_sampling", "init")
 LABELS = "embed_label.table.weight"
 POSITIONS = "positions"  # FlowAR's, which are learned; those of SiT and ARFlow are a fixed table
 

@@ -89,11 +89,11 @@ def open_inputs(
     return Inputs(run=replace(run, autoencoder=found), autoencoder=autoencoder, train=train, held_out=test)
 
 
-def encoder(autoencoder: Autoencoder, examples: Examples) -> Callable[[Tensor, torch.Generator | None], Tensor]:
-    """What turns rows of these examples, pixels in 0 ... 255 or moments, into latents."""
+def encoder(autoencoder: Autoencoder, examples: Examples) -> Callable[..., Tensor]:
+    """What turns rows of these examples, pixels in 0 ... 255 or moments, into latents: see `Vae.latents`."""
     if isinstance(examples, LatentSet):
         return autoencoder.latents
-    return lambda pixels, generator: autoencoder.latents(autoencoder.moments(to_signed(pixels)), generator)
+    return lambda pixels, *draw: autoencoder.latents(autoencoder.moments(to_signed(pixels)), *draw)
 
 
 def batches_of(

@@ -12,12 +12,15 @@ SECONDS = 10  # between lines where there is no terminal
 class Bar:
     """Shows `done` of `total`. Use it in a with statement."""
 
-    def __init__(self, total: int, done: int = 0, *, what: str = "", every_call: bool = False) -> None:
+    def __init__(
+        self, total: int, done: int = 0, *, what: str = "", every_call: bool = False, quiet: bool = False
+    ) -> None:
         console = Console(stderr=True)
         self.total, self.first, self.what = total, done, what
         self.every_call, self.started, self.shown = every_call, time.perf_counter(), time.perf_counter()
         columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
-        self.bar = Progress(*columns, console=console) if console.is_terminal else None
+        self.quiet = quiet
+        self.bar = Progress(*columns, console=console) if console.is_terminal and not quiet else None
         self.task = self.bar.add_task(what or "starting", total=total, completed=done) if self.bar else None
 
     def __enter__(self) -> "Bar":
@@ -31,6 +34,8 @@ class Bar:
 
     def show(self, done: int, text: str = "") -> None:
         """Reports; without a terminal only every few seconds and at the end, or at every call if so asked."""
+        if self.quiet:
+            return
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=done, description=text or self.what)
             return

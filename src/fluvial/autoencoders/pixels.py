@@ -25,7 +25,10 @@ class Pixels(nn.Module):
         return images
 
     def latents(
-        self, moments: Float[Tensor, "b c h w"], generator: torch.Generator | None = None
+        self,
+        moments: Float[Tensor, "b c h w"],
+        generator: torch.Generator | None = None,
+        part: tuple[slice, int] | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """The images."""
         return moments

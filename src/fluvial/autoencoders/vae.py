@@ -68,12 +68,19 @@ class Vae(nn.Module):
         return encoded.latents if self.kind == "AutoencoderTiny" else encoded.latent
 
     def latents(
-        self, moments: Float[Tensor, "b m h w"], generator: torch.Generator | None = None
+        self,
+        moments: Float[Tensor, "b m h w"],
+        generator: torch.Generator | None = None,
+        part: tuple[slice, int] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """A draw from the posterior, (mean + exp(logvar / 2) noise - shift) * scale; its mean without a generator."""
+        """A draw from the posterior, (mean + exp(logvar / 2) noise - shift) * scale; its mean without a generator.
+
+        part = (rows, count): these are rows of a batch of `count`, whose noise is drawn as a whole.
+        """
         z, logvar = moments[:, : self.channels], moments[:, self.channels :]
         if generator is not None and logvar.shape[1] > 0:
-            noise = torch.randn(z.shape, generator=generator, device=z.device)
+            rows, count = part or (slice(None), len(z))
+            noise = torch.randn((count, *z.shape[1:]), generator=generator, device=z.device)[rows]
             z = z + (logvar.clamp(*LOG_VARIANCE) / 2).exp() * noise
         return (z - _per_channel(self.shift, z)) * _per_channel(self.scale, z)
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from fluvial import __version__
 from fluvial.cli import data, runs, weights
 from fluvial.cli.arguments import UsageError
+from fluvial.train.loop import Stopped
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "recipes": runs.list_recipes,
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except (ValueError, OSError, RuntimeError) as error:
         return _fail(error, 1)
+    except Stopped as stopped:  # as schedulers expect of a job that was asked to end
+        print(stopped, file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what was finished", file=sys.stderr)
         return 130

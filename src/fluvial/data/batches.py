@@ -21,20 +21,22 @@ Batch = tuple[Float[Tensor, "b ..."], Int[Tensor, "b"] | None]
 
 def batches(
     examples: ImageSet | LatentSet,
-    encode: Callable[[Tensor, torch.Generator], Tensor],
+    encode: Callable[[Tensor, torch.Generator, tuple[slice, int]], Tensor],
     *,
     batch: int,
     seed: int,
     images_per_sequence: int | None = None,
     flip: bool = False,
     small_classes: SmallClasses = "error",
+    share: Callable[[int], slice] = lambda count: slice(0, count),
     device: torch.device | str = "cpu",
 ) -> Callable[[int], Batch]:
     """A function from the step to (latents, labels) of that step.
 
     Without images_per_sequence latents are (b, c, h, w), every image once an epoch in shuffled order; with it they are
     (b, s, c, h, w), sequences of one class. `encode` turns rows of `examples`, moved to `device`, into latents, drawing
-    from the generator: pixels in 0 ... 255 or cached moments, whose batches are the same.
+    from the generator: pixels in 0 ... 255 or cached moments, whose batches are the same. `share` is the part of a
+    batch that is read here: what it holds does not depend on the others.
     """
     count = len(examples[0])
     if count == 0:
@@ -42,6 +44,9 @@ def batches(
     index = index_by_class(examples.labels, count)
     if images_per_sequence is not None:
         check_sizes(index, images_per_sequence, small_classes, examples.class_names)
+
+    images, rows = images_per_sequence or 1, share(batch)
+    mine = slice(rows.start * images, rows.stop * images)
 
     def read(step: int) -> tuple[Tensor, Int[Tensor, "b"] | None]:
         if images_per_sequence is None:
@@ -51,14 +56,16 @@ def batches(
             groups, labels = draw_groups(index, seed, step, batch, images_per_sequence)
             chosen, labels = groups.flatten(), None if examples.labels is None else labels
         flipped = torch.from_numpy(numpy_generator(seed, "flip", step).random(len(chosen)) < 0.5) if flip else None
-        return examples.rows(chosen, flipped, numpy_generator(seed, "crop", step)), labels
+        corners = numpy_generator(seed, "crop", step).random((len(chosen), 2))
+        labels = None if labels is None else labels[share(batch)]
+        return examples.rows(chosen[mine], None if flipped is None else flipped[mine], corners[mine]), labels
 
     read_at = read if isinstance(examples[0], Tensor) else ahead(read)
 
     def at(step: int) -> Batch:
         rows, labels = read_at(step)
-        latents = encode(rows.to(device), generator(seed, "posterior", step, device=device))
-        return latents if images_per_sequence is None else latents.unflatten(0, (batch, -1)), labels
+        latents = encode(rows.to(device), generator(seed, "posterior", step, device=device), (mine, batch * images))
+        return latents if images_per_sequence is None else latents.unflatten(0, (-1, images)), labels
 
     return at
 

@@ -97,10 +97,10 @@ class ImageSet(NamedTuple):
     digest: str = ""
 
     def rows(
-        self, chosen: Int[Tensor, "b"], flipped: Bool[Tensor, "b"] | None = None, rng: np.random.Generator | None = None
+        self, chosen: Int[Tensor, "b"], flipped: Bool[Tensor, "b"] | None = None, corners: np.ndarray | None = None
     ) -> UInt8[Tensor, "b c h w"]:
-        """The pixels of these images, those that are `flipped` mirrored; random crops draw their corners from `rng`."""
-        pixels = self.pixels[chosen] if isinstance(self.pixels, Tensor) else self.pixels.read(chosen.tolist(), rng)
+        """The pixels of these images, those that are `flipped` mirrored; see `Files.try_read` for the corners."""
+        pixels = self.pixels[chosen] if isinstance(self.pixels, Tensor) else self.pixels.read(chosen.tolist(), corners)
         return pixels if flipped is None else torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
 
     def subset(self, kept: Int[Tensor, "m"], skipped: tuple[UnreadableImage, ...] = ()) -> "ImageSet":
@@ -134,17 +134,20 @@ class Files:
     def subset(self, kept: Sequence[int]) -> "Files":
         return Files(self.source, self.config, [self.chosen[i] for i in kept])
 
-    def read(self, indices: Sequence[int], rng: np.random.Generator | None = None) -> UInt8[Tensor, "b c h w"]:
+    def read(self, indices: Sequence[int], corners: np.ndarray | None = None) -> UInt8[Tensor, "b c h w"]:
         """Pixels of these images. Raises ValueError naming those that cannot be read."""
-        pixels, bad = self.try_read(indices, rng)
+        pixels, bad = self.try_read(indices, corners)
         refuse(bad.values())
         return pixels
 
     def try_read(
-        self, indices: Sequence[int], rng: np.random.Generator | None = None
+        self, indices: Sequence[int], corners: np.ndarray | None = None
     ) -> tuple[UInt8[Tensor, "b c h w"], dict[int, UnreadableImage]]:
-        """Pixels of those that can be read, and what is wrong with the others, by their place in `indices`."""
-        corners = np.full((len(indices), 2), 0.5) if rng is None else rng.random((len(indices), 2))
+        """Pixels of those that can be read, and what is wrong with the others, by their place in `indices`.
+
+        A random crop is at its two of the corners, each in [0, 1); in the middle by default.
+        """
+        corners = np.full((len(indices), 2), 0.5) if corners is None else corners
         expected = self.shape[1:]
 
         def pixels(image: Image.Image, corner: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ written last, takes the records in. So a crash costs the shards it interrupted, 
 the work without talking to each other: shard k is for process k mod world, and whoever ends last writes the manifest.
 """
 
-import hashlib
 import json
 import mmap
 import os
@@ -29,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fluvial.data.images import ImageSet, refuse, to_signed
-from fluvial.files import write_json
+from fluvial.files import checksum, write_json
 from fluvial.progress import Bar
 
 T = TypeVar("T")
@@ -113,7 +112,7 @@ class LatentSet(NamedTuple):
     digest: str = ""
 
     def rows(
-        self, chosen: Int[Tensor, "b"], flipped: Bool[Tensor, "b"] | None = None, rng: np.random.Generator | None = None
+        self, chosen: Int[Tensor, "b"], flipped: Bool[Tensor, "b"] | None = None, corners: np.ndarray | None = None
     ) -> Float[Tensor, "b m h w"]:
         """The moments of these images in float32, of their mirror images where `flipped`."""
         return self.moments.read(chosen.tolist(), [] if flipped is None else flipped.tolist())
@@ -422,9 +421,3 @@ class _Shard:
         begin = self.start + self.header[name]["data_offsets"][0] + row * size
         page = begin // mmap.PAGESIZE * mmap.PAGESIZE
         self.map.madvise(mmap.MADV_WILLNEED, page, begin + size - page)
-
-
-def checksum(file: Path) -> str:
-    """The SHA-256 of a file."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -4,7 +4,7 @@ A training example is s different images of one class at s ascending times. Toke
 from earlier to later images information passes only through the history of gated linear attention. In sampling the
 sequence is the model's own trajectory: every point that the solver accepts is the next image.
 
-Config, preset, ARFlow, draws, loss and sample, in that order. Latents are of about unit standard deviation.
+Config, preset, ARFlow, draws, loss, errors and sample, in that order. Latents are of about unit standard deviation.
 """
 
 from collections import Counter
@@ -142,14 +142,27 @@ def loss(
     model: nn.Module,
     latents: Float[Tensor, "b s c h w"],
     labels: Int[Tensor, "b"] | None,
+    **chance: Any,  # noqa: ANN401
+) -> Float[Tensor, ""]:
+    """The mean of |v - u_t|^2 over all images and entries (released transport.py `training_losses`).
+
+    The keywords are those of `errors`.
+    """
+    return errors(model, latents, labels, **chance).mean()
+
+
+def errors(
+    model: nn.Module,
+    latents: Float[Tensor, "b s c h w"],
+    labels: Int[Tensor, "b"] | None,
     *,
     config: ARFlowConfig | None = None,
     generator: torch.Generator | None = None,
     t: Float[Tensor, "b s"] | None = None,
     noise: Float[Tensor, "b s c h w"] | None = None,
     drop: Bool[Tensor, "b"] | None = None,
-) -> Float[Tensor, ""]:
-    """The mean of |v - u_t|^2 over all images and entries (released transport.py `training_losses`).
+) -> Float[Tensor, "b s"]:
+    """|v - u_t|^2 of each image of each sequence, the mean over its entries.
 
     t, noise and drop are drawn from `generator` unless given; labels are dropped in training mode only. `config` is
     needed where the model is wrapped (DDP) and defaults to `model.config`.
@@ -162,7 +175,7 @@ def loss(
         labels = labels.masked_fill(drop, config.classes)
     path = INTERPOLANTS[config.interpolant]
     velocity, _ = model(x_t(path, noise, latents, t), t, labels)
-    return (velocity.float() - u_t(path, noise, latents, t)).square().mean()
+    return (velocity.float() - u_t(path, noise, latents, t)).square().mean(dim=(-3, -2, -1))
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ A latent is a pyramid of maps, coarse to fine. A transformer reads the class and
 says what that scale should hold, token by token; the flow head, one small network for all scales, turns noise into the
 map under that condition. Both are trained together by the velocity error of the head.
 
-Config, preset, pyramid, FlowAR, draws, loss and sample, in that order.
+Config, preset, pyramid, FlowAR, draws, loss, errors and sample, in that order.
 """
 
 from collections import Counter
@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from fluvial.checks import at_least, choices, probabilities, whole_patches
 from fluvial.guidance import Guidance, guided
@@ -77,8 +76,6 @@ class FlowARConfig:
     """Start with zero gates and zero velocity, or Xavier everywhere: in the release the zeros are overwritten."""
     context_noise: float = 0.0
     """Largest noise level mixed into the transformer's inputs in training, and told to it; 0 for clean inputs."""
-    checkpointing: bool = False
-    """Recompute each block of the transformer in the backward pass, to save memory."""
 
     images_per_sequence: ClassVar[None] = None
     """A training example is one image."""
@@ -254,11 +251,7 @@ class FlowAR(nn.Module):
         for i, block in enumerate(self.blocks):
             if i == config.depth // 2:
                 x = self.middle(self.norms[1](x)) + middle
-            arguments = (x, label, rotary, sizes, None if cache is None else cache[i])
-            if config.checkpointing and self.training:
-                x, keys_values = cast(Any, checkpoint(block, *arguments, use_reentrant=False))
-            else:
-                x, keys_values = block(*arguments)
+            x, keys_values = block(x, label, rotary, sizes, None if cache is None else cache[i])
             caches.append(keys_values)
         return self.norms[2](x) + last, tuple(caches)
 
@@ -293,16 +286,33 @@ def loss(
     labels: Int[Tensor, "b"] | None,
     *,
     config: FlowARConfig | None = None,
+    **chance: Any,  # noqa: ANN401
+) -> Float[Tensor, ""]:
+    """sum_i w_i |v^i - u^i|^2 (section 3.3, equation 9); the other keywords are those of `errors`.
+
+    w_i is n_i / n_last for tokens n_i of the scale (release: every token counts alike), or 1 / number of scales.
+    """
+    config = cast(FlowARConfig, model.config) if config is None else config
+    each = errors(model, latents, labels, config=config, **chance).mean(dim=0)
+    sizes = each.new_tensor(config.sizes)
+    return (each * (sizes / sizes[-1] if config.loss_weight == "token" else 1 / len(sizes))).sum()
+
+
+def errors(
+    model: nn.Module,
+    latents: Float[Tensor, "b c h w"],
+    labels: Int[Tensor, "b"] | None,
+    *,
+    config: FlowARConfig | None = None,
     generator: torch.Generator | None = None,
     t: Float[Tensor, "b s"] | None = None,
     noise: Float[Tensor, "b n p"] | None = None,
     drop: Bool[Tensor, "b"] | None = None,
     level: Float[Tensor, "b s"] | None = None,
     level_noise: Float[Tensor, "b n p"] | None = None,
-) -> Float[Tensor, ""]:
-    """sum_i w_i |v^i - u^i|^2 (section 3.3, equation 9), the mean over the entries of scale i, all scales in one pass.
+) -> Float[Tensor, "b s"]:
+    """|v - u_t|^2 of each scale of each image, the mean over its entries, all scales in one pass.
 
-    w_i is n_i / n_last for tokens n_i of the scale (release: every token counts alike), or 1 / number of scales.
     What is not given is drawn from `generator`; labels are dropped in training mode only. `config` is needed where the
     model is wrapped (DDP) and defaults to `model.config`.
     """
@@ -328,9 +338,8 @@ def loss(
         inputs = (1 - mix) * inputs + mix * drawn["level_noise"][:, config.sizes[0] :]
     time = per_token(drawn["t"])
     velocity = model(x_t(linear, drawn["noise"], x1, time), drawn["t"], labels, inputs, drawn.get("level"))
-    error = (velocity.float() - u_t(linear, drawn["noise"], x1, time)).square().mean(dim=(0, 2))
-    weight = 1 / sizes[-1] if config.loss_weight == "token" else per_token(1 / (sizes * len(sizes)))
-    return (weight * error).sum()
+    error = (velocity.float() - u_t(linear, drawn["noise"], x1, time)).square().mean(dim=2)
+    return torch.stack([of_scale.mean(dim=1) for of_scale in error.split(config.sizes, dim=1)], dim=1)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """SiT: a flow transformer on single images (arXiv 2401.08740), the baseline of both papers.
 
-Config, preset, SiT, draws, loss and sample, in that order. Latents are (b, c, h, w) of about unit standard deviation.
+Config, preset, SiT, draws, loss, errors and sample, in that order. Latents are (b, c, h, w) of about unit deviation.
 """
 
 from collections import Counter
@@ -100,14 +100,27 @@ def loss(
     model: nn.Module,
     latents: Float[Tensor, "b c h w"],
     labels: Int[Tensor, "b"] | None,
+    **chance: Any,  # noqa: ANN401
+) -> Float[Tensor, ""]:
+    """The mean of |v - u_t|^2 over all entries (SiT section 2; released transport.py `training_losses`).
+
+    The keywords are those of `errors`.
+    """
+    return errors(model, latents, labels, **chance).mean()
+
+
+def errors(
+    model: nn.Module,
+    latents: Float[Tensor, "b c h w"],
+    labels: Int[Tensor, "b"] | None,
     *,
     config: SiTConfig | None = None,
     generator: torch.Generator | None = None,
     t: Float[Tensor, "b"] | None = None,
     noise: Float[Tensor, "b c h w"] | None = None,
     drop: Bool[Tensor, "b"] | None = None,
-) -> Float[Tensor, ""]:
-    """The mean of |v - u_t|^2 over all entries (SiT section 2; released transport.py `training_losses`).
+) -> Float[Tensor, "b"]:
+    """|v - u_t|^2 of each image, the mean over its entries.
 
     t, noise and drop are drawn from `generator` unless given; labels are dropped in training mode only. `config` is
     needed where the model is wrapped (DDP) and defaults to `model.config`.
@@ -120,7 +133,7 @@ def loss(
         labels = labels.masked_fill(drop, config.classes)
     path = INTERPOLANTS[config.interpolant]
     velocity = model(x_t(path, noise, latents, t), t, labels)
-    return (velocity.float() - u_t(path, noise, latents, t)).square().mean()
+    return (velocity.float() - u_t(path, noise, latents, t)).square().mean(dim=(-3, -2, -1))
 
 
 @torch.no_grad()

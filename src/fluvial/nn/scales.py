@@ -148,6 +148,8 @@ class ConditionedBlock(nn.Module):
     time and condition the MLP, and between them the scale cross-attends to a condition of that width.
     """
 
+    also_called = ("keys_values",)
+
     def __init__(self, width: int, heads: int, cross_width: int | None, *, zero: bool) -> None:
         super().__init__()
         self.attention = ScaleAttention(width, heads, causal=False, bias=False)

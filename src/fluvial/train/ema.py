@@ -1,18 +1,67 @@
-"""The exponential moving average of the weights, which is what samples are drawn from."""
+"""Exponential moving averages of the weights, which samples are drawn from: sharded as the weights are."""
 
-import copy
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+Tracks = dict[str, list[Tensor]]
+"""This rank's part of each average, by name: tensors in the order of the model's parameters."""
 
 
-def start(model: nn.Module) -> nn.Module:
-    """A frozen copy of the model, in eval mode."""
-    return copy.deepcopy(model).requires_grad_(False).eval()
+def name_of(decay: float) -> str:
+    """What an average is called in checkpoints: ema for the first, and with its decay for any other."""
+    return f"ema-{decay:g}"
+
+
+def decay_of(name: str, first: float) -> float:
+    return float(name.partition("-")[2] or first)
+
+
+def start(model: nn.Module, names: Sequence[str], device: torch.device | str | None = None) -> Tracks:
+    """Averages that begin as the weights; `device` is where they live, with the weights by default."""
+    return {name: [_local(p).detach().clone().to(device or p.device) for p in model.parameters()] for name in names}
 
 
 @torch.no_grad()
-def update(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """ema <- decay ema + (1 - decay) model, over all parameters in place."""
-    get_ema_multi_avg_fn(decay)(list(ema.parameters()), list(model.parameters()), 0)
+def update(average: Sequence[Tensor], model: nn.Module, decay: float) -> None:
+    """average <- decay average + (1 - decay) weights, in place."""
+    weights = [_local(p).to(a.device) for a, p in zip(average, model.parameters(), strict=True)]
+    torch._foreach_lerp_(list(average), weights, 1 - decay)  # type: ignore[attr-defined]
+
+
+def tensors(average: Sequence[Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The average by parameter name, for a checkpoint; sharded where the weights are."""
+    return {name: _as(p, part) for (name, p), part in zip(model.named_parameters(), average, strict=True)}
+
+
+def fill(average: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copies values, sharded as those of `tensors`, into the average."""
+    for part, value in zip(average, values, strict=True):
+        part.copy_(_local(value))
+
+
+def module(average: Sequence[Tensor], model: nn.Module, replica: Callable[[], nn.Module]) -> nn.Module:
+    """A frozen model in eval mode with these weights; all ranks have to ask for it. `replica` makes an empty one."""
+    device = next(model.parameters()).device
+    averaged = replica()
+    state = {name: whole(value).to(device) for name, value in tensors(average, model).items()}
+    averaged.load_state_dict(state, assign=True)
+    return averaged.requires_grad_(False).eval()
+
+
+def _local(p: Tensor) -> Tensor:
+    return p.to_local() if isinstance(p, DTensor) else p
+
+
+def whole(p: Tensor) -> Tensor:
+    return p.full_tensor() if isinstance(p, DTensor) else p
+
+
+def _as(p: Tensor, part: Tensor) -> Tensor:
+    """This rank's part as a tensor that is sharded like p."""
+    if not isinstance(p, DTensor):
+        return part
+    part = part.to(p.to_local().device)
+    return DTensor.from_local(part, p.device_mesh, p.placements, shape=p.shape, stride=p.stride(), run_check=False)

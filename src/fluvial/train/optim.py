@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from fluvial.checks import choices
 
@@ -73,4 +74,4 @@ def clip_gradients(parameters: Sequence[Tensor], config: OptimConfig) -> Float[T
         nn.utils.clip_grads_with_norm_(parameters, config.clip_at, norm, foreach=True)
     elif config.clip == "value":
         nn.utils.clip_grad_value_(parameters, config.clip_at, foreach=True)
-    return norm
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -173,8 +173,6 @@ def _settings(kind: str, hints: Mapping[str, Any]) -> dict[str, Any]:
 def _run(kind: str, size: str, config: Config, autoencoder: str) -> Run:
     """A run with the settings of the published one of this size, or of the one that is most like it."""
     run = FLOWAR_RUNS.get(size, FLOWAR_RUNS["L"])() if kind == "flowar" else RUNS[kind]()
-    if isinstance(config, FlowARConfig):
-        config = replace(config, checkpointing=cast(FlowARConfig, run.method).checkpointing)
     stride, scale = STRIDE[kind], SCALE[kind]
     if autoencoder == "pixels" or (not autoencoder and config.channels in (1, 3)):
         ours, stride = AutoencoderConfig(name="pixels"), 1

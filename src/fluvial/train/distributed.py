@@ -1,0 +1,177 @@
+"""One process or many, on PyTorch's own engine: torchrun's environment, DDP, FSDP2, and a rank's share of a batch."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+Parallel = Literal["auto", "ddp", "fsdp"]
+STATE = 20  # bytes a parameter in training: weight, gradient, two moments and an average, in float32
+
+
+class World(NamedTuple):
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    control: Any = None
+    """A group of its own for what hosts tell one another: never behind the device's work."""
+    saving: Any = None
+    """A group for checkpoints, which are written beside training."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks and writes for all."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This rank's part of `count` rows: parts differ by one row at most."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def agree(self, flag: bool) -> bool:
+        """Whether any rank's flag is set."""
+        if self.size == 1:
+            return flag
+        value = torch.tensor([int(flag)])
+        dist.all_reduce(value, dist.ReduceOp.MAX, group=self.control)
+        return bool(value)
+
+    def broadcast(self, value: Any) -> Any:  # noqa: ANN401
+        """The first rank's value."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
+    @contextmanager
+    def one_by_one(self) -> Iterator[None]:
+        """The first rank does it before the others."""
+        if not self.first:
+            self.barrier()
+        yield
+        if self.first:
+            self.barrier()
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier(group=self.control)
+
+
+ALONE = World()
+
+
+@contextmanager
+def world(device: torch.device, *, timeout: float = 600.0) -> Iterator[tuple[World, torch.device]]:
+    """The processes that torchrun has started, joined, and this one's device; one process alone without torchrun.
+
+    Raises RuntimeError naming the ranks that have not come after `timeout` seconds.
+    """
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    if size == 1:
+        yield ALONE, device
+        return
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", 0))
+    if device.type == "cuda":
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    store, *_ = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout)))
+    _meet(store, rank, size, timeout)
+    backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+    wait = timedelta(seconds=timeout)
+    dist.init_process_group(backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=wait)
+    try:
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        control, saving = (dist.new_group(backend="gloo", timeout=wait) for _ in range(2))
+        yield World(rank, size, local, local_size, control, saving), device
+    finally:
+        dist.destroy_process_group()
+
+
+def _meet(store: Store, rank: int, size: int, timeout: float) -> None:
+    """Waits for all ranks by name."""
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    names = [f"fluvial/{attempt}/rank {other}" for other in range(size)]
+    store.set(names[rank], "here")
+    try:
+        store.wait(names, timedelta(seconds=timeout))
+    except RuntimeError as error:
+        missing = [name.rpartition("/")[2] for name in names if not store.check([name])]
+        raise RuntimeError(
+            f"{', '.join(missing)} of {size} did not start within {timeout:.0f} s; look at its log, or at its machine"
+        ) from error
+
+
+def blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The transformer blocks by name: what is compiled, recomputed and sharded one by one."""
+    return {
+        f"{name}.{i}": block
+        for name, stack in model.named_modules()
+        if isinstance(stack, nn.ModuleList)
+        for i, block in enumerate(stack)
+        if any(True for _ in block.children())
+    }
+
+
+def recompute(model: nn.Module, every: int) -> None:
+    """Lets every k-th block forget what it computed, and compute it again in the backward pass; 0 for none."""
+    for i, block in enumerate(blocks(model).values()):
+        if every and i % every == 0:
+            block.forward = partial(_recomputed, block, block.forward)  # type: ignore[method-assign]
+
+
+def _recomputed(block: nn.Module, forward: Any, *arguments: Any) -> Any:  # noqa: ANN401
+    if block.training and torch.is_grad_enabled():
+        return checkpoint(forward, *arguments, use_reentrant=False)
+    return forward(*arguments)
+
+
+def parallelise(model: nn.Module, parallel: Parallel, world: World) -> nn.Module:
+    """The model as it is trained on all ranks. FSDP2 shards inside a node and copies over nodes."""
+    if world.size == 1:
+        return model
+    device = next(model.parameters()).device
+    if parallel == "auto":
+        parallel = "ddp" if _fits(model, device) else "fsdp"
+    if parallel == "ddp":
+        return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    nodes = world.size // world.local_size
+    shape = (world.size,) if nodes == 1 else (nodes, world.local_size)
+    names = ("shard",) if nodes == 1 else ("replicate", "shard")
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
+    for block in blocks(model).values():
+        fully_shard(block, mesh=mesh)
+        for method in getattr(block, "also_called", ()):  # besides forward
+            register_fsdp_forward_method(block, method)
+    return cast(nn.Module, fully_shard(model, mesh=mesh))
+
+
+@contextmanager
+def together_at_last(model: nn.Module, last: bool) -> Iterator[None]:
+    """Gradients of micro-batches stay on their rank until the last is there."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+        yield
+    else:
+        with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
+            yield
+
+
+def _fits(model: nn.Module, device: torch.device) -> bool:
+    """Whether the training state takes less than half of the device's memory."""
+    if device.type != "cuda":
+        return True
+    state = STATE * sum(p.numel() for p in model.parameters())
+    return state < torch.cuda.get_device_properties(device).total_memory / 2

@@ -1,0 +1,116 @@
+"""Numbers that go wrong: steps that are not finite are skipped on the device, and the module that began it is found."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fluvial.train.ema import whole
+from fluvial.train.optim import OptimConfig
+
+
+class Health:
+    """Counts steps whose gradient is not finite, on the device: nothing waits for it before `in_a_row` is read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.row = torch.zeros((), dtype=torch.int64, device=device)
+        self.total = torch.zeros((), dtype=torch.int64, device=device)
+
+    def take(self, optimizer: torch.optim.Optimizer, norm: Tensor) -> Tensor:
+        """Lets AdamW(fused=True) leave everything as it is if the norm is not finite; returns whether it does."""
+        bad = ~torch.isfinite(norm)
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined] - what gradient scalers tell fused optimizers
+        optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.row = (self.row + 1) * bad
+        self.total += bad
+        return bad
+
+
+def first_not_finite(model: nn.Module, loss: Callable[[], Tensor]) -> str:
+    """The module whose output, or whose gradient, is the first that is not finite when `loss` is computed."""
+    found: list[str] = []
+
+    def look(name: str, what: str) -> Callable[..., None]:
+        def hook(module: nn.Module, given: Any, out: Any) -> None:  # noqa: ANN401
+            if not found and not all(bool(torch.isfinite(t).all()) for t in _tensors(out)):
+                found.append(f"the {what} of {name or 'the model'}")
+
+        return hook
+
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_hook(look(name, "output")))
+        handles.append(module.register_full_backward_hook(look(name, "gradient")))
+    try:
+        value = loss()
+        if not found and not bool(torch.isfinite(value)):
+            found.append("the loss itself")
+        if not found:
+            value.backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.zero_grad(set_to_none=True)
+    return found[0] if found else "nothing, when the step was computed again"
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)
+
+
+def gradient_norms(blocks: Mapping[str, nn.Module]) -> dict[str, float]:
+    """The norm of each block's gradient."""
+    return {
+        name: float(whole(nn.utils.get_total_norm([p.grad for p in block.parameters() if p.grad is not None])))
+        for name, block in blocks.items()
+    }
+
+
+@torch.no_grad()
+def update_sizes(
+    blocks: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, rate: float, optim: OptimConfig
+) -> dict[str, float]:
+    """The norm of each block's last AdamW update over that of its weights."""
+    sizes = {}
+    for name, block in blocks.items():
+        moved, weight = 0.0, 0.0
+        for p in block.parameters():
+            state = optimizer.state.get(p, {})
+            if "exp_avg" in state:
+                steps = float(state["step"])
+                mean = state["exp_avg"] / (1 - optim.betas[0] ** steps)
+                variance = state["exp_avg_sq"] / (1 - optim.betas[1] ** steps)
+                decay = optim.weight_decay if p.ndim > 1 else 0.0
+                moved += float(whole((rate * (mean / (variance.sqrt() + 1e-8) + decay * p)).square().sum()))
+                weight += float(whole(p.square().sum()))
+        sizes[name] = (moved / weight) ** 0.5 if weight else 0.0
+    return sizes
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[str]]:
+    """A list that the names of SIGTERM and SIGINT are put in when they come; a second SIGINT interrupts at once."""
+    import signal
+    import threading
+
+    names: list[str] = []
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be received
+        yield names
+        return
+
+    def note(number: int, frame: object) -> None:
+        names.append(signal.Signals(number).name)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield names
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
