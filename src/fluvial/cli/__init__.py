@@ -7,6 +7,7 @@ fluvial sample RUN [options]          draw images from a run folder
 fluvial score RUN [options]           measure a run folder
 fluvial compare digits [options]      train all methods for the same time and put them side by side
 fluvial import FILE [options]         a run folder of published weights
+fluvial ema RUN --length 0.1          a run folder with another average of a run's weights
 fluvial export RUN --to FORM          files of a run to publish: safetensors, diffusers, or the Hugging Face hub
 fluvial data inspect DATA [options]   what is in a folder or data set: counts, sizes, classes, a contact sheet
 fluvial encode DATA [options]         write the latents of all images, to train on
@@ -19,7 +20,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fluvial import __version__
-from fluvial.cli import data, runs, weights
+from fluvial.cli import average, data, runs, weights
 from fluvial.cli.arguments import UsageError
 from fluvial.train.loop import Stopped
 
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "score": runs.score,
     "compare": runs.compare,
     "import": weights.import_,
+    "ema": average.ema,
     "export": weights.export,
     "data": data.data,
     "encode": data.encode,
