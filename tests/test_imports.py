@@ -20,7 +20,7 @@ ROWS = [
     {"inputs", "finetune"},
     {"held_out", "scoring"},
     {"experiment"},
-    {"compare", "importing", "pipeline"},
+    {"compare", "curves", "doctor", "importing", "pipeline"},
     {"exporting"},
     {"cli"},
 ]

@@ -1,4 +1,4 @@
-"""The log of a run: lines of JSON, and TensorBoard, Weights & Biases or trackio beside them."""
+"""The log of a run: lines of JSON, and TensorBoard, Weights & Biases or trackio beside them; read back, too."""
 
 import json
 import math
@@ -8,8 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from fluvial.extras import require
 
+Row = dict[str, Any]
+EVENTS = ("skipped", "rolled_back_to")
+KNOWN = ("loss", "held_out_loss", "score", "blocks", *EVENTS)
 LogTo = Literal["tensorboard", "wandb", "trackio"]
 
 
@@ -76,3 +81,51 @@ def _step_of(line: str) -> int | float:
         return json.loads(line)["step"]
     except (ValueError, KeyError):
         return math.inf  # a line cut short by a crash
+
+
+def read(folder: Path | str) -> list[Row]:
+    """The lines of a run's log.jsonl, in the order they were written; what is not known is passed through.
+
+    A last line cut short is left out, and so is what a roll-back undid: the measurements of later steps before it.
+    Raises ValueError if there is no log, nothing in it, or it is not a run's.
+    """
+    path = Path(folder) / "log.jsonl"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} has no log.jsonl; expected a folder that `fluvial train` wrote, such as runs/digits-arflow"
+        )
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    rows: list[Row] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"line {number} of {path} is not JSON ({error}); expected a run's log") from error
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise ValueError(f"line {number} of {path} has no step: {line[:60]!r}; expected the log of a run")
+        if "rolled_back_to" in row:
+            rows = [r for r in rows if r["step"] <= row["rolled_back_to"] or any(key in r for key in EVENTS)]
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path} is empty: the run has not come to its first line (train.log_every); try again later")
+    if not any(key in row for row in rows for key in KNOWN):
+        raise ValueError(f"{path} has none of {', '.join(KNOWN)}; expected the log of a run, got {sorted(rows[0])}")
+    return rows
+
+
+def series(rows: Sequence[Row], key: str, part: str | int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one quantity, in float64; `part` is a name or place inside it. What is null is left out."""
+    found = [(row["step"], value) for row in rows if (value := _value(row.get(key), part)) is not None]
+    steps, values = zip(*found, strict=True) if found else ((), ())
+    return np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
+
+
+def _value(value: Any, part: str | int | None) -> float | None:  # noqa: ANN401 - whatever stands in the log
+    if part is not None:
+        if isinstance(part, str):
+            value = value.get(part) if isinstance(value, dict) else None
+        else:
+            value = value[part] if isinstance(value, list) and part < len(value) else None
+    return float(value) if isinstance(value, int | float) else None

@@ -173,7 +173,6 @@ def train(
             if at.step % config.log_every == 0 or last:
                 mean, speed = meter.read()
                 if log is not None:
-                    skipped = {"skipped": int(health.total)} if int(health.total) else {}
                     log.write(
                         step=at.step, loss=mean, lr=rate, grad_norm=float(norm), images_per_second=speed, **skipped
                     )

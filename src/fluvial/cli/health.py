@@ -1,0 +1,72 @@
+"""fluvial plot, doctor."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fluvial import curves
+from fluvial.cli.arguments import parse, positional
+from fluvial.doctor import doctor as check_all
+from fluvial.doctor.check import Check
+
+COLOURS = {"ok": "green", "look": "yellow", "wrong": "red", "not checked": "dim"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotOptions:
+    out: Path | None = None
+    """PNG file; RUN/curves.png by default, of several runs curves.png beside the first."""
+    by: curves.By = "steps"
+    """What runs along: steps, images seen, or hours of training without the stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    fetch: bool = False
+    """Download data and autoencoder if they are not on this machine, to check the latents."""
+
+
+def plot(arguments: list[str]) -> None:
+    meaning = "a run folder, such as runs/digits-arflow; several are drawn into one picture"
+    first, rest = positional(arguments, "plot", "RUN [RUN ...]", meaning, has_own_help=True)
+    count = next((i for i, argument in enumerate(rest) if argument.startswith("-")), len(rest))
+    folders = [Path(name) for name in (first, *rest[:count])]
+    description = "Draw the curves of runs: losses, learning rate, gradient norm, images/s, scores."
+    options = parse(PlotOptions, PlotOptions(), rest[count:], "fluvial plot RUN [RUN ...]", description)
+    beside = folders[0] if len(folders) == 1 else folders[0].resolve().parent
+    print(curves.plot(folders, options.out or beside / "curves.png", by=options.by))
+
+
+def doctor(arguments: list[str]) -> None:
+    """Prints the table of checks; exit code 1 if something is wrong."""
+    folder, rest = positional(arguments, "doctor", "RUN", "a run folder, such as runs/digits-arflow", has_own_help=True)
+    description = "Compare a run with what is expected of it. Exit code 1 if something is wrong."
+    options = parse(DoctorOptions, DoctorOptions(), rest, "fluvial doctor RUN", description)
+    checks = check_all(folder, fetch=options.fetch)
+    console = Console()
+    wide = console.width >= 120
+    console.print(_table(folder, checks, advice=wide))
+    for check in () if wide else (check for check in checks if check.advice):
+        console.print(f"[{COLOURS[check.verdict]}]{check.verdict}[/] [bold]{check.name}[/]: {escape(check.advice)}")
+    verdicts = [check.verdict for check in checks]
+    print(", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in COLOURS if verdict in verdicts))
+    if "wrong" in verdicts:
+        raise SystemExit(1)
+
+
+def _table(folder: str, checks: list[Check], *, advice: bool) -> Table:
+    """A row a check; in a narrow terminal the advice comes after the table."""
+    table = Table("check", title=escape(folder), title_justify="left", show_lines=True)
+    table.add_column("found", ratio=3)
+    table.add_column("expected", ratio=3)
+    table.add_column("verdict", no_wrap=True)
+    if advice:
+        table.add_column("likely cause, and what to do", ratio=5)
+    for check in checks:
+        colour = COLOURS[check.verdict]
+        row = [check.name, escape(check.found), escape(check.expected), f"[{colour}]{check.verdict}[/]"]
+        table.add_row(*row, *([escape(check.advice)] if advice else []))
+    return table
