@@ -168,7 +168,10 @@ def _train(
 def _begin(out: Path, run: Run, recipe: str | None, start: Path | str | None, model: nn.Module) -> None:
     """Claims the folder, and writes the weights that the run starts from, if it does."""
     if (out / "run.json").exists():
-        start = read_record(out).get("start")
+        there = read_record(out).get("start")
+        if start is not None and str(start) != there:
+            raise ValueError(f"{out} holds a run that started from {there or 'new weights'}, not from {start}")
+        start = there
     first = _first_weights(start, run, model) if start is not None and checkpoint.newest(out) is None else None
     _claim(out, run, recipe, start)
     if first is not None:
@@ -343,7 +346,10 @@ def _as_it_was(run: Run, out: Path) -> Run:
 def _claim(out: Path, run: Run, recipe: str | None, start: Path | str | None) -> None:
     """Writes run.json, or checks that the one there is of the same run."""
     _check_folder(out, run)
-    record = record_of(run, recipe, **({} if start is None else {"start": str(start)}))
+    origin: dict[str, Any] = {} if start is None else {"start": str(start)}
+    if start is not None and not (out / "run.json").exists() and (imported := read_record(start).get("imported")):
+        origin["imported"] = imported  # where the weights are from in the first place
+    record = record_of(run, recipe, **origin)
     if (out / "run.json").exists():
         record = {**record, **read_record(out), "run": record["run"]}
     out.mkdir(parents=True, exist_ok=True)

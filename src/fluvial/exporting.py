@@ -52,7 +52,9 @@ def to_hub(
         try:
             api = HfApi()
             url = api.create_repo(repo, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Weights and model card")
+            if private and not api.model_info(url.repo_id).private:
+                raise ValueError("it is there already, and public")
+            api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Weights and model card")
         except Exception as error:  # the hub's client and what it is built on share no base class
             raise ValueError(
                 f"cannot upload to {repo!r} ({type(error).__name__}: {error}); log in with `hf auth login`, and name "
@@ -129,7 +131,8 @@ def _card(folder: Path, license: str, use: str) -> str:
     images = Path(run.data.path).name or run.data.name  # the name of a folder, not where it is
     origin = f"trained on {images} for {meta['step']:,} steps of {experiment.images_per_step(run):,} images"
     if imported := record.get("imported"):
-        origin = f"imported from the published file {imported['file']}"
+        source = f"imported from the published file {imported['file']}"
+        origin = source if meta.get("weights_only") and "start" not in record else f"{source}, then {origin}"
     weights = {k: v for k, v in checkpoint.shapes(experiment.newest_checkpoint(folder)).items() if k.startswith("ema/")}
     parameters = sum(value.size.numel() for value in weights.values())
     lines = [

@@ -87,11 +87,15 @@ def whole_folder(out: Path) -> Iterator[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already, and not empty; choose another with --out")
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
+    made = [folder for folder in out.parents if not folder.exists()]
     try:
         partial.mkdir(parents=True)
         yield partial
         if out.exists():
             out.rmdir()
         partial.rename(out)
+        made = []
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            folder.rmdir()

@@ -51,8 +51,10 @@ def adapted(
     """
     ours, changes = dict(weights), []
     table, new = weights[LABELS], initial[LABELS]
-    names, known = run.data.class_names, start.data.class_names
+    names, known = (r.data.class_names if len(r.data.class_names) == r.method.classes else () for r in (run, start))
     kept = _kept(len(table) - 1, len(new) - 1, known, names)
+    if kept and bool(names) != bool(known):
+        changes.append("labels: as many classes, and no names to tell them by: each keeps the row of its id")
     if len(table) != len(new) or kept != {i: i for i in range(len(new) - 1)}:
         ours[LABELS] = new.to(table.dtype).clone()
         ours[LABELS][-1] = table[-1]  # no class

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 
 from fluvial import experiment, upstream
-from fluvial.config import Run, from_json
+from fluvial.config import Run, from_json, to_json
 from fluvial.files import Lazy, whole_folder, write_tensors
 from fluvial.methods import method_of, name_of
 from fluvial.methods.flowar import FlowARConfig
@@ -22,6 +22,8 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 EXPORT = "fluvial"  # in the metadata of what `fluvial export` wrote: the run, as in run.json
 QUIRKS = ("qkv_norm", "history_decay", "image_decay", "floor_time", "enlarge")  # settings that the weights rely on
 NAMES = {"sit": "SiT", "arflow": "ARFlow", "flowar": "FlowAR", "kl16": "KL-16"}
+# what run.json may say, and of what type
+RECORD = {"recipe": (str, type(None)), "made_by": dict, "imported": dict, "start": str, "ema": dict, "run": dict}
 PATHS = {"Linear": "linear", "GVP": "gvp", "VP": "vp"}  # --path-type of SiT's trainer
 
 
@@ -64,9 +66,10 @@ def import_weights(
     with whole_folder(Path(out)) as folder:
         try:
             if EXPORT in weights.metadata:
-                return _import_export(weights, to, folder)
+                return _import_export(weights, kind, to, hints, folder)
             name = upstream.kind_of(weights.state_dict) if kind == "auto" else kind
             if name == "kl16":
+                _no_hints(hints, "KL-16")
                 return _import_autoencoder(weights, to, folder)
             return _import_release(weights, name, to, hints, file, folder)
         except ValueError as error:
@@ -90,13 +93,28 @@ def _import_autoencoder(weights: WeightFile, dtype: torch.dtype | None, folder: 
     return Imported(kind="kl16", size="", part=weights.part, tensors=tensors, dropped=dropped, run=None)
 
 
-def _import_export(weights: WeightFile, dtype: torch.dtype | None, folder: Path) -> Imported:
+def _import_export(
+    weights: WeightFile, kind: str, dtype: torch.dtype | None, hints: dict[str, Any], folder: Path
+) -> Imported:
     """What was exported, as it was: names and shapes must be those of the run in the metadata."""
+    autoencoder = hints.pop("autoencoder", "")
+    _no_hints(hints, "an export, which says all of itself")
     try:
         record = json.loads(weights.metadata[EXPORT])
         run, progress = from_json(record["run"]), {key: record.pop(key) for key in ("step", "seconds")}
+        for key, types in RECORD.items():
+            if key in record and not isinstance(record[key], types):
+                raise ValueError(f"{key} is {record[key]!r}")
+        if type(progress["step"]) is not int or not (progress["step"] >= 0 and float(progress["seconds"]) >= 0):
+            raise ValueError(f"step and seconds are {progress['step']!r} and {progress['seconds']!r}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the run in its metadata cannot be read: {error}") from error
+    if kind not in ("auto", name_of(type(run.method))):
+        raise ValueError(f"this is an export of {name_of(type(run.method))}, not of {kind}")
+    record = {key: value for key, value in record.items() if key in RECORD}
+    if autoencoder:  # where it is here
+        run = replace(run, autoencoder=replace(run.autoencoder, name=autoencoder))
+        record["run"] = to_json(run)
     with torch.device("meta"):
         expected = method_of(run.method).Model(run.method).state_dict()
     translation = Translation({name: renamed(name) for name in expected}, {}, {})
@@ -104,6 +122,11 @@ def _import_export(weights: WeightFile, dtype: torch.dtype | None, folder: Path)
     experiment.create(folder, record, tensors, **progress)
     size = upstream.size_of(run.method)
     return Imported(kind=name_of(type(run.method)), size=size, tensors=tensors, dropped={}, run=run)
+
+
+def _no_hints(hints: Mapping[str, Any], what: str) -> None:
+    if hints:
+        raise ValueError(f"{', '.join(hints)} cannot be given for {what}")
 
 
 def _hints_of(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +137,7 @@ def _hints_of(options: Mapping[str, Any]) -> dict[str, Any]:
     if (prediction := options.get("prediction", "velocity")) != "velocity":
         raise ValueError(f"the model was trained to predict the {prediction}; only velocities can be sampled here")
     path = options.get("path_type", "Linear")
-    if path not in PATHS:
+    if not isinstance(path, str) or path not in PATHS:
         raise ValueError(f"the model was trained on the path {path!r}; there are {', '.join(PATHS)}")
     return {"interpolant": PATHS[path]}
 

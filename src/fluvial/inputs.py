@@ -40,6 +40,8 @@ def open_autoencoder(config: AutoencoderConfig) -> Autoencoder:
     Raises ValueError if there is none of that name, or its weights are not those that the configuration was made with.
     """
     file = Path(config.name).suffix in WEIGHT_FILES
+    if file and not Path(config.name).exists():
+        raise ValueError(f"the autoencoder {config.name} is not there: name its file or folder with --autoencoder")
     autoencoder = load_autoencoder(config.name) if file else autoencoders.load(config.name)
     if config.hash and autoencoder.hash != config.hash:
         raise ValueError(

@@ -36,6 +36,9 @@ class FluvialPipeline(DiffusionPipeline):
 
     def __init__(self, model: FluvialModel, vae: Any = None) -> None:  # noqa: ANN401 - any autoencoder of diffusers
         super().__init__()
+        for part in (model, *([] if vae is None else [vae])):
+            for weight in part.parameters():  # diffusers leaves them where they lie in the file, at any address,
+                weight.data = weight.data.clone()  # and products round otherwise there
         self.register_modules(model=model, vae=vae)
 
     def __call__(
@@ -55,18 +58,21 @@ class FluvialPipeline(DiffusionPipeline):
         (b c h w, in 0 ... 1).
         """
         run = from_json(self.model.config["run"])
-        settings = replace(run.sample, steps=num_inference_steps or run.sample.steps)
+        settings = run.sample
+        if num_inference_steps is not None:
+            settings = replace(settings, steps=num_inference_steps, scale_steps=())
         if guidance_scale is not None:
-            settings = replace(settings, guidance=replace(settings.guidance, weight=guidance_scale))
+            guidance = replace(settings.guidance, weight=guidance_scale, scale_weights=())
+            settings = replace(settings, guidance=guidance)
         autoencoder = Pixels()
         if self.vae is not None:
             autoencoder = Vae(self.vae, run.autoencoder.name, run.autoencoder.shift, run.autoencoder.scale)
         # frozen, as a loaded run is: attention picks another kernel, which rounds otherwise, for weights to be trained
-        trained = Trained(
-            model=self.model.network.requires_grad_(False).eval(), run=run, autoencoder=autoencoder, step=0, seconds=0.0
-        )
+        model = self.model.network.float().requires_grad_(False).eval()
+        trained = Trained(model=model, run=run, autoencoder=autoencoder, step=0, seconds=0.0)
         classes = tuple(class_labels or ())
-        drawn = trained.sample(count or len(classes) or 1, classes=classes or None, seed=seed, settings=settings)
+        count = len(classes) or 1 if count is None else count
+        drawn = trained.sample(count, classes=classes or None, seed=seed, settings=settings)
         images: Any = drawn.images
         if output_type == "pil":
             images = [Image.fromarray(image.movedim(0, -1).squeeze(-1).numpy()) for image in images]

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:  # as schedulers expect of a job that was asked to end
         print(stopped, file=sys.stderr)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from what was finished", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     except SystemExit as stop:  # tyro has printed the help or what is wrong
         return int(stop.code or 0)

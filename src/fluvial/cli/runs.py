@@ -25,7 +25,7 @@ GRID = 1000  # images in the grid at most; the .npz has all
 class TrainOptions:
     run: Annotated[Run, tyro.conf.arg(name="")]
     out: Path | None = None
-    """Folder of the run; runs/<recipe> by default."""
+    """Folder of the run; runs/<recipe> by default, or that of the run to go on with."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
 
@@ -133,7 +133,7 @@ def _train_further(folder: Path, arguments: list[str]) -> None:
     out, new = options.out or folder, options.run
     if out.resolve() == folder.resolve():
         return _train(new, out, options.device)
-    if new.data.class_names == run.data.class_names:  # those of the images that it was trained on: found anew
+    if "--data.class-names" not in arguments:  # those of the images that it was trained on: found anew
         new = replace(new, data=replace(new.data, class_names=()))
     _train(replace(new, data=replace(new.data, digest="")), out, options.device, start=folder)
 
@@ -216,7 +216,7 @@ def compare(arguments: list[str]) -> None:
 
 def _of_a_run(kind: type[Options], arguments: list[str], command: str, description: str) -> tuple[Path, Run, Options]:
     """The run folder that a command names, its run, and the options, whose sampling fits the run's method."""
-    meaning = "a folder that `fluvial train` wrote, such as runs/digits-arflow"
+    meaning = "a folder that `fluvial train` or `fluvial import` wrote, such as runs/digits-arflow"
     name, rest = positional(arguments, command, "RUN", meaning)
     run = experiment.read_run(name)
     options = parse(kind, kind(sample=run.sample), rest, f"fluvial {command} RUN", description)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fluvial import exporting, importing
@@ -27,7 +28,7 @@ class ImportOptions:
     scales: tuple[int, ...] = ()
     """FlowAR: rows of tokens of each scale, coarse to fine, if they do not double up to the image."""
     image_size: tuple[int, ...] = ()
-    """One side or height and width in pixels, of images that are not square."""
+    """Height and width in pixels, where the image is not square."""
 
     def __post_init__(self) -> None:
         if len(self.image_size) > 2:
@@ -92,7 +93,7 @@ def import_(arguments: list[str]) -> None:
 
 
 def _summary(file: str, found: importing.Imported) -> Table:
-    table = Table("what", title=Path(file).name, title_justify="left")
+    table = Table("what", title=escape(Path(file).name), title_justify="left")
     table.add_column("value", overflow="fold")
     of_size = f"-{found.size}" if found.size else ", of no published size"
     table.add_row(
@@ -105,7 +106,7 @@ def _summary(file: str, found: importing.Imported) -> Table:
     }
     for reason, keys in reasons.items():
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-        table.add_row("left out", f"{keys[0]}{more}: {reason}")
+        table.add_row("left out", escape(f"{keys[0]}{more}: {reason}"))
     for what, text in ({} if found.run is None else importing.described(found.run)).items():
-        table.add_row(what, text)
+        table.add_row(what, escape(text))
     return table

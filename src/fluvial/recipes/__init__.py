@@ -38,7 +38,7 @@ def get(name: str) -> Run:
 
         close = get_close_matches(name, RECIPES, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
-        raise ValueError(f"unknown recipe {name!r}.{hint} There are: {', '.join(RECIPES)}")
+        raise ValueError(f"{name!r} is no run folder and no recipe.{hint} There are: {', '.join(RECIPES)}")
     return RECIPES[name]()
 
 

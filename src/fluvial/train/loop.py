@@ -173,9 +173,10 @@ def train(
             if at.step % config.log_every == 0 or last:
                 mean, speed = meter.read()
                 if log is not None:
-                    log.write(
-                        step=at.step, loss=mean, lr=rate, grad_norm=float(norm), images_per_second=speed, **skipped
-                    )
+                    line = {"loss": mean, "lr": rate, "grad_norm": float(norm), "images_per_second": speed}
+                    log.write(step=at.step, **line)
+                    if skipped := int(health.total):
+                        log.write(step=at.step, skipped=skipped)
                 bar.show(at.step, f"loss {mean:.4f}  {speed:,.0f} images/s")
             if looks and log is not None:
                 each = {name: {"grad_norm": gradients[name], "update": updates[name]} for name in gradients}

@@ -146,7 +146,7 @@ def _reading(what: str) -> Iterator[None]:
         yield
     except KeyError as error:
         raise ValueError(f"not the weights of {what}: {error.args[0]} is missing") from error
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:  # of shapes that no release has
         raise ValueError(f"not the weights of {what}: {error}") from error
 
 
@@ -183,4 +183,5 @@ def _run(kind: str, size: str, config: Config, autoencoder: str) -> Run:
     else:
         raise ValueError(f"no autoencoder of the releases has {config.channels} channels: give autoencoder")
     side = config.size[0] * stride if config.size[0] == config.size[1] else 0
-    return replace(run, method=config, autoencoder=ours, data=replace(run.data, size=side))
+    optim = replace(run.optim, warmup=0)  # that of a new network, over a quarter of its training
+    return replace(run, method=config, autoencoder=ours, data=replace(run.data, size=side), optim=optim)

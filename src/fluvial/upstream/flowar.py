@@ -63,7 +63,9 @@ def config_from(state_dict: Mapping[str, Tensor], **hints: Any) -> flowar.Config
     rows = hints.get("scales") or _doubling(state_dict[POSITIONS[0]].shape[1])
     last = rows[-1], (hints.get("scale_columns") or rows)[-1]
     if image_size is not None:
-        latent_size(image_size, last[0] * last[1], patch=patch, stride=16)
+        size = latent_size(image_size, last[0] * last[1], patch=patch, stride=16)
+        if size != (last[0] * patch, last[1] * patch):
+            raise ValueError(f"image_size {image_size} does not give a last map of {last[0]} x {last[1]}: give scales")
     heads = hints.get("heads") or _heads(state_dict, "encoder_blocks", width) or HEADS.get(width)
     if heads is None:
         raise ValueError(f"no published FlowAR has the width {width}, and shapes do not tell the heads: give heads")

@@ -76,7 +76,9 @@ def transformer(state_dict: Mapping[str, Tensor], sources: Mapping[str, Source],
     grid = config.size[0] // config.patch, config.size[1] // config.patch
     sigma = len(state_dict["final_layer.linear.weight"]) == 2 * config.patch**2 * config.channels
     dropped = {"half of final_layer.linear": "the sigma that learn_sigma adds, and no loss ever used"} if sigma else {}
-    return Translation(sources, {"pos_embed": lambda: sincos_positions(config.width, grid)[None]}, dropped)
+    height, width = config.position_size or config.size
+    frame = height / config.patch, width / config.patch
+    return Translation(sources, {"pos_embed": lambda: sincos_positions(config.width, grid, frame)[None]}, dropped)
 
 
 def source_of(name: str, config: DiTConfig, attention: Mapping[str, str]) -> Source:
@@ -96,4 +98,6 @@ def source_of(name: str, config: DiTConfig, attention: Mapping[str, str]) -> Sou
 
 
 def _first_channels(value: Tensor, config: DiTConfig) -> Tensor:
+    if len(value) not in (config.patch**2 * config.channels, 2 * config.patch**2 * config.channels):
+        raise IndexError(f"{len(value)} rows are neither velocities nor velocities and sigmas")
     return value.unflatten(0, (config.patch**2, -1))[:, : config.channels].flatten(0, 1)

@@ -42,8 +42,8 @@ def stacked(keys: Iterable[str]) -> Source:
 
 
 def count(state_dict: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the largest number that the pattern finds at the start of a name; 0 without any."""
-    return max((1 + int(found[1]) for key in state_dict if (found := re.match(pattern, key))), default=0)
+    """How many numbers the pattern finds at the start of names."""
+    return len({found[1] for key in state_dict if (found := re.match(pattern, key))})
 
 
 def latent_size(image_size: int | tuple[int, int], tokens: int, *, patch: int, stride: int) -> tuple[int, int]:
@@ -52,9 +52,9 @@ def latent_size(image_size: int | tuple[int, int], tokens: int, *, patch: int, s
     Raises ValueError if neither reading gives that many.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    for unit in (stride, 1):
-        rows, columns = height // (unit * patch), width // (unit * patch)
-        if rows * columns == tokens:
+    for side in (stride * patch, patch):
+        rows, columns = height // side, width // side
+        if rows * columns == tokens and (height, width) == (rows * side, columns * side):
             return rows * patch, columns * patch
     raise ValueError(f"image_size {height} x {width} does not give {tokens} patches of {patch} x {patch}")
 
