@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fluvial import experiment, recipes
+from fluvial import experiment, recipes, scoring
 from fluvial.config import differences
 from fluvial.data.images import ImageSet, digits
 from fluvial.train import checkpoint
@@ -134,8 +134,8 @@ def test_given_images_are_not_scored_against_the_digits(tmp_path):
 
 
 def test_of_a_large_data_set_a_score_looks_at_a_part(trained, monkeypatch):
-    monkeypatch.setattr(experiment, "REFERENCE", 300)
-    monkeypatch.setattr(experiment, "SVM_IMAGES", 200)
+    monkeypatch.setattr(scoring, "REFERENCE", 300)
+    monkeypatch.setattr(scoring, "SVM_IMAGES", 200)
     score = experiment.score(trained[0], count=20, device="cpu")
     assert score["reference"] == "digits, 300 held-out images" and 0.9 < score["class_accuracy_real"] < 1
     assert score == experiment.score(trained[0], count=20, device="cpu") | {
@@ -193,6 +193,6 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     written["run"]["method"]["mlp_ratio"] = 4.0
     (tmp_path / "run" / "run.json").write_text(json.dumps(written))
     with pytest.raises(
-        checkpoint.CheckpointError, match=r"another model: blocks\.0\.mlp\.expand\.weight is \(32, 16\)"
+        checkpoint.CheckpointError, match=r"another model: ema/blocks\.0\.mlp\.expand\.weight is \(32, 16\)"
     ):
         experiment.load(tmp_path / "run")

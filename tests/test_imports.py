@@ -17,7 +17,7 @@ ROWS = [
     {"config"},
     {"recipes"},
     {"upstream"},
-    {"inputs", "finetune"},
+    {"inputs", "finetune", "estimate"},
     {"held_out", "scoring"},
     {"experiment"},
     {"compare", "curves", "doctor", "importing", "pipeline"},

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fluvial import experiment, inputs
+from fluvial import experiment, inputs, scoring
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
 from fluvial.data import images as data_images
@@ -251,7 +251,7 @@ def test_a_score_needs_images(tmp_path, photos, vae):
 
 def test_large_images_are_scored_by_their_averages():
     pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-    found = experiment._features(pixels).unflatten(1, (3, 32, 32))
+    found = scoring._features(pixels).unflatten(1, (3, 32, 32))
     expected = data_images.to_signed(pixels).unflatten(2, (32, 2)).unflatten(4, (32, 2)).mean((3, 5))
     torch.testing.assert_close(found, expected)
 

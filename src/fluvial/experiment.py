@@ -127,6 +127,8 @@ def _train(
         options = {"seed": seed, "flip": run.data.flip, "share": world.share}
         return batches_of(inputs, inputs.train, run.train.batch, device, **options)
 
+    batches(0)  # says what is wrong with the data before anything is written
+
     def sampler(model: nn.Module) -> Trained:
         return Trained(model=model, run=run, autoencoder=autoencoder, step=0, seconds=0.0)
 

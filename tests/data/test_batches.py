@@ -7,7 +7,7 @@ from fluvial.data.batches import ahead, batches, shuffled
 from fluvial.data.images import DataConfig, ImageSet, digits, load, to_signed
 
 
-def identity(pixels, generator):
+def identity(pixels, generator, part):
     return to_signed(pixels)
 
 

@@ -1,69 +1,121 @@
 import errno
+import json
 
 import pytest
 import torch
 from torch import nn
 
 from fluvial.train import checkpoint
-from fluvial.train.checkpoint import CheckpointError
+from fluvial.train.checkpoint import CheckpointError, Saver
 from fluvial.train.optim import OptimConfig, adamw
 
 
-def save(run, step, value=0.0, keep=2):
-    return checkpoint.save(run, step, {"model": {"w": torch.full((1000,), value)}}, {"seconds": 1.5}, keep=keep)
+def save(run, step, value=0.0, **options):
+    saver = Saver(run, **{"keep": 2, **options})
+    saver.save(step, {"model": {"w": torch.full((1000,), value)}, "ema": {"w": torch.zeros(2)}}, {"seconds": 1.5})
+    saver.wait()
+    return checkpoint.newest(run)
 
 
 def test_what_is_saved_is_loaded_and_old_ones_go(tmp_path):
     for step in (5, 10, 15):
         save(tmp_path, step, value=float(step))
     assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000010", "step-00000015"]
-    newest = checkpoint.newest(tmp_path)
-    assert checkpoint.load_meta(newest) == {"format": 1, "step": 15, "seconds": 1.5}
-    assert (checkpoint.load(newest, "model")["w"] == 15).all()
-    assert checkpoint.newest(tmp_path / "nowhere") is None
+    newest = checkpoint.newest_whole(tmp_path)
+    meta = checkpoint.load_meta(newest)
+    assert (meta["format"], meta["step"], meta["seconds"], len(meta["files"])) == (2, 15, 1.5, 1)
+    model = checkpoint.load(newest, "model")
+    assert model.keys() == {"w"} and (model["w"] == 15).all() and len(checkpoint.load(newest, "ema")["w"]) == 2
+    assert checkpoint.newest(tmp_path / "nowhere") is None and checkpoint.newest_whole(tmp_path / "nowhere") is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "garbage", "gone"])
-def test_a_damaged_file_is_named(tmp_path, damage):
-    file = save(tmp_path, 5) / "model.safetensors"
+def test_every_nth_stays(tmp_path):
+    for step in (5, 10, 15, 20, 25):
+        save(tmp_path, step, keep=1, keep_every=10)
+    names = [p.name for p in sorted((tmp_path / "checkpoints").iterdir())]
+    assert names == ["step-00000010", "step-00000020", "step-00000025"]
+
+
+def test_what_changes_after_save_is_not_what_is_written(tmp_path):
+    """Training goes on while a checkpoint is written: it holds a copy."""
+    weights, saver = torch.zeros(3_000_000), Saver(tmp_path, keep=1)
+    saver.save(1, {"model": {"w": weights}}, {"seconds": 0.0})
+    weights.add_(1)
+    saver.wait()
+    assert (checkpoint.load(checkpoint.newest(tmp_path), "model")["w"] == 0).all()
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbage", "gone", "one bit"])
+def test_a_damaged_one_is_named_and_left_aside(tmp_path, damage, capsys):
+    save(tmp_path, 3)
+    folder = save(tmp_path, 5)
+    (file,) = folder.glob("*.safetensors")
+    content = bytearray(file.read_bytes())
     if damage == "gone":
         file.unlink()
+    elif damage == "one bit":
+        content[-3] ^= 1
+        file.write_bytes(content)
     else:
-        file.write_bytes(file.read_bytes()[:1000] if damage == "cut" else b"x" * 5000)
-    with pytest.raises(CheckpointError, match=r"step-00000005/model\.safetensors is missing, truncated or damaged"):
-        checkpoint.load(file.parent, "model")
+        file.write_bytes(content[:100] if damage == "cut" else b"x" * 5000)
+    with pytest.raises(CheckpointError, match=rf"step-00000005/{file.name} is damaged"):
+        checkpoint.verify(folder)
+    if damage != "one bit":  # loading alone does not compute checksums
+        with pytest.raises(CheckpointError, match=r"step-00000005.* is damaged"):
+            checkpoint.load(folder, "model")
+    assert checkpoint.newest_whole(tmp_path).name == "step-00000003"
+    assert "left aside: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["", '{"step": 3}', "[]", '{"format": 1}', '{"format": 99}'])
+@pytest.mark.parametrize("text", ["", '{"step": 3}', "[]", '{"format": 2}', '{"format": 1}'])
 def test_a_damaged_description_is_named(tmp_path, text):
     folder = save(tmp_path, 5)
     (folder / "checkpoint.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json (is missing or damaged|has format 99)"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json (is missing or damaged|has format 1)"):
         checkpoint.load_meta(folder)
 
 
-def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("when", ["writing", "publishing"])
+def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch, when):
     save(tmp_path, 5, value=5.0)
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_tensors", full)
-    with pytest.raises(CheckpointError, match=r"step 10 .*No space left on device.*last good one is .*step-00000005"):
+    monkeypatch.setattr(checkpoint, "_flush" if when == "publishing" else "HuggingFaceStorageWriter", full)
+    with pytest.raises((CheckpointError, OSError), match="No space left on device"):
         save(tmp_path, 10)
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
-    assert (checkpoint.load(checkpoint.newest(tmp_path), "model")["w"] == 5).all()
+    monkeypatch.undo()
+    assert checkpoint.newest_whole(tmp_path).name == "step-00000005"
+    save(tmp_path, 10)  # what was left over is in nobody's way
+    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000005", "step-00000010"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(CheckpointError, match="cannot write the checkpoint of step 5 .*There is none yet; make room"):
+        save(tmp_path, 5)
 
 
 def test_another_models_checkpoint_is_refused(tmp_path):
-    model = nn.Linear(3, 2)
     for tensors, reason in (
-        ({"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}, r"weight is \(2, 4\) there and \(2, 3\) in the model"),
-        ({"weight": torch.zeros(2, 3)}, "bias is missing"),
-        ({**model.state_dict(), "extra": torch.zeros(1)}, "extra is not in the model"),
+        ({"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}, r"ema/weight is \(2, 4\) there and \(2, 3\) in"),
+        ({"weight": torch.zeros(2, 3)}, "ema/bias is missing"),
+        ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "extra": torch.zeros(1)}, "ema/extra is not in"),
     ):
+        checkpoint.write_weights(tmp_path, 1, tensors, {})
+        model = {f"ema/{name}": value for name, value in nn.Linear(3, 2).state_dict().items()}
         with pytest.raises(CheckpointError, match=f"holds another model: .*{reason}"):
-            checkpoint.fill(model, tensors, tmp_path)
+            checkpoint.fill(model, checkpoint.newest(tmp_path))
+
+
+def test_weights_alone_say_so(tmp_path):
+    checkpoint.write_weights(tmp_path, 7, {"w": torch.ones(3, dtype=torch.bfloat16)}, {"seconds": 2.0})
+    folder = checkpoint.newest_whole(tmp_path)
+    assert json.loads((folder / "checkpoint.json").read_text())["weights_only"]
+    whole = torch.zeros(3)
+    checkpoint.fill({"ema/w": whole}, folder)
+    assert (whole == 1).all() and checkpoint.load(folder, "ema")["w"].dtype == torch.bfloat16
 
 
 def test_optimizer_state_survives_the_round_trip(tmp_path):
@@ -77,16 +129,17 @@ def test_optimizer_state_survives_the_round_trip(tmp_path):
     optimizer = adamw(model, OptimConfig(lr=0.1))
     for _ in range(3):
         step(model, optimizer)
+    saver = Saver(tmp_path, keep=1)
+    saver.save(3, {"optimizer": checkpoint.optimizer_tensors(model, optimizer)}, {"seconds": 0.0})
+    saver.wait()
     twin = nn.Linear(3, 2)
     twin.load_state_dict(model.state_dict())
     twin_optimizer = adamw(twin, OptimConfig(lr=0.1))
-    tensors = {k: v.clone() for k, v in checkpoint.optimizer_tensors(model, optimizer).items()}
-    checkpoint.fill_optimizer(twin, twin_optimizer, tensors, tmp_path)
+    folder = checkpoint.newest(tmp_path)
+    fields = [name.removeprefix("optimizer/") for name in checkpoint.shapes(folder)]
+    state = checkpoint.begin_optimizer(twin, twin_optimizer, fields)
+    checkpoint.fill({f"optimizer/{name}": value for name, value in state.items()}, folder)
     step(model, optimizer), step(twin, twin_optimizer)
     assert torch.equal(model.weight, twin.weight) and torch.equal(model.bias, twin.bias)
-    for change, reason in (
-        ({"bias/exp_avg": torch.zeros(3)}, r"optimizer state of bias \(3,\), the model has \(2,\)"),
-        ({"gate/exp_avg": torch.zeros(3)}, r"optimizer state of gate \(3,\), the model has none"),
-    ):
-        with pytest.raises(CheckpointError, match=reason):
-            checkpoint.fill_optimizer(twin, twin_optimizer, {**tensors, **change}, tmp_path)
+    with pytest.raises(CheckpointError, match="optimizer state of gate, which the model has not"):
+        checkpoint.begin_optimizer(twin, twin_optimizer, ["gate/exp_avg"])

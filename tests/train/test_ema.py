@@ -1,17 +1,47 @@
+import pytest
 import torch
 from torch import nn
 
 from fluvial.train import ema
 
 
-def test_the_average_is_the_weighted_sum_of_all_weights():
+def moved(model, by):
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(by)
+    return model.weight.detach().clone()
+
+
+def test_an_average_is_the_weighted_sum_of_all_weights():
     model = nn.Linear(3, 2)
-    average, history = ema.start(model), [model.weight.detach().clone()]
+    averages, history = ema.start(model, ["ema", "ema-0.5"]), [model.weight.detach().clone()]
     for step in range(5):
-        with torch.no_grad():
-            model.weight.add_(step + 1.0)
-        history.append(model.weight.detach().clone())
-        ema.update(average, model, 0.9)
-    expected = 0.9**5 * history[0] + sum(0.1 * 0.9 ** (5 - i) * history[i] for i in range(1, 6))
-    torch.testing.assert_close(average.weight, expected)
-    assert not average.training and not average.weight.requires_grad and model.weight.requires_grad
+        history.append(moved(model, step + 1.0))
+        for name, average in averages.items():
+            ema.update(average, model, ema.decay_of(name, 0.9))
+    for name, decay in (("ema", 0.9), ("ema-0.5", 0.5)):
+        terms = ((1 - decay) * decay ** (5 - i) * history[i] for i in range(1, 6))
+        expected = decay**5 * history[0] + sum(terms)
+        torch.testing.assert_close(ema.tensors(averages[name], model)["weight"], expected)
+
+
+def test_a_model_of_the_average():
+    model = nn.Linear(3, 2)
+    average = ema.start(model, ["ema"])["ema"]
+    moved(model, 1.0)
+    averaged = ema.module(average, model, lambda: nn.Linear(3, 2))
+    assert not averaged.training and not averaged.weight.requires_grad and model.weight.requires_grad
+    torch.testing.assert_close(averaged.weight, model.weight - 1)
+    assert ema.name_of(0.999) == "ema-0.999" and ema.decay_of("ema-0.999", 0.9) == 0.999
+    ema.fill(average, list(model.parameters()))
+    assert torch.equal(average[0], model.weight) and average[0] is not model.weight
+
+
+@pytest.mark.gpu
+def test_an_average_in_host_memory():
+    model = nn.Linear(3, 2).cuda()
+    average = ema.start(model, ["ema"], "cpu")["ema"]
+    moved(model, 1.0)
+    ema.update(average, model, 0.5)
+    assert average[0].device.type == "cpu"
+    torch.testing.assert_close(average[0], model.weight.detach().cpu() - 0.5)

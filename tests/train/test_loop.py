@@ -1,11 +1,15 @@
+import itertools
 import json
+import os
+import signal
+import time
 
 import pytest
 import torch
 from torch import nn
 
 from fluvial.train import checkpoint
-from fluvial.train.loop import TrainConfig, train
+from fluvial.train.loop import Stopped, TrainConfig, train
 from fluvial.train.optim import OptimConfig
 
 
@@ -26,7 +30,7 @@ def loss(model, latents, labels, *, noise):
     return (model(noise.flatten(1)) - latents.flatten(1)).square().mean()
 
 
-def run(folder, model=None, loss=loss, held_out=None, preview=None, **settings):
+def run(folder, model=None, loss=loss, held_out=None, preview=None, batches=lambda order: batch, **settings):
     folder.mkdir(exist_ok=True)
     model = start() if model is None else model
     defaults = {"steps": 20, "batch": 8, "ema_decay": 0.9, "log_every": 5, "save_every": 5}
@@ -35,7 +39,8 @@ def run(folder, model=None, loss=loss, held_out=None, preview=None, **settings):
         model,
         loss=loss,
         draws=draws,
-        batch=batch,
+        batches=batches,
+        replica=start,
         config=config,
         optim=OptimConfig(lr=0.01),
         seed=0,
@@ -96,7 +101,7 @@ def test_the_log_and_the_callbacks(tmp_path):
         eval_every=4,
         sample_every=6,
         save_every=100,
-        held_out=lambda model: 0.25,
+        held_out=lambda model: {"held_out_loss": 0.25, "held_out_by_time": [0.5, None]},
         preview=lambda model, path: previews.append(path.name),
     )
     records = log(tmp_path)
@@ -119,26 +124,113 @@ def test_the_logged_loss_is_the_mean_over_the_steps_since_the_last_line(tmp_path
     assert [r["loss"] for r in log(tmp_path)] == pytest.approx([sum(losses[:5]) / 5, sum(losses[5:]) / 5], rel=1e-6)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+def poisoned(steps):
+    """The loss, not finite on the batches of these steps."""
+
+    def value(model, latents, labels, *, noise):
+        bad = any(torch.equal(latents, batch(step)[0]) for step in steps)
+        return loss(model, latents, labels, noise=noise) * (float("nan") if bad else 1.0)
+
+    return value
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_nothing_else_changes(tmp_path):
+    """Without the sixth batch: the weights stay, the moments stay, the logged loss leaves it out."""
+    seen = []
+
+    def watching(model, *arguments, **chance):
+        seen.append(model.weight.detach().clone())
+        return poisoned([5])(model, *arguments, **chance)
+
+    model, _ = run(tmp_path, loss=watching, steps=10)
+    assert torch.equal(seen[5], seen[6]) and not torch.equal(seen[6], seen[7])
+    assert torch.isfinite(model.weight).all()
+    lines = log(tmp_path)
+    assert [line["skipped"] for line in lines if "skipped" in line] == [1]
+    assert all(torch.isfinite(torch.tensor(line["loss"])) for line in lines if "loss" in line)
+    state = checkpoint.load(checkpoint.newest(tmp_path), "optimizer")
+    assert state["weight/step"] == 9
+
+
+def test_after_several_in_a_row_the_run_goes_back_and_takes_the_data_in_another_order(tmp_path, capsys):
+    asked = []
+
+    def batches(order):
+        asked.append(order)
+        return batch if order == 0 else lambda step: batch(100 + step)
+
+    model, _ = run(tmp_path, loss=poisoned(range(7, 20)), batches=batches, patience=3, steps=12, save_every=4)
+    assert asked == [0, 1] and torch.isfinite(model.weight).all()
+    (event,) = (line for line in log(tmp_path) if "rolled_back_to" in line)
+    assert (event["rolled_back_to"] == 8 and event["step"] in (12,)) or event["rolled_back_to"] == 4
+    assert "the loss itself" in event["first_non_finite"] and "another order" in capsys.readouterr().out
+    assert checkpoint.load_meta(checkpoint.newest(tmp_path))["order"] == 1  # a run that is resumed keeps the order
+
+
+def test_if_no_order_helps_the_run_ends_with_the_reason(tmp_path):
     run(tmp_path, steps=5)
-    with pytest.raises(RuntimeError, match=r"the loss is nan .*at step 10.*last good checkpoint is .*step-00000005"):
-        run(tmp_path, loss=lambda *a, **k: loss(*a, **k) * float("nan"))
+    with pytest.raises(RuntimeError, match="3 other orders of the data did not help.*Lower optim.lr"):
+        run(tmp_path, loss=lambda *a, **k: loss(*a, **k) * float("nan"), patience=2)
     assert checkpoint.load_meta(checkpoint.newest(tmp_path))["step"] == 5
+    with pytest.raises(RuntimeError, match="there is no checkpoint yet"):
+        run(tmp_path / "new", loss=lambda *a, **k: loss(*a, **k) * float("nan"), patience=2)
 
 
-def test_a_bad_checkpoint_never_pushes_out_a_good_one(tmp_path):
-    run(tmp_path, steps=5)
-    with pytest.raises(RuntimeError, match=r"at step 7.*last good checkpoint is .*step-00000006"):
-        run(
-            tmp_path,
-            loss=lambda model, latents, **rest: loss(model, latents, **rest) / (latents != batch(6)[0]).all(),
-            log_every=20,
-            save_every=1,
-        )
+def test_a_stop_request_saves_and_the_run_goes_on_to_the_same_weights(tmp_path):
+    whole, whole_average = run(tmp_path / "whole")
+    for name, number in (("SIGTERM", signal.SIGTERM), ("SIGINT", signal.SIGINT)):
+        calls = 0
+
+        def asking(*arguments, number=number, **chance):
+            nonlocal calls
+            calls += 1
+            if calls == 7:
+                os.kill(os.getpid(), number)
+            return loss(*arguments, **chance)
+
+        with pytest.raises(Stopped, match=f"stopped by {name} after step 7"):
+            run(tmp_path / name, loss=asking)
+        assert checkpoint.load_meta(checkpoint.newest(tmp_path / name))["step"] == 7
+        resumed, average = run(tmp_path / name)
+        assert same(whole, resumed) and same(whole_average, average)
+
+
+def test_block_norms_and_further_averages(tmp_path):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4)) for _ in range(2))
+
+        def forward(self, x):
+            return self.blocks[1](self.blocks[0](x))
+
+    before = {}
+
+    def recording(model, *arguments, **chance):
+        before.update({name: p.detach().clone() for name, p in model.named_parameters()})
+        return loss(model, *arguments, **chance)
+
+    model = Two()
+    config = TrainConfig(steps=4, batch=8, blocks_every=4, log_every=4, save_every=4, ema_decays=(0.5,), recompute=1)
+    options = {"draws": draws, "config": config, "optim": OptimConfig(lr=0.01, clip="none"), "seed": 0, "replica": Two}
+    train(model, loss=recording, batches=lambda order: batch, run=tmp_path, **options)
+    (line,) = (line["blocks"] for line in log(tmp_path) if "blocks" in line)
+    for name, block in (("blocks.0", model.blocks[0]), ("blocks.1", model.blocks[1])):
+        moved = torch.cat([(p - before[f"{name}.{n}"]).flatten() for n, p in block.named_parameters()]).norm()
+        size = torch.cat([p.flatten() for p in block.parameters()]).norm()
+        assert line[name]["update"] == pytest.approx((moved / size).item(), rel=0.02) and line[name]["grad_norm"] > 0
     newest = checkpoint.newest(tmp_path)
-    assert (
-        checkpoint.load_meta(newest)["step"] == 6 and torch.isfinite(checkpoint.load(newest, "model")["weight"]).all()
-    )
+    slow, quick, weights = (checkpoint.load(newest, part) for part in ("ema", "ema-0.5", "model"))
+    key = "blocks.0.0.weight"
+    assert (quick[key] - weights[key]).norm() < (slow[key] - weights[key]).norm()
+
+
+def test_a_clock_that_jumps_changes_no_speed(tmp_path, monkeypatch):
+    jumps = itertools.count(10**9, -(10**7))
+    monkeypatch.setattr(time, "time", lambda: float(next(jumps)))
+    run(tmp_path)
+    assert all(0 < line["images_per_second"] < 1e7 for line in log(tmp_path))
 
 
 def test_bf16_trains_close_to_fp32_and_keeps_float32_weights(tmp_path):

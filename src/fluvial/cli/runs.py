@@ -5,12 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from fluvial import experiment, pictures, recipes
+from fluvial import experiment, finetune, pictures, recipes
 from fluvial.checks import at_least, positive
+from fluvial.cli import dry
 from fluvial.cli.arguments import UsageError, device_of, parse, positional
 from fluvial.compare import compare as compare_runs
 from fluvial.config import Run
@@ -18,6 +20,7 @@ from fluvial.generate import Frames, SampleConfig
 
 COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
 SMOKE = "--smoke tries the recipe with a small model and few steps, in runs/RECIPE-smoke: a minute or so on a CPU."
+DRY_RUN = "--dry-run trains nothing: it prints parameters, FLOPs, memory and the whole configuration."
 GRID = 1000  # images in the grid at most; the .npz has all
 
 
@@ -115,11 +118,20 @@ def train(arguments: list[str]) -> None:
         run = recipes.get(name)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if "--smoke" in rest:
-        rest, run, name = [argument for argument in rest if argument != "--smoke"], recipes.smoke(run), f"{name}-smoke"
-    doc = f"{inspect.getdoc(recipes.RECIPES[name.removesuffix('-smoke')])}\n\n{SMOKE}"
+    rest, only_told = _without("--dry-run", rest)
+    rest, small = _without("--smoke", rest)
+    if small:
+        run, name = recipes.smoke(run), f"{name}-smoke"
+    doc = f"{inspect.getdoc(recipes.RECIPES[name.removesuffix('-smoke')])}\n\n{SMOKE}\n\n{DRY_RUN}"
     options = parse(TrainOptions, TrainOptions(run=run), rest, f"fluvial train {name}", doc)
+    if only_told:
+        return _tell(options.run, options.device)
     _train(options.run, options.out or Path("runs") / name, options.device, recipe=name)
+
+
+def _without(flag: str, arguments: list[str]) -> tuple[list[str], bool]:
+    """The other arguments, and whether the flag is among them."""
+    return [argument for argument in arguments if argument != flag], flag in arguments
 
 
 def _train_further(folder: Path, arguments: list[str]) -> None:
@@ -128,14 +140,25 @@ def _train_further(folder: Path, arguments: list[str]) -> None:
     if "--smoke" in arguments:
         raise UsageError("--smoke is for recipes: the model of a run is as large as its weights")
     doc = f"Go on with the run in {folder}, with its own settings; or with --out start another from its weights, with "
-    doc += "any setting changed but those that shape the network. Other classes and image sizes are fitted."
+    doc += (
+        f"any setting changed but those that shape the network. Other classes and image sizes are fitted.\n\n{DRY_RUN}"
+    )
+    arguments, only_told = _without("--dry-run", arguments)
     options = parse(TrainOptions, TrainOptions(run=run, out=folder), arguments, f"fluvial train {folder}", doc)
     out, new = options.out or folder, options.run
+    if only_told:
+        return _tell(finetune.fitted(new, run) if out.resolve() != folder.resolve() else new, options.device)
     if out.resolve() == folder.resolve():
         return _train(new, out, options.device)
     if "--data.class-names" not in arguments:  # those of the images that it was trained on: found anew
         new = replace(new, data=replace(new.data, class_names=()))
     _train(replace(new, data=replace(new.data, digest="")), out, options.device, start=folder)
+
+
+def _tell(run: Run, device: Literal["auto", "cpu", "cuda"]) -> None:
+    """A dry run, which may be for a GPU that is not here."""
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    dry.show(run, here if device == "auto" else device)
 
 
 def _train(run: Run, out: Path, device: str, **origin: Any) -> None:  # noqa: ANN401

@@ -64,20 +64,19 @@ class Saver:
             no_dist=self.world.size == 1,
         )
         assert isinstance(written, Future)
-        self.pending = Future()
-        written.add_done_callback(lambda future: self._finish(future, step, dict(meta)))
+        self.pending = done = Future[None]()
+        written.add_done_callback(lambda future: self._finish(future, step, dict(meta), done))
 
-    def _finish(self, written: Future[Any], step: int, meta: dict[str, Any]) -> None:
+    def _finish(self, written: Future[Any], step: int, meta: dict[str, Any], done: Future[None]) -> None:
         """What is left once all ranks have written, in the thread that wrote."""
-        assert self.pending is not None
         try:
             written.result()
             if self.world.first:
                 _publish(self.run, step, meta)
                 _prune(self.run, self.keep, self.keep_every)
-            self.pending.set_result(None)
+            done.set_result(None)
         except BaseException as error:
-            self.pending.set_exception(error)
+            done.set_exception(error)
 
     def wait(self) -> None:
         """Returns when what was begun is on disk. Raises CheckpointError if it could not be written."""

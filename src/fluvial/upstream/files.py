@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import re
+import shlex
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
