@@ -209,7 +209,7 @@ def _fullest(run: Run, model: nn.Module, moments: Moments, world: int, parallel:
         weights=share + tables,
         gradients=gradients,
         moments=2 * share,
-        average=0 if run.train.ema_device == "cpu" else (1 + len(run.train.ema_decays)) * share,
+        average=0 if run.train.ema_device == "cpu" else (1 + len(run.train.ema_decays + run.train.ema_lengths)) * share,
         buckets=trained if parallel == "ddp" else 0,
         gathered=_gathered(model) if parallel == "fsdp" else 0,
         activations=activations,

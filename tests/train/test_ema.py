@@ -18,7 +18,7 @@ def test_an_average_is_the_weighted_sum_of_all_weights():
     for step in range(5):
         history.append(moved(model, step + 1.0))
         for name, average in averages.items():
-            ema.update(average, model, ema.decay_of(name, 0.9))
+            ema.update(average, model, ema.decay_of(name, 0.9, step + 1))
     for name, decay in (("ema", 0.9), ("ema-0.5", 0.5)):
         terms = ((1 - decay) * decay ** (5 - i) * history[i] for i in range(1, 6))
         expected = decay**5 * history[0] + sum(terms)
@@ -32,7 +32,7 @@ def test_a_model_of_the_average():
     averaged = ema.module(average, model, lambda: nn.Linear(3, 2))
     assert not averaged.training and not averaged.weight.requires_grad and model.weight.requires_grad
     torch.testing.assert_close(averaged.weight, model.weight - 1)
-    assert ema.name_of(0.999) == "ema-0.999" and ema.decay_of("ema-0.999", 0.9) == 0.999
+    assert ema.name_of(0.999) == "ema-0.999" and ema.decay_of("ema-0.999", 0.9, 5) == 0.999
     ema.fill(average, list(model.parameters()))
     assert torch.equal(average[0], model.weight) and average[0] is not model.weight
 

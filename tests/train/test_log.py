@@ -1,4 +1,6 @@
 import json
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -63,3 +65,33 @@ def test_a_foreign_log_is_named(tmp_path, lines, says):
 def test_a_missing_log_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"has no log.jsonl; expected a folder that `fluvial train` wrote"):
         log.read(tmp_path)
+
+
+def test_numbers_go_to_tensorboard_under_their_path(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    writer = log.Log(tmp_path, ["tensorboard"])
+    writer.write(step=3, loss=0.5, held_out_by_time=[1.0, None], blocks={"blocks.0": {"update": 2.0}}, what="text")
+    writer.write(step=4, loss=float("nan"))
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "held_out_by_time/0", "blocks/blocks.0/update"}
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 0.5)]
+
+
+@pytest.mark.parametrize("library", ["wandb", "trackio"])
+def test_trackers_get_the_numbers(tmp_path, monkeypatch, library):
+    calls = []
+    module = types.ModuleType(library)
+    module.init = lambda **options: calls.append(options)
+    module.log = lambda numbers, step: calls.append((numbers, step))
+    monkeypatch.setitem(sys.modules, library, module)
+    (tmp_path / "mine").mkdir()
+    log.Log(tmp_path / "mine", [library]).write(step=7, loss=0.25)
+    assert calls[0]["project"] == "fluvial" and calls[0]["name"] == "mine"
+    assert calls[1] == ({"loss": 0.25}, 7)
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"train.log_to wandb needs wandb: pip install 'fluvial\[wandb\]'"):
+        log.Log(tmp_path, ["wandb"])

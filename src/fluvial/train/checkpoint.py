@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load as read_sharded
 from torch.distributed.checkpoint.state_dict_saver import async_save
@@ -85,10 +86,10 @@ class Saver:
         pending, self.pending = self.pending, None
         try:
             pending.result()
-        except Exception as error:  # of the file system, safetensors, or what stood in for them on another rank
+        except (Exception, CheckpointException) as error:
             if self.world.first:
                 shutil.rmtree(_partial(self.run, self.step), ignore_errors=True)
-            raise _not_written(self.run, self.step, error) from error
+            raise _not_written(self.run, self.step, _cause(error)) from error
 
 
 def write_weights(run: Path, step: int, tensors: Mapping[str, Tensor | Lazy], meta: Mapping[str, Any]) -> None:
@@ -170,8 +171,8 @@ def fill(tensors: Mapping[str, Tensor], folder: Path, world: World = ALONE) -> N
             reader = HuggingFaceStorageReader(str(folder))
             alone = world.size == 1
             read_sharded(dict(tensors), storage_reader=reader, process_group=world.saving, no_dist=alone)
-    except Exception as error:
-        raise _damaged(folder, error) from error
+    except (Exception, CheckpointException) as error:
+        raise _damaged(folder, _cause(error)) from error
 
 
 def load_meta(folder: Path) -> dict[str, Any]:
@@ -253,6 +254,13 @@ def _not_written(run: Path, step: int, error: BaseException) -> CheckpointError:
         f"cannot write the checkpoint of step {step} to {run / 'checkpoints'}: {error}. "
         f"{f'The last good one is {last}' if last else 'There is none yet'}; make room and repeat the command"
     )
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong on a rank, in place of the text with a traceback that PyTorch makes of it."""
+    if isinstance(error, CheckpointException) and error.failures:
+        return next(iter(error.failures.values()))[0]
+    return error
 
 
 def _damaged(file: Path, error: object) -> CheckpointError:

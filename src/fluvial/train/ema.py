@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from fluvial.train import power_ema
+
 Tracks = dict[str, list[Tensor]]
 """This rank's part of each average, by name: tensors in the order of the model's parameters."""
 
@@ -15,8 +17,15 @@ def name_of(decay: float) -> str:
     return f"ema-{decay:g}"
 
 
-def decay_of(name: str, first: float) -> float:
-    return float(name.partition("-")[2] or first)
+def name_of_length(length: float) -> str:
+    """What a power-function average of that length is called in checkpoints."""
+    return f"power-{length:.3f}"
+
+
+def decay_of(name: str, first: float, step: int) -> float:
+    """The decay of the average of that name in step 1, 2 ...; `first` is that of the one called ema."""
+    kind, _, number = name.partition("-")
+    return power_ema.decay(step, power_ema.exponent(float(number))) if kind == "power" else float(number or first)
 
 
 def start(model: nn.Module, names: Sequence[str], device: torch.device | str | None = None) -> Tracks:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fluvial.checks import at_least, choices
 from fluvial.progress import Bar
 from fluvial.randomness import address, generator
-from fluvial.train import checkpoint, ema
+from fluvial.train import checkpoint, ema, power_ema
 from fluvial.train.distributed import ALONE, Parallel, World, blocks, parallelise, recompute, together_at_last
 from fluvial.train.health import Health, first_not_finite, gradient_norms, stop_requests, update_sizes
 from fluvial.train.log import Log, LogTo
@@ -54,6 +54,11 @@ class TrainConfig:
     """Decay of the moving average of the weights, each step."""
     ema_decays: tuple[float, ...] = ()
     """Further averages, kept in the checkpoints beside the first."""
+    ema_lengths: tuple[float, ...] = ()
+    """Power-function averages whose snapshots go to RUN/ema, so that `fluvial ema` makes one of any length: 0.05 0.1
+    are EDM2's. The length is the spread of the average over the steps so far, as a share of them."""
+    ema_every: int = 0
+    """Steps between such snapshots; a 32nd of all steps by default."""
     ema_device: Literal["", "cpu"] = ""
     """Where the averages live: with the weights, or in host memory, which is slower."""
     patience: int = 10
@@ -84,10 +89,16 @@ class TrainConfig:
         at_least(1, self, "steps", "batch", "accumulate", "log_every", "save_every", "keep", "patience")
         at_least(0, self, "eval_every", "sample_every", "score_every", "blocks_every", "keep_every", "recompute")
         at_least(2, self, "score_count")
+        at_least(0, self, "ema_every")
+        power_ema.check_lengths(self.ema_lengths)
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} cannot be split evenly into accumulate {self.accumulate}")
         if not all(0 <= decay < 1 for decay in (self.ema_decay, *self.ema_decays)):
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay} {self.ema_decays}")
+
+    @property
+    def snapshot_every(self) -> int:
+        return self.ema_every or max(1, self.steps // 32)
 
 
 def train(
@@ -123,7 +134,8 @@ def train(
         block.compile()
     model = parallelise(bare, config.parallel, world)
     optimizer = adamw(bare, optim)
-    averages = ema.start(bare, ("ema", *map(ema.name_of, config.ema_decays)), config.ema_device or None)
+    kept = ("ema", *map(ema.name_of, config.ema_decays), *map(ema.name_of_length, config.ema_lengths))
+    averages = ema.start(bare, kept, config.ema_device or None)
     at = _resume(run, bare, averages, optimizer, world)
     saver = checkpoint.Saver(run, keep=config.keep, keep_every=config.keep_every, world=world)
     log = Log(run, config.log_to, last_step=at.step) if world.first else None
@@ -159,7 +171,7 @@ def train(
             updates = update_sizes(blocks(bare), optimizer, rate, optim) if looks else {}
             optimizer.zero_grad(set_to_none=True)
             for name, average in averages.items():
-                ema.update(average, bare, ema.decay_of(name, config.ema_decay))
+                ema.update(average, bare, ema.decay_of(name, config.ema_decay, at.step + 1))
             at.step += 1
             meter.add(value, bad, images=config.batch * math.prod(parts[0]["latents"].shape[1:-3]))
             last = at.step == config.steps
@@ -184,6 +196,8 @@ def train(
             stopped = world.agree(bool(stop))
             if at.step % config.save_every == 0 or last or stopped:
                 save()
+            if config.ema_lengths and (at.step % config.snapshot_every == 0 or last):
+                _snapshot(run, at.step, bare, averages, config, world)
             _look(at.step, last, config, averaged, held_out, preview, score, run, log, world)
             if stopped:
                 saver.wait()
@@ -286,6 +300,15 @@ def _loss(model: nn.Module, loss: Callable[..., Tensor], part: dict[str, Any], c
     bf16 = config.precision == "bf16"
     with torch.autocast(part["latents"].device.type, torch.bfloat16) if bf16 else nullcontext():
         return loss(model, **part)
+
+
+def _snapshot(run: Path, step: int, model: nn.Module, averages: ema.Tracks, config: TrainConfig, world: World) -> None:
+    """Stores the power-function averages for `fluvial ema`."""
+    tracks = {
+        length: list(ema.tensors(averages[ema.name_of_length(length)], model).values()) for length in config.ema_lengths
+    }
+    names = [name for name, _ in model.named_parameters()]
+    power_ema.save(run / "ema", step, names, tracks, writes=world.first)
 
 
 def _look(

@@ -15,7 +15,7 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fluvial.checks import other_weights
 from fluvial.files import DTYPES, Lazy, write_tensors
@@ -68,37 +67,13 @@ def decay(step: int, gamma: float) -> float:
     return (1 - 1 / step) ** (gamma + 1)
 
 
-def start(tensors: Iterable[tuple[str, Tensor]], lengths: Sequence[float]) -> Tracks:
-    """For each length a copy of the named tensors, in their order, to be averages from the first `update` on.
-
-    Half precision is copied to float32, in which one step's share would vanish. Raises ValueError for lengths that are
-    out of range, given twice, or of more than the three decimals that the name of a snapshot has.
-    """
+def check_lengths(lengths: Sequence[float]) -> None:
+    """Raises ValueError for lengths that are out of range, given twice, or of more than three decimals."""
     for length in lengths:
         exponent(length)
         _label(length)
     if len(set(lengths)) < len(lengths):
         raise ValueError(f"the lengths of the averages must differ, got {list(lengths)}")
-    named = list(tensors)
-    if wrong := [f"{name} ({tensor.dtype})" for name, tensor in named if not tensor.is_floating_point()]:
-        raise ValueError(f"only floating-point tensors have an average, got {', '.join(wrong)}; leave them out")
-    kept = [torch.promote_types(tensor.dtype, torch.float32) for _, tensor in named]
-    return {
-        length: [tensor.detach().to(dtype, copy=True) for (_, tensor), dtype in zip(named, kept, strict=True)]
-        for length in lengths
-    }
-
-
-@torch.no_grad()
-def update(tracks: Tracks, tensors: Iterable[Tensor], step: int) -> None:
-    """average <- beta average + (1 - beta) tensors in place, for all tracks; `step` is 1 after the first step.
-
-    Section 3.1. The average is exactly the mean of the weights with the profile's integral over [i - 1, i] for step i.
-    """
-    tensors = list(tensors)
-    for length, averages in tracks.items():
-        now = [tensor.to(average.dtype) for tensor, average in zip(tensors, averages, strict=True)]
-        get_ema_multi_avg_fn(decay(step, exponent(length)))(averages, now, 0)
 
 
 def save(folder: Path, step: int, names: Sequence[str], tracks: Tracks, *, writes: bool = True) -> list[Path]:
