@@ -53,7 +53,7 @@ def test_sit_on_imagenet_has_the_published_settings():
 def test_flowar_on_imagenet_has_the_published_settings():
     for name, weight in (("s", 4.3), ("b", 2.4), ("l", 2.4), ("h", 2.4)):
         run = recipes.get(f"imagenet256-flowar-{name}")
-        assert flowar.preset(name.upper(), checkpointing=name in "lh") == run.method
+        assert flowar.preset(name.upper()) == run.method and run.train.recompute == (name in "lh")
         assert (run.data.size, run.data.crop, run.data.flip) == (256, "random", True)
         assert run.autoencoder.name == "kl16.ckpt"
         assert (run.optim.lr, run.optim.final_lr, run.optim.clip, run.optim.clip_at) == (2e-4, 1e-5, "norm", 1.0)

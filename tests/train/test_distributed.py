@@ -84,7 +84,7 @@ def test_a_rank_that_is_killed_costs_the_steps_since_the_last_checkpoint(tmp_pat
     run(2, tmp_path / "left-alone", *settings)
     kills = "kills=7,9,3,12,8"
     printed = run(2, tmp_path / "killed", *settings, kills, restarts=5)
-    assert printed.count("Signal 9") + printed.count("SIGKILL") >= 5
+    assert printed.count("exitcode: -9") == 5
     for part in ("model", "ema", "optimizer"):
         alone, killed = weights(tmp_path / "left-alone", part), weights(tmp_path / "killed", part)
         assert all(torch.equal(alone[name], killed[name]) for name in alone), part
@@ -102,7 +102,7 @@ def test_sigterm_saves_and_ends_with_0(tmp_path):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.05)
     second = subprocess.run([*command[:-2], "--device", "cpu"], capture_output=True, text=True)
-    assert second.returncode == 1 and f"another process trains in {out}" in second.stderr  # meanwhile
+    assert second.returncode == 1 and f"another process is training in {out}" in second.stderr  # meanwhile
     process.send_signal(signal.SIGTERM)
     asked = time.monotonic()
     printed, _ = process.communicate(timeout=60)

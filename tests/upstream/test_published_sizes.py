@@ -129,7 +129,7 @@ def test_flowar_is_sampled_as_released(size):
     assert {name: getattr(run.sample, name) for name in sampling} == sampling
     assert {name: getattr(run.sample.guidance, name) for name in guidance} == guidance
     assert (run.autoencoder.name, run.autoencoder.scale, run.data.size) == ("kl16.ckpt", (0.2325,), 256)
-    assert run.method.checkpointing == (size != "S")  # as they are trained
+    assert run.train.recompute == (size != "S")  # as they are trained
 
 
 @pytest.mark.parametrize(("method", "pixels"), [(sit, 256), (arflow, 256), (arflow, 128)])

@@ -3,8 +3,6 @@
 A latent is a pyramid of maps, coarse to fine. A transformer reads the class and the enlarged maps before a scale and
 says what that scale should hold, token by token; the flow head, one small network for all scales, turns noise into the
 map under that condition. Both are trained together by the velocity error of the head.
-
-Config, preset, pyramid, FlowAR, draws, loss, errors and sample, in that order.
 """
 
 from collections import Counter
@@ -284,16 +282,14 @@ def loss(
     model: nn.Module,
     latents: Float[Tensor, "b c h w"],
     labels: Int[Tensor, "b"] | None,
-    *,
-    config: FlowARConfig | None = None,
     **chance: Any,  # noqa: ANN401
 ) -> Float[Tensor, ""]:
-    """sum_i w_i |v^i - u^i|^2 (section 3.3, equation 9); the other keywords are those of `errors`.
+    """sum_i w_i |v^i - u^i|^2 (section 3.3, equation 9); the keywords are those of `errors`.
 
     w_i is n_i / n_last for tokens n_i of the scale (release: every token counts alike), or 1 / number of scales.
     """
-    config = cast(FlowARConfig, model.config) if config is None else config
-    each = errors(model, latents, labels, config=config, **chance).mean(dim=0)
+    config = cast(FlowARConfig, chance.get("config") or model.config)
+    each = errors(model, latents, labels, **chance).mean(dim=0)
     sizes = each.new_tensor(config.sizes)
     return (each * (sizes / sizes[-1] if config.loss_weight == "token" else 1 / len(sizes))).sum()
 
@@ -313,8 +309,7 @@ def errors(
 ) -> Float[Tensor, "b s"]:
     """|v - u_t|^2 of each scale of each image, the mean over its entries, all scales in one pass.
 
-    What is not given is drawn from `generator`; labels are dropped in training mode only. `config` is needed where the
-    model is wrapped (DDP) and defaults to `model.config`.
+    What is not given is drawn from `generator`; labels are dropped in training only. A wrapped model needs `config`.
     """
     config = cast(FlowARConfig, model.config) if config is None else config
     given = {"t": t, "noise": noise, "drop": drop, "level": level, "level_noise": level_noise}
@@ -325,8 +320,8 @@ def errors(
         labels = labels.masked_fill(drawn["drop"], config.classes)
 
     targets = pyramid(latents, config)
-    grown = [enlarged(smaller, config, i + 1) for i, smaller in enumerate(targets[:-1])]
     x1 = packed(targets, config.patch)
+    grown = [enlarged(smaller, config, i + 1) for i, smaller in enumerate(targets[:-1])]
     inputs = packed(grown, config.patch) if grown else x1[:, :0]
     sizes = torch.tensor(config.sizes, device=latents.device)
 
@@ -371,7 +366,7 @@ def sample(
     config, count = model.config, len(model.config.maps)
     several = isinstance(times, list) and isinstance(times[0], Tensor)
     grids = cast(list[Tensor], times) if several else [torch.as_tensor(times)] * count
-    if guidance.channels is not None:
+    if guidance.channels:
         raise ValueError(f"FlowAR guides all channels, got guidance of the first {guidance.channels}")
     if context_noise > 0 and (model.embed_level is None or level_noise is None):
         raise ValueError(

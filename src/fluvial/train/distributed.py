@@ -88,6 +88,8 @@ def world(device: torch.device, *, timeout: float = 600.0) -> Iterator[tuple[Wor
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     store, *_ = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout)))
+    # the store may be that of workers which were killed, with their addresses
+    store = PrefixStore(f"fluvial/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     _meet(store, rank, size, timeout)
     backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
     wait = timedelta(seconds=timeout)
@@ -102,13 +104,12 @@ def world(device: torch.device, *, timeout: float = 600.0) -> Iterator[tuple[Wor
 
 def _meet(store: Store, rank: int, size: int, timeout: float) -> None:
     """Waits for all ranks by name."""
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    names = [f"fluvial/{attempt}/rank {other}" for other in range(size)]
+    names = [f"rank {other}" for other in range(size)]
     store.set(names[rank], "here")
     try:
         store.wait(names, timedelta(seconds=timeout))
     except RuntimeError as error:
-        missing = [name.rpartition("/")[2] for name in names if not store.check([name])]
+        missing = [name for name in names if not store.check([name])]
         raise RuntimeError(
             f"{', '.join(missing)} of {size} did not start within {timeout:.0f} s; look at its log, or at its machine"
         ) from error
