@@ -197,7 +197,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.seen.append(("GET", self.path))
-        self.answer({"id": "me/model", "sha": "0" * 40, "siblings": []})
+        self.answer({"id": "me/model", "sha": "0" * 40, "siblings": [], "private": self.server.private})
 
     def do_PUT(self):
         self.server.files[self.path] = self.body()
@@ -233,6 +233,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.seen, server.files, server.commit, server.tokens, server.refuse = [], {}, [], set(), False
+    server.private = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -263,6 +264,9 @@ def test_a_run_goes_to_the_hub(tmp_path, hub):
     (large,) = (line["value"] for line in hub.commit if line["key"] == "lfsFile")
     assert large["path"] == "model.safetensors"
     assert hub.files[f"/put/{large['oid']}"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+    hub.private = False  # a repository that is there already, for all to see
+    refused = upload(hub, run, "--repo", "me/model", "--private", "True")
+    assert refused.returncode == 1 and "it is there already, and public" in refused.stderr
     hub.refuse = True
     refused = upload(hub, run, "--repo", "me/model")
     assert (

@@ -1,6 +1,7 @@
 import argparse
 import os
 import pickle
+import shlex
 from pathlib import Path
 
 import pytest
@@ -78,13 +79,18 @@ def test_no_class_but_the_namespace_is_read(tmp_path, value):
         read(tmp_path / "a.pt")
 
 
-def test_the_advice_for_such_a_file_works(tmp_path, monkeypatch):
-    torch.save({"ema": WEIGHTS, "args": argparse.Namespace(p=Path("a"))}, tmp_path / "a.pt")
+@pytest.mark.parametrize("part", ["ema", "model_ema"])
+def test_the_advice_for_such_a_file_works(tmp_path, monkeypatch, part):
+    options = argparse.Namespace(output=Path("a"), path_type="GVP")
+    name = "it's [mine].pt"
+    torch.save({"model": OTHER, part: WEIGHTS, "args": options}, tmp_path / name)
     with pytest.raises(ValueError) as refused:
-        read(tmp_path / "a.pt")
+        read(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    exec(str(refused.value).partition('python -c "')[2].removesuffix('"'))
-    assert same(read("weights.pt").state_dict)
+    _, _, code = shlex.split(str(refused.value).partition("runs that code: ")[2])
+    exec(code, {})
+    found = read("weights.pt")
+    assert same(found.state_dict) and found.options == {"path_type": "GVP"}
 
 
 @pytest.mark.parametrize(
@@ -119,3 +125,13 @@ def test_damaged_files(tmp_path):
         read(tmp_path / "gone.pt")
     with pytest.raises(ValueError, match="is a folder"):
         read(tmp_path)
+
+
+def test_what_zip_checksums_tell_is_told(tmp_path):
+    torch.save({"a": torch.randn(1000)}, tmp_path / "a.pt")
+    content = bytearray((tmp_path / "a.pt").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="a.pt is damaged.*checksum of .* is another; download it again"):
+        read(tmp_path / "a.pt")

@@ -1,6 +1,7 @@
 """fluvial recipes, train, sample, score, compare."""
 
 import inspect
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -162,9 +163,12 @@ def _tell(run: Run, device: Literal["auto", "cpu", "cuda"]) -> None:
 
 
 def _train(run: Run, out: Path, device: str, **origin: Any) -> None:  # noqa: ANN401
-    print(f"training in {out}")
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
+    if first:
+        print(f"training in {out}")
     trained = experiment.train(run, out, device=device_of(device), **origin)
-    print(f"{out}: {trained.step} steps in {trained.seconds:.0f} s; pictures in {out / 'samples'}")
+    if first:
+        print(f"{out}: {trained.step} steps in {trained.seconds:.0f} s; pictures in {out / 'samples'}")
 
 
 def sample(arguments: list[str]) -> None:

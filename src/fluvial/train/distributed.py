@@ -56,6 +56,14 @@ class World(NamedTuple):
         dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
 
+    def gather(self, value: str) -> list[str]:
+        """The values of all ranks, in their order."""
+        if self.size == 1:
+            return [value]
+        values = [""] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
     @contextmanager
     def one_by_one(self) -> Iterator[None]:
         """The first rank does it before the others."""
@@ -147,7 +155,8 @@ def parallelise(model: nn.Module, parallel: Parallel, world: World) -> nn.Module
     if parallel == "auto":
         parallel = "ddp" if _fits(model, device) else "fsdp"
     if parallel == "ddp":
-        return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        devices = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)  # all are fixed tables
     nodes = world.size // world.local_size
     shape = (world.size,) if nodes == 1 else (nodes, world.local_size)
     names = ("shard",) if nodes == 1 else ("replicate", "shard")

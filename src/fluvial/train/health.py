@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fluvial.train.distributed import ALONE, World
 from fluvial.train.ema import whole
 from fluvial.train.optim import OptimConfig
 
@@ -28,8 +29,11 @@ class Health:
         return bad
 
 
-def first_not_finite(model: nn.Module, loss: Callable[[], Tensor]) -> str:
-    """The module whose output, or whose gradient, is the first that is not finite when `loss` is computed."""
+def first_not_finite(model: nn.Module, loss: Callable[[], Tensor], world: World = ALONE) -> str:
+    """The module whose output, or whose gradient, is the first that is not finite when `loss` is computed.
+
+    All ranks have to ask; the answer is that of the first that finds one.
+    """
     found: list[str] = []
 
     def look(name: str, what: str) -> Callable[..., None]:
@@ -47,13 +51,13 @@ def first_not_finite(model: nn.Module, loss: Callable[[], Tensor]) -> str:
         value = loss()
         if not found and not bool(torch.isfinite(value)):
             found.append("the loss itself")
-        if not found:
+        if not world.agree(bool(found)):
             value.backward()
     finally:
         for handle in handles:
             handle.remove()
         model.zero_grad(set_to_none=True)
-    return found[0] if found else "nothing, when the step was computed again"
+    return next((name for name in world.gather(found[0] if found else "") if name), "nothing that was found again")
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401

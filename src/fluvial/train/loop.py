@@ -129,6 +129,10 @@ def train(
     going back to a checkpoint, with the data in another order, does not help.
     """
     bare, device = model, next(model.parameters()).device
+    if config.batch < world.size * config.accumulate:
+        raise ValueError(
+            f"a batch of {config.batch} is too small for {world.size} ranks with {config.accumulate} micro-batches each"
+        )
     recompute(bare, config.recompute)
     for block in blocks(bare).values() if config.compile else ():
         block.compile()
@@ -177,7 +181,8 @@ def train(
             last = at.step == config.steps
 
             if at.step % config.patience == 0 and int(health.row) >= config.patience:
-                culprit = first_not_finite(bare, lambda parts=parts: _loss(bare, loss, parts[0], config))
+                saver.wait()
+                culprit = first_not_finite(bare, lambda parts=parts: _loss(bare, loss, parts[0], config), world)
                 at = _roll_back(run, bare, averages, optimizer, world, at, culprit, log)
                 batch, health = batches(at.order), Health(device)
                 meter.restart()
@@ -276,7 +281,9 @@ def _micro_batches(
     # dropout knows no generator of its own; its draws are the rank's, so they depend on the number of ranks
     torch.manual_seed(address(seed, "dropout", at.step, *((world.rank,) if world.rank else ())))
     mine = {"latents": latents, "labels": labels, **{name: value[rows] for name, value in chance.items()}}
-    return split(mine, -(-len(latents) // config.accumulate))
+    count, parts = len(latents), config.accumulate  # as many on every rank, of one row more or less
+    bounds = [slice(count * i // parts, count * (i + 1) // parts) for i in range(parts)]
+    return [{name: None if value is None else value[rows] for name, value in mine.items()} for rows in bounds]
 
 
 def _backward(
@@ -395,7 +402,7 @@ def _roll_back(
     if log is not None:
         log.write(step=at.step, rolled_back_to=back.step, first_non_finite=culprit)
         print(f"{found}: back to step {back.step}, with the data in another order", flush=True)
-    return _At(back.step, back.seconds, order)
+    return _At(back.step, at.seconds, order)
 
 
 @contextmanager
