@@ -133,7 +133,7 @@ print((peak() - before) / os.path.getsize(file))
 @pytest.mark.parametrize("name", ["bare.pt", "trainer.pt", "bare.safetensors"])
 def test_importing_streams(tmp_path, name, dtype):
     """Peak memory above that of the libraries is at most 1.3 times the file, pages of the file itself included."""
-    shapes = released.arflow(depth=3, width=1152, patch=2, heads=18)
+    shapes = released.arflow(depth=6, width=1152, patch=2, heads=18)
     weights = {key: torch.randn(shape) for key, shape in shapes.items()}
     weights["pos_embed"] = sincos_positions(1152, (16, 16))[None]
     if name == "bare.safetensors":
