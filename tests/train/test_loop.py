@@ -164,7 +164,15 @@ def test_after_several_in_a_row_the_run_goes_back_and_takes_the_data_in_another_
     (event,) = (line for line in log(tmp_path) if "rolled_back_to" in line)
     assert (event["rolled_back_to"] == 8 and event["step"] in (12,)) or event["rolled_back_to"] == 4
     assert "the loss itself" in event["first_non_finite"] and "another order" in capsys.readouterr().out
-    assert checkpoint.load_meta(checkpoint.newest(tmp_path))["order"] == 1  # a run that is resumed keeps the order
+    assert checkpoint.load_meta(checkpoint.newest(tmp_path))["order"] == 1
+    run(tmp_path, batches=batches, steps=14)
+    assert asked == [0, 1, 1]  # a run that is resumed keeps the order
+
+
+def test_steps_that_are_not_finite_now_and_then_are_no_reason_to_go_back(tmp_path):
+    run(tmp_path, loss=poisoned([3, 5, 7, 9, 11]), patience=3, steps=12, save_every=2)
+    assert not any("rolled_back_to" in line for line in log(tmp_path))
+    assert [line["skipped"] for line in log(tmp_path) if "skipped" in line] == [1, 4, 5]
 
 
 def test_if_no_order_helps_the_run_ends_with_the_reason(tmp_path):
