@@ -36,23 +36,28 @@ def first_not_finite(model: nn.Module, loss: Callable[[], Tensor], world: World 
     """
     found: list[str] = []
 
-    def look(name: str, what: str) -> Callable[..., None]:
-        def hook(module: nn.Module, given: Any, out: Any) -> None:  # noqa: ANN401
-            if not found and not all(bool(torch.isfinite(t).all()) for t in _tensors(out)):
-                found.append(f"the {what} of {name or 'the model'}")
+    def look(what: str, value: Any) -> None:  # noqa: ANN401
+        if not found and not all(bool(torch.isfinite(t).all()) for t in _tensors(value)):
+            found.append(what)
 
-        return hook
+    def forward(name: str) -> Callable[..., None]:
+        return lambda module, given, out: look(f"the output of {name}", out)
+
+    def backward(name: str) -> Callable[..., None]:  # what a module makes of the gradient that comes to it
+        return lambda module, passed_on, came: look(f"the gradient of {name}", passed_on)
 
     handles = []
     for name, module in model.named_modules():
-        handles.append(module.register_forward_hook(look(name, "output")))
-        handles.append(module.register_full_backward_hook(look(name, "gradient")))
+        handles.append(module.register_forward_hook(forward(name or "the model")))
+        handles.append(module.register_full_backward_hook(backward(name or "the model")))
     try:
         value = loss()
         if not found and not bool(torch.isfinite(value)):
             found.append("the loss itself")
         if not world.agree(bool(found)):
             value.backward()
+            for name, p in model.named_parameters():
+                look(f"the gradient of {name}", p.grad)
     finally:
         for handle in handles:
             handle.remove()
