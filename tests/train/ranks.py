@@ -15,6 +15,8 @@ def main(out, settings):
     torch.set_num_threads(1)
     options = dict(setting.split("=") for setting in settings)
     recipe, hang, kills = options.pop("recipe", "digits-arflow"), options.pop("hang", None), options.pop("kills", "")
+    if nodes := options.pop("nodes", None):  # as if the ranks were on several machines
+        os.environ["LOCAL_WORLD_SIZE"] = str(int(os.environ["WORLD_SIZE"]) // int(nodes))
     if hang is not None and os.environ["RANK"] == hang:
         time.sleep(600)
     run = recipes.smoke(recipes.get(recipe))

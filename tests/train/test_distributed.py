@@ -52,7 +52,7 @@ def weights(out, part="model"):
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "ranks", "parallel"), [
     ("digits-arflow", 2, "ddp"),
-    ("digits-arflow", 4, "fsdp"),
+    ("digits-arflow", 4, "fsdp nodes=2"),
     ("digits-flowar", 2, "fsdp"),
     ("digits-flowar", 4, "ddp"),
 ])  # fmt: skip
@@ -60,7 +60,7 @@ def test_any_number_of_ranks_follows_the_same_curve(tmp_path, recipe, ranks, par
     """Also where their parts of the batch differ in size, and in micro-batches."""
     settings = [f"recipe={recipe}", "steps=8", "batch=10", "accumulate=2", "save_every=8"]
     run(1, tmp_path / "one", *settings)
-    run(ranks, tmp_path / "many", *settings, f"parallel={parallel}")
+    run(ranks, tmp_path / "many", *settings, *f"parallel={parallel}".split())
     assert losses(tmp_path / "many") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     for part in ("model", "ema", "optimizer"):
         one, many = weights(tmp_path / "one", part), weights(tmp_path / "many", part)
