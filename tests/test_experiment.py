@@ -133,12 +133,15 @@ def test_given_images_are_not_scored_against_the_digits(tmp_path):
     assert score["reference"] == "given, 540 held-out images"
 
 
-def test_samples_are_scored_while_training(tmp_path):
+def test_samples_are_scored_while_training(tmp_path, monkeypatch):
+    fitted, class_accuracy = [], scoring.class_accuracy
+    monkeypatch.setattr(scoring, "class_accuracy", lambda *real: fitted.append(1) or class_accuracy(*real))
     run = small(steps=4, score_every=2, score_count=30)
     experiment.train(run, tmp_path / "run", device="cpu")
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     scores = [row for row in rows if "score" in row]
     assert [row["step"] for row in scores] == [2, 4] and scores[-1]["score"]["count"] == 30
+    assert len(fitted) == 1  # the SVM is of real images only
     whole = experiment.score(tmp_path / "run", count=30, device="cpu")
     for name in ("frechet_distance", "class_accuracy", "frechet_distance_real"):
         assert scores[-1]["score"][name] == pytest.approx(whole[name], rel=1e-6)

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fluvial.config import Run
 from fluvial.methods import flowar, method_of
-from fluvial.train.distributed import blocks
+from fluvial.train.distributed import blocks, recomputed
 from fluvial.train.living import Living, Moments
 from fluvial.train.loop import split
 
@@ -92,7 +92,9 @@ def flops(run: Run) -> Flops:
         model = _model(run)
         _loss(one, model, _batch(one))
     counts = counter.get_flop_counts()
-    again = sum(sum(counts[f"{type(model).__name__}.{name}"].values()) for name in _recomputed(run, model))
+    again = sum(
+        sum(counts[f"{type(model).__name__}.{name}"].values()) for name in recomputed(model, run.train.recompute)
+    )
     forward = counter.get_total_flops()
     return Flops(
         forward=run.train.batch * forward, backward=2 * run.train.batch * forward, recomputed=run.train.batch * again
@@ -186,7 +188,7 @@ def _moments(run: Run, micro: int, device: Device) -> tuple[nn.Module, Moments]:
     kernel = _FusedAttention if device == "cuda" else nullcontext
     with FakeTensorMode():
         model = _model(run)
-        for block in _recomputed(run, model).values():
+        for block in recomputed(model, run.train.recompute).values():
             _recompute(block, kernel)
         with Living(model) as living:
             for part in split(_batch(run, micro * run.train.accumulate), micro)[:2]:
@@ -215,12 +217,6 @@ def _fullest(run: Run, model: nn.Module, moments: Moments, world: int, parallel:
         activations=activations,
         temporary=temporary,
     )
-
-
-def _recomputed(run: Run, model: nn.Module) -> dict[str, nn.Module]:
-    """The blocks that are computed again in the backward pass, by name."""
-    every = run.train.recompute
-    return {name: block for i, (name, block) in enumerate(blocks(model).items()) if every and i % every == 0}
 
 
 def _recompute(block: nn.Module, kernel: Callable[[], Any]) -> None:

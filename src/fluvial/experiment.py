@@ -34,7 +34,7 @@ from fluvial.integrate import OnStep
 from fluvial.interpolant import INTERPOLANTS
 from fluvial.methods import empty_model, method_of
 from fluvial.randomness import address
-from fluvial.scoring import measure, reference
+from fluvial.scoring import against, reference
 from fluvial.train import checkpoint, distributed, loop
 from fluvial.train.distributed import World
 
@@ -138,12 +138,11 @@ def _train(
         if images.shape[1] in (1, 3):  # of other channels there is no picture; the log and the checkpoints go on
             pictures.save_grid(images, path, columns=round(len(images) ** 0.5))
 
-    real = _real(run, inputs) if run.train.score_every and world.first else None
+    measure = against(*_real(run, inputs)) if run.train.score_every and world.first else None
 
     def score(model: nn.Module) -> dict[str, Any]:
-        assert real is not None
-        found = measure(sampler(model).sample(run.train.score_count), *real)
-        return {**found, "count": run.train.score_count}
+        assert measure is not None
+        return {**measure(sampler(model).sample(run.train.score_count)), "count": run.train.score_count}
 
     with only_one(out) if world.first else nullcontext():
         if world.first:
@@ -311,7 +310,7 @@ def score(
     generated = trained.sample(count, seed=seed, settings=settings, on_batch=on_batch)
     seconds = time.perf_counter() - started
     result = {
-        **measure(generated, real, held_out),
+        **against(real, held_out)(generated),
         "reference": f"{data.test_path or data.path or data.name}, {len(held_out.pixels)} held-out images",
         "count": count,
         "seed": seed,

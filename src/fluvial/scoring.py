@@ -1,5 +1,7 @@
 """Samples measured against real images: until there are better features, on their pixels."""
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from fluvial.data.images import DataConfig, ImageSet, to_signed
 from fluvial.data.latents import is_cache
 from fluvial.generate import Generated
 from fluvial.metrics.accuracy import class_accuracy
-from fluvial.metrics.frechet import fit, frechet_distance
+from fluvial.metrics.frechet import Gaussian, fit, frechet_distance
 from fluvial.randomness import numpy_generator
 
 REFERENCE = 10_000  # real images of each part that a score looks at, at most
@@ -20,20 +22,36 @@ SVM_IMAGES, SVM_TESTED = 5_000, 1_000  # of them, those that the SVM learns from
 SIDE = 32  # larger images are averaged to this side: statistics of more pixels are not to be had
 
 
-def measure(generated: Generated, real: ImageSet, held_out: ImageSet) -> dict[str, Any]:
-    """Class accuracy and Frechet distance of samples, and of the real images beside them; on what features."""
-    x_real, x_held_out, x = (_features(pixels) for pixels in (_pixels(real), _pixels(held_out), generated.images))
-    averaged = "" if max(generated.images.shape[2:]) <= SIDE else f", averaged to {SIDE} x {SIDE}"
-    result: dict[str, Any] = {}
-    if generated.labels is not None and real.labels is not None and held_out.labels is not None:
-        accuracy = class_accuracy(x_real[:SVM_IMAGES], real.labels[:SVM_IMAGES])
-        result["class_accuracy"] = accuracy(x, generated.labels)
-        result["class_accuracy_real"] = accuracy(x_held_out[:SVM_TESTED], held_out.labels[:SVM_TESTED])
-    return result | {
-        "frechet_distance": frechet_distance(fit(x), fit(x_held_out)),
-        "frechet_distance_real": frechet_distance(fit(x_real), fit(x_held_out)),
-        "features": f"pixels in [-1, 1]{averaged}",
-    }
+def against(real: ImageSet, held_out: ImageSet) -> Callable[[Generated], dict[str, Any]]:
+    """A function from samples to their class accuracy and Frechet distance, those of the real images beside them.
+
+    What is computed of the real images alone, such as the SVM, is computed once, when it is first asked for.
+    """
+
+    @cache
+    def of_real(labelled: bool) -> tuple[Gaussian, float, Callable[..., float] | None, float]:
+        x_real, x_held_out = (_features(_pixels(part)) for part in (real, held_out))
+        accuracy, reached = None, 0.0
+        if labelled and real.labels is not None and held_out.labels is not None:
+            accuracy = class_accuracy(x_real[:SVM_IMAGES], real.labels[:SVM_IMAGES])
+            reached = accuracy(x_held_out[:SVM_TESTED], held_out.labels[:SVM_TESTED])
+        there = fit(x_held_out)
+        return there, frechet_distance(fit(x_real), there), accuracy, reached
+
+    def measure(generated: Generated) -> dict[str, Any]:
+        there, floor, accuracy, reached = of_real(generated.labels is not None)
+        x = _features(generated.images)
+        result: dict[str, Any] = {}
+        if accuracy is not None:
+            result |= {"class_accuracy": accuracy(x, generated.labels), "class_accuracy_real": reached}
+        averaged = "" if max(generated.images.shape[2:]) <= SIDE else f", averaged to {SIDE} x {SIDE}"
+        return result | {
+            "frechet_distance": frechet_distance(fit(x), there),
+            "frechet_distance_real": floor,
+            "features": f"pixels in [-1, 1]{averaged}",
+        }
+
+    return measure
 
 
 def reference(data: DataConfig, real: ImageSet | None, held_out: ImageSet | None) -> tuple[ImageSet, ImageSet]:

@@ -24,7 +24,6 @@ STATE = 20  # bytes a parameter in training: weight, gradient, two moments and a
 class World(NamedTuple):
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
     local_size: int = 1
     control: Any = None
     """A group of its own for what hosts tell one another: never behind the device's work."""
@@ -91,9 +90,9 @@ def world(device: torch.device, *, timeout: float = 600.0) -> Iterator[tuple[Wor
     if size == 1:
         yield ALONE, device
         return
-    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", 0))
+    rank = int(os.environ["RANK"])
     if device.type == "cuda":
-        device = torch.device("cuda", local)
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
     store, *_ = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=timeout)))
     # the store may be that of workers which were killed, with their addresses
@@ -105,7 +104,7 @@ def world(device: torch.device, *, timeout: float = 600.0) -> Iterator[tuple[Wor
     try:
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
         control, saving = (dist.new_group(backend="gloo", timeout=wait) for _ in range(2))
-        yield World(rank, size, local, local_size, control, saving), device
+        yield World(rank, size, local_size, control, saving), device
     finally:
         dist.destroy_process_group()
 
@@ -134,11 +133,15 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def recomputed(model: nn.Module, every: int) -> dict[str, nn.Module]:
+    """Every k-th block, by name; none for 0."""
+    return {name: block for i, (name, block) in enumerate(blocks(model).items()) if every and i % every == 0}
+
+
 def recompute(model: nn.Module, every: int) -> None:
     """Lets every k-th block forget what it computed, and compute it again in the backward pass; 0 for none."""
-    for i, block in enumerate(blocks(model).values()):
-        if every and i % every == 0:
-            block.forward = partial(_recomputed, block, block.forward)  # type: ignore[method-assign]
+    for block in recomputed(model, every).values():
+        block.forward = partial(_recomputed, block, block.forward)  # type: ignore[method-assign]
 
 
 def _recomputed(block: nn.Module, forward: Any, *arguments: Any) -> Any:  # noqa: ANN401

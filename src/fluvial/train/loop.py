@@ -137,7 +137,7 @@ def train(
     for block in blocks(bare).values() if config.compile else ():
         block.compile()
     model = parallelise(bare, config.parallel, world)
-    optimizer = adamw(bare, optim)
+    parameters, optimizer = list(bare.parameters()), adamw(bare, optim)
     kept = ("ema", *map(ema.name_of, config.ema_decays), *map(ema.name_of_length, config.ema_lengths))
     averages = ema.start(bare, kept, config.ema_device or None)
     at = _resume(run, bare, averages, optimizer, world)
@@ -169,7 +169,7 @@ def train(
             value = _backward(model, loss, parts, config, world)
             looks = config.blocks_every and (at.step + 1) % config.blocks_every == 0
             gradients = gradient_norms(blocks(bare)) if looks else {}
-            norm = clip_gradients(list(bare.parameters()), optim)
+            norm = clip_gradients(parameters, optim)
             bad = health.take(optimizer, norm)
             optimizer.step()
             updates = update_sizes(blocks(bare), optimizer, rate, optim) if looks else {}
@@ -281,9 +281,8 @@ def _micro_batches(
     # dropout knows no generator of its own; its draws are the rank's, so they depend on the number of ranks
     torch.manual_seed(address(seed, "dropout", at.step, *((world.rank,) if world.rank else ())))
     mine = {"latents": latents, "labels": labels, **{name: value[rows] for name, value in chance.items()}}
-    count, parts = len(latents), config.accumulate  # as many on every rank, of one row more or less
-    bounds = [slice(count * i // parts, count * (i + 1) // parts) for i in range(parts)]
-    return [{name: None if value is None else value[rows] for name, value in mine.items()} for rows in bounds]
+    parts = config.accumulate  # as many on every rank, of one row more or less, like the ranks' own
+    return [_rows(mine, World(i, parts).share(len(latents))) for i in range(parts)]
 
 
 def _backward(
@@ -419,5 +418,8 @@ def _products(config: TrainConfig) -> Iterator[None]:
 def split(tensors: Mapping[str, Tensor | None], size: int) -> list[dict[str, Any]]:
     """Micro-batches of this size along the first axis, the last perhaps smaller; None stays None."""
     count = len(next(value for value in tensors.values() if value is not None))
-    starts = range(0, count, size)
-    return [{k: None if v is None else v[i : i + size] for k, v in tensors.items()} for i in starts]
+    return [_rows(tensors, slice(i, i + size)) for i in range(0, count, size)]
+
+
+def _rows(tensors: Mapping[str, Tensor | None], rows: slice) -> dict[str, Any]:
+    return {name: None if value is None else value[rows] for name, value in tensors.items()}
