@@ -175,6 +175,13 @@ def test_steps_that_are_not_finite_now_and_then_are_no_reason_to_go_back(tmp_pat
     assert [line["skipped"] for line in log(tmp_path) if "skipped" in line] == [1, 4, 5]
 
 
+def test_going_back_to_weights_alone_begins_with_a_new_optimizer(tmp_path):
+    checkpoint.write_weights(tmp_path, 0, start().state_dict(), {})
+    other = {0: batch, 1: lambda step: batch(100 + step)}
+    run(tmp_path, loss=poisoned(range(2, 20)), batches=other.get, patience=2, steps=6, save_every=100)
+    assert checkpoint.load(checkpoint.newest(tmp_path), "optimizer")["weight/step"] == 6
+
+
 def test_if_no_order_helps_the_run_ends_with_the_reason(tmp_path):
     run(tmp_path, steps=5)
     with pytest.raises(RuntimeError, match="3 other orders of the data did not help.*Lower optim.lr"):

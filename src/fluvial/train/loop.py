@@ -362,6 +362,7 @@ def _resume(run: Path, model: nn.Module, averages: ema.Tracks, optimizer: torch.
     if meta.get("weights_only"):
         if world.first:
             print(f"from the weights of step {meta['step']} in {folder}, with a new optimizer", flush=True)
+        optimizer.state.clear()
         weights = {f"ema/{name}": p.detach() for name, p in model.named_parameters()}
         checkpoint.fill(weights, folder, world)
         for average in averages.values():
