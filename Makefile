@@ -6,9 +6,12 @@ BIN := .venv/bin
 
 setup: .venv/installed
 
+# The oracles have a folder of their own, which only the tests that ask for it see: torchvision does not import beside a
+# CPU-only torch, and breaks the libraries that would use it. Without them those tests skip.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	-PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/oracles torch-fidelity torchvision
 	touch $@
 
 # The model is so small that a second thread hardly helps, and waiting for one that is busy elsewhere hurts.

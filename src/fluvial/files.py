@@ -63,6 +63,15 @@ def checksum(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def tensors_checksum(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of names and float32 values, in the order of the names: whatever the file, its format and dtype."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Holds a folder for this process. Raises ValueError if another holds it; a lock ends with its process."""

@@ -1,6 +1,5 @@
 """Any image autoencoder of diffusers: AutoencoderKL, AutoencoderTiny, AutoencoderDC."""
 
-import hashlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fluvial.extras import require
+from fluvial.files import tensors_checksum
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 # images that go through an autoencoder at a time: they need far more memory than latents do, and a CPU's cache is small
@@ -42,11 +42,7 @@ class Vae(nn.Module):
     @cached_property
     def hash(self) -> str:
         """SHA-256 of names and values of all weights, its first 16 digits."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return tensors_checksum(self.model.state_dict())[:16]
 
     def standardised(self, shift: tuple[float, ...], scale: tuple[float, ...]) -> "Vae":
         """Itself, with this shift and scale. Raises ValueError unless they are one number or one a channel."""

