@@ -1,11 +1,13 @@
+import hashlib
 import os
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fluvial.files import Lazy, whole_folder, write_tensors
+from fluvial.files import Lazy, tensors_checksum, whole_folder, write_tensors
 
 
 def test_safetensors_reads_what_is_written(tmp_path):
@@ -41,3 +43,11 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     for taken in ("deep", "file"):
         with pytest.raises(ValueError, match=f"{taken} is there already"), whole_folder(tmp_path / taken):
             pass
+
+
+def test_a_checksum_of_tensors_is_of_names_and_float32_values():
+    one, two = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor(0.5)
+    expected = hashlib.sha256(b"a" + np.float32(0.5).tobytes() + b"b" + np.float32([1, 3, 2, 4]).tobytes()).hexdigest()
+    assert tensors_checksum({"b": one.T, "a": two}) == expected
+    assert tensors_checksum({"a": two.bfloat16(), "b": one.T.double()}) == expected
+    assert tensors_checksum({"a": two, "b": one}) != expected

@@ -117,7 +117,11 @@ def small(tmp_path):
 
     def make(name, crop_size=None):
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 14}
-        if name == "dinov2":
+        if name == "dinov2_with_registers":  # every tensor of a Dinov2Model, and one more
+            model = transformers.Dinov2WithRegistersModel(
+                transformers.Dinov2WithRegistersConfig(image_size=28, **sizes)
+            )
+        elif name == "dinov2":
             model = transformers.Dinov2Model(transformers.Dinov2Config(image_size=28, **sizes))
         elif name == "clip":
             vision = transformers.CLIPVisionConfig(image_size=56, intermediate_size=64, projection_dim=16, **sizes)
@@ -173,7 +177,9 @@ def test_half_precision_weights_are_used_in_float32(small):
     )
 
 
-@pytest.mark.parametrize(("name", "other"), [("dinov2", "clip"), ("clip", "dinov2"), ("dinov2", "vit")])
+@pytest.mark.parametrize(
+    ("name", "other"), [("dinov2", "dinov2_with_registers"), ("clip", "dinov2"), ("dinov2", "vit")]
+)
 def test_a_model_of_another_kind_is_refused(small, name, other):
     folder, _ = small(other)
     with pytest.raises(ValueError, match=rf"is a model of type {other}.*expected {name}; name another with --weights"):

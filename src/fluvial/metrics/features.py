@@ -93,7 +93,7 @@ def _checked(inner: Extractor, device: torch.device) -> Extractor:
     """The extractor with its input brought to the device and its output looked at, for all of them in one place."""
 
     @torch.no_grad()
-    def extract(images: Tensor) -> Features:
+    def extract(images: Tensor) -> Features:  # a bare Tensor: this is where others are refused
         if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
             raise ValueError(
                 f"features are of uint8 images (b, c, h, w), got {images.dtype} {tuple(images.shape)}; "
@@ -136,10 +136,10 @@ def _inception(weights: str, device: torch.device) -> Extractor:
     """
     try:
         fidelity = require("torch_fidelity", extra="eval", why="the Inception network")
-    except RuntimeError as error:  # a torchvision built for another torch
+    except RuntimeError as error:  # it imports a library of compiled operators, which may be of another torch
         raise ValueError(
-            f"torch_fidelity cannot be imported, as torchvision does not fit this torch ({error}); install them from "
-            "the same index"
+            f"torch_fidelity is there, but something that it imports does not fit this torch ({error}); install that "
+            "from where torch is from"
         ) from error
     file = _inception_file(weights)
     try:
