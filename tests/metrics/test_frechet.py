@@ -3,7 +3,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from fluvial.metrics.frechet import Gaussian, fit, frechet_distance
+from fluvial.metrics.frechet import Gaussian, fit, frechet_bias, frechet_distance, frechet_error, merged, moments
 
 
 def test_commuting_covariances_have_a_closed_form():
@@ -33,3 +33,44 @@ def test_fewer_samples_than_dimensions():
 def test_a_covariance_needs_two_samples():
     with pytest.raises(ValueError, match="at least 2 samples, got 1"):
         fit(torch.zeros(1, 3))
+
+
+def test_parts_of_any_size_merge_to_the_whole():
+    """To the digits of float64, at a mean a million times the spread, where sums of squares would lose them all."""
+    torch.manual_seed(0)
+    x = torch.randn(1000, 6, dtype=torch.float64) + 1e6
+    whole = moments(x)
+    parts = [moments(part) for part in x.split([1, 2, 500, 497])]
+    together = merged(merged(parts[0], parts[1]), merged(parts[2], parts[3]))
+    assert together.n == 1000
+    torch.testing.assert_close(together.mean, whole.mean, rtol=1e-14, atol=0)
+    torch.testing.assert_close(together.scatter, whole.scatter, rtol=1e-9, atol=1e-7)
+    torch.testing.assert_close(together.gaussian.covariance, torch.cov(x.T), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_the_error_is_the_spread_over_draws(spread):
+    """Of features that are not Gaussian, also where their covariance is singular."""
+    torch.manual_seed(1)
+    width = torch.tensor([1.0, 2.0, 0.5, spread])
+    there = Gaussian(torch.tensor([0.5, 0, 0, 0]).double(), torch.eye(4).double())
+    values, told = [], []
+    for _ in range(200):
+        x = (torch.rand(400, 4) ** 2 - 1 / 3) * 3 * width
+        here = fit(x)
+        values.append(frechet_distance(here, there))
+        told.append(frechet_error(here, there, 400, x[:300]))
+    assert float(torch.tensor(values).std() / torch.tensor(told).mean()) == pytest.approx(1, abs=0.15)
+
+
+def test_without_samples_the_error_and_the_bias_are_those_of_a_gaussian():
+    torch.manual_seed(2)
+    mix = torch.randn(5, 5, dtype=torch.float64)
+    truth = Gaussian(torch.zeros(5).double(), mix @ mix.T)
+    other = Gaussian(torch.ones(5).double(), torch.eye(5).double())
+    draws = [fit(torch.randn(500, 5, dtype=torch.float64) @ mix.T) for _ in range(300)]
+    values = torch.tensor([frechet_distance(draw, other) for draw in draws])
+    told = torch.tensor([frechet_error(draw, other, 500) for draw in draws])
+    assert float(values.std() / told.mean()) == pytest.approx(1, abs=0.12)
+    apart = torch.tensor([frechet_distance(draw, truth) for draw in draws])
+    assert float(apart.mean()) == pytest.approx(frechet_bias(truth, 500), rel=0.08)

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def class_accuracy(
+def classifier(
     real: Float[Tensor, "m d"], labels: Int[Tensor, "m"]
-) -> Callable[[Float[Tensor, "n d"], Int[Tensor, "n"]], float]:
-    """A function of samples and their labels: the share put in its own class by an SVM fitted to the real features.
+) -> Callable[[Float[Tensor, "n d"], Int[Tensor, "n"]], Bool[Tensor, "n"]]:
+    """A function of features and their labels: which are put in their own class by an SVM fitted to the real features.
 
     The kernel is RBF, C = 10.
     """
     from sklearn.svm import SVC
 
-    classifier = SVC(C=10).fit(real.numpy(), labels.numpy())
-    return lambda samples, labels: float(classifier.score(samples.numpy(), labels.numpy()))
+    svm = SVC(C=10).fit(real.numpy(), labels.numpy())
+    return lambda features, labels: torch.from_numpy(svm.predict(features.numpy())) == labels

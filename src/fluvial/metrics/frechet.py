@@ -1,10 +1,12 @@
-"""The Frechet distance between two sets of features, taken as Gaussians."""
+"""The Frechet distance between two sets of features, taken as Gaussians: FID where they are Inception's."""
 
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+SINGULAR = 1e-10  # eigenvalues below this share of the largest are taken for zero
 
 
 class Gaussian(NamedTuple):
@@ -14,12 +16,41 @@ class Gaussian(NamedTuple):
     covariance: Float[Tensor, "d d"]
 
 
+class Moments(NamedTuple):
+    """What is left of features that went by, in float64: `merged` makes of two parts what both together would give."""
+
+    n: int
+    mean: Float[Tensor, "d"]
+    scatter: Float[Tensor, "d d"]
+    """The sum of (x - mean)(x - mean)^T."""
+
+    @property
+    def gaussian(self) -> Gaussian:
+        """Raises ValueError for fewer than two samples."""
+        if self.n < 2:
+            raise ValueError(f"a covariance needs at least 2 samples, got {self.n}")
+        return Gaussian(self.mean, self.scatter / (self.n - 1))
+
+
+def moments(features: Float[Tensor, "n d"]) -> Moments:
+    """The moments of these features."""
+    features = features.double()
+    mean = features.mean(dim=0)
+    centred = features - mean
+    return Moments(len(features), mean, centred.T @ centred)
+
+
+def merged(a: Moments, b: Moments) -> Moments:
+    """The moments of both parts together (Chan, Golub and LeVeque 1983, eq. 2.1)."""
+    n = a.n + b.n
+    apart = b.mean - a.mean
+    scatter = a.scatter + b.scatter + apart.outer(apart) * (a.n * b.n / n)
+    return Moments(n, a.mean + apart * (b.n / n), scatter)
+
+
 def fit(features: Float[Tensor, "n d"]) -> Gaussian:
     """The Gaussian of these features. Raises ValueError for fewer than two."""
-    if len(features) < 2:
-        raise ValueError(f"a covariance needs at least 2 samples, got {len(features)}")
-    features = features.double()
-    return Gaussian(features.mean(dim=0), torch.cov(features.T).reshape(features.shape[1], -1))
+    return moments(features).gaussian
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
@@ -28,12 +59,44 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     The last trace is taken from the eigenvalues of a symmetric matrix, so that singular covariances (constant pixels,
     fewer samples than dimensions) need no regularisation.
     """
-    root = _square_root(a.covariance)
+    root = _power(a.covariance, 0.5)
     cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
     mean = (a.mean - b.mean).square().sum()
     return float(mean + a.covariance.trace() + b.covariance.trace() - 2 * cross)
 
 
-def _square_root(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+def frechet_error(a: Gaussian, b: Gaussian, count: int, features: Float[Tensor, "n d"] | None = None) -> float:
+    """The standard error of `frechet_distance(a, b)` over draws of the `count` samples behind a.
+
+    By the delta method: a sample x moves the distance by 2 (m_a - m_b).(x - m_a) + (x - m_a)^T (I - T)(x - m_a), up to
+    a constant and over the count, where T = A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2 carries the one Gaussian to the other.
+    `features` are samples, or some of them; without any their distribution is taken to be the Gaussian.
+    """
+    root, inverse = _power(a.covariance, 0.5), _power(a.covariance, -0.5)
+    curvature = torch.eye(len(root)).to(root) - inverse @ _power(root @ b.covariance @ root, 0.5) @ inverse
+    slope = 2 * (a.mean - b.mean)
+    if features is None:
+        spread = curvature @ a.covariance
+        variance = slope @ a.covariance @ slope + 2 * (spread * spread.T).sum()
+    else:
+        apart = features.double() - a.mean
+        variance = (apart @ slope + ((apart @ curvature) * apart).sum(1)).var()
+    return float((variance / count).sqrt())
+
+
+def frechet_bias(a: Gaussian, count: int) -> float:
+    """How far `count` samples of this Gaussian are from it on average: what a small count adds to a distance.
+
+    To second order in the deviations: (tr A + sum_ij l_i l_j / (2 (l_i + l_j)) + tr A / 4) / count, l the eigenvalues
+    of A. It is the bias of a distance between like distributions, and about that of others.
+    """
+    l = torch.linalg.eigvalsh(a.covariance).clamp(min=0)  # noqa: E741
+    pairs = l.outer(l) / (l[:, None] + l).clamp(min=torch.finfo(l.dtype).tiny)
+    return float((1.25 * l.sum() + pairs.sum() / 2) / count)
+
+
+def _power(matrix: Float[Tensor, "d d"], power: float) -> Float[Tensor, "d d"]:
+    """A power of a symmetric matrix, on the space where it is not zero."""
     values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+    small = values <= SINGULAR * values[-1].clamp(min=0)
+    return vectors * values.masked_fill(small, 1).pow(power).masked_fill(small, 0) @ vectors.T
