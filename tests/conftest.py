@@ -7,6 +7,7 @@ from types import SimpleNamespace
 # before anything imports `datasets`: no network, and a cache that goes away
 _CACHE = tempfile.TemporaryDirectory(prefix="fluvial-tests-")
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": _CACHE.name, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

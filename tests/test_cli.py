@@ -66,9 +66,12 @@ def test_train_sample_and_score(run, capsys):
     assert stored["arr_0"].shape == (20, 8, 8, 3) and stored["arr_1"].tolist() == [3, 7] * 10
     assert {"grid.png", "trajectory.gif", "samples.npz"} <= {p.name for p in (run / "samples").iterdir()}
     assert main(["score", str(run), "--count", "30", "--sample.guidance.weight", "1.5"]) == 0
-    score = json.loads((run / "score.json").read_text())
-    assert score["guidance"] == 1.5 and score["count"] == 30
-    assert "frechet_distance_real" in capsys.readouterr().out
+    card = json.loads((run / "score.json").read_text())
+    assert card["sampling"]["guidance"] == 1.5 and card["images"]["count"] == 30
+    assert "frechet distance (pixels)" in capsys.readouterr().out
+    options = ["--reference", "digits:test", "--extractor", "pixels", "--against", str(run / "score.json")]
+    assert main(["score", str(run / "samples"), *options]) == 1
+    assert "images.count is 20 and 30" in capsys.readouterr().err
 
 
 def test_compare_puts_the_methods_side_by_side(tmp_path, capsys):
@@ -80,7 +83,8 @@ def test_compare_puts_the_methods_side_by_side(tmp_path, capsys):
     for row in rows:
         run = experiment.read_run(tmp_path / "c" / row["method"])
         assert row["steps"] == run.train.steps and row["images seen"] == row["steps"] * experiment.images_per_step(run)
-        assert row["of real data"] == pytest.approx(0.29, abs=0.01)
+        card = json.loads((tmp_path / "c" / row["method"] / "score.json").read_text())
+        assert row["of real data"] == pytest.approx(card["scores"]["frechet_distance"]["real"], abs=1e-3)
     assert Image.open(tmp_path / "c" / "compare.png").width > 500
     assert main(["compare", "digits", *options]) == 0  # what is there is not trained again
     assert [r["steps"] for r in json.loads((tmp_path / "c" / "compare.json").read_text())] == [r["steps"] for r in rows]
@@ -148,8 +152,8 @@ def test_a_wrong_option_of_a_run_is_code_2(run, command, options, says, capsys):
 
 
 def test_what_is_not_there_is_code_1(tmp_path, capsys):
-    for command in ("sample", "score"):
-        assert main([command, str(tmp_path)]) == 1
+    for command, code in (("sample", 1), ("score", 2)):
+        assert main([command, str(tmp_path)]) == code
         assert "not a run folder" in capsys.readouterr().err
     if not torch.cuda.is_available():
         assert main(train(tmp_path / "x", "--device", "cuda")) == 1

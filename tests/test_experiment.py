@@ -8,6 +8,7 @@ from PIL import Image
 from fluvial import experiment, recipes, scoring
 from fluvial.config import differences
 from fluvial.data.images import ImageSet, digits
+from fluvial.evaluation import scores
 from fluvial.train import checkpoint
 
 DIT = {"width": 16, "heads": 2, "depth": 1}
@@ -56,16 +57,6 @@ def test_samples_come_from_the_moving_average(trained):
     for name, value in result.model.state_dict().items():
         assert torch.equal(value, average[name])
     assert not result.model.training
-
-
-def test_score_writes_what_it_measured(trained):
-    out, result = trained
-    got = experiment.score(out, count=60, device="cpu")
-    assert json.loads((out / "score.json").read_text()) == json.loads(json.dumps(got))
-    assert got["count"] == 60 and got["nfe"] == 2 and got["guidance"] == result.run.sample.guidance.weight
-    assert got["frechet_distance_real"] == pytest.approx(0.29, abs=0.01)
-    assert got["frechet_distance"] > 5 and got["class_accuracy"] < 0.5  # six steps do not make digits
-    assert got["class_accuracy_real"] > 0.98
 
 
 def test_the_same_seed_gives_the_same_images(trained):
@@ -120,41 +111,21 @@ def test_more_steps_may_be_asked_of_a_run_with_a_constant_rate(tmp_path):
 def test_labelled_images_may_be_trained_on_without_their_labels(tmp_path, recipe):
     trained = experiment.train(small(recipe, steps=2, method={"classes": 0}), tmp_path / "run", device="cpu")
     assert trained.sample(3).labels is None
-    score = experiment.score(tmp_path / "run", count=20, device="cpu")
-    assert "class_accuracy" not in score and score["guidance"] == 1.0
-
-
-def test_given_images_are_not_scored_against_the_digits(tmp_path):
-    data = digits("train")
-    experiment.train(small(steps=2), tmp_path / "run", images=data._replace(pixels=255 - data.pixels), device="cpu")
-    with pytest.raises(ValueError, match="images given to it in Python"):
-        experiment.score(tmp_path / "run", count=20, device="cpu")
-    score = experiment.score(tmp_path / "run", count=20, real=data, held_out=digits("test"), device="cpu")
-    assert score["reference"] == "given, 540 held-out images"
 
 
 def test_samples_are_scored_while_training(tmp_path, monkeypatch):
-    fitted, class_accuracy = [], scoring.class_accuracy
-    monkeypatch.setattr(scoring, "class_accuracy", lambda *real: fitted.append(1) or class_accuracy(*real))
+    fitted, classifier = [], scores.classifier
+    monkeypatch.setattr(scores, "classifier", lambda *real: fitted.append(1) or classifier(*real))
     run = small(steps=4, score_every=2, score_count=30)
     experiment.train(run, tmp_path / "run", device="cpu")
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    scores = [row for row in rows if "score" in row]
-    assert [row["step"] for row in scores] == [2, 4] and scores[-1]["score"]["count"] == 30
-    assert len(fitted) == 1  # the SVM is of real images only
-    whole = experiment.score(tmp_path / "run", count=30, device="cpu")
-    for name in ("frechet_distance", "class_accuracy", "frechet_distance_real"):
-        assert scores[-1]["score"][name] == pytest.approx(whole[name], rel=1e-6)
-
-
-def test_of_a_large_data_set_a_score_looks_at_a_part(trained, monkeypatch):
-    monkeypatch.setattr(scoring, "REFERENCE", 300)
-    monkeypatch.setattr(scoring, "SVM_IMAGES", 200)
-    score = experiment.score(trained[0], count=20, device="cpu")
-    assert score["reference"] == "digits, 300 held-out images" and 0.9 < score["class_accuracy_real"] < 1
-    assert score == experiment.score(trained[0], count=20, device="cpu") | {
-        "images_per_second": score["images_per_second"]
-    }
+    logged = [row for row in rows if "score" in row]
+    assert [row["step"] for row in logged] == [2, 4] and len(fitted) == 1  # the SVM is of real images only
+    assert (logged[-1]["score"]["count"], logged[-1]["score"]["extractor"]) == (30, "pixels")
+    whole = scoring.score_run(tmp_path / "run", count=30, device="cpu")["scores"]
+    for name in ("frechet_distance", "class_accuracy", "precision"):
+        assert logged[-1]["score"][name] == pytest.approx(whole[name]["value"], rel=1e-6)
+        assert logged[-1]["score"][f"{name}_real"] == pytest.approx(whole[name]["real"], rel=1e-6)
 
 
 def test_a_parameter_that_never_has_a_gradient_can_be_resumed(tmp_path):

@@ -23,7 +23,7 @@ def images(method, count=7, **settings):
         method.sample,
         lambda x: x,
         SampleConfig(**settings),
-        count=count,
+        images=range(count),
         classes=(0, 2),
         shape=(1, 4, 4),
         interpolant=linear,
@@ -52,7 +52,14 @@ def test_stochastic_steps_use_new_noise():
 
     settings = SampleConfig(solver="euler-maruyama")
     generate(
-        model_of(sit), recording, lambda x: x, settings, count=2, classes=None, shape=(1, 4, 4), interpolant=linear
+        model_of(sit),
+        recording,
+        lambda x: x,
+        settings,
+        images=range(2),
+        classes=None,
+        shape=(1, 4, 4),
+        interpolant=linear,
     )
     assert len({tuple(d.flatten().tolist()) for d in draws}) == 3
 
@@ -68,7 +75,14 @@ def test_labels_take_turns_and_evaluations_are_counted():
 
     settings = SampleConfig(batch=3)
     generate(
-        model_of(sit), recording, lambda x: x, settings, count=7, classes=(0, 2), shape=(1, 4, 4), interpolant=linear
+        model_of(sit),
+        recording,
+        lambda x: x,
+        settings,
+        images=range(7),
+        classes=(0, 2),
+        shape=(1, 4, 4),
+        interpolant=linear,
     )
     assert asked == [0, 2, 0, 2, 0, 2, 0]
     assert generated.nfe == {"conditional": 6, "null": 6}
@@ -108,3 +122,14 @@ def test_frames_follow_the_first_batch_only():
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="got"):
         SampleConfig(**wrong)
+
+
+def test_a_part_of_a_run_is_that_part_of_it():
+    whole = images(sit, count=7, steps=3, batch=4)
+    model = model_of(sit)
+    part = generate(
+        model, sit.sample, lambda x: x, SampleConfig(steps=3, batch=2), images=range(3, 6), classes=(0, 2),
+        shape=(1, 4, 4), interpolant=linear, seed=3,
+    )  # fmt: skip
+    assert (part.images.int() - whole.images[3:6].int()).abs().max() <= 1
+    assert part.labels.tolist() == whole.labels[3:6].tolist() == [2, 0, 2]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fluvial import experiment, inputs, scoring
+from fluvial import experiment, inputs
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
 from fluvial.data import images as data_images
@@ -235,25 +235,6 @@ def test_data_that_does_not_fit_the_model_says_what_to_set(tmp_path, photos, vae
     with pytest.raises(ValueError, match=r"fewer: c \(6\)"):
         experiment.train(run(photos, vae, method={"images_per_sequence": 7}), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
-
-
-def test_a_score_needs_images(tmp_path, photos, vae):
-    data = cached(tmp_path / "c", photos, vae)
-    experiment.train(run(photos, vae, data=data), tmp_path / "run", device="cpu")
-    with pytest.raises(ValueError, match="cached latents, and a score needs images"):
-        experiment.score(tmp_path / "run", count=4, device="cpu")
-    images = DataConfig(path=str(photos), size=16)
-    with pytest.raises(ValueError, match="has no held-out images"):
-        experiment.score(tmp_path / "run", count=4, data=images, device="cpu")
-    both = dataclasses.replace(images, test_path=str(photos))
-    assert experiment.score(tmp_path / "run", count=4, data=both, device="cpu")["features"] == "pixels in [-1, 1]"
-
-
-def test_large_images_are_scored_by_their_averages():
-    pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
-    found = scoring._features(pixels).unflatten(1, (3, 32, 32))
-    expected = data_images.to_signed(pixels).unflatten(2, (32, 2)).unflatten(4, (32, 2)).mean((3, 5))
-    torch.testing.assert_close(found, expected)
 
 
 def test_pixels_can_be_cached_too(tmp_path):

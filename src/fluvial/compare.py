@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from fluvial import experiment, pictures
+from fluvial import experiment, pictures, scoring
 from fluvial.config import Run
+from fluvial.files import write_json
 
 CALIBRATION = 40  # steps taken to learn how long a step lasts; the last half is timed
 
@@ -36,7 +37,9 @@ def compare(
         there = (folder / "run.json").exists()
         timed = experiment.read_run(folder) if there else _for_seconds(run, seconds, device)
         trained = experiment.train(timed, folder, device=device)
-        score = experiment.score(folder, count=count, device=device)
+        card = scoring.score_run(folder, count=count, device=device)
+        scores, sampling = card["scores"], card["sampling"]
+        write_json(folder / "score.json", card)
         samples[name] = trained.sample(10).images
         images = trained.step * experiment.images_per_step(timed)
         rows.append(
@@ -47,12 +50,12 @@ def compare(
                 "images seen": images,
                 "training s": round(trained.seconds, 1),
                 "training images/s": round(images / trained.seconds),
-                "class accuracy": score.get("class_accuracy"),
-                "Frechet distance": round(score["frechet_distance"], 3),
-                "of real data": round(score["frechet_distance_real"], 3),
-                "NFE": score["nfe"],
-                "NFE of the null branch": score["nfe_null"],
-                "sampling images/s": score["images_per_second"],
+                "class accuracy": scores.get("class_accuracy", {}).get("value"),
+                "Frechet distance": round(scores["frechet_distance"]["value"], 3),
+                "of real data": round(scores["frechet_distance"]["real"], 3),
+                "NFE": sampling["nfe"],
+                "NFE of the null branch": sampling["nfe_null"],
+                "sampling images/s": sampling["images_per_second"],
             }
         )
     (out / "compare.json").write_text(json.dumps(rows, indent=2) + "\n")

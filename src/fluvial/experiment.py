@@ -10,10 +10,9 @@ runs/digits-arflow/
 
 import json
 import platform
-import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,18 +24,18 @@ import fluvial
 from fluvial import finetune, pictures
 from fluvial.autoencoders import Autoencoder
 from fluvial.config import Run, differences, from_json, to_json
-from fluvial.data.images import DataConfig, ImageSet, listed
+from fluvial.data.images import ImageSet, listed
+from fluvial.evaluation.against import against, real_images
+from fluvial.evaluation.statistics import statistics
 from fluvial.files import Lazy, only_one, write_json
-from fluvial.generate import Generated, SampleConfig, generate
 from fluvial.held_out import held_out_losses
 from fluvial.inputs import Inputs, batches_of, open_autoencoder, open_inputs
-from fluvial.integrate import OnStep
-from fluvial.interpolant import INTERPOLANTS
 from fluvial.methods import empty_model, method_of
+from fluvial.metrics.features import extractor
 from fluvial.randomness import address
-from fluvial.scoring import against, reference
 from fluvial.train import checkpoint, distributed, loop
 from fluvial.train.distributed import World
+from fluvial.trained import Trained
 
 # settings that a run may be continued with: they leave the steps already taken valid
 CHANGEABLE = (
@@ -138,11 +137,7 @@ def _train(
         if images.shape[1] in (1, 3):  # of other channels there is no picture; the log and the checkpoints go on
             pictures.save_grid(images, path, columns=round(len(images) ** 0.5))
 
-    measure = against(*_real(run, inputs)) if run.train.score_every and world.first else None
-
-    def score(model: nn.Module) -> dict[str, Any]:
-        assert measure is not None
-        return {**measure(sampler(model).sample(run.train.score_count)), "count": run.train.score_count}
+    score = _scorer(run, inputs, device) if run.train.score_every and world.first else None
 
     with only_one(out) if world.first else nullcontext():
         if world.first:
@@ -161,9 +156,25 @@ def _train(
             world=world,
             held_out=held_out_losses(inputs, device),
             preview=preview,
-            score=score,
+            score=None if score is None else lambda model: score(sampler(model)),
         )
         return _trained(average, run, autoencoder, newest_checkpoint(out))
+
+
+def _scorer(run: Run, inputs: Inputs, device: torch.device) -> Callable[[Trained], dict[str, Any]]:
+    """A function from a model to the scores of its samples, for the log."""
+    look = extractor(run.train.score_extractor, device=device)
+    given = [part if isinstance(part, ImageSet) else None for part in (inputs.train, inputs.held_out)]
+    measure = against("test", real_images(run.data, *given), look).measure
+
+    def score(trained: Trained) -> dict[str, Any]:
+        drawn = trained.draw(run.train.score_count)
+        found = measure(statistics(drawn, look, batch=run.sample.batch))
+        values = {name: estimate.value for name, estimate in found.values.items()}
+        real = {f"{name}_real": value for name, value in found.real.items() if name in values}
+        return {**values, **real, "extractor": look.name, "count": drawn.n}
+
+    return score
 
 
 def _begin(out: Path, run: Run, recipe: str | None, start: Path | str | None, model: nn.Module) -> None:
@@ -177,59 +188,6 @@ def _begin(out: Path, run: Run, recipe: str | None, start: Path | str | None, mo
     _claim(out, run, recipe, start)
     if first is not None:
         checkpoint.write_weights(out, 0, first, {})
-
-
-def _real(run: Run, inputs: Inputs) -> tuple[ImageSet, ImageSet]:
-    """Training and held-out images to score samples against."""
-    given = [part if isinstance(part, ImageSet) else None for part in (inputs.train, inputs.held_out)]
-    return reference(run.data, *given)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A trained run: its moving-average model, ready to sample."""
-
-    model: nn.Module
-    run: Run
-    autoencoder: Autoencoder
-    step: int
-    """Training steps behind these weights."""
-    seconds: float
-    """Wall-clock seconds of training behind them."""
-
-    def sample(
-        self,
-        count: int,
-        *,
-        classes: tuple[int, ...] | None = None,
-        seed: int = 0,
-        settings: SampleConfig | None = None,
-        on_batch: Callable[[int], None] | None = None,
-        on_step: OnStep | None = None,
-    ) -> Generated:
-        """`count` images; image i is of class classes[i mod len(classes)], of all classes in turn by default.
-
-        Raises ValueError for a class id out of range, a count below 1, or settings that the method does not have.
-        """
-        known, settings = self.run.method.classes, replace(self.run, sample=settings or self.run.sample).sample
-        if count < 1:
-            raise ValueError(f"count must be at least 1, got {count}")
-        if wrong := [c for c in classes or () if not 0 <= c < known]:
-            raise ValueError(f"class ids {wrong} are out of range: the model knows {known} classes, 0 to {known - 1}")
-        method = method_of(self.run.method)
-        return generate(
-            self.model,
-            method.sample,
-            self.autoencoder.decode,
-            settings,
-            count=count,
-            classes=classes or tuple(range(known)),
-            shape=self.run.method.noise_shape,
-            interpolant=INTERPOLANTS[self.run.method.interpolant],
-            seed=seed,
-            on_batch=on_batch,
-            on_step=on_step,
-        )
 
 
 def create(
@@ -263,8 +221,14 @@ def load(folder: Path | str, *, autoencoder: str = "", device: torch.device | st
 
 def _trained(average: nn.Module, run: Run, autoencoder: Autoencoder, newest: Path) -> Trained:
     """The moving average with what its checkpoint says of it."""
-    meta = checkpoint.load_meta(newest)
-    return Trained(model=average, run=run, autoencoder=autoencoder, step=meta["step"], seconds=meta["seconds"])
+    meta, record = checkpoint.load_meta(newest), read_record(newest.parent.parent)
+    kind = f"average of decay {run.train.ema_decay:g}"
+    if "ema" in record:
+        kind = f"power-function average of length {record['ema']['length']:g}"
+    elif meta.get("weights_only"):
+        kind = "as imported"
+    told = {"step": meta["step"], "seconds": meta["seconds"], "average": kind}
+    return Trained(model=average, run=run, autoencoder=autoencoder, **told)
 
 
 def read_run(folder: Path | str) -> Run:
@@ -276,59 +240,6 @@ def read_run(folder: Path | str) -> Run:
         raise ValueError(f"{folder} is not a run folder: it has no run.json") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
-
-
-def score(
-    folder: Path | str,
-    *,
-    count: int = 1000,
-    seed: int = 0,
-    real: ImageSet | None = None,
-    held_out: ImageSet | None = None,
-    data: DataConfig | None = None,
-    settings: SampleConfig | None = None,
-    autoencoder: str = "",
-    device: torch.device | str | None = None,
-    on_batch: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
-    """Draws `count` images and measures them against the held-out images of the run's data set; writes score.json.
-
-    class_accuracy: the share that an SVM trained on the real training images puts in the class asked for.
-    frechet_distance: between the pixels, in [-1, 1], of the samples and of the held-out images; beside it the same
-    distance of the real training images, the floor that no honest sampler is below.
-
-    `data` stands in for the run's own data, `real` and `held_out` for its two parts, as they must for a run trained on
-    given images. Of a large data set no more than 10,000 images of a part are looked at; the SVM learns from 5,000.
-    Images above 32 x 32 pixels are averaged to that.
-    """
-    folder = Path(folder)
-    trained = load(folder, autoencoder=autoencoder, device=device)
-    settings = settings or trained.run.sample
-    data = data or trained.run.data
-    real, held_out = reference(data, real, held_out)
-    started = time.perf_counter()
-    generated = trained.sample(count, seed=seed, settings=settings, on_batch=on_batch)
-    seconds = time.perf_counter() - started
-    result = {
-        **against(real, held_out)(generated),
-        "reference": f"{data.test_path or data.path or data.name}, {len(held_out.pixels)} held-out images",
-        "count": count,
-        "seed": seed,
-        "solver": settings.solver,
-        "nfe": sum(n for name, n in generated.nfe.items() if name.startswith("conditional")),
-        "nfe_null": sum(n for name, n in generated.nfe.items() if name.startswith("null")),
-        "evaluations": generated.nfe,
-        "guidance": settings.guidance.weight if generated.labels is not None else 1.0,
-        "guidance_interval": settings.guidance.interval,
-        "guidance_channels": settings.guidance.channels,
-        "sample": to_json(replace(trained.run, sample=settings))["sample"],
-        "train_step": trained.step,
-        "train_seconds": round(trained.seconds, 1),
-        "images_per_second": round(count / seconds, 1),
-        "version": fluvial.__version__,
-    }
-    write_json(folder / "score.json", result)
-    return result
 
 
 def _as_it_was(run: Run, out: Path) -> Run:

@@ -116,7 +116,7 @@ def generate(
     decode: Callable[[Tensor], Tensor],
     settings: SampleConfig,
     *,
-    count: int,
+    images: range,
     classes: tuple[int, ...] | None,
     shape: tuple[int, ...],
     interpolant: Interpolant,
@@ -124,18 +124,18 @@ def generate(
     on_batch: Callable[[int], None] | None = None,
     on_step: OnStep | None = None,
 ) -> Generated:
-    """Images 0 ... count - 1 of a sampling run; image i depends on (seed, i), its class, and the settings.
+    """These images of a sampling run; image i depends on (seed, i), its class, and the settings.
 
     `sample` is a method's sampler, `shape` that of one image's noise; `decode` turns latents into images in [-1, 1].
     `on_batch` is told how many images are done; `on_step` follows the solver within each batch.
     """
     device = next(model.parameters()).device
     parts, nfe = [], Counter[str]()
-    for start in range(0, count, settings.batch):
-        images = range(start, min(start + settings.batch, count))
+    for start in range(0, len(images), settings.batch):
+        part = images[start : start + settings.batch]
 
-        def noise(step: int, images: range = images) -> Tensor:
-            return normal(seed, images, shape, step=step).to(device)
+        def noise(step: int, part: range = part) -> Tensor:
+            return normal(seed, part, shape, step=step).to(device)
 
         extra: dict[str, Any] = {}
         if settings.solver == "euler-maruyama":
@@ -143,7 +143,7 @@ def generate(
         if settings.context_noise > 0:
             extra |= {"context_noise": settings.context_noise, "level_noise": noise(CONTEXT_STEP)}
 
-        labels = labels_for(images, classes)
+        labels = labels_for(part, classes)
         evaluations: Counter[str] = Counter()
         latents = sample(
             model,
@@ -159,8 +159,8 @@ def generate(
         parts.append(to_uint8(decode(latents)).cpu())
         nfe |= evaluations  # the largest over batches: dopri5 may differ
         if on_batch is not None:
-            on_batch(images.stop)
-    return Generated(torch.cat(parts), labels_for(range(count), classes), dict(nfe))
+            on_batch(start + len(part))
+    return Generated(torch.cat(parts), labels_for(images, classes), dict(nfe))
 
 
 class Frames:

@@ -79,3 +79,19 @@ def save_npz(images: UInt8[Tensor, "n c h w"], labels: Tensor | None, path: Path
     arrays = [array.permute(0, 2, 3, 1).numpy()] + ([] if labels is None else [labels.numpy()])
     np.savez(path, *arrays)
     return path
+
+
+def save_captioned(images: UInt8[Tensor, "n c h w"], captions: Sequence[str], path: Path, columns: int) -> Path:
+    """A PNG of the images with a line of text below each."""
+    font, line = ImageFont.load_default(12), 16
+    tiles = [grid(image[None], columns=1).convert("RGB") for image in images]
+    width = max(tiles[0].width, 4 + max(int(font.getlength(text)) for text in captions))
+    rows = -(-len(tiles) // columns)
+    picture = Image.new("RGB", (columns * width, rows * (tiles[0].height + line)), "white")
+    for i, (tile, text) in enumerate(zip(tiles, captions, strict=True)):
+        left, top = i % columns * width, i // columns * (tile.height + line)
+        picture.paste(tile, (left, top))
+        ImageDraw.Draw(picture).text((left + 2, top + tile.height), text, fill="black", font=font)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return path

@@ -4,7 +4,7 @@ fluvial recipes                       list the recipes
 fluvial train RECIPE [options]        train one, or go on where it stopped
 fluvial train RUN [options]           go on with a run folder, or start another from its weights
 fluvial sample RUN [options]          draw images from a run folder
-fluvial score RUN [options]           measure a run folder
+fluvial score RUN|IMAGES [options]    measure samples against real images: FID and its family, with provenance
 fluvial plot RUN [RUN ...] [options]  draw the curves of runs into one picture
 fluvial doctor RUN                    compare a run with what is expected: what is wrong, why, and what to do
 fluvial compare digits [options]      train all methods for the same time and put them side by side
@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fluvial import __version__
-from fluvial.cli import average, data, health, runs, weights
+from fluvial.cli import average, data, health, runs, score, weights
 from fluvial.cli.arguments import UsageError
 from fluvial.train.loop import Stopped
 
@@ -30,7 +30,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "recipes": runs.list_recipes,
     "train": runs.train,
     "sample": runs.sample,
-    "score": runs.score,
+    "score": score.score,
     "plot": health.plot,
     "doctor": health.doctor,
     "compare": runs.compare,

@@ -1,9 +1,14 @@
 """What the commands share: parsing options, positional arguments, and the device."""
 
-from typing import TypeVar
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import tyro
+
+from fluvial import experiment
+from fluvial.config import Run
 
 T = TypeVar("T")
 
@@ -42,3 +47,17 @@ def device_of(name: str) -> str | None:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine, or this build of PyTorch, has no CUDA; use --device cpu")
     return None if name == "auto" else name
+
+
+def of_a_run(kind: type[T], arguments: list[str], command: str, description: str) -> tuple[Path, Run, T]:
+    """The run folder that a command names, its run, and the options, whose sampling fits the run's method."""
+    meaning = "a folder that `fluvial train` or `fluvial import` wrote, such as runs/digits-arflow"
+    name, rest = positional(arguments, command, "RUN", meaning)
+    run = experiment.read_run(name)
+    default: Any = kind
+    options: Any = parse(kind, default(sample=run.sample), rest, f"fluvial {command} RUN", description)
+    try:
+        replace(run, sample=options.sample)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return Path(name), run, options

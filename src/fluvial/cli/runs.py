@@ -1,10 +1,10 @@
-"""fluvial recipes, train, sample, score, compare."""
+"""fluvial recipes, train, sample, compare."""
 
 import inspect
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -14,9 +14,11 @@ from rich.table import Table
 from fluvial import experiment, finetune, pictures, recipes
 from fluvial.checks import at_least, positive
 from fluvial.cli import dry
-from fluvial.cli.arguments import UsageError, device_of, parse, positional
+from fluvial.cli.arguments import UsageError, device_of, of_a_run, parse, positional
 from fluvial.compare import compare as compare_runs
 from fluvial.config import Run
+from fluvial.evaluation.images import RECORD, SAMPLES
+from fluvial.files import write_json
 from fluvial.generate import Frames, SampleConfig
 
 COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
@@ -62,27 +64,6 @@ class SampleOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions:
-    count: int = 1000
-    """Number of images to draw and measure."""
-    seed: int = 0
-    """Seed; image i depends on (seed, i) alone."""
-    data_path: str = ""
-    """Images to measure against, in place of the run's own; needed by a run that was trained on cached latents."""
-    test_path: str = ""
-    """Its held-out images, if they are not a split of it."""
-    autoencoder: str = ""
-    """Where the run's autoencoder is, if no longer where it was in training."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU if there is one."""
-    sample: SampleConfig
-    """How to sample; the run's own settings by default."""
-
-    def __post_init__(self) -> None:
-        at_least(2, self, "count")
-
-
-@dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     seconds: float = 60.0
     """Training time of each method, in seconds."""
@@ -96,9 +77,6 @@ class CompareOptions:
     def __post_init__(self) -> None:
         at_least(2, self, "count")
         positive(self, "seconds")
-
-
-Options = TypeVar("Options", SampleOptions, ScoreOptions)
 
 
 def list_recipes(arguments: list[str]) -> None:
@@ -172,7 +150,7 @@ def _train(run: Run, out: Path, device: str, **origin: Any) -> None:  # noqa: AN
 
 
 def sample(arguments: list[str]) -> None:
-    folder, run, options = _of_a_run(SampleOptions, arguments, "sample", "Draw images from a run folder.")
+    folder, run, options = of_a_run(SampleOptions, arguments, "sample", "Draw images from a run folder.")
     trained = experiment.load(folder, autoencoder=options.autoencoder, device=device_of(options.device))
     known = trained.run.method.classes
     if any(not 0 <= c < known for c in options.classes):
@@ -187,7 +165,12 @@ def sample(arguments: list[str]) -> None:
         settings=options.sample,
         on_step=frames,
     )
-    saved = [pictures.save_npz(generated.images, generated.labels, out / "samples.npz")] if options.npz else []
+    saved = []
+    if options.npz:
+        saved.append(pictures.save_npz(generated.images, generated.labels, out / SAMPLES))
+        told = {"seed": options.seed, "settings": options.sample, "classes": options.classes or None}
+        about = trained.provenance(**told, evaluations=generated.nfe)
+        write_json(out / RECORD, {**about, "grey": generated.images.shape[1] == 1})
     if generated.images.shape[1] in (1, 3):
         saved.append(pictures.save_grid(generated.images[:GRID], out / "grid.png", options.columns))
         if options.gif:
@@ -199,29 +182,6 @@ def sample(arguments: list[str]) -> None:
     print(f"{options.count} images, evaluations of the model for each: {generated.nfe}")
     for path in saved:
         print(path)
-
-
-def score(arguments: list[str]) -> None:
-    description = "Measure a run folder; writes RUN/score.json."
-    folder, run, options = _of_a_run(ScoreOptions, arguments, "score", description)
-    data = run.data
-    if options.data_path or options.test_path:
-        data = replace(data, path=options.data_path or data.path, test_path=options.test_path)
-    result = experiment.score(
-        folder,
-        count=options.count,
-        seed=options.seed,
-        data=data,
-        settings=options.sample,
-        autoencoder=options.autoencoder,
-        device=device_of(options.device),
-    )
-    table = Table("what", "value", title=str(folder), title_justify="left")
-    result.pop("sample")  # all settings, for score.json only
-    for key, value in result.items():
-        table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
-    Console().print(table)
-    print(folder / "score.json")
 
 
 def compare(arguments: list[str]) -> None:
@@ -239,16 +199,3 @@ def compare(arguments: list[str]) -> None:
     Console().print(table)
     print(out / "compare.json")
     print(out / "compare.png")
-
-
-def _of_a_run(kind: type[Options], arguments: list[str], command: str, description: str) -> tuple[Path, Run, Options]:
-    """The run folder that a command names, its run, and the options, whose sampling fits the run's method."""
-    meaning = "a folder that `fluvial train` or `fluvial import` wrote, such as runs/digits-arflow"
-    name, rest = positional(arguments, command, "RUN", meaning)
-    run = experiment.read_run(name)
-    options = parse(kind, kind(sample=run.sample), rest, f"fluvial {command} RUN", description)
-    try:
-        replace(run, sample=options.sample)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    return Path(name), run, options

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+T = TypeVar("T")
 Parallel = Literal["auto", "ddp", "fsdp"]
 STATE = 20  # bytes a parameter in training: weight, gradient, two moments and an average, in float32
 
@@ -55,11 +56,11 @@ class World(NamedTuple):
         dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
 
-    def gather(self, value: str) -> list[str]:
+    def gather(self, value: T) -> list[T]:
         """The values of all ranks, in their order."""
         if self.size == 1:
             return [value]
-        values = [""] * self.size
+        values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self.control)
         return values
 

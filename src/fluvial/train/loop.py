@@ -81,6 +81,8 @@ class TrainConfig:
     """Steps between scores of samples against held-out images; 0 for never."""
     score_count: int = 500
     """Samples of such a score."""
+    score_extractor: str = "pixels"
+    """The features of such a score: pixels, inception, efficientnet-lite0, dinov2, clip."""
     sample_every: int = 10_000
     """Steps between sample grids; 0 for never."""
 

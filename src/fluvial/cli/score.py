@@ -1,0 +1,183 @@
+"""fluvial score."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fluvial import experiment, scoring
+from fluvial.checks import at_least
+from fluvial.cli.arguments import UsageError, device_of, of_a_run, parse, positional
+from fluvial.files import write_json
+from fluvial.generate import SampleConfig
+from fluvial.metrics import report
+from fluvial.train import distributed
+
+WHAT = (
+    "a run folder, whose samples are drawn; or images: a folder, an .npz of the ADM suite, what `fluvial sample` "
+    "wrote, a data set (NAME:SPLIT); or a card, to put beside another with --against"
+)
+DESCRIPTION = """Measure images against real ones, and write a card: each number with what it depends on.
+
+FID, sFID, KID and Inception Score are those of the Inception network; with other features the same formulas are called
+Frechet, spatial Frechet and kernel distance, and classifier score. Errors are one standard error."""
+DIGITS = {"value": 4, "error": 2, "bias": 2, "real": 4}  # columns of the printed card, and their digits
+LINES = {  # of the printed card: what there is to say about the numbers
+    "extractor": ("name", "hash", "resize", "dtype"),
+    "reference": ("name", "hash", "count", "neighbours", "cut", "chosen"),
+    "images": ("count", "shape", "cut", "rounding", "labels"),
+    "sampling": (
+        *("solver", "nfe", "nfe_null", "guidance", "guidance_interval", "weights", "dtype", "seed", "seed_rule"),
+        *("train_step", "train_seconds", "images_per_second"),
+    ),
+    "made_by": ("fluvial", "torch"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What images are measured with."""
+
+    reference: str = ""
+    """Images to measure against: for a run test or train, the parts of its own data (test by default); or a folder, a
+    data set (NAME:SPLIT), an .npz of the ADM suite, or a file that --keep wrote."""
+    training: str = ""
+    """Training images beside another reference: for the classes of samples, and for --nearest."""
+    extractor: str = ""
+    """The features: pixels, inception, efficientnet-lite0, dinov2, clip, or a TorchScript file; inception by default,
+    and pixels for the built-in digits."""
+    weights: str = ""
+    """File of the weights of inception; folder or repository of those of dinov2 and clip."""
+    size: int = 0
+    """Side of the square that images of folders and data sets are cropped to, as ADM does; as they are by default."""
+    channels: Literal[1, 3] = 3
+    """1 reads them as grey; the samples of a run are what they are."""
+    nearest: bool = False
+    """Also look for copies: draw the samples nearest to training images, and say how near is usual."""
+    keep: Path | None = None
+    """Also write the statistics of the images to this .safetensors, to be a --reference later."""
+    against: Path | None = None
+    """A card to compare with; refused if it differs in what matters."""
+    out: Path | None = None
+    """Where to write the card; RUN/score.json for a run, nowhere for images, by default."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "size")
+        if self.keep is not None and self.keep.suffix != ".safetensors":
+            raise ValueError(f"--keep writes a .safetensors file, got {self.keep}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredRun(Measured):
+    count: int = 1000
+    """Number of images to draw and measure."""
+    seed: int = 0
+    """Seed; image i depends on (seed, i) alone."""
+    autoencoder: str = ""
+    """Where the run's autoencoder is, if no longer where it was in training."""
+    sample: SampleConfig
+    """How to sample; the run's own settings by default."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(2, self, "count")
+
+
+def score(arguments: list[str]) -> None:
+    name, rest = positional(arguments, "score", "WHAT", WHAT)
+    path = Path(name).expanduser()
+    is_run = (path / "run.json").exists()
+    if is_run:
+        _, _, options = of_a_run(MeasuredRun, arguments, "score", DESCRIPTION)
+    else:
+        options = parse(Measured, Measured(), rest, f"fluvial score {name}", DESCRIPTION)
+    there = None if options.against is None else _read(options.against)  # before hours of work
+    if path.suffix == ".json":
+        if there is None:
+            raise UsageError("a card is put beside another: name it with --against")
+        return _put_beside(_read(path), name, there, str(options.against))
+    if not is_run and not options.reference:
+        raise UsageError(f"{name} is not a run folder (it has no run.json), and images need a --reference")
+    out = options.out or (path / "score.json" if is_run else None)
+    if options.nearest and out is None:
+        raise UsageError("--nearest draws a picture beside the card: say where with --out")
+    card, first = _card(name, options, out)
+    if not first:
+        return
+    written = [options.keep]
+    if out is not None:
+        write_json(out, card)
+        written += [out.with_name("nearest.png") if options.nearest else None, out]
+    _show(card)
+    for file in written:
+        if file is not None:
+            print(file)
+    if there is not None:
+        _put_beside(card, name, there, str(options.against))
+
+
+def _card(name: str, options: Measured, out: Path | None) -> tuple[dict[str, Any], bool]:
+    """The card, and whether this is the first of the ranks, which alone has it."""
+    device = torch.device(device_of(options.device) or experiment.default_device())
+    with distributed.world(device) as (world, device):
+        wanted: dict[str, Any] = {
+            "reference": options.reference or "test",
+            "training": options.training,
+            "features": options.extractor,
+            "weights": options.weights,
+            "size": options.size,
+            "channels": options.channels,
+            "nearest": out.with_name("nearest.png") if options.nearest and out is not None else None,
+            "keep": options.keep,
+            "device": device,
+            "world": world,
+        }
+        if isinstance(options, MeasuredRun):
+            wanted |= {"count": options.count, "seed": options.seed, "autoencoder": options.autoencoder}
+            return scoring.score_run(name, settings=options.sample, **wanted), world.first
+        return scoring.score_images(name, **wanted), world.first
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return report.read(json.loads(path.read_text()), str(path))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _show(card: Mapping[str, Any]) -> None:
+    """The scores as a table, and under it all that they depend on."""
+    features, reference = card["extractor"]["name"], card["reference"]["name"]
+    table = Table("", "value", "error", "of it bias", "real images", title=card["of"], title_justify="left")
+    for name, found in card["scores"].items():
+        numbers = [f"{found[key]:.{n}g}" if key in found else "" for key, n in DIGITS.items()]
+        table.add_row(f"{name.replace('_', ' ')} ({features})", *numbers)
+    console = Console()
+    console.print(table)
+    console.print(f"against {reference}", highlight=False, soft_wrap=True)
+    for part, keys in LINES.items():
+        known = [(key, card[part].get(key)) for key in keys]
+        told = ", ".join(f"{key} {report.short(value)}" for key, value in known if value not in (None, "", {}))
+        if told:
+            console.print(f"{part}: {told}", highlight=False, markup=False, soft_wrap=True)
+    for warning in card["warnings"]:
+        console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _put_beside(a: Mapping[str, Any], name: str, b: Mapping[str, Any], other: str) -> None:
+    """Two cards in one table. Raises ValueError if they differ in what matters."""
+    table = Table("", name, other, "difference", "in standard errors")
+    for row in report.compared(a, b):
+        values = [f"{e.value:.4g} +- {e.error:.2g}" for e in (row.a, row.b)]
+        title = f"{row.name.replace('_', ' ')} ({a['extractor']['name']})"
+        table.add_row(title, *values, f"{row.difference:+.4g}", f"{row.errors:+.1f}")
+    Console().print(table)
+    if unknown := report.unknown(a, b):
+        print(f"not known of one of them, and it matters: {', '.join(unknown)}")

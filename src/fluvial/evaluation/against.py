@@ -1,0 +1,78 @@
+"""The real images of a data set as what samples are measured against."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from fluvial.data import images as data_images
+from fluvial.data.images import DataConfig, ImageSet
+from fluvial.data.latents import is_cache
+from fluvial.evaluation.images import Images, of_set
+from fluvial.evaluation.reference import Reference, reference
+from fluvial.evaluation.scores import Scores, measuring
+from fluvial.evaluation.statistics import Statistics
+from fluvial.metrics.features import Extractor
+from fluvial.train.distributed import ALONE, World
+
+BESIDE = 10_000  # real images beside the reference: for the classifier of classes, and to be scored as samples are
+
+
+class Real(NamedTuple):
+    """The two parts of a data set, with the name of each."""
+
+    training: Images
+    test: Images | None
+
+
+def real_images(data: DataConfig, training: ImageSet | None = None, test: ImageSet | None = None) -> Real:
+    """The images of a run's data, or those that are given. Raises ValueError if there are latents in their place."""
+    name = data.path or data.name
+    if training is None:
+        if is_cache(name) or is_cache(data.test_path):
+            raise ValueError(
+                "the run was trained on cached latents, and a score needs images: name some with --reference, and with "
+                "--training those that were encoded"
+            )
+        training, test = (data_images.load(data, split) for split in ("train", "test"))
+        assert training is not None
+    of_test = data.test_path or f"{name}, held out"
+    return Real(of_set(training, name, data), None if test is None else of_set(test, of_test, data))
+
+
+Which = Literal["test", "train"] | Reference
+
+
+class Against(NamedTuple):
+    reference: Reference
+    training: Reference | None
+    test: Reference | None
+    """Real images that were not trained on."""
+    measure: Callable[[Statistics], Scores]
+
+
+def against(
+    which: Which, real: Real | None, extractor: Extractor, *, beside: int = BESIDE, world: World = ALONE
+) -> Against:
+    """What samples are measured against: the test or training images of `real`, or another reference.
+
+    Of the part of `real` that is not the reference, `beside` images are looked at. Raises ValueError if there are no
+    test images.
+    """
+
+    def some(images: Images | None, most: int) -> Reference | None:
+        return None if images is None else reference(images.some(most), extractor, kept=most, world=world)
+
+    if isinstance(which, Reference):
+        training, test = some(real and real.training, beside), which
+        found = which
+    elif real is None:
+        raise ValueError("there is no data set whose images could be the reference")
+    elif which == "train":
+        training = reference(real.training, extractor, kept=beside, world=world)
+        found, test = training, some(real.test, BESIDE)
+    elif real.test is None:
+        raise ValueError(f"{real.training.name} has no held-out images: name some with --reference, or say train")
+    else:
+        found = test = reference(real.test, extractor, world=world)
+        training = some(real.training, beside)
+    statistics = [None if part is None else part.statistics for part in (training, test)]
+    return Against(found, training, test, measuring(found.statistics, extractor.name, *statistics))

@@ -1,0 +1,178 @@
+"""What can be measured: a folder, a data set, an .npz of the ADM suite, the output of `fluvial sample`."""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from fluvial.data import images as data_images
+from fluvial.data.images import DataConfig, Files, ImageSet
+from fluvial.data.latents import is_cache
+from fluvial.files import checksum
+from fluvial.randomness import numpy_generator
+
+SAMPLES = "samples.npz"  # what `fluvial sample` writes
+RECORD = "samples.json"  # and what it says of them
+
+
+class Images(NamedTuple):
+    """Images that are read a few at a time, and where they come from."""
+
+    name: str
+    n: int
+    read: Callable[[Sequence[int]], tuple[UInt8[Tensor, "b c h w"], Int[Tensor, "b"] | None]]
+    digest: Callable[[], str]
+    """SHA-256 of the content."""
+    about: dict[str, Any]
+    """What a card says of them: how they were cut, rounded, labelled, and for samples how they were drawn."""
+
+    def some(self, most: int) -> "Images":
+        """At most so many of them, at random but always the same ones, in their order."""
+        if self.n <= most:
+            return self
+        kept = np.sort(numpy_generator(0, "some").permutation(self.n)[:most]).tolist()
+        about = {**self.about, "chosen": f"{most} of {self.n} at random"}
+        return self._replace(
+            n=most,
+            read=lambda wanted: self.read([kept[i] for i in wanted]),
+            digest=lambda: hashlib.sha256(f"{self.digest()} {most}".encode()).hexdigest(),
+            about=about,
+        )
+
+
+def open_images(name: str, like: DataConfig | None = None) -> Images:
+    """Images by the name of a folder, .npz or data set; NAME:SPLIT is one split of it.
+
+    Those of a folder or data set are cut as `like` says, else taken as they are. Raises ValueError if there is nothing
+    of that name, or it holds no images.
+    """
+    path, like = Path(name).expanduser(), like or DataConfig()
+    if path.is_dir() and (path / SAMPLES).exists():
+        path = path / SAMPLES
+    if path.suffix == ".npz":
+        return _npz(path, like)
+    if is_cache(name):
+        raise ValueError(f"{name} holds latents, and a score needs images: give those that were encoded")
+    place, _, split = (name, "", "") if path.exists() else name.partition(":")
+    if place in data_images.BUILT_IN and split not in ("train", "test"):
+        raise ValueError(f"{place} has two splits: say {place}:train or {place}:test")
+    config = DataConfig(size=like.size, crop=like.crop, channels=like.channels)
+    if place in data_images.BUILT_IN:
+        config = replace(config, name=place)
+    else:
+        config = replace(config, path=place, split=split)
+    images = data_images.load(config, "test" if split == "test" and place in data_images.BUILT_IN else "train")
+    assert images is not None
+    return of_set(images, name, config)
+
+
+def of_set(images: ImageSet, name: str, config: DataConfig) -> Images:
+    """The images of a data set."""
+
+    def read(wanted: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        chosen = torch.tensor(wanted)
+        return images.rows(chosen), None if images.labels is None else images.labels[chosen]
+
+    cut = f"{config.crop} crop to {config.size} x {config.size}" if config.size else "as they are"
+    about = {"cut": cut, "rounding": None, "labels": None}  # a folder does not say
+    return Images(name, len(images.pixels), read, lambda: _digest(images, config), about)
+
+
+def _digest(images: ImageSet, config: DataConfig) -> str:
+    """Of the pixels, or of undecoded files and how they are cut."""
+    content = hashlib.sha256()
+    if isinstance(images.pixels, Tensor):
+        content.update(str(tuple(images.pixels.shape)).encode())
+        content.update(images.pixels.contiguous().numpy().data)
+        return content.hexdigest()
+    files: Files = images.pixels
+    content.update(f"{config.size} {config.crop} {config.channels}".encode())
+    for start in range(0, len(files), 1024):
+        for _, source in files.source.read(list(files.chosen[start : start + 1024])):
+            data = source.read_bytes() if isinstance(source, Path) else source
+            content.update(hashlib.sha256(data).digest())
+    return content.hexdigest()
+
+
+def _npz(path: Path, like: DataConfig) -> Images:
+    """arr_0 (n, h, w, c) and perhaps the labels arr_1, read as they are needed: whole they may be 10 GB."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as .npz: {error}") from error
+    names = [name.removesuffix(".npy") for name in archive.namelist()]
+    wanted = "images are wanted as the ADM suite has them: arr_0 of (n, height, width, channels)"
+    if "arr_0" not in names:
+        held = "statistics only, which can be a --reference but not be scored" if "mu" in names else ", ".join(names)
+        raise ValueError(f"{path} has no arr_0 but {held}; {wanted}")
+    shape, dtype, at, opened = _array(archive, "arr_0.npy", path)
+    if len(shape) != 4 or shape[-1] not in (1, 3):
+        raise ValueError(f"{path}: arr_0 has the shape {shape}; {wanted}, 1 or 3 of them")
+    if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
+        raise ValueError(f"{path}: arr_0 is {dtype}; pixels are wanted as uint8 in 0 ... 255 or floats in [0, 1]")
+    labels = None
+    if "arr_1" in names:
+        labels = torch.from_numpy(np.load(path, allow_pickle=False)["arr_1"])
+        if labels.shape != (shape[0],) or labels.is_floating_point():
+            raise ValueError(
+                f"{path}: arr_1 must be a class id for each of {shape[0]} images, got {tuple(labels.shape)}"
+            )
+        labels = labels.long()
+    step = int(np.prod(shape[1:])) * dtype.itemsize
+
+    def read(wanted: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        rows = []
+        for i in wanted:
+            opened.seek(at + i * step)
+            content = opened.read(step)
+            if len(content) < step:
+                raise ValueError(f"{path} is cut short: it ends in image {i} of {shape[0]}")
+            rows.append(np.frombuffer(content, dtype).reshape(shape[1:]))
+        pixels = np.stack(rows) if dtype == np.uint8 else _rounded(np.stack(rows), path)
+        if grey and (pixels != pixels[..., :1]).any():
+            raise ValueError(f"{path}: the images have colours, and were to be read as grey (--channels 1)")
+        pixels = pixels[..., :1] if grey else pixels
+        part = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 1)))
+        return part, None if labels is None else labels[torch.tensor(wanted)]
+
+    about: dict[str, Any] = {"cut": "as they are", "rounding": None, "labels": None}
+    if dtype != np.uint8:
+        about["rounding"] = "to the nearest of 256 levels"
+    record = path.with_name(RECORD)
+    if path.name == SAMPLES and record.exists():
+        about |= json.loads(record.read_text())
+    grey = like.channels == 1 or about.pop("grey", False)  # evaluators want three channels, so it is stored with three
+    return Images(str(path), shape[0], read, lambda: checksum(path), about)
+
+
+def _array(archive: zipfile.ZipFile, name: str, path: Path) -> tuple[tuple[int, ...], np.dtype, int, Any]:
+    """Shape and type of an array in the archive, where its content begins, and the open file."""
+    opened = archive.open(name)
+    try:
+        version = np.lib.format.read_magic(opened)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_columns, dtype = header(opened)
+    except ValueError as error:
+        raise ValueError(f"{path}: {name} is not a numpy array: {error}") from error
+    if by_columns or dtype.hasobject:
+        raise ValueError(f"{path}: {name} must be a plain array in C order, got {dtype}, Fortran order {by_columns}")
+    return shape, dtype, opened.tell(), opened
+
+
+def _rounded(pixels: np.ndarray, path: Path) -> np.ndarray:
+    """Floats in [0, 1] to 0 ... 255."""
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= 0 and high <= 1):  # NaN too
+        raise ValueError(
+            f"{path}: pixels run from {low:.4g} to {high:.4g}; floats must be in [0, 1] ([-1, 1] by (x + 1) / 2): "
+            "clipping what lies outside would give the score of other images"
+        )
+    return np.round(pixels * 255).astype(np.uint8)

@@ -1,0 +1,36 @@
+"""Are samples copies of training images? The nearest ones as a picture, and a number that knows what is usual."""
+
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fluvial.evaluation.statistics import Statistics, kept_order
+from fluvial.metrics import Estimate
+from fluvial.metrics.neighbours import closer, nearest
+
+SHOWN, BESIDE = 10, 5  # samples in the picture, and training images beside each
+
+
+class Memorised(NamedTuple):
+    closer: Estimate
+    """How often a sample is nearer to the training images than a test image is: 0.5 is usual, near 1 are copies."""
+    samples: Int[Tensor, "s"]
+    """The samples nearest to training images, nearest first."""
+    neighbours: Int[Tensor, "s k"]
+    """The training images nearest to each of them."""
+    distances: Float[Tensor, "s k"]
+
+
+def memorised(samples: Statistics, training: Statistics, test: Statistics) -> Memorised:
+    """Looks for samples among the training images whose features were kept."""
+    beside = min(BESIDE, len(training.features))
+    distances, indices = nearest(samples.features, training.features, beside)
+    of_test, _ = nearest(test.features, training.features)
+    first = distances[:, 0].argsort()[:SHOWN]
+    return Memorised(
+        closer(distances[:, 0], of_test[:, 0]),
+        kept_order(samples.n)[first],
+        kept_order(training.n)[indices[first]],
+        distances[first],
+    )

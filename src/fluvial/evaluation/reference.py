@@ -1,0 +1,124 @@
+"""What images are measured against: a data set, the ADM suite's .npz, or statistics that were saved."""
+
+import hashlib
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fluvial.data.images import DataConfig
+from fluvial.evaluation.images import Images, open_images
+from fluvial.evaluation.statistics import FORMAT, Statistics, load, save, statistics
+from fluvial.files import checksum
+from fluvial.metrics.features import Extractor
+from fluvial.metrics.frechet import Gaussian
+from fluvial.train.distributed import ALONE, World
+
+NEIGHBOURS = 10_000  # reference images that neighbours and kernels look at, as many as the ADM suite has
+PAIRS = ("mu", "sigma"), ("mu_s", "sigma_s")  # of the pooled and of the spatial features
+
+
+class Reference(NamedTuple):
+    name: str
+    hash: str
+    """SHA-256 of the images, or of the file."""
+    statistics: Statistics
+    about: dict[str, Any]
+
+
+def open_reference(
+    name: str, extractor: Extractor, like: DataConfig | None = None, *, world: World = ALONE
+) -> Reference:
+    """A data set or folder (NAME:SPLIT for a split), an .npz, or a file that `save` wrote.
+
+    Raises ValueError if it cannot be read, or is of another extractor.
+    """
+    path = Path(name).expanduser()
+    if path.suffix == ".safetensors":
+        found, about = load(path)
+        if about["extractor"] != extractor.name or about["extractor_hash"] != extractor.hash:
+            raise ValueError(
+                f"{path} holds statistics by {about['extractor']} ({about['extractor_hash'][:12]}), the extractor is "
+                f"{extractor.name} ({extractor.hash[:12]}); choose the same with --extractor and --weights"
+            )
+        return Reference(about["name"], about["hash"], found, {"cut": about["cut"]})
+    if path.suffix == ".npz" and path.is_file() and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = {member.removesuffix(".npy") for member in archive.namelist()}
+        if names & {"mu", "sigma"}:
+            return _adm(path, names, extractor, world)
+    return reference(open_images(name, like), extractor, world=world)
+
+
+def reference(
+    images: Images,
+    extractor: Extractor,
+    *,
+    kept: int = NEIGHBOURS,
+    world: World = ALONE,
+) -> Reference:
+    """The statistics of these images, computed once: kept in the user's cache under a hash of their content.
+
+    Pixels are quicker to look at again, and of a function nothing is known that could be hashed.
+    """
+    digest: str = world.broadcast(images.digest() if world.first else None)
+    cached = _cache(f"{FORMAT} {digest} {extractor.name} {extractor.hash} {extractor.resize} {extractor.dtype} {kept}")
+    if extractor.hash and world.broadcast(cached.exists() if world.first else None):
+        return Reference(images.name, digest, load(cached)[0], images.about)
+    found = statistics(images, extractor, kept=kept, world=world)
+    made = Reference(images.name, digest, found, images.about)
+    if extractor.hash and world.first:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        save_reference(made, extractor, cached)
+    return made
+
+
+def save_reference(made: Reference, extractor: Extractor, path: Path) -> None:
+    """Writes a file that `open_reference` reads."""
+    about = {"name": made.name, "hash": made.hash, "cut": str(made.about.get("cut", "unknown"))}
+    save(made.statistics, path, {**about, "extractor": extractor.name, "extractor_hash": extractor.hash})
+
+
+def _cache(key: str) -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return root / "fluvial" / "statistics" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _adm(path: Path, names: set[str], extractor: Extractor, world: World) -> Reference:
+    """The published statistics of all images, and for neighbours the images beside them, as the ADM suite does."""
+    if extractor.name != "inception":
+        raise ValueError(f"{path} holds statistics of Inception's features, the extractor is {extractor.name}")
+    with np.load(path, allow_pickle=False) as arrays:
+        pairs = [_pair(path, arrays, pair) if names >= {*pair} else None for pair in PAIRS]
+    pooled, spatial = pairs
+    if pooled is None:
+        raise ValueError(
+            f"{path} has {', '.join(sorted(names))}; mu and sigma are wanted, and arr_0 if there are images"
+        )
+    beside: Statistics | None = None
+    if "arr_0" in names:
+        images = open_images(str(path))
+        beside = statistics(images, extractor, kept=NEIGHBOURS, world=world)
+    found = Statistics(
+        n=0 if beside is None else beside.n,
+        shape=() if beside is None else beside.shape,
+        pooled=pooled,
+        spatial=spatial,
+        classes=None,
+        features=torch.zeros(0, len(pooled.mean)) if beside is None else beside.features,
+        labels=None,
+    )
+    return Reference(str(path), checksum(path), found, {"cut": "unknown", "statistics": "as published"})
+
+
+def _pair(path: Path, arrays: Any, names: tuple[str, str]) -> Gaussian:  # noqa: ANN401
+    mean, covariance = (torch.from_numpy(arrays[name]).double() for name in names)
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise ValueError(
+            f"{path}: {' and '.join(names)} must be (d,) and (d, d), "
+            f"got {tuple(mean.shape)} and {tuple(covariance.shape)}"
+        )
+    return Gaussian(mean, covariance)

@@ -1,0 +1,135 @@
+"""Runs and images measured: what a card says, against what, and what is refused."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fluvial import experiment, recipes, scoring
+from fluvial.cli import main
+from fluvial.data.images import digits
+from fluvial.evaluation import against, scores, statistics
+from fluvial.metrics import report
+
+DIT = {"width": 16, "heads": 2, "depth": 1}
+
+
+def small(**train):
+    run = recipes.get("digits-arflow")
+    return dataclasses.replace(
+        run,
+        method=dataclasses.replace(run.method, **DIT),
+        train=dataclasses.replace(run.train, steps=4, batch=4, save_every=4, eval_every=0, sample_every=0, **train),
+        sample=dataclasses.replace(run.sample, solver="euler", steps=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "small"
+    experiment.train(small(), out, recipe="digits-arflow", device="cpu")
+    return out
+
+
+def score(run, **options):
+    return scoring.score_run(run, device="cpu", **{"count": 60, **options})
+
+
+def test_a_card_says_what_the_numbers_depend_on(run):
+    card = score(run)
+    sampling, images = card["sampling"], card["images"]
+    assert (images["count"], images["shape"], images["labels"]) == (60, [1, 8, 8], "all classes in turn")
+    assert (sampling["solver"], sampling["nfe"], sampling["nfe_null"], sampling["seed"]) == ("euler", 2, 2, 0)
+    assert sampling["guidance"] == small().sample.guidance.weight and sampling["train_step"] == 4
+    assert sampling["weights"] == "average of decay 0.99" and sampling["dtype"] == "float32"
+    assert card["reference"]["count"] == 540 and card["reference"]["name"] == "digits, held out"
+    assert len(card["reference"]["hash"]) == 64 and card["training"]["hash"] != card["reference"]["hash"]
+    assert card["extractor"]["name"] == "pixels" and {"fluvial", "torch"} <= card["made_by"].keys()
+    assert json.loads(json.dumps(card))["scores"] == card["scores"] and "NaN" not in json.dumps(card)
+    found = card["scores"]
+    assert {"frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"} <= found.keys()
+    assert not {"fid", "kid", "inception_score"} & found.keys()  # of the Inception network alone
+    assert found["frechet_distance"]["value"] > 5 and found["class_accuracy"]["value"] < 0.5  # four steps
+    assert found["class_accuracy"]["real"] > 0.98 and found["frechet_distance"]["real"] < 3
+    assert all(np.isfinite(value["error"]) and value["error"] > 0 for value in found.values())
+    assert any(text.startswith("60 samples for 64 features") and "singular" in text for text in card["warnings"])
+
+
+def test_real_images_stand_in_for_as_many_samples(run):
+    """What is printed beside is the distance of as many training images, by another way to the same number."""
+    card = score(run, count=200)
+    training = scoring.open_images("digits:train")
+    look = scoring.extractor("pixels")
+    found = statistics.statistics(training, look).first(200)
+    test = statistics.statistics(scoring.open_images("digits:test"), look)
+    expected = scores.scores(found, test, "pixels").values
+    for name in ("frechet_distance", "precision", "kernel_distance"):
+        assert card["scores"][name]["real"] == pytest.approx(expected[name].value, rel=1e-6)
+
+
+def test_the_training_images_may_be_the_reference(run):
+    card = score(run, reference="train")
+    assert card["reference"]["count"] == 1257 and card["scores"]["frechet_distance"]["real"] < 3  # test images
+    with pytest.raises(ValueError, match="no data set whose images could be the reference"):
+        against.against("test", None, scoring.extractor("pixels"))
+
+
+def test_without_labels_there_is_no_class_accuracy(tmp_path):
+    unlabelled = dataclasses.replace(small(), method=dataclasses.replace(small().method, classes=0))
+    experiment.train(unlabelled, tmp_path / "run", device="cpu")
+    card = score(tmp_path / "run", count=20)
+    assert "class_accuracy" not in card["scores"] and card["sampling"]["guidance"] == 1.0
+    assert card["images"]["labels"] == "none"
+
+
+def test_given_images_are_not_scored_against_the_digits(tmp_path):
+    data = digits("train")
+    experiment.train(small(), tmp_path / "run", images=data._replace(pixels=255 - data.pixels), device="cpu")
+    with pytest.raises(ValueError, match="images given to it in Python"):
+        score(tmp_path / "run", features="pixels")
+    card = score(tmp_path / "run", features="pixels", real=data, held_out=digits("test"))
+    assert card["reference"]["name"] == "given, held out" and "class_accuracy" in card["scores"]
+    named = score(tmp_path / "run", features="pixels", reference="digits:test", training="digits:train")
+    assert named["scores"] == card["scores"] and named["reference"]["hash"] == card["reference"]["hash"]
+
+
+def test_an_output_of_sample_is_scored_as_the_run_is(run, tmp_path):
+    """The same images, from the file: the same numbers, and the card knows how they were drawn."""
+    assert main(["sample", str(run), "--count", "60", "--gif", "False", "--out", str(tmp_path)]) == 0
+    live = score(run, reference="digits:test", training="digits:train")
+    read = scoring.score_images(
+        str(tmp_path), reference="digits:test", training="digits:train", features="pixels", device="cpu"
+    )
+    for name, found in live["scores"].items():
+        assert read["scores"][name] == pytest.approx(found, rel=1e-9), name
+    assert report.differences(live, read) == [] and report.unknown(live, read) == []
+    assert read["sampling"]["nfe"] == 2 and read["sampling"]["solver"] == "euler"
+
+
+def test_a_custom_function_and_the_parts_of_a_batch_do_not_change_the_numbers(run):
+    def doubled(images):
+        return images.flatten(1).float() / 127.5 - 1
+
+    plain, own = score(run), score(run, features=doubled, reference="test")
+    assert own["extractor"]["name"].startswith("function") and plain["extractor"]["name"] == "pixels"
+    small_batches = score(run, settings=dataclasses.replace(small().sample, batch=7))
+    value = plain["scores"]["precision"]["value"]
+    assert small_batches["scores"]["precision"]["value"] == pytest.approx(value, abs=0.02)  # a grey level
+
+
+def test_nearest_training_images_are_drawn_and_copies_are_found(tmp_path):
+    """Samples that are training images are nearer than test images ever are."""
+    train = digits("train")
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    for i, image in enumerate(train.pixels[:40]):
+        Image.fromarray(image[0].numpy()).save(folder / f"{i:03}.png")
+    card = scoring.score_images(
+        str(folder), reference="digits:test", training="digits:train", features="pixels", channels=1, device="cpu",
+        nearest=tmp_path / "nearest.png",
+    )  # fmt: skip
+    found = card["scores"]["closer_to_training"]
+    assert found["value"] > 0.99
+    assert Image.open(tmp_path / "nearest.png").height > 500
