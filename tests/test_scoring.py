@@ -53,7 +53,7 @@ def test_a_card_says_what_the_numbers_depend_on(run):
     assert not {"fid", "kid", "inception_score"} & found.keys()  # of the Inception network alone
     assert found["frechet_distance"]["value"] > 5 and found["class_accuracy"]["value"] < 0.5  # four steps
     assert found["class_accuracy"]["real"] > 0.98 and found["frechet_distance"]["real"] < 3
-    assert all(np.isfinite(value["error"]) and value["error"] > 0 for value in found.values())
+    assert all(np.isfinite(value["error"]) and value["error"] >= 0 for value in found.values())
     assert any(text.startswith("60 samples for 64 features") and "singular" in text for text in card["warnings"])
 
 

@@ -14,6 +14,7 @@ from fluvial.extras import require
 from fluvial.files import whole_folder, write_tensors
 from fluvial.importing import DTYPES, EXPORT, NAMES, Precision, described
 from fluvial.methods import name_of
+from fluvial.metrics import report
 from fluvial.train import checkpoint
 
 TASK = "unconditional-image-generation"  # the hub knows no task with class labels
@@ -142,13 +143,26 @@ def _card(folder: Path, license: str, use: str) -> str:
         _table("Sampling", described(run)),
     ]
     if (folder / "score.json").exists():
-        lines.append(
-            _table(
-                "Measured",
-                {k: v for k, v in json.loads((folder / "score.json").read_text()).items() if not isinstance(v, dict)},
-            )
-        )
+        lines.append(_table("Measured", _measured(json.loads((folder / "score.json").read_text()))))
     return "\n".join(lines)
+
+
+def _measured(card: Mapping[str, Any]) -> dict[str, str]:
+    """The scores of a card, and what they depend on."""
+    report.read(card, "score.json")
+    look, reference, images, sampling = (card[part] for part in ("extractor", "reference", "images", "sampling"))
+    scores = {
+        f"{name.replace('_', ' ')} ({look['name']})": f"{found['value']:.4g} +- {found['error']:.2g}"
+        for name, found in card["scores"].items()
+    }
+    weights = f", weights {look['hash'][:12]}" if look["hash"] else ""
+    return scores | {
+        "samples": f"{images['count']:,}, classes: {images['labels']}, seed {sampling['seed']}",
+        "against": f"{reference['count']} images of {Path(reference['name']).name} ({reference['hash'][:12]})",
+        "features": f"{look['name']}{weights}, {look['resize']}",
+        "solver": f"{sampling['solver']}, {sampling['nfe']} + {sampling['nfe_null']} evaluations",
+        "guidance": str(sampling["guidance"]),
+    }
 
 
 def _table(title: str, values: Mapping[str, Any]) -> str:

@@ -173,7 +173,8 @@ def _show(card: Mapping[str, Any]) -> None:
 
 def _put_beside(a: Mapping[str, Any], name: str, b: Mapping[str, Any], other: str) -> None:
     """Two cards in one table. Raises ValueError if they differ in what matters."""
-    table = Table("", name, other, "difference", "in standard errors")
+    print(f"A: {name}\nB: {other}")
+    table = Table("", "A", "B", "difference", "in standard errors")
     for row in report.compared(a, b):
         values = [f"{e.value:.4g} +- {e.error:.2g}" for e in (row.a, row.b)]
         title = f"{row.name.replace('_', ' ')} ({a['extractor']['name']})"

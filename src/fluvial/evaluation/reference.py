@@ -66,7 +66,7 @@ def reference(
     """
     digest: str = world.broadcast(images.digest() if world.first else None)
     cached = _cache(f"{FORMAT} {digest} {extractor.name} {extractor.hash} {extractor.resize} {extractor.dtype} {kept}")
-    if extractor.hash and world.broadcast(cached.exists() if world.first else None):
+    if extractor.hash and world.broadcast(_whole(cached) if world.first else None):
         return Reference(images.name, digest, load(cached)[0], images.about)
     found = statistics(images, extractor, kept=kept, world=world)
     made = Reference(images.name, digest, found, images.about)
@@ -85,6 +85,15 @@ def save_reference(made: Reference, extractor: Extractor, path: Path) -> None:
 def _cache(key: str) -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return root / "fluvial" / "statistics" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _whole(cached: Path) -> bool:
+    """Whether the file is there and can be read; one that is damaged is made again."""
+    try:
+        load(cached)
+    except ValueError:
+        return False
+    return True
 
 
 def _adm(path: Path, names: set[str], extractor: Extractor, world: World) -> Reference:

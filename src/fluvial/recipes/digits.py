@@ -19,7 +19,7 @@ def digits_arflow() -> Run:
     """ARFlow on the handwritten digits: two minutes on one CPU core, then 99.9 % of samples are of their class.
 
     `fluvial train digits-arflow`, then `fluvial score runs/digits-arflow`: class accuracy 0.999 and a Frechet distance
-    of 0.72 over 1,000 samples (real training digits: 0.993 and 0.29), with torch 2.13.0 on one core with AVX-512.
+    of 0.72 over 1,000 samples (real digits: 0.993 and 0.30), with torch 2.13.0 on one core with AVX-512.
     """
     return Run(
         method=arflow.Config(**SHAPE),
@@ -36,7 +36,7 @@ def digits_sit() -> Run:
     """SiT on the handwritten digits, as many images a step as ARFlow's: a minute and a half on one CPU core.
 
     `fluvial train digits-sit`, then `fluvial score runs/digits-sit`: class accuracy 1.0 and a Frechet distance of
-    0.73 over 1,000 samples (real training digits: 0.993 and 0.29), with torch 2.13.0 on one core with AVX-512.
+    0.73 over 1,000 samples (real digits: 0.993 and 0.30), with torch 2.13.0 on one core with AVX-512.
     """
     return Run(
         method=sit.Config(**SHAPE),
@@ -53,7 +53,7 @@ def digits_flowar() -> Run:
     """FlowAR on the handwritten digits, maps of 1, 2 x 2 and 4 x 4 tokens: two minutes on one CPU core.
 
     `fluvial train digits-flowar`, then `fluvial score runs/digits-flowar`: class accuracy 0.996 and Frechet distance
-    0.97 over 1,000 samples (real training digits: 0.993 and 0.29), with torch 2.13.0 on one core with AVX-512.
+    0.97 over 1,000 samples (real digits: 0.993 and 0.30), with torch 2.13.0 on one core with AVX-512.
     """
     return Run(
         method=flowar.FlowARConfig(
