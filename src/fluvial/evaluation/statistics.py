@@ -1,6 +1,7 @@
 """Images to what scores need of them, a batch at a time and on many ranks: memory does not grow with their count."""
 
 import json
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from torch import Tensor
 from fluvial.evaluation.images import Images
 from fluvial.files import write_tensors
 from fluvial.metrics.classifier_score import Classified, classified, splits
-from fluvial.metrics.features import Extractor
+from fluvial.metrics.features import Extractor, Features
 from fluvial.metrics.frechet import Gaussian, Moments, fit, merged, moments
 from fluvial.progress import Bar
 from fluvial.randomness import numpy_generator
@@ -53,32 +54,42 @@ def kept_order(count: int) -> Int[Tensor, "n"]:
     return torch.from_numpy(numpy_generator(0, "kept").permutation(count))
 
 
-class _Part(NamedTuple):
-    """What one rank has seen, or all of them."""
+class _Sums(NamedTuple):
+    """What has been added up of the images that went by."""
 
     pooled: Moments
     spatial: Moments | None
     classes: Classified | None
-    indices: Tensor
+
+    def plus(self, other: "_Sums") -> "_Sums":
+        spatial, classes = None, None
+        if self.spatial is not None and other.spatial is not None:
+            spatial = merged(self.spatial, other.spatial)
+        if self.classes is not None and other.classes is not None:
+            classes = Classified(*(a + b for a, b in zip(self.classes, other.classes, strict=True)))
+        return _Sums(merged(self.pooled, other.pooled), spatial, classes)
+
+
+class _Rows(NamedTuple):
+    """What is kept of single images, and their places in the order that features are kept in."""
+
+    places: Tensor
     features: Tensor
     labels: Tensor | None
 
-    def plus(self, other: "_Part") -> "_Part":
-        spatial = None if self.spatial is None or other.spatial is None else merged(self.spatial, other.spatial)
-        classes = None
-        if self.classes is not None and other.classes is not None:
-            classes = Classified(*(a + b for a, b in zip(self.classes, other.classes, strict=True)))
-        return self._replace(pooled=merged(self.pooled, other.pooled), spatial=spatial, classes=classes)
+    @staticmethod
+    def joined(parts: "Sequence[_Rows]") -> "_Rows":
+        labels = [part.labels for part in parts if part.labels is not None]
+        return _Rows(
+            torch.cat([part.places for part in parts]),
+            torch.cat([part.features for part in parts]),
+            torch.cat(labels) if labels else None,
+        )
 
 
 @torch.no_grad()
 def statistics(
-    images: Images,
-    extractor: Extractor,
-    *,
-    batch: int = BATCH,
-    kept: int = KEPT,
-    world: World = ALONE,
+    images: Images, extractor: Extractor, *, batch: int = BATCH, kept: int = KEPT, world: World = ALONE
 ) -> Statistics:
     """The statistics of all images, on every rank.
 
@@ -87,81 +98,66 @@ def statistics(
     """
     if images.n < 2:
         raise ValueError(f"{images.name} has {images.n} images; statistics need at least 2")
+    place, split = kept_order(images.n).argsort(), splits(images.n)
     starts = range(0, images.n, batch)
-    place = torch.empty(images.n, dtype=torch.long)  # of each image in the order that features are kept in
-    place[kept_order(images.n)] = torch.arange(images.n)
-    split = splits(images.n)
-    total: _Part | None = None
-    chosen: list[tuple[Tensor, Tensor, Tensor | None]] = []
-    shape: tuple[int, ...] = ()
     mine = starts[world.share(len(starts))]
+    sums: _Sums | None = None
+    rows: list[_Rows] = []
+    shape: tuple[int, ...] = ()
     with Bar(len(mine), what=f"{extractor.name} of {images.name}", quiet=not world.first or images.n < SLOW) as bar:
         for done, start in enumerate(mine):
-            rows = range(start, min(start + batch, images.n))
-            pixels, labels = images.read(rows)
+            here = slice(start, min(start + batch, images.n))
+            pixels, labels = images.read(range(here.start, here.stop))
             if shape and tuple(pixels.shape[1:]) != shape:
                 raise ValueError(f"{images.name}: images of {tuple(pixels.shape[1:])} after images of {shape}")
             shape = tuple(pixels.shape[1:])
-            part = _of_batch(images, extractor, pixels, labels, rows, split, place, kept)
-            chosen.append((part.indices, part.features, part.labels))
-            total = part if total is None else total.plus(part)
+            found = extractor.extract(pixels)
+            _check_finite(found.pooled, start, images, extractor)
+            part = _sums(found, split[here])
+            sums = part if sums is None else sums.plus(part)
+            keep = place[here] < kept
+            features = found.pooled.cpu()[keep]
+            rows.append(_Rows(place[here][keep], features, None if labels is None else labels[keep]))
             bar.show(done + 1)
-    if total is not None:
-        indices, features, labels = zip(*chosen, strict=True)
-        given = [part for part in labels if part is not None]
-        total = total._replace(
-            indices=torch.cat(indices), features=torch.cat(features), labels=torch.cat(given) if given else None
-        )
-    return _whole(world.gather((total, shape)), images.n)
+    return _together(world.gather(None if sums is None else (sums, _Rows.joined(rows), shape)), images.n)
 
 
-def _of_batch(
-    images: Images,
-    extractor: Extractor,
-    pixels: Tensor,
-    labels: Tensor | None,
-    rows: range,
-    split: Tensor,
-    place: Tensor,
-    kept: int,
-) -> _Part:
-    found = extractor.extract(pixels)
-    if not torch.isfinite(found.pooled).all():
-        first = rows.start + int((~torch.isfinite(found.pooled)).any(dim=1).nonzero()[0, 0])
+def _sums(found: Features, split: Tensor) -> _Sums:
+    """Of one batch, on the CPU: processes exchange them."""
+
+    def on_cpu(m: Moments) -> Moments:
+        return Moments(m.n, m.mean.cpu(), m.scatter.cpu())
+
+    return _Sums(
+        on_cpu(moments(found.pooled)),
+        None if found.spatial is None else on_cpu(moments(found.spatial)),
+        None if found.logits is None else classified(found.logits.cpu(), split),
+    )
+
+
+def _check_finite(features: Tensor, start: int, images: Images, extractor: Extractor) -> None:
+    bad = (~torch.isfinite(features)).any(dim=1).nonzero()
+    if len(bad):
+        first = start + int(bad[0, 0])
         raise ValueError(
             f"{extractor.name} gives features that are not finite, first for image {first} of {images.name}"
         )
-    here = slice(rows.start, rows.stop)
-    keep = place[here] < kept
-    return _Part(
-        moments(found.pooled),
-        None if found.spatial is None else moments(found.spatial),
-        None if found.logits is None else classified(found.logits, split[here].to(found.logits.device)),
-        place[here][keep],
-        found.pooled[keep.to(found.pooled.device)].float().cpu(),
-        None if labels is None else labels[keep],
-    )
 
 
-def _whole(parts: list[tuple[_Part | None, tuple[int, ...]]], count: int) -> Statistics:
-    """All ranks' parts in one, the features in their random order."""
-    seen = [part for part, _ in parts if part is not None]
-    total = reduce(_Part.plus, seen)
-    order = torch.cat([part.indices for part in seen]).argsort()
-    given = [part.labels for part in seen if part.labels is not None]
+def _together(parts: Sequence[tuple[_Sums, _Rows, tuple[int, ...]] | None], n: int) -> Statistics:
+    """The parts of all ranks, of which some may have had nothing to do."""
+    sums, rows, shapes = zip(*(part for part in parts if part is not None), strict=True)
+    total, kept = reduce(_Sums.plus, sums), _Rows.joined(rows)
+    order = kept.places.argsort()
     return Statistics(
-        count,
-        next(shape for _, shape in parts if shape),
-        _on_cpu(total.pooled.gaussian),
-        None if total.spatial is None else _on_cpu(total.spatial.gaussian),
-        None if total.classes is None else Classified(*(part.cpu() for part in total.classes)),
-        torch.cat([part.features for part in seen])[order],
-        torch.cat(given)[order] if given else None,
+        n,
+        shapes[0],
+        total.pooled.gaussian,
+        None if total.spatial is None else total.spatial.gaussian,
+        total.classes,
+        kept.features[order],
+        None if kept.labels is None else kept.labels[order],
     )
-
-
-def _on_cpu(gaussian: Gaussian) -> Gaussian:
-    return Gaussian(gaussian.mean.cpu(), gaussian.covariance.cpu())
 
 
 def save(statistics: Statistics, path: Path, about: dict[str, str]) -> None:
