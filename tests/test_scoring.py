@@ -72,8 +72,10 @@ def test_real_images_stand_in_for_as_many_samples(run):
 def test_the_training_images_may_be_the_reference(run):
     card = score(run, reference="train")
     assert card["reference"]["count"] == 1257 and card["scores"]["frechet_distance"]["real"] < 3  # test images
+    assert card["real"]["count"] == 60
     with pytest.raises(ValueError, match="no data set whose images could be the reference"):
         against.against("test", None, scoring.extractor("pixels"))
+    assert main(["score", str(run), "--size", "4"]) == 2  # the run's own data are cut as they are
 
 
 def test_without_labels_there_is_no_class_accuracy(tmp_path):
@@ -133,3 +135,47 @@ def test_nearest_training_images_are_drawn_and_copies_are_found(tmp_path):
     found = card["scores"]["closer_to_training"]
     assert found["value"] > 0.99
     assert Image.open(tmp_path / "nearest.png").height > 500
+
+
+def test_where_nothing_tells_how_near_is_usual_there_is_no_memorisation(run, tmp_path):
+    for options, says in (
+        ({"reference": "digits:train", "training": "digits:train"}, "none that are not of the training images"),
+        ({"reference": "digits:test"}, "name them with --training"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            score(run, nearest=tmp_path / "a.png", **options)
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_looking_for_copies_changes_no_other_number(run, tmp_path, monkeypatch):
+    """Though it looks at more training images."""
+    monkeypatch.setattr(against, "BESIDE", 300)
+    plain, looked = score(run), score(run, nearest=tmp_path / "deep" / "a.png")
+    closer = looked["scores"].pop("closer_to_training")
+    assert looked["scores"] == plain["scores"] and looked["training"] == plain["training"]
+    assert closer["value"] < 1 and (tmp_path / "deep" / "a.png").exists()
+
+
+def test_as_many_real_images_as_there_are(run, monkeypatch):
+    monkeypatch.setattr(against, "BESIDE", 100)
+    card = score(run, count=120)
+    assert card["real"]["count"] == 100  # and not 120, as the card says
+    assert card["scores"]["class_accuracy"]["real"] > 0.8  # ten a class are few, and enough to learn from
+    monkeypatch.setattr(scores, "SVM_EACH", 11)
+    assert "class_accuracy" not in score(run)["scores"]
+
+
+def test_kept_statistics_of_samples_are_told_apart(run, tmp_path):
+    """They have no images to hash."""
+    cards = []
+    for seed in (0, 1):
+        score(run, seed=seed, keep=tmp_path / f"{seed}.safetensors")
+        cards.append(score(run, reference=str(tmp_path / f"{seed}.safetensors")))
+    assert cards[0]["scores"]["frechet_distance"]["value"] == pytest.approx(0, abs=1e-5)
+    assert any("reference.hash" in difference for difference in report.differences(*cards))
+    assert report.differences(cards[0], cards[0]) == []
+
+
+def test_features_of_functions_are_not_known_to_be_the_same(run):
+    cards = [score(run, features=lambda images: images.flatten(1).float()) for _ in range(2)]
+    assert "extractor.hash" in report.unknown(*cards)

@@ -143,13 +143,16 @@ def _card(folder: Path, license: str, use: str) -> str:
         _table("Sampling", described(run)),
     ]
     if (folder / "score.json").exists():
-        lines.append(_table("Measured", _measured(json.loads((folder / "score.json").read_text()))))
+        score = json.loads((folder / "score.json").read_text())
+        if report.is_card(score) and score["sampling"].get("train_step") == meta["step"]:
+            lines.append(_table("Measured", _measured(score)))
+        else:
+            print(f"{folder / 'score.json'} is left out: it is not of these weights, or of an earlier version")
     return "\n".join(lines)
 
 
 def _measured(card: Mapping[str, Any]) -> dict[str, str]:
     """The scores of a card, and what they depend on."""
-    report.read(card, "score.json")
     look, reference, images, sampling = (card[part] for part in ("extractor", "reference", "images", "sampling"))
     scores = {
         f"{name.replace('_', ' ')} ({look['name']})": f"{found['value']:.4g} +- {found['error']:.2g}"
@@ -162,6 +165,9 @@ def _measured(card: Mapping[str, Any]) -> dict[str, str]:
         "features": f"{look['name']}{weights}, {look['resize']}",
         "solver": f"{sampling['solver']}, {sampling['nfe']} + {sampling['nfe_null']} evaluations",
         "guidance": str(sampling["guidance"]),
+        "weights": f"{sampling['weights']}, {sampling['dtype']}",
+        "pixels": f"rounded {images['rounding']}, {images['cut']}",
+        "to mind": "; ".join(card["warnings"]) or "nothing",
     }
 
 

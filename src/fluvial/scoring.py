@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
@@ -11,14 +11,13 @@ import fluvial
 from fluvial import experiment, pictures
 from fluvial.data.images import BUILT_IN, DataConfig, ImageSet
 from fluvial.data.latents import is_cache
-from fluvial.evaluation.against import BESIDE, Against, Real, Which, against, real_images
+from fluvial.evaluation.against import Against, Real, Which, against, real_images
 from fluvial.evaluation.images import Images, open_images
-from fluvial.evaluation.memorisation import memorised
-from fluvial.evaluation.reference import Reference, open_reference, save_reference
+from fluvial.evaluation.memorisation import Memorised, memorised
+from fluvial.evaluation.reference import NEIGHBOURS, Reference, open_reference, reference, save_reference
 from fluvial.evaluation.scores import Scores
 from fluvial.evaluation.statistics import BATCH, KEPT, Statistics, statistics
 from fluvial.generate import SampleConfig
-from fluvial.metrics import Estimate
 from fluvial.metrics.features import Extractor, extractor
 from fluvial.metrics.report import KIND
 from fluvial.train.distributed import ALONE, World
@@ -117,27 +116,57 @@ def measure(
     `nearest` is a picture to draw of the samples nearest to training images; `keep` a file for the statistics of the
     samples, which later ones can be measured against.
     """
-    beside = KEPT if nearest else BESIDE
-    if nearest and real is None:
-        raise ValueError("the nearest training images need training images: name them with --training")
-    there = against(which, real, look, beside=beside, world=world)  # first, as it is the quicker to be refused
-    here = statistics(samples, look, batch=batch, world=world)
+    for file in (nearest, keep):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+    there = against(which, real, look, world=world)  # first, as it is the quicker to be refused
+    copies = None if nearest is None else _copies(real, there, look, world)
+    expected = there.reference.statistics.shape
+    here = statistics(samples, look, shape=expected, batch=batch, world=world)
     if not world.first:
         return {}
+    digest = samples.digest(range(samples.n))
     if keep is not None:
-        save_reference(Reference(samples.name, samples.digest(), here, samples.about), look, keep)
-    found = there.measure(here)
-    if nearest is not None:
-        assert real is not None
-        found.values["closer_to_training"] = _nearest(samples, here, real.training.some(beside), there, nearest)
-    return _card(samples, here, look, there, found)
+        save_reference(Reference(samples.name, digest, here, samples.about), look, keep)
+    card = _card(samples, digest, here, look, there, there.measure(here), world)
+    if copies is not None and nearest is not None:
+        found = memorised(here, copies.training, copies.test)
+        card["scores"]["closer_to_training"] = found.closer._asdict()
+        _draw(samples, copies.images, found, nearest)
+    return card
 
 
-def _card(samples: Images, here: Statistics, look: Extractor, there: Against, found: Scores) -> dict[str, Any]:
+class _Copies(NamedTuple):
+    """What copies are looked for in: training images, and test images to know how near is usual."""
+
+    images: Images
+    training: Statistics
+    test: Statistics
+
+
+def _copies(real: Real | None, there: Against, look: Extractor, world: World) -> _Copies:
+    """Raises ValueError if there are no training or no test images, or they are the same."""
+    if real is None:
+        raise ValueError("the nearest training images need training images: name them with --training")
+    images = real.training.some(KEPT)
+    training = reference(images, look, kept=KEPT, world=world)
+    test = there.reference if real.test is None else reference(real.test.some(NEIGHBOURS), look, world=world)
+    if not len(test.statistics.features) or test.hash == training.hash:
+        raise ValueError(
+            f"test images tell how near to training images is usual, and {test.name} has none that are not of the "
+            f"training images; take a --reference of test images"
+        )
+    return _Copies(images, training.statistics, test.statistics)
+
+
+def _card(
+    samples: Images, digest: str, here: Statistics, look: Extractor, there: Against, found: Scores, world: World
+) -> dict[str, Any]:
     about, reference = dict(samples.about), there.reference
     sampling = dict(about.pop("sampling", {}))
-    if seconds := sampling.pop("seconds", 0):
-        sampling["images_per_second"] = round(samples.n / seconds, 1)
+    drawn, seconds = sampling.pop("drawn", 0), sampling.pop("seconds", 0)
+    if seconds:
+        sampling["images_per_second"] = round(drawn / seconds, 1)  # of one rank
     scores = {
         name: {
             "value": estimate.value,
@@ -151,8 +180,13 @@ def _card(samples: Images, here: Statistics, look: Extractor, there: Against, fo
         "kind": KIND,
         "of": samples.name,
         "scores": scores,
-        "images": {"count": here.n, "shape": list(here.shape), "hash": samples.digest(), **about},
-        "extractor": {"name": look.name, "hash": look.hash, "resize": look.resize, "dtype": look.dtype},
+        "images": {"count": here.n, "shape": list(here.shape), "hash": digest, **about},
+        "extractor": {
+            "name": look.name,
+            "hash": look.hash or ("no weights" if look.name == "pixels" else None),
+            "resize": look.resize,
+            "dtype": look.dtype,
+        },
         "reference": {
             "name": reference.name,
             "hash": reference.hash,
@@ -160,6 +194,7 @@ def _card(samples: Images, here: Statistics, look: Extractor, there: Against, fo
             "neighbours": len(reference.statistics.features),
             **{key: value for key, value in reference.about.items() if value is not None},
         },
+        "real": {"count": found.real_count},
         "training": {} if there.training is None else {"name": there.training.name, "hash": there.training.hash},
         "sampling": sampling,
         "warnings": found.warnings,
@@ -167,24 +202,19 @@ def _card(samples: Images, here: Statistics, look: Extractor, there: Against, fo
             "fluvial": fluvial.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
+            "device": str(look.device),
+            "ranks": world.size,
         },
     }
 
 
-def _nearest(samples: Images, here: Statistics, training: Images, there: Against, path: Path) -> Estimate:
-    """Draws the picture, and says how often samples are closer than test images are."""
-    assert there.training is not None
-    if there.test is None:
-        raise ValueError(
-            "how near is near is told from test images, of which there are none; take a --reference of them"
-        )
-    found = memorised(here, there.training.statistics, there.test.statistics)
+def _draw(samples: Images, training: Images, found: Memorised, path: Path) -> None:
+    """A row for each of the samples nearest to training images, with those and the distances to them."""
     tiles, captions = [], []
     for sample, neighbours, distances in zip(found.samples, found.neighbours, found.distances, strict=True):
         tiles += [samples.read([int(sample)])[0], training.read(neighbours.tolist())[0]]
         captions += [f"sample {int(sample)}", *(f"{float(d):.3g}" for d in distances)]
     pictures.save_captioned(torch.cat(tiles), captions, path, columns=1 + found.neighbours.shape[1])
-    return found.closer
 
 
 def _usual(name: str) -> str:

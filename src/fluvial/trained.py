@@ -67,18 +67,20 @@ class Trained:
         )
 
     def draw(self, count: int, *, seed: int = 0, settings: SampleConfig | None = None) -> Images:
-        """The same images, each drawn when it is read; how, and how long it took so far, is in `about`."""
+        """The same images, drawn when they are read, in runs; how, and how long it took so far, is in `about`."""
         about = self.provenance(seed=seed, settings=settings)
         sampling = about["sampling"]
 
         def read(wanted: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+            assert list(wanted) == list(range(wanted[0], wanted[0] + len(wanted))), "images are drawn in a row"
             started = time.perf_counter()
             part = self.sample(len(wanted), start=wanted[0], seed=seed, settings=settings)
             sampling["seconds"] += time.perf_counter() - started
+            sampling["drawn"] += len(wanted)
             sampling.update(_evaluations(Counter(sampling["evaluations"]) | Counter(part.nfe)))
             return part.images, part.labels
 
-        return Images("samples", count, read, lambda: "", about)
+        return Images("samples", count, read, lambda wanted: "", about)
 
     def provenance(
         self,
@@ -106,6 +108,7 @@ class Trained:
             "train_seconds": round(self.seconds, 1),
             "settings": to_json(replace(self.run, sample=settings))["sample"],
             "seconds": 0.0,
+            "drawn": 0,
         }
         return {
             "cut": "as they are",

@@ -322,7 +322,7 @@ def test_random_crops_follow_their_generator(tmp_path):
 def test_images_of_several_sizes_need_a_size(tmp_path):
     tree(tmp_path, {"": [1]}, side=8)
     (tmp_path / "002.png").write_bytes(encoded(2, 10))
-    with pytest.raises(ValueError, match="10 x 10 pixels where the first image has 8 x 8; set data.size"):
+    with pytest.raises(ValueError, match="10 x 10 pixels where the first image has 8 x 8; crop them all"):
         open_at(tmp_path)
     assert open_at(tmp_path, size=8).pixels.shape == (2, 3, 8, 8)
     assert open_at(tmp_path, size=8, channels=1).pixels.shape == (2, 1, 8, 8)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from fluvial.data.images import DataConfig
 from fluvial.evaluation.images import open_images
+from fluvial.files import checksum
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def test_an_npz_is_read_row_by_row(tmp_path, pixels, save):
     read, labels = images.read([5, 6, 2])  # backwards too
     assert torch.equal(read, torch.from_numpy(pixels[[5, 6, 2]]).permute(0, 3, 1, 2)) and labels.tolist() == [5, 6, 2]
     again = open_images(str(tmp_path / "a.npz"))
-    assert images.digest() == again.digest() and len(images.digest()) == 64
+    assert images.digest(range(7)) == again.digest(range(7)) != images.digest(range(6))
 
 
 def test_floats_in_0_to_1_are_rounded_to_nearest(tmp_path, pixels):
@@ -42,6 +43,7 @@ def test_floats_in_0_to_1_are_rounded_to_nearest(tmp_path, pixels):
     ({"arr_0": np.zeros((2, 4, 4, 3), np.int64)}, "arr_0 is int64; pixels are wanted as uint8"),
     ({"arr_0": np.zeros((2, 4, 4, 3), object)}, "must be a plain array"),
     ({"arr_0": np.asfortranarray(np.zeros((2, 4, 4, 3), np.uint8))}, "Fortran order True"),
+    ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.array(["a", "b"])}, "arr_1 must be a class id .* got <U1"),
     ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros((2, 10), np.int64)}, "arr_1 must be a class id"),
     ({"images": np.zeros((2, 4, 4, 3), np.uint8)}, "has no arr_0 but images"),
     ({"mu": np.zeros(4), "sigma": np.eye(4)}, "statistics only, which can be a --reference"),
@@ -69,13 +71,19 @@ def test_what_sample_wrote_of_grey_images_is_grey_again(tmp_path, pixels):
     grey = np.repeat(pixels[..., :1], 3, axis=-1)
     np.savez(tmp_path / "samples.npz", grey)
     told = {"cut": "as they are", "labels": "all classes in turn", "sampling": {"solver": "heun"}, "grey": True}
-    (tmp_path / "samples.json").write_text(json.dumps(told))
+    (tmp_path / "samples.json").write_text(json.dumps({**told, "sha256": checksum(tmp_path / "samples.npz")}))
     images = open_images(str(tmp_path))  # the folder will do
     assert images.read([3])[0].shape == (1, 1, 4, 4) and images.about["sampling"] == {"solver": "heun"}
     assert "grey" not in images.about
     np.savez(tmp_path / "samples.npz", pixels)
+    with pytest.raises(ValueError, match="samples.json is of another samples.npz"):
+        open_images(str(tmp_path))
+    (tmp_path / "samples.json").write_text("{}")
+    with pytest.raises(ValueError, match="samples.json cannot be read"):
+        open_images(str(tmp_path))
+    (tmp_path / "samples.json").unlink()
     with pytest.raises(ValueError, match="the images have colours, and were to be read as grey"):
-        open_images(str(tmp_path)).read([3])
+        open_images(str(tmp_path), DataConfig(channels=1)).read([3])
 
 
 def test_folders_and_parts_of_data_sets(tmp_path, pixels):
@@ -100,7 +108,8 @@ def test_some_of_them_are_always_the_same_in_their_order(pixels, tmp_path):
     read, labels = some.read(range(3))
     assert some.n == 3 and labels.tolist() == sorted(labels.tolist())
     assert torch.equal(read, torch.from_numpy(pixels[labels]).permute(0, 3, 1, 2))
-    assert images.some(3).read([1])[1] == labels[1] and some.digest() != images.digest()
+    assert images.some(3).read([1])[1] == labels[1]
+    assert some.digest(range(3)) == images.digest(labels.tolist()) != images.digest(range(7))
     assert images.some(7) is images
 
 
@@ -110,7 +119,23 @@ def test_the_digest_is_of_the_content(tmp_path, pixels):
         (tmp_path / folder).mkdir()
         for i, image in enumerate(pixels):
             Image.fromarray(image).save(tmp_path / folder / f"{i}.png")
-    first = open_images(str(tmp_path / "a")).digest()
-    assert first == open_images(str(tmp_path / "b")).digest()
+
+    def digest(folder, of=range(7)):
+        return open_images(str(tmp_path / folder)).digest(of)
+
+    first = digest("a")
+    assert first == digest("b") and digest("a", [1, 2]) == digest("b", [1, 2]) != digest("b", [1, 3])
     Image.fromarray(255 - pixels[3]).save(tmp_path / "b" / "3.png")
-    assert first != open_images(str(tmp_path / "b")).digest()
+    assert first != digest("b")
+
+
+def test_the_digest_holds_labels_and_grey(tmp_path, pixels):
+    from fluvial.data.images import digits
+    from fluvial.evaluation.images import of_set
+
+    data = digits("test")
+    with_labels, without = of_set(data, "a", DataConfig()), of_set(data._replace(labels=None), "a", DataConfig())
+    assert with_labels.digest(range(540)) != without.digest(range(540))
+    np.savez(tmp_path / "a.npz", np.repeat(pixels[..., :1], 3, axis=-1))
+    name = str(tmp_path / "a.npz")
+    assert open_images(name).digest(range(7)) != open_images(name, DataConfig(channels=1)).digest(range(7))

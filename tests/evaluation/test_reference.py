@@ -47,7 +47,10 @@ def test_adms_statistics_are_taken_and_its_images_are_for_neighbours(tmp_path, p
     )
     expected = look.extract(torch.from_numpy(pixels).permute(0, 3, 1, 2)).pooled
     assert torch.equal(found.features.sort(dim=0).values, expected.sort(dim=0).values)
-    assert found.shape == (3, 4, 4)
+    assert found.shape == (3, 4, 4) and found.n == 0  # of how many the statistics are, the file does not say
+    look, seen = look_as("inception")
+    open_reference(str(tmp_path / "adm.npz"), look)
+    assert seen.seen == 0  # the images have been looked at before
     with pytest.raises(ValueError, match="statistics of Inception's features, the extractor is pixels"):
         open_reference(str(tmp_path / "adm.npz"), extractor("pixels"))
 
@@ -63,6 +66,9 @@ def test_statistics_without_images_and_images_without_statistics(tmp_path, pixel
     with pytest.raises(ValueError, match="c.npz has mu; mu and sigma are wanted"):
         open_reference(str(tmp_path / "c.npz"), look)
     np.savez(tmp_path / "d.npz", mu=np.zeros(5), sigma=np.eye(4))
+    np.savez(tmp_path / "e.npz", mu=np.zeros(5), sigma=np.full((5, 5), np.nan))
+    with pytest.raises(ValueError, match="mu and sigma are not finite"):
+        open_reference(str(tmp_path / "e.npz"), look)
     with pytest.raises(ValueError, match=r"must be \(d,\) and \(d, d\), got \(5,\) and \(4, 4\)"):
         open_reference(str(tmp_path / "d.npz"), look)
 
@@ -110,5 +116,6 @@ def test_a_damaged_cache_is_made_again(tmp_path, pixels, monkeypatch):
     first = open_reference(str(tmp_path / "a.npz"), look)
     (file,) = (tmp_path / "cache").rglob("*.safetensors")
     file.write_bytes(b"cut short")
+    assert not list(file.parent.glob(".*"))
     assert torch.equal(open_reference(str(tmp_path / "a.npz"), look).statistics.features, first.statistics.features)
     assert statistics(open_images(str(tmp_path / "a.npz")), look).n == 30

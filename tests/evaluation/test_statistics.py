@@ -17,7 +17,7 @@ def images_of(pixels, labels=None, name="given"):
     def read(wanted):
         return pixels[list(wanted)], None if labels is None else labels[list(wanted)]
 
-    return Images(name, len(pixels), read, lambda: "digest", {})
+    return Images(name, len(pixels), read, lambda wanted: "digest", {})
 
 
 def all_three(images):
@@ -69,8 +69,15 @@ def test_images_of_several_sizes_and_single_images_are_refused(pixels):
     def mixed(wanted):
         return (pixels if 50 not in wanted else pixels[:, :, :3])[list(wanted)], None
 
-    with pytest.raises(ValueError, match=r"given: images of \(3, 3, 4\) after images of \(3, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"given: images of \(3, 3, 4\) .* after images of \(3, 4, 4\)"):
         statistics(images_of(pixels)._replace(read=mixed), LOOK, batch=10)
+    seen = []
+    look = dataclasses.replace(LOOK, extract=lambda images: seen.append(1) or all_three(images))
+    with pytest.raises(
+        ValueError, match=r"of \(3, 4, 4\) .*, the reference of \(3, 8, 8\): resizing changes every score"
+    ):
+        statistics(images_of(pixels), look, shape=(3, 8, 8), batch=10)
+    assert not seen  # it is told before anything is computed
     with pytest.raises(ValueError, match="given has 1 images; statistics need at least 2"):
         statistics(images_of(pixels[:1]), LOOK)
 

@@ -3,7 +3,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from fluvial.metrics.frechet import Gaussian, fit, frechet_bias, frechet_distance, frechet_error, merged, moments
+from fluvial.metrics.frechet import Gaussian, fit, frechet, frechet_bias, frechet_distance, merged, moments
 
 
 def test_commuting_covariances_have_a_closed_form():
@@ -59,7 +59,9 @@ def test_the_error_is_the_spread_over_draws(spread):
         x = (torch.rand(400, 4) ** 2 - 1 / 3) * 3 * width
         here = fit(x)
         values.append(frechet_distance(here, there))
-        told.append(frechet_error(here, there, 400, x[:300]))
+        found = frechet(here, there, 400, x[:300])
+        told.append(found.error)
+        assert found.value == pytest.approx(values[-1], rel=1e-9)
     assert float(torch.tensor(values).std() / torch.tensor(told).mean()) == pytest.approx(1, abs=0.15)
 
 
@@ -70,7 +72,7 @@ def test_without_samples_the_error_and_the_bias_are_those_of_a_gaussian():
     other = Gaussian(torch.ones(5).double(), torch.eye(5).double())
     draws = [fit(torch.randn(500, 5, dtype=torch.float64) @ mix.T) for _ in range(300)]
     values = torch.tensor([frechet_distance(draw, other) for draw in draws])
-    told = torch.tensor([frechet_error(draw, other, 500) for draw in draws])
+    told = torch.tensor([frechet(draw, other, 500).error for draw in draws])
     assert float(values.std() / told.mean()) == pytest.approx(1, abs=0.12)
     apart = torch.tensor([frechet_distance(draw, truth) for draw in draws])
     assert float(apart.mean()) == pytest.approx(frechet_bias(truth, 500), rel=0.08)

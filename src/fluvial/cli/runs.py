@@ -18,7 +18,7 @@ from fluvial.cli.arguments import UsageError, device_of, of_a_run, parse, positi
 from fluvial.compare import compare as compare_runs
 from fluvial.config import Run
 from fluvial.evaluation.images import RECORD, SAMPLES
-from fluvial.files import write_json
+from fluvial.files import checksum, write_json
 from fluvial.generate import Frames, SampleConfig
 
 COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
@@ -170,7 +170,8 @@ def sample(arguments: list[str]) -> None:
         saved.append(pictures.save_npz(generated.images, generated.labels, out / SAMPLES))
         told = {"seed": options.seed, "settings": options.sample, "classes": options.classes or None}
         about = trained.provenance(**told, evaluations=generated.nfe)
-        write_json(out / RECORD, {**about, "grey": generated.images.shape[1] == 1})
+        grey = generated.images.shape[1] == 1
+        write_json(out / RECORD, {**about, "grey": grey, "sha256": checksum(out / SAMPLES)})
     if generated.images.shape[1] in (1, 3):
         saved.append(pictures.save_grid(generated.images[:GRID], out / "grid.png", options.columns))
         if options.gif:

@@ -35,7 +35,7 @@ LINES = {  # of the printed card: what there is to say about the numbers
         *("solver", "nfe", "nfe_null", "guidance", "guidance_interval", "weights", "dtype", "seed", "seed_rule"),
         *("train_step", "train_seconds", "images_per_second"),
     ),
-    "made_by": ("fluvial", "torch"),
+    "made_by": ("fluvial", "torch", "device", "ranks"),
 }
 
 
@@ -106,6 +106,8 @@ def score(arguments: list[str]) -> None:
     if not is_run and not options.reference:
         raise UsageError(f"{name} is not a run folder (it has no run.json), and images need a --reference")
     out = options.out or (path / "score.json" if is_run else None)
+    if is_run and options.size and options.reference in ("", "test", "train") and not options.training:
+        raise UsageError("--size is for images that are named; the run's own data are cut as in training")
     if options.nearest and out is None:
         raise UsageError("--nearest draws a picture beside the card: say where with --out")
     card, first = _card(name, options, out)
@@ -113,8 +115,9 @@ def score(arguments: list[str]) -> None:
         return
     written = [options.keep]
     if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, card)
-        written += [out.with_name("nearest.png") if options.nearest else None, out]
+        written += [_picture(out) if options.nearest else None, out]
     _show(card)
     for file in written:
         if file is not None:
@@ -134,7 +137,7 @@ def _card(name: str, options: Measured, out: Path | None) -> tuple[dict[str, Any
             "weights": options.weights,
             "size": options.size,
             "channels": options.channels,
-            "nearest": out.with_name("nearest.png") if options.nearest and out is not None else None,
+            "nearest": _picture(out) if options.nearest and out is not None else None,
             "keep": options.keep,
             "device": device,
             "world": world,
@@ -143,6 +146,11 @@ def _card(name: str, options: Measured, out: Path | None) -> tuple[dict[str, Any
             wanted |= {"count": options.count, "seed": options.seed, "autoencoder": options.autoencoder}
             return scoring.score_run(name, settings=options.sample, **wanted), world.first
         return scoring.score_images(name, **wanted), world.first
+
+
+def _picture(out: Path) -> Path:
+    """Beside the card, with its name."""
+    return out.with_name("nearest.png" if out.name == "score.json" else f"{out.stem}-nearest.png")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -155,7 +163,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _show(card: Mapping[str, Any]) -> None:
     """The scores as a table, and under it all that they depend on."""
     features, reference = card["extractor"]["name"], card["reference"]["name"]
-    table = Table("", "value", "error", "of it bias", "real images", title=card["of"], title_justify="left")
+    real = f"{card['real']['count']:,} real images"
+    table = Table("", "value", "error", "of it bias", real, title=card["of"], title_justify="left")
     for name, found in card["scores"].items():
         numbers = [f"{found[key]:.{n}g}" if key in found else "" for key, n in DIGITS.items()]
         table.add_row(f"{name.replace('_', ' ')} ({features})", *numbers)
@@ -180,5 +189,8 @@ def _put_beside(a: Mapping[str, Any], name: str, b: Mapping[str, Any], other: st
         title = f"{row.name.replace('_', ' ')} ({a['extractor']['name']})"
         table.add_row(title, *values, f"{row.difference:+.4g}", f"{row.errors:+.1f}")
     Console().print(table)
+    if not report.same_training(a, b):
+        left_out = ", ".join(name for name in report.OF_TRAINING if name in a["scores"] or name in b["scores"])
+        print(f"left out, as the training images differ: {left_out}") if left_out else None
     if unknown := report.unknown(a, b):
-        print(f"not known of one of them, and it matters: {', '.join(unknown)}")
+        print(f"not known, and it matters: {', '.join(unknown)}")

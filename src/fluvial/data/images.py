@@ -158,7 +158,7 @@ class Files:
             if array.shape != expected:
                 raise UnreadableImage(
                     "", f"{array.shape[2]} x {array.shape[1]} pixels where the first image has {expected[2]} x "
-                    f"{expected[1]}; set data.size"
+                    f"{expected[1]}; crop them all to one (data.size, --size of score)"
                 )  # fmt: skip
             return array
 

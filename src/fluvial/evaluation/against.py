@@ -44,35 +44,32 @@ Which = Literal["test", "train"] | Reference
 class Against(NamedTuple):
     reference: Reference
     training: Reference | None
-    test: Reference | None
-    """Real images that were not trained on."""
     measure: Callable[[Statistics], Scores]
 
 
-def against(
-    which: Which, real: Real | None, extractor: Extractor, *, beside: int = BESIDE, world: World = ALONE
-) -> Against:
+def against(which: Which, real: Real | None, extractor: Extractor, *, world: World = ALONE) -> Against:
     """What samples are measured against: the test or training images of `real`, or another reference.
 
-    Of the part of `real` that is not the reference, `beside` images are looked at. Raises ValueError if there are no
-    test images.
+    Of the part of `real` that is not the reference 10,000 images are looked at. Raises ValueError if there are no test
+    images.
     """
 
-    def some(images: Images | None, most: int) -> Reference | None:
-        return None if images is None else reference(images.some(most), extractor, kept=most, world=world)
+    def some(images: Images | None) -> Reference | None:
+        return None if images is None else reference(images.some(BESIDE), extractor, world=world)
 
+    test = None
     if isinstance(which, Reference):
-        training, test = some(real and real.training, beside), which
-        found = which
+        found, training = which, some(real and real.training)
+        test = found if training is not None and found.hash != training.hash else None
     elif real is None:
         raise ValueError("there is no data set whose images could be the reference")
     elif which == "train":
-        training = reference(real.training, extractor, kept=beside, world=world)
-        found, test = training, some(real.test, BESIDE)
+        found = training = reference(real.training, extractor, world=world)
+        test = some(real.test)
     elif real.test is None:
         raise ValueError(f"{real.training.name} has no held-out images: name some with --reference, or say train")
     else:
         found = test = reference(real.test, extractor, world=world)
-        training = some(real.training, beside)
+        training = some(real.training)
     statistics = [None if part is None else part.statistics for part in (training, test)]
-    return Against(found, training, test, measuring(found.statistics, extractor.name, *statistics))
+    return Against(found, training, measuring(found.statistics, extractor.name, *statistics, device=extractor.device))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import struct
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,8 +30,8 @@ class Images(NamedTuple):
     name: str
     n: int
     read: Callable[[Sequence[int]], tuple[UInt8[Tensor, "b c h w"], Int[Tensor, "b"] | None]]
-    digest: Callable[[], str]
-    """SHA-256 of the content."""
+    digest: Callable[[Sequence[int]], str]
+    """SHA-256 of the content of some of them, labels included; "" where it is drawn anew."""
     about: dict[str, Any]
     """What a card says of them: how they were cut, rounded, labelled, and for samples how they were drawn."""
 
@@ -43,7 +44,7 @@ class Images(NamedTuple):
         return self._replace(
             n=most,
             read=lambda wanted: self.read([kept[i] for i in wanted]),
-            digest=lambda: hashlib.sha256(f"{self.digest()} {most}".encode()).hexdigest(),
+            digest=lambda wanted: self.digest([kept[i] for i in wanted]),
             about=about,
         )
 
@@ -83,22 +84,29 @@ def of_set(images: ImageSet, name: str, config: DataConfig) -> Images:
 
     cut = f"{config.crop} crop to {config.size} x {config.size}" if config.size else "as they are"
     about = {"cut": cut, "rounding": None, "labels": None}  # a folder does not say
-    return Images(name, len(images.pixels), read, lambda: _digest(images, config), about)
+
+    def digest(wanted: Sequence[int]) -> str:
+        whole = len(wanted) == len(images.pixels)
+        return _digest(images if whole else images.subset(torch.tensor(wanted)), config)
+
+    return Images(name, len(images.pixels), read, digest, about)
 
 
 def _digest(images: ImageSet, config: DataConfig) -> str:
-    """Of the pixels, or of undecoded files and how they are cut."""
+    """Of the pixels, or of undecoded files and how they are cut; and of the labels."""
     content = hashlib.sha256()
     if isinstance(images.pixels, Tensor):
         content.update(str(tuple(images.pixels.shape)).encode())
         content.update(images.pixels.contiguous().numpy().data)
-        return content.hexdigest()
-    files: Files = images.pixels
-    content.update(f"{config.size} {config.crop} {config.channels}".encode())
-    for start in range(0, len(files), 1024):
-        for _, source in files.source.read(list(files.chosen[start : start + 1024])):
-            data = source.read_bytes() if isinstance(source, Path) else source
-            content.update(hashlib.sha256(data).digest())
+    else:
+        content.update(f"{config.size} {config.crop if config.size else ''} {config.channels}".encode())
+        files: Files = images.pixels
+        for start in range(0, len(files), 1024):
+            for _, source in files.source.read(list(files.chosen[start : start + 1024])):
+                data = source.read_bytes() if isinstance(source, Path) else source
+                content.update(hashlib.sha256(data).digest())
+    if images.labels is not None:
+        content.update(images.labels.numpy().data)
     return content.hexdigest()
 
 
@@ -120,8 +128,12 @@ def _npz(path: Path, like: DataConfig) -> Images:
         raise ValueError(f"{path}: arr_0 is {dtype}; pixels are wanted as uint8 in 0 ... 255 or floats in [0, 1]")
     labels = None
     if "arr_1" in names:
-        labels = torch.from_numpy(np.load(path, allow_pickle=False)["arr_1"])
-        if labels.shape != (shape[0],) or labels.is_floating_point():
+        with np.load(path, allow_pickle=False) as arrays:
+            ids = arrays["arr_1"]
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"{path}: arr_1 must be a class id for each image, got {ids.dtype}")
+        labels = torch.from_numpy(ids)
+        if labels.shape != (shape[0],):
             raise ValueError(
                 f"{path}: arr_1 must be a class id for each of {shape[0]} images, got {tuple(labels.shape)}"
             )
@@ -148,9 +160,26 @@ def _npz(path: Path, like: DataConfig) -> Images:
         about["rounding"] = "to the nearest of 256 levels"
     record = path.with_name(RECORD)
     if path.name == SAMPLES and record.exists():
-        about |= json.loads(record.read_text())
+        about |= _record(record, path)
     grey = like.channels == 1 or about.pop("grey", False)  # evaluators want three channels, so it is stored with three
-    return Images(str(path), shape[0], read, lambda: checksum(path), about)
+
+    def digest(wanted: Sequence[int]) -> str:
+        rows = "" if len(wanted) == shape[0] else f"{list(wanted)}"
+        return hashlib.sha256(f"{checksum(path)} {grey} {rows}".encode()).hexdigest()
+
+    return Images(str(path), shape[0], read, digest, about)
+
+
+def _record(record: Path, path: Path) -> dict[str, Any]:
+    """What `fluvial sample` said of these samples."""
+    try:
+        about = json.loads(record.read_text())
+        told = about.pop("sha256")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{record} cannot be read: {error!r}; remove it if it is not of {path.name}") from error
+    if told != checksum(path):
+        raise ValueError(f"{record} is of another {path.name}; remove it, or sample again")
+    return about
 
 
 def _array(archive: zipfile.ZipFile, name: str, path: Path) -> tuple[tuple[int, ...], np.dtype, int, Any]:
@@ -164,7 +193,13 @@ def _array(archive: zipfile.ZipFile, name: str, path: Path) -> tuple[tuple[int, 
         raise ValueError(f"{path}: {name} is not a numpy array: {error}") from error
     if by_columns or dtype.hasobject:
         raise ValueError(f"{path}: {name} must be a plain array in C order, got {dtype}, Fortran order {by_columns}")
-    return shape, dtype, opened.tell(), opened
+    at, member = opened.tell(), archive.getinfo(name)
+    if member.compress_type != zipfile.ZIP_STORED:
+        return shape, dtype, at, opened
+    plain = path.open("rb")  # any row at once, where the member would be read through
+    plain.seek(member.header_offset + 26)
+    name_length, extra_length = struct.unpack("<HH", plain.read(4))  # of the local header, 30 bytes long
+    return shape, dtype, member.header_offset + 30 + name_length + extra_length + at, plain
 
 
 def _rounded(pixels: np.ndarray, path: Path) -> np.ndarray:

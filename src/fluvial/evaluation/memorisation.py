@@ -9,7 +9,7 @@ from fluvial.evaluation.statistics import Statistics, kept_order
 from fluvial.metrics import Estimate
 from fluvial.metrics.neighbours import closer, nearest
 
-SHOWN, BESIDE = 10, 5  # samples in the picture, and training images beside each
+SHOWN, NEIGHBOURS = 10, 5  # samples in the picture, and training images beside each
 
 
 class Memorised(NamedTuple):
@@ -24,8 +24,7 @@ class Memorised(NamedTuple):
 
 def memorised(samples: Statistics, training: Statistics, test: Statistics) -> Memorised:
     """Looks for samples among the training images whose features were kept."""
-    beside = min(BESIDE, len(training.features))
-    distances, indices = nearest(samples.features, training.features, beside)
+    distances, indices = nearest(samples.features, training.features, min(NEIGHBOURS, len(training.features)))
     of_test, _ = nearest(test.features, training.features)
     first = distances[:, 0].argsort()[:SHOWN]
     return Memorised(

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import torch
 from fluvial.data.images import DataConfig
 from fluvial.evaluation.images import Images, open_images
 from fluvial.evaluation.statistics import FORMAT, Statistics, load, save, statistics
-from fluvial.files import checksum
+from fluvial.files import checksum, tensors_checksum
 from fluvial.metrics.features import Extractor
 from fluvial.metrics.frechet import Gaussian
 from fluvial.train.distributed import ALONE, World
@@ -64,21 +65,24 @@ def reference(
 
     Pixels are quicker to look at again, and of a function nothing is known that could be hashed.
     """
-    digest: str = world.broadcast(images.digest() if world.first else None)
+    digest: str = world.broadcast(images.digest(range(images.n)) if world.first else None)
     cached = _cache(f"{FORMAT} {digest} {extractor.name} {extractor.hash} {extractor.resize} {extractor.dtype} {kept}")
-    if extractor.hash and world.broadcast(_whole(cached) if world.first else None):
-        return Reference(images.name, digest, load(cached)[0], images.about)
-    found = statistics(images, extractor, kept=kept, world=world)
-    made = Reference(images.name, digest, found, images.about)
+    found = world.broadcast(_read(cached) if world.first and extractor.hash else None)
+    if found is not None:
+        return Reference(images.name, digest, found, images.about)
+    made = Reference(images.name, digest, statistics(images, extractor, kept=kept, world=world), images.about)
     if extractor.hash and world.first:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        save_reference(made, extractor, cached)
+        try:
+            save_reference(made, extractor, cached)
+        except OSError as error:
+            print(f"the statistics of {images.name} are not kept for the next time: {error}", file=sys.stderr)
     return made
 
 
 def save_reference(made: Reference, extractor: Extractor, path: Path) -> None:
-    """Writes a file that `open_reference` reads."""
-    about = {"name": made.name, "hash": made.hash, "cut": str(made.about.get("cut", "unknown"))}
+    """Writes a file that `open_reference` reads. Of images that are drawn anew the features are hashed."""
+    digest = made.hash or tensors_checksum({"features": made.statistics.features})
+    about = {"name": made.name, "hash": digest, "cut": str(made.about.get("cut", "unknown"))}
     save(made.statistics, path, {**about, "extractor": extractor.name, "extractor_hash": extractor.hash})
 
 
@@ -87,13 +91,12 @@ def _cache(key: str) -> Path:
     return root / "fluvial" / "statistics" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
 
-def _whole(cached: Path) -> bool:
-    """Whether the file is there and can be read; one that is damaged is made again."""
+def _read(cached: Path) -> Statistics | None:
+    """What is kept, if it is there and whole."""
     try:
-        load(cached)
+        return load(cached)[0]
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _adm(path: Path, names: set[str], extractor: Extractor, world: World) -> Reference:
@@ -107,12 +110,9 @@ def _adm(path: Path, names: set[str], extractor: Extractor, world: World) -> Ref
         raise ValueError(
             f"{path} has {', '.join(sorted(names))}; mu and sigma are wanted, and arr_0 if there are images"
         )
-    beside: Statistics | None = None
-    if "arr_0" in names:
-        images = open_images(str(path))
-        beside = statistics(images, extractor, kept=NEIGHBOURS, world=world)
+    beside = reference(open_images(str(path)), extractor, world=world).statistics if "arr_0" in names else None
     found = Statistics(
-        n=0 if beside is None else beside.n,
+        n=0,  # the file does not say
         shape=() if beside is None else beside.shape,
         pooled=pooled,
         spatial=spatial,
@@ -120,7 +120,8 @@ def _adm(path: Path, names: set[str], extractor: Extractor, world: World) -> Ref
         features=torch.zeros(0, len(pooled.mean)) if beside is None else beside.features,
         labels=None,
     )
-    return Reference(str(path), checksum(path), found, {"cut": "unknown", "statistics": "as published"})
+    digest: str = world.broadcast(checksum(path) if world.first else None)
+    return Reference(str(path), digest, found, {"cut": "unknown", "statistics": "as published"})
 
 
 def _pair(path: Path, arrays: Any, names: tuple[str, str]) -> Gaussian:  # noqa: ANN401
@@ -130,4 +131,6 @@ def _pair(path: Path, arrays: Any, names: tuple[str, str]) -> Gaussian:  # noqa:
             f"{path}: {' and '.join(names)} must be (d,) and (d, d), "
             f"got {tuple(mean.shape)} and {tuple(covariance.shape)}"
         )
+    if not (torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
+        raise ValueError(f"{path}: {' and '.join(names)} are not finite")
     return Gaussian(mean, covariance)

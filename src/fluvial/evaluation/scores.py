@@ -4,17 +4,21 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import NamedTuple
 
+import torch
+
 from fluvial.evaluation.statistics import Statistics
 from fluvial.metrics import Estimate, share
 from fluvial.metrics.accuracy import classifier
 from fluvial.metrics.classifier_score import SPLITS, classifier_score
-from fluvial.metrics.frechet import frechet_bias, frechet_distance, frechet_error
+from fluvial.metrics.frechet import frechet, frechet_bias
 from fluvial.metrics.kid import kernel_distance
 from fluvial.metrics.precision import DENSITY_K, overlap
 
 FRECHET_PER_DIMENSION = 10  # samples a dimension, below which the bias of a Frechet distance is worth a warning
-NEIGHBOURS, CLASSIFIED = 1_000, 1_000 * SPLITS  # samples, below which neighbourhoods and splits say little
+FEW, FEW_IN_SPLITS = 1_000, 1_000 * SPLITS  # images below which neighbourhoods, and splits, say little
 SVM_IMAGES, SVM_TESTED = 5_000, 1_000  # real images that the SVM of class accuracy learns from, and is tested on
+
+SVM_EACH = 10  # of each class, on average, below which there is no class accuracy
 
 # what a score is called, with Inception's features and with others: their names are not for other features
 NAMES = {
@@ -36,11 +40,17 @@ class Scores(NamedTuple):
     """How much of a Frechet distance comes from the small count, about."""
     warnings: list[str]
     real: dict[str, float] = {}  # noqa: RUF012
-    """The same scores of as many other real images: what no honest sampler is better than."""
+    """The same scores of other real images: what no honest sampler is better than."""
+    real_count: int = 0
+    """How many those are: as many as there are samples, if there are."""
 
 
 def measuring(
-    reference: Statistics, extractor: str, training: Statistics | None = None, test: Statistics | None = None
+    reference: Statistics,
+    extractor: str,
+    training: Statistics | None = None,
+    test: Statistics | None = None,
+    device: torch.device | str = "cpu",
 ) -> Callable[[Statistics], Scores]:
     """A function from the statistics of samples to their scores, beside those of real images.
 
@@ -48,14 +58,15 @@ def measuring(
     in for samples. An SVM fitted to the training images tells the classes of labelled samples. What is computed of real
     images alone is computed once.
     """
-    others = test if reference is training else training
+    others, there = test if reference is training else training, reference.to(torch.device(device))
 
     @cache
-    def real(count: int) -> dict[str, float]:
+    def real(count: int) -> tuple[dict[str, float], int]:
         if others is None:
-            return {}
-        found = scores(others.first(count), reference, extractor)
-        return {name: estimate.value for name, estimate in found.values.items()}
+            return {}, 0
+        some = others.first(count)
+        found = scores(some.to(torch.device(device)), there, extractor)
+        return {name: estimate.value for name, estimate in found.values.items()}, some.n
 
     @cache
     def accuracy() -> tuple[Callable[[Statistics], Estimate | None], float | None]:
@@ -64,14 +75,14 @@ def measuring(
         return in_class, None if of_test is None else of_test.value
 
     def measure(samples: Statistics) -> Scores:
-        found = scores(samples, reference, extractor)
-        beside = dict(real(samples.n))
+        found = scores(samples.to(torch.device(device)), there, extractor)
+        beside, count = real(samples.n)
         if samples.labels is not None:
             in_class, of_real = accuracy()
             if (share := in_class(samples)) is not None:
                 found = found._replace(values={"class_accuracy": share, **found.values})
-                beside |= {} if of_real is None else {"class_accuracy": of_real}
-        return found._replace(real=beside)
+                beside = beside if of_real is None else {**beside, "class_accuracy": of_real}
+        return found._replace(real=beside, real_count=count)
 
     return measure
 
@@ -81,15 +92,15 @@ def scores(samples: Statistics, reference: Statistics, extractor: str) -> Scores
     _check(samples, reference, extractor)
     name = partial(named, extractor=extractor)
     values: dict[str, Estimate] = {}
-    here, there = samples.pooled, reference.pooled
-    error = frechet_error(here, there, samples.n, samples.features)
-    values[name("frechet_distance")] = Estimate(frechet_distance(here, there), error)
-    bias = {name("frechet_distance"): frechet_bias(here, samples.n)}
-    if samples.spatial is not None and reference.spatial is not None:
-        pair = samples.spatial, reference.spatial
-        error = frechet_error(*pair, samples.n)  # no spatial features are kept
-        values[name("spatial_frechet_distance")] = Estimate(frechet_distance(*pair), error)
-        bias[name("spatial_frechet_distance")] = frechet_bias(samples.spatial, samples.n)
+    bias: dict[str, float] = {}
+    for what, here, there, features in (
+        ("frechet_distance", samples.pooled, reference.pooled, samples.features),
+        ("spatial_frechet_distance", samples.spatial, reference.spatial, samples.spatial_features),
+    ):
+        if here is not None and there is not None:
+            values[name(what)] = frechet(here, there, samples.n, features)
+            if samples.n > len(here.mean):
+                bias[name(what)] = frechet_bias(here, samples.n)
     if samples.classes is not None and samples.n >= 2 * SPLITS:
         values[name("classifier_score")] = classifier_score(samples.classes)
     if min(len(samples.features), len(reference.features)) > DENSITY_K:
@@ -99,12 +110,6 @@ def scores(samples: Statistics, reference: Statistics, extractor: str) -> Scores
 
 
 def _check(samples: Statistics, reference: Statistics, extractor: str) -> None:
-    if reference.shape and samples.shape != reference.shape:
-        raise ValueError(
-            f"the samples are images of {samples.shape} (channels, height, width), the reference of {reference.shape}: "
-            f"resizing changes every score, by more than models differ; take a reference of the samples' size "
-            f"(--size crops the images of a data set, --channels 1 reads them as grey)"
-        )
     if samples.features.shape[1] != len(reference.pooled.mean):
         raise ValueError(
             f"the samples have {samples.features.shape[1]} features by {extractor}, the reference "
@@ -113,30 +118,36 @@ def _check(samples: Statistics, reference: Statistics, extractor: str) -> None:
 
 
 def _warnings(samples: Statistics, reference: Statistics, bias: dict[str, float]) -> Iterator[str]:
-    for what, statistics in (("samples", samples), ("reference images", reference)):
-        n, d = statistics.n, len(samples.pooled.mean)
-        if not n:
-            continue  # published statistics do not say of how many
-        if n <= d:
-            yield f"{n} {what} for {d} features: their covariance is singular, and the Frechet distance mostly bias"
-        elif n < FRECHET_PER_DIMENSION * d and what == "samples":
-            about = ", ".join(f"{value:.3g} of {name}" for name, value in bias.items())
-            yield f"{n} samples for {d} features: about {about} is bias; compare with the same count only"
-        elif n < FRECHET_PER_DIMENSION * d:
-            yield f"{n} reference images for {d} features: Frechet distances to them are too large, for all alike"
-        if n < NEIGHBOURS:
-            yield f"{n} {what}: precision, recall, density and coverage depend on how many, below {NEIGHBOURS} much"
-    if samples.classes is not None and samples.n < CLASSIFIED:
-        yield f"{samples.n} samples in {SPLITS} splits: the score of their classes is too low below {CLASSIFIED}"
+    n, m, d = samples.n, reference.n, len(samples.pooled.mean)  # m is 0 where published statistics do not say
+    for count, what in ((n, "samples"), (m, "reference images")):
+        if 0 < count <= d:
+            yield f"{count} {what} for {d} features: their covariance is singular, and the Frechet distance mostly bias"
+    if d < n < FRECHET_PER_DIMENSION * d:
+        about = ", ".join(f"{value:.2g} of {name}" for name, value in bias.items())
+        yield f"{n} samples for {d} features: about {about} is bias; compare with the same count only"
+    if d < m < FRECHET_PER_DIMENSION * d:
+        yield f"{m} reference images for {d} features: Frechet distances to them are too large, for all alike"
+    for count, what in ((n, "samples"), (len(reference.features), "reference images")):
+        if not count:
+            yield "the reference has statistics only: no precision, recall, density, coverage and kernel distance"
+        elif count < FEW:
+            yield f"{count} {what}: precision, recall, density and coverage depend on how many, below {FEW:,} much"
+    if samples.classes is not None:
+        few = f", too low below {FEW_IN_SPLITS:,}" if n < FEW_IN_SPLITS else ""
+        yield f"the score of classes is over {SPLITS} splits of the samples{few}; the ADM suite splits by 5,000"
     if not reference.shape:
-        yield "the reference does not say of what resolution its images were"
+        yield "the reference does not say of what size its images were: other sizes give other scores"
 
 
 def class_accuracy(real: Statistics) -> Callable[[Statistics], Estimate | None]:
-    """A function from statistics to the share that an SVM of the real ones puts in its class; None without labels."""
-    if real.labels is None:
+    """A function from statistics to the share that an SVM of the real ones puts in its class.
+
+    None without labels, with one class only, or with too few images a class to learn from.
+    """
+    labels = None if real.labels is None else real.labels[:SVM_IMAGES]
+    if labels is None or not 2 <= len(labels.unique()) <= len(labels) / SVM_EACH:
         return lambda statistics: None
-    in_class = classifier(real.features[:SVM_IMAGES], real.labels[:SVM_IMAGES])
+    in_class = classifier(real.features[: len(labels)], labels)
 
     def accuracy(statistics: Statistics) -> Estimate | None:
         if statistics.labels is None:

@@ -1,6 +1,7 @@
 """Images to what scores need of them, a batch at a time and on many ranks: memory does not grow with their count."""
 
 import json
+import uuid
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -21,6 +22,8 @@ from fluvial.randomness import numpy_generator
 from fluvial.train.distributed import ALONE, World
 
 KEPT = 50_000  # features that are kept for what needs each of them: neighbours, kernels, error bars
+SPATIAL = 5_000  # spatial features that are kept, for an error bar
+TOGETHER = 1_000  # features that are added up at once: to merge two scatter matrices costs as much as hundreds
 BATCH = 250  # images that an extractor sees at a time
 SLOW = 2_000  # images that take long enough to show how far it is
 FORMAT = "fluvial statistics 1"
@@ -39,6 +42,8 @@ class Statistics(NamedTuple):
     features: Float[Tensor, "m d"]
     """Of the first images in a random order, float32."""
     labels: Int[Tensor, "m"] | None
+    spatial_features: Float[Tensor, "l e"] | None = None
+    """Of fewer of them, for the error of sFID."""
 
     def first(self, count: int) -> "Statistics":
         """The statistics of so many images, of the features that were kept."""
@@ -47,6 +52,19 @@ class Statistics(NamedTuple):
         features = self.features[:count]
         labels = None if self.labels is None else self.labels[:count]
         return Statistics(len(features), self.shape, fit(features), None, None, features, labels)
+
+    def to(self, device: torch.device) -> "Statistics":
+        """The same on a device, for what takes long."""
+
+        def moved(gaussian: Gaussian | None) -> Gaussian | None:
+            return None if gaussian is None else Gaussian(*(part.to(device) for part in gaussian))
+
+        pooled, features = moved(self.pooled), self.features.to(device)
+        assert pooled is not None
+        spatial_features = None if self.spatial_features is None else self.spatial_features.to(device)
+        return self._replace(
+            pooled=pooled, spatial=moved(self.spatial), features=features, spatial_features=spatial_features
+        )
 
 
 def kept_order(count: int) -> Int[Tensor, "n"]:
@@ -76,24 +94,33 @@ class _Rows(NamedTuple):
     places: Tensor
     features: Tensor
     labels: Tensor | None
+    spatial: Tensor | None
 
     @staticmethod
     def joined(parts: "Sequence[_Rows]") -> "_Rows":
         labels = [part.labels for part in parts if part.labels is not None]
+        spatial = [part.spatial for part in parts if part.spatial is not None]
         return _Rows(
             torch.cat([part.places for part in parts]),
             torch.cat([part.features for part in parts]),
             torch.cat(labels) if labels else None,
+            torch.cat(spatial) if spatial else None,
         )
 
 
 @torch.no_grad()
 def statistics(
-    images: Images, extractor: Extractor, *, batch: int = BATCH, kept: int = KEPT, world: World = ALONE
+    images: Images,
+    extractor: Extractor,
+    *,
+    shape: tuple[int, ...] = (),
+    batch: int = BATCH,
+    kept: int = KEPT,
+    world: World = ALONE,
 ) -> Statistics:
-    """The statistics of all images, on every rank.
+    """The statistics of all images, on every rank; batches are the same on any number of ranks.
 
-    Batches are the same on any number of ranks. Raises ValueError for images of several sizes, for fewer than two, and
+    Raises ValueError for images of several sizes, or of another than the reference's `shape`, for fewer than two, and
     for features that are not finite.
     """
     if images.n < 2:
@@ -101,62 +128,90 @@ def statistics(
     place, split = kept_order(images.n).argsort(), splits(images.n)
     starts = range(0, images.n, batch)
     mine = starts[world.share(len(starts))]
-    sums: _Sums | None = None
+    sums: list[_Sums] = []
     rows: list[_Rows] = []
-    shape: tuple[int, ...] = ()
+    waiting: list[tuple[Features, Tensor]] = []
     with Bar(len(mine), what=f"{extractor.name} of {images.name}", quiet=not world.first or images.n < SLOW) as bar:
         for done, start in enumerate(mine):
             here = slice(start, min(start + batch, images.n))
             pixels, labels = images.read(range(here.start, here.stop))
-            if shape and tuple(pixels.shape[1:]) != shape:
-                raise ValueError(f"{images.name}: images of {tuple(pixels.shape[1:])} after images of {shape}")
-            shape = tuple(pixels.shape[1:])
+            shape = _check_shape(images.name, tuple(pixels.shape[1:]), shape, first=not rows)
             found = extractor.extract(pixels)
-            _check_finite(found.pooled, start, images, extractor)
-            part = _sums(found, split[here])
-            sums = part if sums is None else sums.plus(part)
-            keep = place[here] < kept
-            features = found.pooled.cpu()[keep]
-            rows.append(_Rows(place[here][keep], features, None if labels is None else labels[keep]))
+            for part in (found.pooled, found.spatial):
+                _check_finite(part, start, images, extractor)
+            rows.append(_kept(found, labels, place[here], kept))
+            waiting.append((found, split[here]))
+            if sum(len(part) for _, part in waiting) >= TOGETHER or done + 1 == len(mine):
+                sums = [reduce(_Sums.plus, [*sums, _sums(waiting)])]
+                waiting.clear()
             bar.show(done + 1)
-    return _together(world.gather(None if sums is None else (sums, _Rows.joined(rows), shape)), images.n)
+    return _together(world.gather((sums[0], _Rows.joined(rows), shape) if sums else None), images)
 
 
-def _sums(found: Features, split: Tensor) -> _Sums:
-    """Of one batch, on the CPU: processes exchange them."""
-
-    def on_cpu(m: Moments) -> Moments:
-        return Moments(m.n, m.mean.cpu(), m.scatter.cpu())
-
-    return _Sums(
-        on_cpu(moments(found.pooled)),
-        None if found.spatial is None else on_cpu(moments(found.spatial)),
-        None if found.logits is None else classified(found.logits.cpu(), split),
+def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], *, first: bool) -> tuple[int, ...]:
+    if not expected or found == expected:
+        return found
+    if not first:
+        raise ValueError(f"{name}: images of {found} (channels, height, width) after images of {expected}")
+    raise ValueError(
+        f"{name} has images of {found} (channels, height, width), the reference of {expected}: resizing changes every "
+        f"score, by more than models differ; take a reference of the same size (--size crops the images of a data set, "
+        f"--channels 1 reads them as grey)"
     )
 
 
-def _check_finite(features: Tensor, start: int, images: Images, extractor: Extractor) -> None:
-    bad = (~torch.isfinite(features)).any(dim=1).nonzero()
+def _kept(found: Features, labels: Tensor | None, places: Tensor, kept: int) -> _Rows:
+    keep = places < kept
+    spatial = None if found.spatial is None else found.spatial.cpu()[places < SPATIAL]
+    return _Rows(places[keep], found.pooled.cpu()[keep], None if labels is None else labels[keep], spatial)
+
+
+def _sums(found: Sequence[tuple[Features, Tensor]]) -> _Sums:
+    """Of some batches and their splits; on the CPU, as processes exchange them."""
+
+    def together(parts: Sequence[Tensor | None]) -> Tensor | None:
+        there = [part for part in parts if part is not None]
+        return torch.cat(there) if there else None
+
+    def on_cpu(features: Tensor) -> Moments:
+        m = moments(features)
+        return Moments(m.n, m.mean.cpu(), m.scatter.cpu())
+
+    pooled, spatial, logits = (together(parts) for parts in zip(*(features for features, _ in found), strict=True))
+    assert pooled is not None
+    split = torch.cat([split for _, split in found])
+    return _Sums(
+        on_cpu(pooled),
+        None if spatial is None else on_cpu(spatial),
+        None if logits is None else classified(logits.cpu(), split),
+    )
+
+
+def _check_finite(features: Tensor | None, start: int, images: Images, extractor: Extractor) -> None:
+    bad = [] if features is None else (~torch.isfinite(features)).any(dim=1).nonzero()
     if len(bad):
-        first = start + int(bad[0, 0])
+        first = start + int(bad[0][0])
         raise ValueError(
             f"{extractor.name} gives features that are not finite, first for image {first} of {images.name}"
         )
 
 
-def _together(parts: Sequence[tuple[_Sums, _Rows, tuple[int, ...]] | None], n: int) -> Statistics:
+def _together(parts: Sequence[tuple[_Sums, _Rows, tuple[int, ...]] | None], images: Images) -> Statistics:
     """The parts of all ranks, of which some may have had nothing to do."""
     sums, rows, shapes = zip(*(part for part in parts if part is not None), strict=True)
+    for shape in shapes[1:]:
+        _check_shape(images.name, shape, shapes[0], first=False)
     total, kept = reduce(_Sums.plus, sums), _Rows.joined(rows)
     order = kept.places.argsort()
     return Statistics(
-        n,
+        images.n,
         shapes[0],
         total.pooled.gaussian,
         None if total.spatial is None else total.spatial.gaussian,
         total.classes,
         kept.features[order],
         None if kept.labels is None else kept.labels[order],
+        kept.spatial,
     )
 
 
@@ -169,9 +224,13 @@ def save(statistics: Statistics, path: Path, about: dict[str, str]) -> None:
     if s.labels is not None:
         tensors["labels"] = s.labels
     metadata = {"made": FORMAT, "count": str(s.n), "shape": json.dumps(s.shape), **about}
-    temporary = path.with_name(f".{path.name}.tmp")
-    write_tensors(temporary, tensors, metadata)
-    temporary.replace(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        write_tensors(temporary, tensors, metadata)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> tuple[Statistics, dict[str, str]]:

@@ -1,7 +1,7 @@
 """Numbers about generated images: functions of features, each with its error bar.
 
-An error bar is one standard error over drawing as many samples again, the reference as it is; of recall and coverage
-over drawing as many reference images. It does not hold the bias of a small count, which `scoring` warns of.
+An error bar is one standard error over drawing as many samples again, the reference as it is. It does not hold the bias
+of a small count.
 """
 
 from typing import NamedTuple

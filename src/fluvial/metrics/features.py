@@ -59,6 +59,7 @@ class Extractor:
     hash: str  # SHA-256 of the weights; "" where there are none, or none that can be known
     resize: str
     dtype: str = "float32"
+    device: torch.device = torch.device("cpu")
     extract: Callable[[UInt8[Tensor, "b c h w"]], Features]
 
 
@@ -104,7 +105,8 @@ def _checked(inner: Extractor, device: torch.device) -> Extractor:
             if images.shape[1] not in (1, 3):
                 raise ValueError(f"{inner.name} takes grey or RGB images, got {images.shape[1]} channels")
             images = images.expand(-1, 3, -1, -1).contiguous()
-        features = inner.extract(images)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 is to be float32 on a GPU, too
+            features = inner.extract(images)
         pooled: Any = features.pooled
         if not (isinstance(pooled, Tensor) and pooled.ndim == 2 and len(pooled) == len(images)):
             what = tuple(pooled.shape) if isinstance(pooled, Tensor) else type(pooled).__name__
@@ -113,7 +115,7 @@ def _checked(inner: Extractor, device: torch.device) -> Extractor:
             raise ValueError(f"{inner.name} must return floating-point features, got {pooled.dtype}")
         return Features._make(None if part is None else part.to(device, torch.float32) for part in features)
 
-    return replace(inner, extract=extract)
+    return replace(inner, extract=extract, device=device)
 
 
 def _pixels(images: UInt8[Tensor, "b c h w"]) -> Features:

@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-SINGULAR = 1e-10  # eigenvalues below this share of the largest are taken for zero
+from fluvial.metrics import Estimate
+
+SINGULAR = 1e-10  # eigenvalues below this share of the largest are rounding
 
 
 class Gaussian(NamedTuple):
@@ -59,29 +61,33 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     The last trace is taken from the eigenvalues of a symmetric matrix, so that singular covariances (constant pixels,
     fewer samples than dimensions) need no regularisation.
     """
-    root = _power(a.covariance, 0.5)
+    values, vectors = _spectrum(a.covariance)
+    root = vectors * values.sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
     mean = (a.mean - b.mean).square().sum()
     return float(mean + a.covariance.trace() + b.covariance.trace() - 2 * cross)
 
 
-def frechet_error(a: Gaussian, b: Gaussian, count: int, features: Float[Tensor, "n d"] | None = None) -> float:
-    """The standard error of `frechet_distance(a, b)` over draws of the `count` samples behind a.
+def frechet(a: Gaussian, b: Gaussian, count: int, features: Float[Tensor, "n d"] | None = None) -> Estimate:
+    """`frechet_distance(a, b)` with its standard error over draws of the `count` samples behind a.
 
     By the delta method: a sample x moves the distance by 2 (m_a - m_b).(x - m_a) + (x - m_a)^T (I - T)(x - m_a), up to
     a constant and over the count, where T = A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2 carries the one Gaussian to the other.
     `features` are samples, or some of them; without any their distribution is taken to be the Gaussian.
     """
-    root, inverse = _power(a.covariance, 0.5), _power(a.covariance, -0.5)
-    curvature = torch.eye(len(root)).to(root) - inverse @ _power(root @ b.covariance @ root, 0.5) @ inverse
-    slope = 2 * (a.mean - b.mean)
+    values, vectors = _spectrum(a.covariance)
+    root, inverse = (vectors * power @ vectors.T for power in (values.sqrt(), _inverse_root(values)))
+    inner, axes = _spectrum(root @ b.covariance @ root)
+    slope, traces = 2 * (a.mean - b.mean), a.covariance.trace() + b.covariance.trace()
+    distance = slope.square().sum() / 4 + traces - 2 * inner.sqrt().sum()
+    curvature = torch.eye(len(root)).to(root) - inverse @ (axes * inner.sqrt() @ axes.T) @ inverse
     if features is None:
         spread = curvature @ a.covariance
         variance = slope @ a.covariance @ slope + 2 * (spread * spread.T).sum()
     else:
         apart = features.double() - a.mean
         variance = (apart @ slope + ((apart @ curvature) * apart).sum(1)).var()
-    return float((variance / count).sqrt())
+    return Estimate(float(distance), float((variance / count).sqrt()))
 
 
 def frechet_bias(a: Gaussian, count: int) -> float:
@@ -95,8 +101,12 @@ def frechet_bias(a: Gaussian, count: int) -> float:
     return float((1.25 * l.sum() + pairs.sum() / 2) / count)
 
 
-def _power(matrix: Float[Tensor, "d d"], power: float) -> Float[Tensor, "d d"]:
-    """A power of a symmetric matrix, on the space where it is not zero."""
+def _spectrum(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
+    """Eigenvalues of a covariance, none below zero, and its eigenvectors."""
     values, vectors = torch.linalg.eigh(matrix)
-    small = values <= SINGULAR * values[-1].clamp(min=0)
-    return vectors * values.masked_fill(small, 1).pow(power).masked_fill(small, 0) @ vectors.T
+    return values.clamp(min=0), vectors
+
+
+def _inverse_root(values: Float[Tensor, "d"]) -> Float[Tensor, "d"]:
+    """1 / sqrt(x), and 0 where x is nothing but rounding."""
+    return torch.where(values > SINGULAR * values[-1], values.rsqrt(), 0)

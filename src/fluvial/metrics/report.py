@@ -22,6 +22,10 @@ MATTERS = {
 }
 
 
+PARTS = {"of", "scores", "images", "extractor", "reference", "training", "sampling", "warnings", "made_by"}
+OF_TRAINING = ("class_accuracy", "closer_to_training")  # these depend on the training images besides
+
+
 class Row(NamedTuple):
     """One score of two cards."""
 
@@ -40,9 +44,14 @@ class Row(NamedTuple):
         return self.difference / error if error else float("inf") if self.difference else 0.0
 
 
+def is_card(card: Any) -> bool:  # noqa: ANN401
+    """Whether this is a card that this version reads."""
+    return isinstance(card, dict) and card.get("kind") == KIND and card.keys() >= PARTS
+
+
 def read(card: Any, name: str) -> dict[str, Any]:  # noqa: ANN401
     """The card, if it is one. Raises ValueError if not."""
-    if not isinstance(card, dict) or card.get("kind") != KIND:
+    if not is_card(card):
         raise ValueError(f"{name} is no card of scores that this version reads ({KIND}); make it with `fluvial score`")
     return card
 
@@ -59,9 +68,14 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def unknown(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """What matters and is not known of one of two cards."""
+    """What matters and is not known of one of two cards, or of both."""
     pairs = {path: [card[part].get(key) for card in (a, b)] for path in MATTERS for part, key in [path.split(".")]}
-    return [path for path, values in pairs.items() if None in values and values != [None, None]]
+    return [path for path, values in pairs.items() if None in values]
+
+
+def same_training(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether the training images behind two cards are the same."""
+    return a["training"].get("hash") == b["training"].get("hash")
 
 
 def compared(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Row]:
@@ -69,8 +83,8 @@ def compared(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Row]:
     if found := differences(a, b):
         raise ValueError(f"these scores cannot be compared: {'; '.join(found)}")
     both = [name for name in a["scores"] if name in b["scores"]]
-    if a.get("training", {}).get("hash") != b.get("training", {}).get("hash"):
-        both = [name for name in both if name != "class_accuracy"]  # another classifier
+    if not same_training(a, b):
+        both = [name for name in both if name not in OF_TRAINING]
     return [
         Row(name, *(Estimate(c["scores"][name]["value"], c["scores"][name]["error"]) for c in (a, b))) for name in both
     ]
