@@ -165,6 +165,7 @@ def _show(card: Mapping[str, Any]) -> None:
     features, reference = card["extractor"]["name"], card["reference"]["name"]
     real = f"{card['real']['count']:,} real images"
     table = Table("", "value", "error", "of it bias", real, title=card["of"], title_justify="left")
+    table.columns[0].no_wrap = True
     for name, found in card["scores"].items():
         numbers = [f"{found[key]:.{n}g}" if key in found else "" for key, n in DIGITS.items()]
         table.add_row(f"{name.replace('_', ' ')} ({features})", *numbers)
@@ -183,9 +184,11 @@ def _show(card: Mapping[str, Any]) -> None:
 def _put_beside(a: Mapping[str, Any], name: str, b: Mapping[str, Any], other: str) -> None:
     """Two cards in one table. Raises ValueError if they differ in what matters."""
     print(f"A: {name}\nB: {other}")
-    table = Table("", "A", "B", "difference", "in standard errors")
+    table = Table("", "A", "B", "difference", "in errors")
+    for column in table.columns:
+        column.no_wrap = True
     for row in report.compared(a, b):
-        values = [f"{e.value:.4g} +- {e.error:.2g}" for e in (row.a, row.b)]
+        values = [f"{e.value:.4g} ±{e.error:.2g}" for e in (row.a, row.b)]
         title = f"{row.name.replace('_', ' ')} ({a['extractor']['name']})"
         table.add_row(title, *values, f"{row.difference:+.4g}", f"{row.errors:+.1f}")
     Console().print(table)
