@@ -184,13 +184,13 @@ def _show(card: Mapping[str, Any]) -> None:
 def _put_beside(a: Mapping[str, Any], name: str, b: Mapping[str, Any], other: str) -> None:
     """Two cards in one table. Raises ValueError if they differ in what matters."""
     print(f"A: {name}\nB: {other}")
-    table = Table("", "A", "B", "difference", "in errors")
+    table = Table("", "A", "B", "A - B in errors")
     for column in table.columns:
         column.no_wrap = True
     for row in report.compared(a, b):
         values = [f"{e.value:.4g} ±{e.error:.2g}" for e in (row.a, row.b)]
         title = f"{row.name.replace('_', ' ')} ({a['extractor']['name']})"
-        table.add_row(title, *values, f"{row.difference:+.4g}", f"{row.errors:+.1f}")
+        table.add_row(title, *values, f"{row.errors:+.1f}")
     Console().print(table)
     if not report.same_training(a, b):
         left_out = ", ".join(name for name in report.OF_TRAINING if name in a["scores"] or name in b["scores"])
