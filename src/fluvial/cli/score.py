@@ -184,11 +184,11 @@ def _show(card: Mapping[str, Any]) -> None:
 def _put_beside(a: Mapping[str, Any], name: str, b: Mapping[str, Any], other: str) -> None:
     """Two cards in one table. Raises ValueError if they differ in what matters."""
     print(f"A: {name}\nB: {other}")
-    table = Table("", "A", "B", "A - B in errors")
+    table = Table("", "A", "B", "A - B", caption="A - B in standard errors of the difference", caption_justify="left")
     for column in table.columns:
         column.no_wrap = True
     for row in report.compared(a, b):
-        values = [f"{e.value:.4g} ±{e.error:.2g}" for e in (row.a, row.b)]
+        values = [f"{e.value:.3g} ±{e.error:.2g}" for e in (row.a, row.b)]
         title = f"{row.name.replace('_', ' ')} ({a['extractor']['name']})"
         table.add_row(title, *values, f"{row.errors:+.1f}")
     Console().print(table)
