@@ -1,0 +1,132 @@
+"""Quality against evaluations of the model: solvers, numbers of steps, and for FlowAR how they fall over the scales.
+
+    python benchmarks/nfe.py RUN [RUN ...] [--count 500] [--features pixels] [--out docs/nfe-digits]
+
+For every setting the same images are drawn (the noise of image i is always the same) and scored against the run's
+held-out images; the guidance is the run's own. An evaluation is one call with the class and, where guidance has an
+effect, one without; FlowAR's are those of its head over all scales. Writes OUT.png, OUT.md and OUT.json.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from memory import markdown
+
+from fluvial import experiment
+from fluvial.curves import COLOURS
+from fluvial.evaluation.against import against, real_images
+from fluvial.evaluation.scores import Scores, named
+from fluvial.evaluation.statistics import statistics
+from fluvial.extras import require
+from fluvial.files import write_json
+from fluvial.generate import SampleConfig
+from fluvial.metrics.features import extractor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EVALUATIONS = {False: (4, 8, 12, 20, 32, 50), True: (2, 4, 6, 10, 20)}  # an integral, of which FlowAR has one a scale
+A_STEP = {"euler": 1, "ab2": 1, "heun": 2}  # evaluations
+TOLERANCES = (1e-1, 1e-2, 1e-3)  # of dopri5
+FALLING = {"falling 2 to 1": 2.0, "falling 4 to 1": 4.0}  # steps at the coarsest scale over those at the finest
+
+
+class Point(NamedTuple):
+    run: str
+    series: str
+    """Solver, and how steps fall over the scales."""
+    settings: str
+    nfe: int
+    distance: float
+    error: float
+    class_accuracy: float | None
+
+
+def settings_of(own: SampleConfig, scales: int) -> Iterator[tuple[str, str, SampleConfig]]:
+    """(series, in words, settings) of all that is drawn; `scales` is 0 for methods that have none."""
+    each = replace(own, scale_steps=(), grid="uniform", shift=1.0)
+    for solver, cost in A_STEP.items():
+        for evaluations in EVALUATIONS[scales > 0]:
+            steps = evaluations // cost
+            yield solver, f"{steps} steps", replace(each, solver=solver, steps=steps)
+    for tolerance in TOLERANCES:
+        yield "dopri5", f"tolerance {tolerance:g}", replace(each, solver="dopri5", atol=tolerance, rtol=tolerance)
+    for name, ratio in FALLING.items() if scales > 1 else ():
+        for evaluations in EVALUATIONS[True]:
+            steps = annealed(evaluations * scales, scales, ratio)
+            changed = replace(each, solver="ab2", scale_steps=steps)
+            yield f"ab2, {name}", f"{' '.join(map(str, steps))} steps", changed
+
+
+def annealed(total: int, scales: int, ratio: float) -> tuple[int, ...]:
+    """Steps of each scale, coarse to fine, falling evenly by `ratio` in all: about `total` together."""
+    weights = [ratio + (1 - ratio) * i / (scales - 1) for i in range(scales)]
+    return tuple(max(1, round(total * weight / sum(weights))) for weight in weights)
+
+
+def measure(folder: Path, count: int, features: str) -> Iterator[Point]:
+    """The run's scores with every setting."""
+    trained = experiment.load(folder, device="cpu")
+    look = extractor(features)
+    compare = against("test", real_images(trained.run.data), look).measure
+    for series, words, settings in settings_of(trained.run.sample, len(getattr(trained.run.method, "maps", ()))):
+        drawn = trained.draw(count, settings=settings)
+        found: Scores = compare(statistics(drawn, look, batch=settings.batch))
+        distance, accuracy = found.values[named("frechet_distance", look.name)], found.values.get("class_accuracy")
+        nfe = drawn.about["sampling"]["nfe"]
+        yield Point(folder.name, series, words, nfe, *distance, None if accuracy is None else accuracy.value)
+
+
+def picture(points: Sequence[Point], features: str, count: int) -> "Figure":
+    """A panel a run: distance against evaluations, a line a series."""
+    figures = require("matplotlib.figure", extra="plot", why="a picture")
+    runs = list(dict.fromkeys(point.run for point in points))
+    figure = figures.Figure(figsize=(6 * len(runs), 4.2), layout="constrained")
+    for axes, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
+        for colour, series in zip(COLOURS, dict.fromkeys(p.series for p in points if p.run == run), strict=False):
+            of = sorted((p for p in points if (p.run, p.series) == (run, series)), key=lambda p: p.nfe)
+            x, y, error = ([getattr(p, name) for p in of] for name in ("nfe", "distance", "error"))
+            axes.errorbar(x, y, error, label=series, color=colour, marker="o", markersize=3, capsize=2, linewidth=1)
+        axes.set(xscale="log", yscale="log", title=run, xlabel="evaluations with the class, an image")
+        axes.set_ylabel(f"Frechet distance ({features}), {count:,} samples")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def table(points: Sequence[Point]) -> str:
+    lines = []
+    for p in points:
+        accuracy = "" if p.class_accuracy is None else f"{p.class_accuracy:.3f}"
+        lines.append([p.run, p.series, p.settings, str(p.nfe), f"{p.distance:.3f} ± {p.error:.3f}", accuracy])
+    return markdown(["run", "solver", "settings", "NFE", "Fréchet distance", "class accuracy"], lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("runs", nargs="+", type=Path, help="run folders")
+    options.add_argument("--count", type=int, default=500, help="samples of each setting")
+    options.add_argument("--features", default="pixels", help="an extractor of fluvial score")
+    options.add_argument("--out", type=Path, default=Path("docs/nfe"), help="what the files are called, without ending")
+    given = options.parse_args(argv)
+    points: list[Point] = []
+    for folder in given.runs:
+        for point in measure(folder, given.count, given.features):
+            points.append(point)
+            print(*point[:4], f"{point.distance:.4f}", file=sys.stderr, flush=True)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    command = f"python benchmarks/nfe.py {' '.join(f.name for f in given.runs)} --count {given.count}"
+    about = f"`{command} --features {given.features}`, torch {torch.__version__}"
+    given.out.with_suffix(".md").write_text(f"{about}\n\n{table(points)}\n")
+    write_json(given.out.with_suffix(".json"), {"command": command, "points": [p._asdict() for p in points]})
+    picture(points, given.features, given.count).savefig(given.out.with_suffix(".png"), dpi=110)
+    print(given.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
