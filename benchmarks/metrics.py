@@ -231,11 +231,12 @@ UNITS = dict.fromkeys(("statistics", "distance", "reading", "overlap", "kernel")
 }
 
 
-def compare(folder: Path, vectors: int, neighbourhoods: int, many: int, dimensions: tuple[int, ...]) -> list[Compared]:
-    """All measurements of given features; 0 leaves one out."""
+def compare(
+    folder: Path, vectors: int, neighbourhoods: int, many: int, dimensions: tuple[int, ...]
+) -> Iterator[Compared]:
+    """All measurements of given features, as they are made; 0 leaves one out."""
     asked = [("frechet", vectors, d, True) for d in dimensions]
     asked += [("neighbours", neighbourhoods, dimensions[-1], True), ("neighbours", many, MANY_DIMENSIONS, False)]
-    found = []
     for name, n, d, both in asked:
         if not n:
             continue
@@ -244,10 +245,9 @@ def compare(folder: Path, vectors: int, neighbourhoods: int, many: int, dimensio
         ours = measured(name, str(folder), n, d)
         assert not isinstance(ours, str)
         theirs = measured(f"{name}, torch-fidelity", str(folder), n, d) if both else ""
-        found.append(Compared(f"2 x {n:,} x {d}", ours, theirs))
         for file in given.files:
             file.unlink()
-    return found
+        yield Compared(f"2 x {n:,} x {d}", ours, theirs)
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
@@ -275,10 +275,14 @@ def main() -> None:
     )
     if arguments.images:
         print_images(measured("images", arguments.images, arguments.data), arguments.data)
+    reasons = set[str]()
+    print(markdown(["", "fluvial", "torch-fidelity", "theirs / ours"], []), flush=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        found = compare(Path(folder), arguments.vectors, arguments.neighbours, arguments.many, DIMENSIONS)
-    print(markdown(["", "fluvial", "torch-fidelity", "theirs / ours"], [row for one in found for row in one.rows]))
-    for reason in {one.theirs for one in found if isinstance(one.theirs, str) and one.theirs}:
+        for one in compare(Path(folder), arguments.vectors, arguments.neighbours, arguments.many, DIMENSIONS):
+            print("\n".join(f"| {' | '.join(row)} |" for row in one.rows), flush=True)
+            if isinstance(one.theirs, str) and one.theirs:
+                reasons.add(one.theirs)
+    for reason in reasons:
         print(f"\ntorch-fidelity: {reason}")
 
 

@@ -28,7 +28,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="r
 @pytest.mark.slow
 def test_scores_are_those_of_torch_fidelity(tmp_path):
     """Of 260 features, more than one batch; torch-fidelity computes means, distances and kernels in float32."""
-    found = benchmark("metrics").compare(tmp_path, vectors=260, neighbourhoods=200, many=100, dimensions=(24,))
+    found = list(benchmark("metrics").compare(tmp_path, vectors=260, neighbourhoods=200, many=100, dimensions=(24,)))
     assert [one.what for one in found] == ["2 x 260 x 24", "2 x 200 x 24", "2 x 100 x 64"]
     assert not any(tmp_path.iterdir())
     assert all(one.ours["memory"] > 0 for one in found)
