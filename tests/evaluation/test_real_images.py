@@ -20,7 +20,7 @@ from fluvial.evaluation.memorisation import memorised
 from fluvial.evaluation.scores import scores
 from fluvial.evaluation.statistics import Statistics, statistics
 from fluvial.metrics.features import Extractor, extractor
-from fluvial.metrics.frechet import fit, frechet_bias, frechet_distance, frechet_error
+from fluvial.metrics.frechet import fit, frechet, frechet_bias, frechet_distance
 from fluvial.metrics.kid import kernel_distance
 from fluvial.metrics.precision import overlap
 
@@ -133,7 +133,7 @@ def test_test_images_are_as_far_as_training_images_in_the_features_of_lite0(lite
     training, rest, test = (
         fit(features) for features in (lite0.training[chosen], lite0.training[others], lite0.test[10])
     )
-    error = frechet_error(test, rest, 160, lite0.test[10])
+    error = frechet(test, rest, 160, lite0.test[10]).error
     apart = frechet_distance(test, rest) - frechet_distance(training, rest)
     assert abs(apart) < 3 * 2**0.5 * error
     blur = frechet_distance(fit(lite0.worse["blur"][1]), rest) - frechet_distance(training, rest)
@@ -160,7 +160,7 @@ def test_overlap_in_the_features_of_lite0_falls_as_images_get_worse(lite0):
     for name, worse in (("precision", noise), ("coverage", noise), ("recall", few), ("coverage", few)):
         found = [getattr(x, name) for x in (real, *worse)]
         assert rises([-x.value for x in found]), name
-        assert found[0].value - found[-1].value > 5 * found[0].error, name
+        assert found[0].value - found[-1].value > 3 * found[0].error, name
     # blurred photos are still photos, but not all photos
     assert blur[1].precision.value == pytest.approx(real.precision.value, abs=3 * real.precision.error)
     assert blur[1].recall.value < 0.1 * real.recall.value

@@ -41,11 +41,15 @@ def test_parts_of_any_size_merge_to_the_whole():
     x = torch.randn(1000, 6, dtype=torch.float64) + 1e6
     whole = moments(x)
     parts = [moments(part) for part in x.split([1, 2, 500, 497])]
-    together = merged(merged(parts[0], parts[1]), merged(parts[2], parts[3]))
-    assert together.n == 1000
-    torch.testing.assert_close(together.mean, whole.mean, rtol=1e-14, atol=0)
-    torch.testing.assert_close(together.scatter, whole.scatter, rtol=1e-9, atol=1e-7)
-    torch.testing.assert_close(together.gaussian.covariance, torch.cov(x.T), rtol=1e-9, atol=1e-9)
+    by_pairs = merged(merged(parts[0], parts[1]), merged(parts[2], parts[3]))
+    one_by_one = None
+    for part in x.split([1, 2, 500, 497]):
+        one_by_one = moments(part, one_by_one)
+    for together in (by_pairs, one_by_one):
+        assert together.n == 1000
+        torch.testing.assert_close(together.mean, whole.mean, rtol=1e-14, atol=0)
+        torch.testing.assert_close(together.scatter, whole.scatter, rtol=1e-9, atol=1e-7)
+        torch.testing.assert_close(together.gaussian.covariance, torch.cov(x.T), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0])

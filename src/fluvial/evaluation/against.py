@@ -32,7 +32,8 @@ def real_images(data: DataConfig, training: ImageSet | None = None, test: ImageS
                 "the run was trained on cached latents, and a score needs images: name some with --reference, and with "
                 "--training those that were encoded"
             )
-        training, test = (data_images.load(data, split) for split in ("train", "test"))
+        scan = data.unreadable == "skip"  # else they are decoded as they are needed
+        training, test = (data_images.load(data, split, scan=scan) for split in ("train", "test"))
         assert training is not None
     of_test = data.test_path or f"{name}, held out"
     return Real(of_set(training, name, data), None if test is None else of_set(test, of_test, data))

@@ -70,7 +70,8 @@ def open_images(name: str, like: DataConfig | None = None) -> Images:
         config = replace(config, name=place)
     else:
         config = replace(config, path=place, split=split)
-    images = data_images.load(config, "test" if split == "test" and place in data_images.BUILT_IN else "train")
+    part: data_images.Split = "test" if split == "test" and place in data_images.BUILT_IN else "train"
+    images = data_images.load(config, part, scan=False)  # decoded as they are needed
     assert images is not None
     return of_set(images, name, config)
 

@@ -23,7 +23,6 @@ from fluvial.train.distributed import ALONE, World
 
 KEPT = 50_000  # features that are kept for what needs each of them: neighbours, kernels, error bars
 SPATIAL = 5_000  # spatial features that are kept, for an error bar
-TOGETHER = 1_000  # features that are added up at once: to merge two scatter matrices costs as much as hundreds
 BATCH = 250  # images that an extractor sees at a time
 SLOW = 2_000  # images that take long enough to show how far it is
 FORMAT = "fluvial statistics 1"
@@ -73,19 +72,43 @@ def kept_order(count: int) -> Int[Tensor, "n"]:
 
 
 class _Sums(NamedTuple):
-    """What has been added up of the images that went by."""
+    """What has been added up of the images that went by, on the extractor's device."""
 
     pooled: Moments
     spatial: Moments | None
     classes: Classified | None
+
+    @staticmethod
+    def of(found: Features, split: Tensor, before: "_Sums | None") -> "_Sums":
+        """Those of a batch and of what was before."""
+        pooled, spatial, counted = (None, None, None) if before is None else before
+        classes = None if found.logits is None else classified(found.logits, split.to(found.logits.device))
+        return _Sums(
+            moments(found.pooled, pooled),
+            None if found.spatial is None else moments(found.spatial, spatial),
+            classes if classes is None or counted is None else _added(classes, counted),
+        )
 
     def plus(self, other: "_Sums") -> "_Sums":
         spatial, classes = None, None
         if self.spatial is not None and other.spatial is not None:
             spatial = merged(self.spatial, other.spatial)
         if self.classes is not None and other.classes is not None:
-            classes = Classified(*(a + b for a, b in zip(self.classes, other.classes, strict=True)))
+            classes = _added(self.classes, other.classes)
         return _Sums(merged(self.pooled, other.pooled), spatial, classes)
+
+    def cpu(self) -> "_Sums":
+        """As processes exchange them."""
+
+        def moved(m: Moments) -> Moments:
+            return Moments(m.n, m.mean.cpu(), m.scatter.cpu())
+
+        classes = None if self.classes is None else Classified(*(part.cpu() for part in self.classes))
+        return _Sums(moved(self.pooled), None if self.spatial is None else moved(self.spatial), classes)
+
+
+def _added(a: Classified, b: Classified) -> Classified:
+    return Classified(*(x + y for x, y in zip(a, b, strict=True)))
 
 
 class _Rows(NamedTuple):
@@ -128,9 +151,8 @@ def statistics(
     place, split = kept_order(images.n).argsort(), splits(images.n)
     starts = range(0, images.n, batch)
     mine = starts[world.share(len(starts))]
-    sums: list[_Sums] = []
+    sums: _Sums | None = None
     rows: list[_Rows] = []
-    waiting: list[tuple[Features, Tensor]] = []
     with Bar(len(mine), what=f"{extractor.name} of {images.name}", quiet=not world.first or images.n < SLOW) as bar:
         for done, start in enumerate(mine):
             here = slice(start, min(start + batch, images.n))
@@ -140,12 +162,10 @@ def statistics(
             for part in (found.pooled, found.spatial):
                 _check_finite(part, start, images, extractor)
             rows.append(_kept(found, labels, place[here], kept))
-            waiting.append((found, split[here]))
-            if sum(len(part) for _, part in waiting) >= TOGETHER or done + 1 == len(mine):
-                sums = [reduce(_Sums.plus, [*sums, _sums(waiting)])]
-                waiting.clear()
+            sums = _Sums.of(found, split[here], sums)
             bar.show(done + 1)
-    return _together(world.gather((sums[0], _Rows.joined(rows), shape) if sums else None), images)
+    mine_whole = None if sums is None else (sums.cpu(), _Rows.joined(rows), shape)
+    return _together(world.gather(mine_whole), images)
 
 
 def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], *, first: bool) -> tuple[int, ...]:
@@ -164,27 +184,6 @@ def _kept(found: Features, labels: Tensor | None, places: Tensor, kept: int) -> 
     keep = places < kept
     spatial = None if found.spatial is None else found.spatial.cpu()[places < SPATIAL]
     return _Rows(places[keep], found.pooled.cpu()[keep], None if labels is None else labels[keep], spatial)
-
-
-def _sums(found: Sequence[tuple[Features, Tensor]]) -> _Sums:
-    """Of some batches and their splits; on the CPU, as processes exchange them."""
-
-    def together(parts: Sequence[Tensor | None]) -> Tensor | None:
-        there = [part for part in parts if part is not None]
-        return torch.cat(there) if there else None
-
-    def on_cpu(features: Tensor) -> Moments:
-        m = moments(features)
-        return Moments(m.n, m.mean.cpu(), m.scatter.cpu())
-
-    pooled, spatial, logits = (together(parts) for parts in zip(*(features for features, _ in found), strict=True))
-    assert pooled is not None
-    split = torch.cat([split for _, split in found])
-    return _Sums(
-        on_cpu(pooled),
-        None if spatial is None else on_cpu(spatial),
-        None if logits is None else classified(logits.cpu(), split),
-    )
 
 
 def _check_finite(features: Tensor | None, start: int, images: Images, extractor: Extractor) -> None:

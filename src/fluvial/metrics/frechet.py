@@ -19,7 +19,7 @@ class Gaussian(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """What is left of features that went by, in float64: `merged` makes of two parts what both together would give."""
+    """What is left of features that went by, in float64. Parts go together to what the whole would give."""
 
     n: int
     mean: Float[Tensor, "d"]
@@ -34,16 +34,20 @@ class Moments(NamedTuple):
         return Gaussian(self.mean, self.scatter / (self.n - 1))
 
 
-def moments(features: Float[Tensor, "n d"]) -> Moments:
-    """The moments of these features."""
+def moments(features: Float[Tensor, "n d"], before: Moments | None = None) -> Moments:
+    """The moments of these features and those before: the update of `merged` as one more row of one product."""
     features = features.double()
-    mean = features.mean(dim=0)
+    mean, k = features.mean(dim=0), len(features)
     centred = features - mean
-    return Moments(len(features), mean, centred.T @ centred)
+    if before is None:
+        return Moments(k, mean, centred.T @ centred)
+    apart, n = mean - before.mean, before.n + k
+    rows = torch.cat([centred, apart.unsqueeze(0) * (before.n * k / n) ** 0.5])
+    return Moments(n, before.mean + apart * (k / n), torch.addmm(before.scatter, rows.T, rows))
 
 
 def merged(a: Moments, b: Moments) -> Moments:
-    """The moments of both parts together (Chan, Golub and LeVeque 1983, eq. 2.1)."""
+    """The moments of two parts together (Chan, Golub and LeVeque 1983, eq. 2.1)."""
     n = a.n + b.n
     apart = b.mean - a.mean
     scatter = a.scatter + b.scatter + apart.outer(apart) * (a.n * b.n / n)
@@ -94,7 +98,8 @@ def frechet_bias(a: Gaussian, count: int) -> float:
     """How far `count` samples of this Gaussian are from it on average: what a small count adds to a distance.
 
     To second order in the deviations: (tr A + sum_ij l_i l_j / (2 (l_i + l_j)) + tr A / 4) / count, l the eigenvalues
-    of A. It is the bias of a distance between like distributions, and about that of others.
+    of A. It is the bias of a distance between like distributions, and about that of others; with few samples a
+    dimension it is larger, and with fewer than dimensions far larger.
     """
     l = torch.linalg.eigvalsh(a.covariance).clamp(min=0)  # noqa: E741
     pairs = l.outer(l) / (l[:, None] + l).clamp(min=torch.finfo(l.dtype).tiny)

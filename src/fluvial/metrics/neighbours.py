@@ -9,7 +9,7 @@ from torch import Tensor
 from fluvial.metrics import Estimate
 
 BLOCK = 2**24  # distances that are in memory at a time
-SAME = 1e-13  # squared distances below this share of the squared lengths are rounding
+SAME = 1e-13  # squared distances below this share of the largest squared lengths are rounding
 
 
 def squared_distances(
@@ -23,9 +23,9 @@ def squared_distances(
     for start in range(0, len(x), rows):
         part = slice(start, min(start + rows, len(x)))
         of = x[part].double() - middle
-        sums = of.square().sum(dim=1, keepdim=True) + lengths
-        distances = torch.addmm(sums, of, y.T, alpha=-2)
-        yield part, torch.where(distances > SAME * sums, distances, 0)
+        own = of.square().sum(dim=1, keepdim=True)
+        distances = (of @ y.T).mul_(-2).add_(lengths).add_(own)
+        yield part, distances.masked_fill_(distances <= SAME * (own.max() + lengths.max()), 0)
 
 
 def nearest(
