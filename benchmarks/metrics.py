@@ -39,7 +39,7 @@ from fluvial.data.images import DataConfig, ImageSet, load
 from fluvial.evaluation.images import of_set
 from fluvial.evaluation.statistics import BATCH, statistics
 from fluvial.metrics.features import Features, extractor
-from fluvial.metrics.frechet import Gaussian, frechet_distance, merged, moments
+from fluvial.metrics.frechet import Gaussian, frechet_distance, moments
 from fluvial.metrics.kid import kernel_distance
 from fluvial.metrics.precision import overlap
 
@@ -119,8 +119,7 @@ def frechet(given: Given) -> Numbers:
     def gaussian(file: Path) -> Gaussian:
         total = None
         for batch in given.batches(file):
-            part = moments(batch)
-            total = part if total is None else merged(total, part)
+            total = moments(batch, total)
         assert total is not None
         return total.gaussian
 

@@ -94,6 +94,10 @@ def picture(points: Sequence[Point], features: str, count: int) -> "Figure":
             axes.errorbar(x, y, error, label=series, color=colour, marker="o", markersize=3, capsize=2, linewidth=1)
         axes.set(xscale="log", yscale="log", title=run, xlabel="evaluations with the class, an image")
         axes.set_ylabel(f"Frechet distance ({features}), {count:,} samples")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("{x:g}")
+        axes.tick_params(which="minor", labelsize=7)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure
