@@ -25,6 +25,7 @@ from fluvial.estimate import largest_batch, memory
 from fluvial.methods import arflow, flowar, method_of, sit
 from fluvial.randomness import generator
 from fluvial.train import loop
+from fluvial.train.config import TrainConfig
 
 SHAPE = {"size": (16, 16), "channels": 4, "classes": 10}
 DIT = {**SHAPE, "patch": 2, "depth": 4, "width": 256, "heads": 4}
@@ -32,11 +33,11 @@ FLOWAR = flowar.Config(
     **SHAPE, scales=(1, 2, 4, 8, 16), depth=4, width=256, heads=4, head_width=256, head_heads=4, dropout=0.1
 )
 SMALL = {
-    "SiT": Run(method=sit.Config(**DIT), train=loop.TrainConfig(batch=32)),
-    "SiT, bf16": Run(method=sit.Config(**DIT), train=loop.TrainConfig(batch=32, precision="bf16")),
-    "ARFlow, 2 micro-batches": Run(method=arflow.Config(**DIT), train=loop.TrainConfig(batch=8, accumulate=2)),
-    "FlowAR": Run(method=FLOWAR, train=loop.TrainConfig(batch=2)),
-    "FlowAR, every block recomputed": Run(method=FLOWAR, train=loop.TrainConfig(batch=2, recompute=1)),
+    "SiT": Run(method=sit.Config(**DIT), train=TrainConfig(batch=32)),
+    "SiT, bf16": Run(method=sit.Config(**DIT), train=TrainConfig(batch=32, precision="bf16")),
+    "ARFlow, 2 micro-batches": Run(method=arflow.Config(**DIT), train=TrainConfig(batch=8, accumulate=2)),
+    "FlowAR": Run(method=FLOWAR, train=TrainConfig(batch=2)),
+    "FlowAR, every block recomputed": Run(method=FLOWAR, train=TrainConfig(batch=2, recompute=1)),
 }
 GPUS = {"80 GB": 80e9, "141 GB": 141e9}
 FREE = 0.05  # of a GPU's memory, for the CUDA context, libraries and what the allocator wastes

@@ -3,7 +3,7 @@ import pytest
 from fluvial.generate import SampleConfig
 from fluvial.guidance import Guidance
 from fluvial.methods import arflow, flowar, sit
-from fluvial.train.loop import TrainConfig
+from fluvial.train.config import TrainConfig
 from fluvial.train.optim import OptimConfig
 
 

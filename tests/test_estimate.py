@@ -17,8 +17,8 @@ from fluvial.cli import main
 from fluvial.config import Run, from_json
 from fluvial.methods import arflow, flowar, sit
 from fluvial.train import checkpoint
+from fluvial.train.config import TrainConfig
 from fluvial.train.living import Living
-from fluvial.train.loop import TrainConfig
 
 SHAPE = {"size": (8, 8), "channels": 2, "classes": 10}
 DIT = {**SHAPE, "patch": 2, "depth": 2, "width": 64, "heads": 2}

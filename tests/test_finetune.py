@@ -16,7 +16,7 @@ from fluvial.data.images import DataConfig, ImageSet
 from fluvial.generate import SampleConfig
 from fluvial.methods import arflow, flowar, sit
 from fluvial.train import checkpoint
-from fluvial.train.loop import TrainConfig
+from fluvial.train.config import TrainConfig
 from fluvial.train.optim import OptimConfig
 
 SHAPE = {"size": (8, 8), "channels": 1, "patch": 2, "depth": 2, "width": 16, "heads": 2}

@@ -16,7 +16,7 @@ from fluvial.data import latents
 from fluvial.data.images import DataConfig, digits
 from fluvial.inputs import batches_of, encode, open_autoencoder, open_inputs
 from fluvial.methods import arflow, sit
-from fluvial.train.loop import TrainConfig
+from fluvial.train.config import TrainConfig
 from fluvial.train.optim import OptimConfig
 
 

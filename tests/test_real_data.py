@@ -17,7 +17,7 @@ from fluvial.data.images import DataConfig, load, to_signed, to_uint8
 from fluvial.generate import SampleConfig
 from fluvial.inputs import encode, open_autoencoder
 from fluvial.methods import arflow, flowar
-from fluvial.train.loop import TrainConfig
+from fluvial.train.config import TrainConfig
 from fluvial.train.optim import OptimConfig
 
 pytestmark = pytest.mark.slow

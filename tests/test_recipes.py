@@ -6,7 +6,7 @@ import torch
 from fluvial import experiment, recipes
 from fluvial.guidance import Guidance
 from fluvial.methods import arflow, flowar, method_of, sit
-from fluvial.train.loop import TrainConfig
+from fluvial.train.config import TrainConfig
 from fluvial.train.optim import OptimConfig, adamw, clip_gradients
 
 

@@ -25,7 +25,7 @@ from fluvial.config import Run
 from fluvial.methods import flowar, method_of
 from fluvial.train.distributed import blocks, recomputed
 from fluvial.train.living import Living, Moments
-from fluvial.train.loop import split
+from fluvial.train.step import split
 
 Parallel = Literal["none", "ddp", "fsdp"]
 Device = Literal["cpu", "cuda"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fluvial.inputs import Inputs, batches_of
 from fluvial.methods import method_of
 from fluvial.randomness import generator
-from fluvial.train import loop
+from fluvial.train.step import split
 
 EXAMPLES = 256
 BUCKETS = 10  # of t, from noise to data
@@ -32,7 +32,7 @@ def held_out_losses(inputs: Inputs, device: torch.device) -> Callable[[nn.Module
         latents, labels = (None if a is None else a.to(device) for a in batch)
         assert latents is not None
         chance = draws(latents.shape, generator=generator(0, "held-out", device=device), device=device)
-        parts = loop.split({"latents": latents, "labels": labels, **chance}, run.train.batch // run.train.accumulate)
+        parts = split({"latents": latents, "labels": labels, **chance}, run.train.batch // run.train.accumulate)
         values = [method.loss(model, config=run.method, **part) * len(part["t"]) for part in parts]
         found: dict[str, Any] = {"held_out_loss": float(sum(values)) / EXAMPLES}
         error = torch.cat([errors(model, **part) for part in parts])

@@ -37,9 +37,9 @@ def main(out, settings):
 
 def _die_at(step):
     """This rank is gone, as by the kernel, in the middle of a step."""
-    from fluvial.train import loop
+    from fluvial.train import step as training
 
-    backward = loop._backward
+    backward = training._backward
 
     def dying(*arguments):
         dying.calls += 1
@@ -48,7 +48,7 @@ def _die_at(step):
         return backward(*arguments)
 
     dying.calls = 0
-    loop._backward = dying
+    training._backward = dying
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fluvial.train import checkpoint
-from fluvial.train.loop import Stopped, TrainConfig, train
+from fluvial.train.config import TrainConfig
+from fluvial.train.loop import Stopped, train
 from fluvial.train.optim import OptimConfig
 
 

@@ -16,7 +16,7 @@ from fluvial.config import Run
 from fluvial.generate import SampleConfig
 from fluvial.methods.sit import SiTConfig
 from fluvial.train import power_ema
-from fluvial.train.loop import TrainConfig
+from fluvial.train.config import TrainConfig
 
 LENGTHS = (0.05, 0.1)
 STEPS, EVERY = 640, 20

@@ -5,7 +5,7 @@ from fluvial.data.images import DataConfig
 from fluvial.generate import SampleConfig
 from fluvial.guidance import Guidance
 from fluvial.methods import arflow, flowar, sit
-from fluvial.train.loop import TrainConfig
+from fluvial.train.config import TrainConfig
 from fluvial.train.optim import OptimConfig
 
 DATA = DataConfig(name="uoft-cs/cifar10", size=32, flip=True)

@@ -7,7 +7,7 @@ from fluvial.data.images import DataConfig
 from fluvial.generate import SampleConfig
 from fluvial.guidance import Guidance
 from fluvial.methods import arflow, flowar, sit
-from fluvial.train.loop import TrainConfig
+from fluvial.train.config import TrainConfig
 from fluvial.train.optim import OptimConfig
 
 SHAPE = {"size": (8, 8), "channels": 1, "classes": 10, "patch": 4, "depth": 3, "width": 128, "heads": 4}

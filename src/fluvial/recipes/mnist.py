@@ -7,7 +7,7 @@ from fluvial.data.images import DataConfig
 from fluvial.generate import SampleConfig
 from fluvial.guidance import Guidance
 from fluvial.methods import arflow, flowar
-from fluvial.train.loop import TrainConfig
+from fluvial.train.config import TrainConfig
 from fluvial.train.optim import OptimConfig
 
 DATA = DataConfig(name="mnist-5k", size=32, crop="pad", channels=1)

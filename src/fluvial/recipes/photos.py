@@ -5,7 +5,7 @@ from fluvial.config import Run
 from fluvial.data.images import DataConfig
 from fluvial.generate import SampleConfig
 from fluvial.methods import flowar
-from fluvial.train.loop import TrainConfig
+from fluvial.train.config import TrainConfig
 from fluvial.train.optim import OptimConfig
 
 

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from fluvial.extras import require
+from fluvial.train.distributed import World
 
 Row = dict[str, Any]
 EVENTS = ("skipped", "rolled_back_to")
@@ -37,6 +41,46 @@ class Log:
         numbers = dict(_numbers(values))
         for write in self.others:
             write(numbers, step)
+
+
+class Meter:
+    """The mean loss and the speed since the last line of the log, all ranks together."""
+
+    def __init__(self, device: torch.device, world: World) -> None:
+        self.world, self.begun = world, time.perf_counter()
+        self.loss = torch.zeros((), device=device)
+        self.good = torch.zeros((), device=device)
+        self.restart()
+
+    def restart(self) -> None:
+        self.loss.zero_()
+        self.good.zero_()
+        self.images, self.mark = 0, time.perf_counter()
+
+    def add(self, value: Tensor, bad: Tensor, images: int) -> None:
+        """A step's loss on this rank, which counts unless the step was skipped."""
+        self.loss += torch.where(bad, 0.0, value)
+        self.good += ~bad
+        self.images += images
+
+    def read(self) -> tuple[float, float]:
+        """Mean loss and images/s; begins anew."""
+        if self.world.size > 1:
+            dist.all_reduce(self.loss)
+            self.loss /= self.world.size
+        good = float(self.good)
+        found = float(self.loss) / good if good else math.nan, self.images / (time.perf_counter() - self.mark)
+        self.restart()
+        return found
+
+    def leave_out(self) -> None:
+        """What was done since a line was written, such as evaluation and pictures, does not count as training."""
+        if not self.images:
+            self.mark = time.perf_counter()
+
+    def elapsed(self) -> float:
+        """Seconds since the start of this process's training."""
+        return time.perf_counter() - self.begun
 
 
 def _numbers(values: Any, path: str = "") -> list[tuple[str, float]]:  # noqa: ANN401
