@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test bench lint format clean
 
 setup: .venv/installed
 
@@ -28,6 +28,11 @@ demo: setup
 test: export OMP_WAIT_POLICY ?= PASSIVE
 test: setup
 	$(BIN)/python -m pytest
+
+# Alone on the machine, on all of its cores: less than ten minutes.
+bench: export OMP_WAIT_POLICY ?= PASSIVE
+bench: setup
+	$(BIN)/python benchmarks/cpu.py
 
 lint: setup
 	$(BIN)/ruff check .

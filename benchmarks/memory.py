@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fluvial import recipes
 from fluvial.config import Run
-from fluvial.estimate import largest_batch, memory
+from fluvial.estimate import batch_shape, largest_batch, memory
 from fluvial.methods import arflow, flowar, method_of, sit
 from fluvial.randomness import generator
 from fluvial.train import loop
@@ -85,11 +85,9 @@ def _train(run: Run, steps: int = 3) -> int:
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         peaks.append(_peak())
-        sequence = [run.method.images_per_sequence] if run.method.images_per_sequence else []
-        shape = (run.train.batch, *sequence, run.method.channels, *run.method.size)
         draws = generator(0, "benchmark", step)
-        labels = torch.randint(run.method.classes, shape[:1], generator=draws)
-        return torch.randn(shape, generator=draws), labels
+        labels = torch.randint(run.method.classes, (run.train.batch,), generator=draws)
+        return torch.randn(batch_shape(run), generator=draws), labels
 
     with tempfile.TemporaryDirectory() as folder:
         loop.train(

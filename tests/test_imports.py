@@ -22,7 +22,7 @@ ROWS = [
     {"trained"},
     {"experiment"},
     {"scoring"},
-    {"compare", "curves", "doctor", "importing", "pipeline"},
+    {"bench", "compare", "curves", "doctor", "importing", "pipeline"},
     {"exporting"},
     {"cli"},
 ]

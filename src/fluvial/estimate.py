@@ -5,7 +5,7 @@ memory (FakeTensorMode), while products and living tensors are counted.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -101,6 +101,37 @@ def flops(run: Run) -> Flops:
     )
 
 
+def sampling_flops(run: Run, evaluations: Mapping[str, int]) -> int:
+    """The model FLOPs of one image that took these evaluations, which are named as `generate` names them.
+
+    The run's own sampler takes two steps, at each scale: the second is one evaluation of the velocity, and what the
+    first costs above it is FlowAR's transformer with the cache so far. A null branch costs what the conditional does.
+    """
+    scales = [f" {h}x{w}" for h, w in run.method.maps] if isinstance(run.method, flowar.FlowARConfig) else [""]
+    times, counts = torch.linspace(0, 1, 3), [0]
+    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        method_of(run.method).sample(
+            _model(run).eval(),
+            torch.zeros(1, dtype=torch.long) if run.method.classes else None,
+            noise=torch.empty(1, *run.method.noise_shape),
+            times=[times] * len(scales) if scales[0] else times,
+            on_step=lambda step: counts.append(counter.get_total_flops()),
+        )
+    cost = dict[str, int]()
+    for scale, before, first, second in zip(scales, counts[:-1:2], counts[1::2], counts[2::2], strict=True):
+        velocity = second - first
+        cost |= {f"conditional{scale}": velocity, f"null{scale}": velocity}
+        cost[f"transformer{scale}"] = first - before - velocity
+    return sum(count * cost[name] for name, count in evaluations.items())
+
+
+def batch_shape(run: Run, size: int | None = None) -> tuple[int, ...]:
+    """The shape of the latents of `size` examples, those of a whole training step by default."""
+    method = run.method
+    sequence = (method.images_per_sequence,) if method.images_per_sequence else ()
+    return size or run.train.batch, *sequence, method.channels, *method.size
+
+
 def memory(run: Run, *, world: int = 1, parallel: Parallel = "none", device: Device = "cpu") -> Memory:
     """The memory of a training step on one of `world` ranks, which share the run's batch.
 
@@ -166,11 +197,8 @@ def _model(run: Run) -> nn.Module:
 
 def _batch(run: Run, size: int | None = None) -> dict[str, Tensor | None]:
     """The loss's arguments for `size` examples, those of a whole step by default."""
-    method, size = run.method, size or run.train.batch
-    latents = torch.empty(
-        size, *([method.images_per_sequence] if method.images_per_sequence else []), method.channels, *method.size
-    )
-    labels = torch.zeros(size, dtype=torch.long) if method.classes else None
+    method, latents = run.method, torch.empty(batch_shape(run, size))
+    labels = torch.zeros(len(latents), dtype=torch.long) if method.classes else None
     return {"latents": latents, "labels": labels, **method_of(method).draws(method, latents.shape, device="cpu")}
 
 

@@ -8,6 +8,7 @@ fluvial score RUN|IMAGES [options]    measure samples against real images: FID a
 fluvial plot RUN [RUN ...] [options]  draw the curves of runs into one picture
 fluvial doctor RUN                    compare a run with what is expected: what is wrong, why, and what to do
 fluvial compare digits [options]      train all methods for the same time and put them side by side
+fluvial bench train RECIPE [options]  how fast training is, or sampling: images/s, memory, share of the machine's rate
 fluvial import FILE [options]         a run folder of published weights
 fluvial ema RUN --length 0.1          a run folder with another average of a run's weights
 fluvial export RUN --to FORM          files of a run to publish: safetensors, diffusers, or the Hugging Face hub
@@ -22,7 +23,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from fluvial import __version__
-from fluvial.cli import average, data, health, runs, score, weights
+from fluvial.cli import average, bench, data, health, runs, score, weights
 from fluvial.cli.arguments import UsageError
 from fluvial.train.loop import Stopped
 
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "plot": health.plot,
     "doctor": health.doctor,
     "compare": runs.compare,
+    "bench": bench.bench,
     "import": weights.import_,
     "ema": average.ema,
     "export": weights.export,

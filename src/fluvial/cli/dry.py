@@ -31,11 +31,11 @@ def rows(run: Run, device: estimate.Device) -> list[tuple[str, str]]:
     lines = [("parameters", f"{sum(parts.values()):,}")]
     lines += [(f"  {part}", f"{number:,}") for part, number in parts.items()]
     lines += [
-        ("model FLOPs a step", f"{_scaled(flops.total)}FLOP"),
-        ("model FLOPs an image", f"{_scaled(flops.total / step)}FLOP"),
-        (f"memory of a step on {device}", f"{_scaled(memory.total)}B"),
+        ("model FLOPs a step", f"{scaled(flops.total)}FLOP"),
+        ("model FLOPs an image", f"{scaled(flops.total / step)}FLOP"),
+        (f"memory of a step on {device}", f"{scaled(memory.total)}B"),
     ]
-    lines += [(f"  {part}", f"{_scaled(size)}B") for part, size in asdict(memory).items() if size]
+    lines += [(f"  {part}", f"{scaled(size)}B") for part, size in asdict(memory).items() if size]
     lines += [
         ("tokens an image", f"{estimate.tokens_per_image(run):,}"),
         ("images a step", f"{step:,}"),
@@ -65,7 +65,7 @@ def known_images(run: Run) -> int | None:
     return None if found is None else len(found.pixels)
 
 
-def _scaled(value: float | int) -> str:
+def scaled(value: float | int) -> str:
     """1.5e12 as "1.5 T", to be followed by a unit."""
     for prefix in ("", "k", "M", "G", "T"):
         if value < 1000:

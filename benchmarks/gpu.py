@@ -1,0 +1,69 @@
+"""Training and sampling on one GPU, with and without each optimisation, against its bandwidth and matrix products.
+
+    python benchmarks/gpu.py [--budget SECONDS] [--out FOLDER] [--tiny]
+
+ARFlow-B/2 and XL/2, SiT-XL/2, FlowAR-S and L on the latents of 256-pixel images. Writes
+benchmarks/results/<machine>.md and .json in less than eight minutes: what does not fit in the budget is left out, and
+the document says so. `--tiny` runs all of it with small models on the processor, uncompiled, to try the code.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ablation import RESULTS, Case, Optimisation, measured_limits, run, write
+
+MODELS = {
+    "ARFlow-B/2": ("imagenet256-arflow-xl2", *"--method.depth 12 --method.width 768 --method.heads 12".split()),
+    "ARFlow-XL/2": ("imagenet256-arflow-xl2",),
+    "SiT-XL/2": ("imagenet256-sit-xl2",),
+    "FlowAR-S": ("imagenet256-flowar-s",),
+    "FlowAR-L": ("imagenet256-flowar-l",),
+}
+# by arithmetic they fit into 80 GB (docs/memory.md); sequences of 5 images for ARFlow
+BATCHES = {"ARFlow-B/2": 40, "ARFlow-XL/2": 12, "SiT-XL/2": 128, "FlowAR-S": 192, "FlowAR-L": 64}
+SAMPLED = ("--batch", "64", "--sample.steps", "20")
+OPTIMISATIONS = {
+    "bf16": Optimisation(("--dtype", "bf16"), ("--dtype", "tf32")),
+    "compile": Optimisation(("--compile", "True"), ("--compile", "False")),
+}
+TINY = "--method.size 8 8 --method.depth 2 --method.width 32 --method.heads 2 --method.classes 10 --batch 2".split()
+TINY += "--sample.steps 2 --warmup 1 --repeats 2 --compile False".split()
+TINY_FLOWAR = "--method.scales 1 8 --method.head-width 32 --method.head-heads 2 --method.head-depth 1".split()
+
+
+def cases() -> list[Case]:
+    """Training, without recomputed blocks, and sampling of every model."""
+    training = ("--train.recompute", "0", "--batch")
+    found = []
+    for name, arguments in MODELS.items():
+        size = str(BATCHES[name])
+        examples = "sequences of 5" if name.startswith("ARFlow") else "images"
+        found.append(Case(f"Training {name}, {size} {examples}", "train", (*arguments, *training, size)))
+    for name, arguments in MODELS.items():
+        found.append(Case(f"Sampling {name}, 64 images, 20 steps", "sample", (*arguments, *SAMPLED)))
+    return found
+
+
+def tiny(case: Case) -> Case:
+    more = TINY + (TINY_FLOWAR if "FlowAR" in case.name else [])
+    return case._replace(name=f"{case.name} (tiny)", arguments=(*case.arguments, *more))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--budget", type=float, default=450.0, help="seconds for all of it")
+    options.add_argument("--out", type=Path, default=RESULTS, help="folder of the document")
+    options.add_argument("--tiny", action="store_true", help="small models on the processor, to try the code")
+    arguments = options.parse_args(argv)
+    device, chosen, optimisations = "cuda", cases(), OPTIMISATIONS
+    if arguments.tiny:
+        device, chosen = "cpu", [tiny(case) for case in chosen]
+        optimisations = {"bf16": OPTIMISATIONS["bf16"]}
+    limits = measured_limits(device)
+    rows = run(chosen, optimisations, ("--device", device), budget=arguments.budget, apart=False)
+    print(write(arguments.out, "Speed on one GPU", rows, limits, device))
+
+
+if __name__ == "__main__":
+    main()
