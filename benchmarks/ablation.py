@@ -6,6 +6,7 @@ A case is a command, `fluvial bench WHAT ARGUMENTS`; an optimisation is an optio
 import gc
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -96,8 +97,11 @@ def run(
     return rows
 
 
-def measured(arguments: Sequence[str], seconds: float | None) -> tuple[dict[str, Any] | None, str]:
-    """What the command measures, or why it does not; with `seconds` in a process that has as many."""
+def measured(
+    arguments: Sequence[str], seconds: float | None, environment: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any] | None, str]:
+    """What the command measures, or why it does not; with `seconds` in a process that has as many, and an environment
+    with these variables."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
         arguments = [*arguments, "--out", str(out)]
@@ -112,7 +116,9 @@ def measured(arguments: Sequence[str], seconds: float | None) -> tuple[dict[str,
         else:
             command = [sys.executable, "-m", "fluvial", *arguments]
             try:
-                errors = subprocess.run(command, timeout=seconds, capture_output=True, text=True).stderr
+                variables = {**os.environ, **(environment or {})}
+                done = subprocess.run(command, timeout=seconds, env=variables, capture_output=True, text=True)
+                errors = done.stderr
             except subprocess.TimeoutExpired:
                 return None, f"stopped after the {seconds:.0f} s that were left"
         if out.exists():

