@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fluvial.nn.layers import Linear
+from fluvial.nn.layers import Linear, dropout
 
 
 def split_heads(x: Float[Tensor, "*b n d"], heads: int) -> Float[Tensor, "*b heads n k"]:
@@ -16,6 +16,28 @@ def split_heads(x: Float[Tensor, "*b n d"], heads: int) -> Float[Tensor, "*b hea
 
 def merge_heads(x: Float[Tensor, "*b heads n k"]) -> Float[Tensor, "*b n d"]:
     return x.transpose(-3, -2).flatten(-2)
+
+
+MATERIALISED = 512  # keys at most whose weights a CPU keeps in memory
+
+
+def softmax_attention(
+    q: Float[Tensor, "*b n k"], k: Float[Tensor, "*b m k"], v: Float[Tensor, "*b m k"], drop: float = 0.0
+) -> Float[Tensor, "*b n k"]:
+    """softmax(q k^T / sqrt(k)) v, with dropout of the weights.
+
+    Compiled for a CPU and few keys it is written out, which is faster there, the backward pass above all.
+    """
+    if q.device.type == "cpu" and torch.compiler.is_compiling() and k.shape[-2] <= MATERIALISED:
+        return written_out(q, k, v, drop)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0) -> Tensor:
+    """The same by its definition; in bfloat16 the scores are rounded to it, the softmax is float32."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    weights = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1), dim=-1, dtype=wide)
+    return dropout(weights, drop).to(v.dtype) @ v
 
 
 class Attention(nn.Module):
@@ -29,7 +51,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         q, k, v = (split_heads(a, self.heads) for a in self.qkv(x).chunk(3, dim=-1))
-        return self.out(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+        return self.out(merge_heads(softmax_attention(q, k, v)))
 
 
 QkvNorm = Literal["width", "head"]
@@ -89,7 +111,7 @@ class HybridLinearAttention(nn.Module):
         normed = x.shape[-1] // (1 if self.qkv_norm == "width" else self.heads)
         qkv = rms_norm(qkv.unflatten(-1, (-1, normed))).flatten(-2)
         q, k, v = (split_heads(a, self.heads) for a in qkv.chunk(3, dim=-1))
-        inside = F.scaled_dot_product_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+        inside = softmax_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
         inside = inside.unflatten(0, x.shape[:2])
         with torch.autocast(x.device.type, enabled=False):
             gate = F.linear((x + condition.unsqueeze(-2)).to(wide), self.gate.weight.to(wide))

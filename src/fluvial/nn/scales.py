@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fluvial.nn.attention import merge_heads, rms_norm, split_heads
-from fluvial.nn.layers import Linear, Modulation
+from fluvial.nn.attention import merge_heads, rms_norm, softmax_attention, split_heads
+from fluvial.nn.layers import Linear, Modulation, dropout
 from fluvial.nn.rope import rotate
 
 KeysValues = tuple[Float[Tensor, "b _ _ _"], Float[Tensor, "b _ _ _"]]  # (b, heads, tokens, width of a head)
@@ -26,7 +26,7 @@ def attend(
     sizes: Sequence[int],
     *,
     causal: bool,
-    dropout: float = 0.0,
+    drop: float = 0.0,
 ) -> Float[Tensor, "b heads n k"]:
     """Softmax attention scale by scale; sizes are the token counts of the scales in q, which end where k ends.
 
@@ -37,9 +37,7 @@ def attend(
     for size in sizes:
         end = start + size
         seen = slice(0 if causal else past + start, past + end)
-        out.append(
-            F.scaled_dot_product_attention(q[..., start:end, :], k[..., seen, :], v[..., seen, :], dropout_p=dropout)
-        )
+        out.append(softmax_attention(q[..., start:end, :], k[..., seen, :], v[..., seen, :], drop))
         start = end
     return out[0] if len(out) == 1 else torch.cat(out, dim=-2)
 
@@ -65,9 +63,9 @@ class ScaleAttention(nn.Module):
         q, k = rotate(q, rotary), rotate(k, rotary)
         if cache is not None:
             k, v = torch.cat([cache[0], k], dim=-2), torch.cat([cache[1], v], dim=-2)
-        dropout = self.dropout if self.training else 0.0
-        out = self.out(merge_heads(attend(q, k, v, sizes, causal=self.causal, dropout=dropout)))
-        return F.dropout(out, dropout), (k, v)
+        drop = self.dropout if self.training else 0.0
+        out = self.out(merge_heads(attend(q, k, v, sizes, causal=self.causal, drop=drop)))
+        return dropout(out, drop), (k, v)
 
 
 class ScaleCrossAttention(nn.Module):
@@ -108,9 +106,9 @@ class Geglu(nn.Module):
         self.out = Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        dropout = self.dropout if self.training else 0.0
-        hidden = F.dropout(F.gelu(self.gate(x)) * self.value(x), dropout)
-        return F.dropout(self.out(hidden), dropout)
+        drop = self.dropout if self.training else 0.0
+        hidden = dropout(F.gelu(self.gate(x)) * self.value(x), drop)
+        return dropout(self.out(hidden), drop)
 
 
 def modulated(x: Float[Tensor, "b n d"], shift: Float[Tensor, "b _ d"], scale: Float[Tensor, "b _ d"]) -> Tensor:
