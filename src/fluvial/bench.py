@@ -11,7 +11,6 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -31,7 +30,6 @@ from fluvial.config import Run, to_json
 from fluvial.experiment import Trained, images_per_step
 from fluvial.methods import method_of
 from fluvial.train.config import TrainConfig
-from fluvial.train.distributed import blocks
 from fluvial.train.health import Health
 from fluvial.train.step import begin, products, step
 
@@ -49,14 +47,16 @@ OPERATIONS = 15  # of a profile that are named
 def settings(
     what: What, run: Run, *, batch: int | None = None, dtype: Dtype | None = None, compile: bool | None = None
 ) -> Run:
-    """The run as it is measured: `train.precision` and `train.compile` hold for sampling, too.
+    """The run as it is measured, by default as it says.
 
-    By default training is measured as the run says, sampling in fp32 and not compiled.
+    Sampling is measured by `sample.precision` and `sample.compile`, which `train` then repeats: there, tf32 is known.
     """
     training = what == "train"
-    dtype = dtype or (run.train.precision if training else "fp32")
-    compile = (training and run.train.compile) if compile is None else compile
+    dtype = dtype or (run.train.precision if training else run.sample.precision)
+    compile = (run.train.compile if training else run.sample.compile) if compile is None else compile
     train, sample = replace(run.train, precision=dtype, compile=compile), run.sample
+    if not training:
+        sample = replace(sample, precision="bf16" if dtype == "bf16" else "fp32", compile=compile)
     if batch is not None:
         train, sample = (replace(train, batch=batch), sample) if training else (train, replace(sample, batch=batch))
     return replace(run, train=train, sample=sample)
@@ -257,13 +257,9 @@ def _training(run: Run, device: torch.device) -> tuple[Call, int]:
 def _sampling(run: Run, device: torch.device) -> tuple[Call, int]:
     """The drawing of one batch, and the images in it."""
     model = _model(run, device).requires_grad_(False).eval()
-    for block in blocks(model).values() if run.train.compile else ():
-        block.compile()
     trained = Trained(model=model, run=run, autoencoder=Pixels(), step=0, seconds=0.0)
 
     def call() -> Mapping[str, int]:
-        bf16 = run.train.precision == "bf16"
-        with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
-            return trained.sample(run.sample.batch).nfe
+        return trained.sample(run.sample.batch).nfe
 
     return call, run.sample.batch

@@ -49,6 +49,10 @@ class SampleConfig:
     """FlowAR trained with method.context_noise: noise level of the maps that a scale is drawn from."""
     batch: int = 250
     """Images drawn at a time; changes memory and speed, not the images."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes the velocity as training in bf16 does; the integral and ARFlow's history stay float32."""
+    compile: bool = False
+    """Compile each block: takes a minute at the start, and is faster after it."""
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.diffusion_norm < 0 or self.atol <= 0 or self.rtol <= 0:

@@ -72,6 +72,7 @@ def guided(conditional: Field, null: Field, guidance: Guidance, *, evaluations: 
         state_c, state_n = (None, None) if state is None else state
         tally["conditional"] += 1
         v_c, next_c = conditional(x, t, state_c)
+        v_c = v_c.to(x.dtype)  # the difference of two bfloat16 velocities would lose what guidance magnifies
         if guidance.weight == 1:
             return v_c, (next_c, state_n)
         has_history = next_c is not None
@@ -80,6 +81,7 @@ def guided(conditional: Field, null: Field, guidance: Guidance, *, evaluations: 
             return v_c, (next_c, state_n)
         tally["null"] += 1
         v_n, next_n = null(x, t, state_n)
+        v_n = v_n.to(x.dtype)
         weight = torch.where((low <= t) & (t <= high), guidance.weight, 1.0).to(v_c.dtype)
         v = v_n + expand(weight, v_c) * (v_c - v_n)
         if guidance.channels is not None:

@@ -1,20 +1,23 @@
 """A trained model, ready to sample, and what is to be said of its samples."""
 
+import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fluvial.autoencoders import Autoencoder
 from fluvial.config import Run, to_json
 from fluvial.evaluation.images import Images
 from fluvial.generate import Generated, SampleConfig, generate
-from fluvial.integrate import OnStep
+from fluvial.integrate import OnStep, Step
 from fluvial.interpolant import INTERPOLANTS
 from fluvial.methods import method_of
+from fluvial.train.distributed import blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,7 @@ class Trained:
     """Wall-clock seconds of training behind them."""
     average: str = ""
     """Which average of the weights they are."""
+    _ready: dict[tuple[str, bool], nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def sample(
         self,
@@ -51,10 +55,12 @@ class Trained:
             raise ValueError(f"count must be at least 1, got {count}")
         if wrong := [c for c in classes or () if not 0 <= c < known]:
             raise ValueError(f"class ids {wrong} are out of range: the model knows {known} classes, 0 to {known - 1}")
-        method = method_of(self.run.method)
+        key, sample = (settings.precision, settings.compile), method_of(self.run.method).sample
+        if key not in self._ready:
+            self._ready[key] = ready(self.model, settings)
         return generate(
-            self.model,
-            method.sample,
+            self._ready[key],
+            _in_bf16(sample) if settings.precision == "bf16" else sample,
             self.autoencoder.decode,
             settings,
             images=range(start, start + count),
@@ -102,7 +108,7 @@ class Trained:
             "guidance_interval": list(settings.guidance.interval),
             "guidance_channels": settings.guidance.channels,
             "weights": self.average,
-            "dtype": str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            "dtype": _dtype(self.model, settings),
             "autoencoder": f"{self.run.autoencoder.name} {self.run.autoencoder.hash}".strip(),
             "train_step": self.step,
             "train_seconds": round(self.seconds, 1),
@@ -116,6 +122,47 @@ class Trained:
             "labels": f"{chosen} classes in turn" if known else "none",
             "sampling": sampling,
         }
+
+
+def ready(model: nn.Module, settings: SampleConfig) -> nn.Module:
+    """The model as these settings compute it: itself, or a copy that shares the weights it need not change.
+
+    In bf16 the weights are rounded once, just as autocast would at every evaluation: those of linear layers, but for
+    what a module computes in float32 whatever autocast says (its `float32`).
+    """
+    if settings.precision == "fp32" and not settings.compile:
+        return model
+    model = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    if settings.precision == "bf16":
+        kept = {getattr(module, name) for module in model.modules() for name in getattr(module, "float32", ())}
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear) and layer not in kept:
+                for name, p in list(layer.named_parameters(recurse=False)):  # layer.bfloat16() would round the shared
+                    setattr(layer, name, nn.Parameter(p.detach().bfloat16(), requires_grad=False))
+    for block in blocks(model).values() if settings.compile else ():
+        block.compile()
+    return model
+
+
+def _in_bf16(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The sampler under autocast, but not what `on_step` does, such as decoding."""
+
+    def drawn(model: nn.Module, labels: Tensor | None, *, noise: Tensor, on_step: OnStep | None, **rest: Any) -> Tensor:  # noqa: ANN401
+        device = noise.device.type
+
+        def show(step: Step) -> None:
+            assert on_step is not None
+            with torch.autocast(device, enabled=False):
+                on_step(step)
+
+        with torch.autocast(device, torch.bfloat16):
+            return sample(model, labels, noise=noise, on_step=on_step and show, **rest)
+
+    return drawn
+
+
+def _dtype(model: nn.Module, settings: SampleConfig) -> str:
+    return "bfloat16" if settings.precision == "bf16" else str(next(model.parameters()).dtype).removeprefix("torch.")
 
 
 def _evaluations(by_branch: Mapping[str, int]) -> dict[str, Any]:

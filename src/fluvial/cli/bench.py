@@ -31,9 +31,9 @@ class BenchOptions:
     batch: int | None = None
     """Examples of a training step, or images drawn at a time; those of the recipe by default."""
     dtype: benchmark.Dtype | None = None
-    """Precision, as train.precision; by default that of the recipe in training, fp32 in sampling."""
+    """Precision, as train.precision and sample.precision, by default those of the recipe."""
     compile: bool | None = None
-    """Compile each block; by default as the recipe says in training, and not in sampling."""
+    """Compile each block, as train.compile and sample.compile, by default as the recipe says."""
     warmup: int = 2
     """Steps or batches before the timed ones."""
     repeats: int = 5

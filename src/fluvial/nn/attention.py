@@ -79,6 +79,8 @@ class HybridLinearAttention(nn.Module):
     the whole width ("width", the release: its per-head norm never took effect) or per head ("head").
     """
 
+    float32 = ("gate",)
+
     def __init__(
         self,
         width: int,

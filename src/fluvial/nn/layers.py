@@ -123,6 +123,7 @@ class TimeEmbedding(nn.Module):
     """
 
     frequencies: Tensor
+    float32 = ("hidden", "out")
 
     def __init__(self, width: int, features: int = 256, *, std: float | None = 0.02) -> None:
         super().__init__()
