@@ -1,6 +1,7 @@
 """What only a GPU can show. `pytest -m gpu` runs these; without a device they skip."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch
 from fluvial import experiment, recipes
 from fluvial.autoencoders.vae import Vae
 from fluvial.methods import METHODS, method_of
+from fluvial.train.health import Health
+from fluvial.train.step import begin, step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -40,6 +43,31 @@ def test_a_loss_on_the_gpu_is_the_loss_on_the_cpu(name):
     moved = {k: v.cuda() for k, v in chance.items()}
     got = method.loss(model.cuda(), latents.cuda(), labels.cuda(), **moved)
     torch.testing.assert_close(got.cpu(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("clip", ["value", "norm"])
+def test_a_training_step_never_waits_for_the_device(name, clip):
+    run = recipes.get(f"digits-{name}")
+    method, model = method_of(run.method), experiment.build(run).cuda()
+    config = dataclasses.replace(run.train, batch=4, precision="bf16", ema_decays=(0.5,))
+    learner = begin(
+        model,
+        loss=functools.partial(method.loss, config=run.method),
+        draws=functools.partial(method.draws, run.method),
+        config=config,
+        optim=dataclasses.replace(run.optim, clip=clip),
+        seed=0,
+    )
+    sequence = (run.method.images_per_sequence,) if run.method.images_per_sequence else ()
+    batch = torch.randn(4, *sequence, 1, 8, 8).cuda(), torch.tensor([0, 1, 2, 9]).cuda()
+    health = Health(torch.device("cuda"))
+    step(learner, lambda number: batch, health, 0)  # libraries start up, the optimizer makes its state
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(learner, lambda number: batch, health, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_an_autoencoder_on_the_gpu_is_that_on_the_cpu():

@@ -289,9 +289,9 @@ def loss(
     w_i is n_i / n_last for tokens n_i of the scale (release: every token counts alike), or 1 / number of scales.
     """
     config = cast(FlowARConfig, chance.get("config") or model.config)
-    each = errors(model, latents, labels, **chance).mean(dim=0)
-    sizes = each.new_tensor(config.sizes)
-    return (each * (sizes / sizes[-1] if config.loss_weight == "token" else 1 / len(sizes))).sum()
+    each = errors(model, latents, labels, **chance).mean(dim=0).unbind()
+    weights = [n / config.sizes[-1] if config.loss_weight == "token" else 1 / len(each) for n in config.sizes]
+    return torch.stack([weight * error for weight, error in zip(weights, each, strict=True)]).sum()
 
 
 def errors(
@@ -323,10 +323,9 @@ def errors(
     x1 = packed(targets, config.patch)
     grown = [enlarged(smaller, config, i + 1) for i, smaller in enumerate(targets[:-1])]
     inputs = packed(grown, config.patch) if grown else x1[:, :0]
-    sizes = torch.tensor(config.sizes, device=latents.device)
 
-    def per_token(values: Tensor) -> Tensor:
-        return values.repeat_interleave(sizes, dim=-1, output_size=x1.shape[1])
+    def per_token(values: Tensor) -> Tensor:  # a tensor of sizes would wait for the device
+        return torch.cat([v.expand(-1, n) for v, n in zip(values.split(1, dim=1), config.sizes, strict=True)], dim=1)
 
     if "level" in drawn:
         mix = per_token(drawn["level"])[:, config.sizes[0] :, None]
