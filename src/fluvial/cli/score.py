@@ -163,11 +163,13 @@ def _read(path: Path) -> dict[str, Any]:
 def _show(card: Mapping[str, Any]) -> None:
     """The scores as a table, and under it all that they depend on."""
     features, reference = card["extractor"]["name"], card["reference"]["name"]
-    real = f"{card['real']['count']:,} real images"
-    table = Table("", "value", "error", "of it bias", real, title=card["of"], title_justify="left")
+    columns = {"value": "value", "error": "error", "bias": "of it bias"}
+    if card["real"]["count"]:
+        columns["real"] = f"{card['real']['count']:,} real images"
+    table = Table("", *columns.values(), title=card["of"], title_justify="left")
     table.columns[0].no_wrap = True
     for name, found in card["scores"].items():
-        numbers = [f"{found[key]:.{n}g}" if key in found else "" for key, n in DIGITS.items()]
+        numbers = [f"{found[key]:.{DIGITS[key]}g}" if key in found else "" for key in columns]
         table.add_row(f"{name.replace('_', ' ')} ({features})", *numbers)
     console = Console()
     console.print(table)
