@@ -31,7 +31,7 @@ def test_its_error_is_its_spread_over_draws_of_samples():
 
 def test_of_one_distribution_it_is_zero_on_average_and_its_error_is_not_too_small():
     torch.manual_seed(2)
-    draws = [kernel_distance(torch.randn(100, 4), torch.randn(20_000, 4)) for _ in range(60)]
+    draws = [kernel_distance(torch.randn(100, 4), torch.randn(2000, 4)) for _ in range(60)]
     values, told = torch.tensor([d.value for d in draws]), torch.tensor([d.error for d in draws])
     assert abs(float(values.mean())) < 3 * float(values.std()) / 60**0.5
-    assert 0.6 < float(values.std() / told.mean()) < 1.05
+    assert 0.6 < float(values.std() / told.mean()) < 1.1
