@@ -15,17 +15,23 @@ import torch
 from torch import Tensor
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes JSON under a temporary name, flushes it to disk, and renames it."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, which is flushed to disk and becomes `path` at the end of the block."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("w") as file:
-            file.write(json.dumps(values, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes JSON, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
 class Lazy(NamedTuple):

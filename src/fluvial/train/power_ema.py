@@ -12,9 +12,7 @@ RUN/ema/step-00001000-0.050.safetensors    a snapshot of the average of length 0
 """
 
 import math
-import os
 import re
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fluvial.checks import other_weights
-from fluvial.files import DTYPES, Lazy, write_tensors
+from fluvial.files import DTYPES, Lazy, whole_file, write_tensors
 
 LONGEST = 1 / math.sqrt(12)
 """The length of the plain mean of all steps, gamma 0."""
@@ -95,7 +93,8 @@ def save(folder: Path, step: int, names: Sequence[str], tracks: Tracks, *, write
             for name, average in zip(names, averages, strict=True)
         }
         if writes:
-            _write_whole(file, lazy)
+            with whole_file(file) as temporary:
+                write_tensors(temporary, lazy)
         else:
             for tensor in lazy.values():
                 tensor.make()
@@ -210,18 +209,6 @@ def _label(length: float) -> str:
 
 def _gathering(tensor: Any) -> Callable[[], Tensor]:  # noqa: ANN401 - a tensor, or a DTensor
     return lambda: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def _write_whole(file: Path, tensors: dict[str, Lazy]) -> None:
-    """Under a temporary name, flushed to disk, and renamed."""
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        write_tensors(temporary, tensors)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _contents(file: Path) -> dict[str, Lazy]:
