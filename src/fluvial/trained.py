@@ -76,6 +76,7 @@ class Trained:
         """The same images, drawn when they are read, in runs; how, and how long it took so far, is in `about`."""
         about = self.provenance(seed=seed, settings=settings)
         sampling = about["sampling"]
+        sampling |= {"seconds": 0.0, "drawn": 0}
 
         def read(wanted: Sequence[int]) -> tuple[Tensor, Tensor | None]:
             assert list(wanted) == list(range(wanted[0], wanted[0] + len(wanted))), "images are drawn in a row"
@@ -113,8 +114,6 @@ class Trained:
             "train_step": self.step,
             "train_seconds": round(self.seconds, 1),
             "settings": to_json(replace(self.run, sample=settings))["sample"],
-            "seconds": 0.0,
-            "drawn": 0,
         }
         return {
             "cut": "as they are",

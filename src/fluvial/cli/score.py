@@ -194,8 +194,8 @@ def _put_beside(a: Mapping[str, Any], name: str, b: Mapping[str, Any], other: st
         title = f"{row.name.replace('_', ' ')} ({a['extractor']['name']})"
         table.add_row(title, *values, f"{row.errors:+.1f}")
     Console().print(table)
-    if not report.same_training(a, b):
-        left_out = ", ".join(name for name in report.OF_TRAINING if name in a["scores"] or name in b["scores"])
-        print(f"left out, as the training images differ: {left_out}") if left_out else None
+    left_out = [name for name in report.OF_TRAINING if name in a["scores"] or name in b["scores"]]
+    if left_out and not report.same_training(a, b):
+        print(f"left out, as the training images differ: {', '.join(left_out)}")
     if unknown := report.unknown(a, b):
         print(f"not known, and it matters: {', '.join(unknown)}")

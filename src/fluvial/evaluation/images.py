@@ -6,8 +6,9 @@ import struct
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -63,14 +64,14 @@ def open_images(name: str, like: DataConfig | None = None) -> Images:
     if is_cache(name):
         raise ValueError(f"{name} holds latents, and a score needs images: give those that were encoded")
     place, _, split = (name, "", "") if path.exists() else name.partition(":")
-    if place in data_images.BUILT_IN and split not in ("train", "test"):
-        raise ValueError(f"{place} has two splits: say {place}:train or {place}:test")
     config = DataConfig(size=like.size, crop=like.crop, channels=like.channels)
-    if place in data_images.BUILT_IN:
-        config = replace(config, name=place)
-    else:
+    part: data_images.Split = "train"  # of a data set: whatever `split` says
+    if place not in data_images.BUILT_IN:
         config = replace(config, path=place, split=split)
-    part: data_images.Split = "test" if split == "test" and place in data_images.BUILT_IN else "train"
+    elif split in ("train", "test"):
+        config, part = replace(config, name=place), cast(data_images.Split, split)
+    else:
+        raise ValueError(f"{place} has two splits: say {place}:train or {place}:test")
     images = data_images.load(config, part, scan=False)  # decoded as they are needed
     assert images is not None
     return of_set(images, name, config)
@@ -159,26 +160,27 @@ def _npz(path: Path, like: DataConfig) -> Images:
     about: dict[str, Any] = {"cut": "as they are", "rounding": None, "labels": None}
     if dtype != np.uint8:
         about["rounding"] = "to the nearest of 256 levels"
+    content = cache(lambda: checksum(path))
     record = path.with_name(RECORD)
     if path.name == SAMPLES and record.exists():
-        about |= _record(record, path)
+        about |= _record(record, path, content())
     grey = like.channels == 1 or about.pop("grey", False)  # evaluators want three channels, so it is stored with three
 
     def digest(wanted: Sequence[int]) -> str:
         rows = "" if len(wanted) == shape[0] else f"{list(wanted)}"
-        return hashlib.sha256(f"{checksum(path)} {grey} {rows}".encode()).hexdigest()
+        return hashlib.sha256(f"{content()} {grey} {rows}".encode()).hexdigest()
 
     return Images(str(path), shape[0], read, digest, about)
 
 
-def _record(record: Path, path: Path) -> dict[str, Any]:
-    """What `fluvial sample` said of these samples."""
+def _record(record: Path, path: Path, content: str) -> dict[str, Any]:
+    """What `fluvial sample` said of these samples; `content` is the hash of their file."""
     try:
         about = json.loads(record.read_text())
         told = about.pop("sha256")
     except (ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{record} cannot be read: {error!r}; remove it if it is not of {path.name}") from error
-    if told != checksum(path):
+    if told != content:
         raise ValueError(f"{record} is of another {path.name}; remove it, or sample again")
     return about
 

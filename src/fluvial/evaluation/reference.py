@@ -110,17 +110,14 @@ def _adm(path: Path, names: set[str], extractor: Extractor, world: World) -> Ref
         raise ValueError(
             f"{path} has {', '.join(sorted(names))}; mu and sigma are wanted, and arr_0 if there are images"
         )
-    beside = reference(open_images(str(path)), extractor, world=world).statistics if "arr_0" in names else None
-    found = Statistics(
-        n=0,  # the file does not say
-        shape=() if beside is None else beside.shape,
-        pooled=pooled,
-        spatial=spatial,
-        classes=None,
-        features=torch.zeros(0, len(pooled.mean)) if beside is None else beside.features,
-        labels=None,
-    )
-    digest: str = world.broadcast(checksum(path) if world.first else None)
+    # the file does not say of how many images the statistics are
+    found = Statistics(0, (), pooled, spatial, None, torch.zeros(0, len(pooled.mean)), None)
+    if "arr_0" in names:
+        beside = reference(open_images(str(path)), extractor, world=world)
+        digest = beside.hash  # of the whole file
+        found = found._replace(shape=beside.statistics.shape, features=beside.statistics.features)
+    else:
+        digest = world.broadcast(checksum(path) if world.first else None)
     return Reference(str(path), digest, found, {"cut": "unknown", "statistics": "as published"})
 
 

@@ -17,7 +17,6 @@ from fluvial.metrics.precision import DENSITY_K, overlap
 FRECHET_PER_DIMENSION = 10  # samples a dimension, below which the bias of a Frechet distance is worth a warning
 FEW, FEW_IN_SPLITS = 1_000, 1_000 * SPLITS  # images below which neighbourhoods, and splits, say little
 SVM_IMAGES, SVM_TESTED = 5_000, 1_000  # real images that the SVM of class accuracy learns from, and is tested on
-
 SVM_EACH = 10  # of each class, on average, below which there is no class accuracy
 
 # what a score is called, with Inception's features and with others: their names are not for other features

@@ -1,7 +1,6 @@
 """Images to what scores need of them, a batch at a time and on many ranks: memory does not grow with their count."""
 
 import json
-import uuid
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fluvial.evaluation.images import Images
-from fluvial.files import write_tensors
+from fluvial.files import whole_file, write_tensors
 from fluvial.metrics.classifier_score import Classified, classified, splits
 from fluvial.metrics.features import Extractor, Features
 from fluvial.metrics.frechet import Gaussian, Moments, fit, merged, moments
@@ -149,8 +148,7 @@ def statistics(
     if images.n < 2:
         raise ValueError(f"{images.name} has {images.n} images; statistics need at least 2")
     place, split = kept_order(images.n).argsort(), splits(images.n)
-    starts = range(0, images.n, batch)
-    mine = starts[world.share(len(starts))]
+    mine = range(0, images.n, batch)[world.rank :: world.size]  # so that the first, which makes the card, has any
     sums: _Sums | None = None
     rows: list[_Rows] = []
     with Bar(len(mine), what=f"{extractor.name} of {images.name}", quiet=not world.first or images.n < SLOW) as bar:
@@ -159,13 +157,13 @@ def statistics(
             pixels, labels = images.read(range(here.start, here.stop))
             shape = _check_shape(images.name, tuple(pixels.shape[1:]), shape, first=not rows)
             found = extractor.extract(pixels)
-            for part in (found.pooled, found.spatial):
-                _check_finite(part, start, images, extractor)
+            for features in (found.pooled, found.spatial):
+                _check_finite(features, start, images, extractor)
             rows.append(_kept(found, labels, place[here], kept))
             sums = _Sums.of(found, split[here], sums)
             bar.show(done + 1)
-    mine_whole = None if sums is None else (sums.cpu(), _Rows.joined(rows), shape)
-    return _together(world.gather(mine_whole), images)
+    part = None if sums is None else (sums.cpu(), _Rows.joined(rows), shape)
+    return _together(world.gather(part), images)
 
 
 def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], *, first: bool) -> tuple[int, ...]:
@@ -224,12 +222,8 @@ def save(statistics: Statistics, path: Path, about: dict[str, str]) -> None:
         tensors["labels"] = s.labels
     metadata = {"made": FORMAT, "count": str(s.n), "shape": json.dumps(s.shape), **about}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+    with whole_file(path) as temporary:
         write_tensors(temporary, tensors, metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path) -> tuple[Statistics, dict[str, str]]:

@@ -20,8 +20,6 @@ MATTERS = {
     "images.rounding": "how their pixels were rounded",
     "images.labels": "how classes were chosen: taking all in turn gives a smaller Frechet distance than drawing them",
 }
-
-
 PARTS = {"of", "scores", "images", "extractor", "reference", "training", "sampling", "warnings", "made_by"}
 OF_TRAINING = ("class_accuracy", "closer_to_training")  # these depend on the training images besides
 
@@ -58,19 +56,21 @@ def read(card: Any, name: str) -> dict[str, Any]:  # noqa: ANN401
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """In what two cards differ that matters, each with both values and what it does to the numbers."""
-    found = []
-    for path, meaning in MATTERS.items():
-        part, key = path.split(".")
-        here, there = a[part].get(key), b[part].get(key)
-        if here != there and None not in (here, there):
-            found.append(f"{path} is {short(here)} and {short(there)} ({meaning})")
-    return found
+    return [
+        f"{path} is {short(here)} and {short(there)} ({MATTERS[path]})"
+        for path, (here, there) in _matters(a, b).items()
+        if here != there and None not in (here, there)
+    ]
 
 
 def unknown(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """What matters and is not known of one of two cards, or of both."""
-    pairs = {path: [card[part].get(key) for card in (a, b)] for path in MATTERS for part, key in [path.split(".")]}
-    return [path for path, values in pairs.items() if None in values]
+    return [path for path, values in _matters(a, b).items() if None in values]
+
+
+def _matters(*cards: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The values of what matters in each of the cards."""
+    return {path: [card[part].get(key) for card in cards] for path in MATTERS for part, key in [path.split(".")]}
 
 
 def same_training(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
