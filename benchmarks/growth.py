@@ -40,6 +40,7 @@ LENGTHS, BATCHES, STEPS = (1, 2, 4, 8, 16), (1, 4, 16, 64), (5, 10, 20, 40)
 SCALES = ("16", "8 16", "4 8 16", "2 4 8 16", "1 2 4 8 16")
 SAME = 0.05  # share by which the memory of a process may differ from one time to the next
 SECONDS = 120.0  # that a point may take
+WIDE = 10  # a range that only logarithmic axes show
 
 
 class Point(NamedTuple):
@@ -96,7 +97,7 @@ def sweeps() -> dict[str, Sweep]:
             for scales in SCALES
         ],
         "batch": [
-            Point(what, method, n, ("--batch", str(n)))
+            Point(what, method, 5 * n if (method, what) == ("ARFlow", "train") else n, ("--batch", str(n)))
             for what in both
             for method in METHODS
             for n in (BATCHES[:-1] if (method, what) == ("ARFlow", "train") else BATCHES)
@@ -111,7 +112,7 @@ def sweeps() -> dict[str, Sweep]:
         "tokens": "tokens an image (the last scale of FlowAR)",
         "sequence": "images a sequence",
         "scales": "scales, the finest ones first",
-        "batch": "batch (images, in training ARFlow sequences of 5)",
+        "batch": "images a batch (in training ARFlow 1, 4, 16 sequences of 5)",
         "steps": "sampling steps (of FlowAR at each scale)",
     }
     return {name: Sweep(labels[name], tuple(points)) for name, points in found.items()}
@@ -191,10 +192,10 @@ def _listed(values: Sequence[float | int]) -> str:
 
 
 def picture(sweep: Sweep, points: Sequence[Found]) -> "Figure":
-    """A row for training and for sampling: images/s on logarithmic axes, and memory."""
+    """A row for training and for sampling: images/s, on logarithmic axes if they differ much, and memory."""
     require("matplotlib", extra="plot", why="drawing curves")
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     whats = [what for what in ("train", "sample") if any(point.what == what for point in points)]
     result = Figure(figsize=(9.6, 0.5 + 3.1 * len(whats)), dpi=120, layout="constrained")
@@ -210,13 +211,19 @@ def picture(sweep: Sweep, points: Sequence[Found]) -> "Figure":
         doing = "training" if what == "train" else "sampling"
         speeds.set_title(f"{doing}, images/s", fontsize=10.5, loc="left", fontweight="bold")
         memories.set_title(f"{doing}, memory in MB", fontsize=10.5, loc="left", fontweight="bold")
-        speeds.set_xscale("log", base=2)
-        speeds.set_yscale("log")
-        memories.set_ylim(bottom=0)
+        highs = [p.high for p in points if p.what == what]
+        if max(highs) > WIDE * min(highs):
+            speeds.set_xscale("log", base=2)
+            speeds.set_yscale("log")
+            speeds.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        else:
+            speeds.set_ylim(0, 1.08 * max(highs))
+        memories.set_ylim(0, 1.08 * max(p.memory / 1e6 for p in points if p.what == what))
+        ticks = [p.x for p in points if (p.what, p.method) == (what, points[0].method)]
         for axes in (speeds, memories):
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(True, color="#dddddd", linewidth=0.6)
-            axes.xaxis.set_major_locator(FixedLocator(sorted({p.x for p in points if p.what == what})))
+            axes.xaxis.set_major_locator(FixedLocator(ticks))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.tick_params(labelsize=8)
