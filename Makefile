@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test bench lint format clean
+.PHONY: setup demo test bench guard lint format clean
 
 setup: .venv/installed
 
@@ -33,6 +33,10 @@ test: setup
 bench: export OMP_WAIT_POLICY ?= PASSIVE
 bench: setup
 	$(BIN)/python benchmarks/cpu.py
+
+# Whether training and sampling have become slower against matrix products: less than a minute.
+guard: setup
+	$(BIN)/python benchmarks/guard.py
 
 lint: setup
 	$(BIN)/ruff check .
