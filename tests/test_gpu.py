@@ -8,6 +8,8 @@ import torch
 
 from fluvial import experiment, recipes
 from fluvial.autoencoders.vae import Vae
+from fluvial.data.batches import batches
+from fluvial.data.images import digits, to_signed
 from fluvial.methods import METHODS, method_of
 from fluvial.train.health import Health
 from fluvial.train.step import begin, step
@@ -59,13 +61,19 @@ def test_a_training_step_never_waits_for_the_device(name, clip):
         optim=dataclasses.replace(run.optim, clip=clip),
         seed=0,
     )
-    sequence = (run.method.images_per_sequence,) if run.method.images_per_sequence else ()
-    batch = torch.randn(4, *sequence, 1, 8, 8).cuda(), torch.tensor([0, 1, 2, 9]).cuda()
+    batch = batches(
+        digits("train"),
+        lambda pixels, *draw: to_signed(pixels),
+        batch=4,
+        seed=0,
+        images_per_sequence=run.method.images_per_sequence,
+        device="cuda",
+    )
     health = Health(torch.device("cuda"))
-    step(learner, lambda number: batch, health, 0)  # libraries start up, the optimizer makes its state
+    step(learner, batch, health, 0)  # libraries start up, the optimizer makes its state
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step(learner, lambda number: batch, health, 1)
+        step(learner, batch, health, 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -45,7 +45,7 @@ def batches(
     if images_per_sequence is not None:
         check_sizes(index, images_per_sequence, small_classes, examples.class_names)
 
-    images, rows = images_per_sequence or 1, share(batch)
+    images, rows, on_gpu = images_per_sequence or 1, share(batch), torch.device(device).type == "cuda"
     mine = slice(rows.start * images, rows.stop * images)
 
     def read(step: int) -> tuple[Tensor, Int[Tensor, "b"] | None]:
@@ -58,13 +58,15 @@ def batches(
         flipped = torch.from_numpy(numpy_generator(seed, "flip", step).random(len(chosen)) < 0.5) if flip else None
         corners = numpy_generator(seed, "crop", step).random((len(chosen), 2))
         labels = None if labels is None else labels[share(batch)]
-        return examples.rows(chosen[mine], None if flipped is None else flipped[mine], corners[mine]), labels
+        found = examples.rows(chosen[mine], None if flipped is None else flipped[mine], corners[mine])
+        return found.pin_memory() if on_gpu else found, labels
 
-    read_at = read if isinstance(examples[0], Tensor) else ahead(read)
+    read_at = ahead(read) if on_gpu or not isinstance(examples[0], Tensor) else read
 
     def at(step: int) -> Batch:
         rows, labels = read_at(step)
-        latents = encode(rows.to(device), generator(seed, "posterior", step, device=device), (mine, batch * images))
+        rows = rows.to(device, non_blocking=True)
+        latents = encode(rows, generator(seed, "posterior", step, device=device), (mine, batch * images))
         return latents if images_per_sequence is None else latents.unflatten(0, (-1, images)), labels
 
     return at

@@ -109,7 +109,7 @@ def step(learner: Learner, batch: Batch, health: Health, number: int, *, order: 
 def _micro_batches(learner: Learner, batch: Batch, number: int, order: int) -> list[dict[str, Any]]:
     """This rank's part of the step's batch and of what chance decides for it, which no number of ranks changes."""
     config, seed, world, device = learner.config, learner.seed, learner.world, learner.parameters[0].device
-    latents, labels = (None if a is None else a.to(device) for a in batch(number))
+    latents, labels = (None if a is None else a.to(device, non_blocking=True) for a in batch(number))
     assert latents is not None
     orders = (order,) if order else ()
     chance = learner.draws(
