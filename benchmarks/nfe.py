@@ -11,13 +11,14 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from memory import markdown
 
-from fluvial import experiment
+from fluvial import estimate, experiment
 from fluvial.curves import COLOURS
 from fluvial.evaluation.against import against, real_images
 from fluvial.evaluation.scores import Scores, named
@@ -42,6 +43,9 @@ class Point(NamedTuple):
     """Solver, and how steps fall over the scales."""
     settings: str
     nfe: int
+    """Evaluations with the class."""
+    gflops: float
+    """Of the model, an image, both branches."""
     distance: float
     error: float
     class_accuracy: float | None
@@ -78,21 +82,25 @@ def measure(folder: Path, count: int, features: str) -> Iterator[Point]:
         drawn = trained.draw(count, settings=settings)
         found: Scores = compare(statistics(drawn, look, batch=settings.batch))
         distance, accuracy = found.values[named("frechet_distance", look.name)], found.values.get("class_accuracy")
-        nfe = drawn.about["sampling"]["nfe"]
-        yield Point(folder.name, series, words, nfe, *distance, None if accuracy is None else accuracy.value)
+        took = drawn.about["sampling"]
+        gflops = estimate.sampling_flops(trained.run, took["evaluations"]) / 1e9
+        known = None if accuracy is None else accuracy.value
+        yield Point(folder.name, series, words, took["nfe"], gflops, *distance, known)
 
 
 def picture(points: Sequence[Point], features: str, count: int) -> "Figure":
-    """A panel a run: distance against evaluations, a line a series."""
+    """A column a run: distance against evaluations, and against what they cost, a line a series."""
     figures = require("matplotlib.figure", extra="plot", why="a picture")
     runs = list(dict.fromkeys(point.run for point in points))
-    figure = figures.Figure(figsize=(6 * len(runs), 4.2), layout="constrained")
-    for axes, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
+    figure = figures.Figure(figsize=(6 * len(runs), 8), layout="constrained")
+    costs = {"nfe": "evaluations with the class, an image", "gflops": "GFLOP an image"}
+    panels = zip(figure.subplots(2, len(runs), squeeze=False).flat, product(costs, runs), strict=True)
+    for axes, (cost, run) in panels:
         for colour, series in zip(COLOURS, dict.fromkeys(p.series for p in points if p.run == run), strict=False):
-            of = sorted((p for p in points if (p.run, p.series) == (run, series)), key=lambda p: p.nfe)
-            x, y, error = ([getattr(p, name) for p in of] for name in ("nfe", "distance", "error"))
+            of = sorted((p for p in points if (p.run, p.series) == (run, series)), key=lambda p: getattr(p, cost))
+            x, y, error = ([getattr(p, name) for p in of] for name in (cost, "distance", "error"))
             axes.errorbar(x, y, error, label=series, color=colour, marker="o", markersize=3, capsize=2, linewidth=1)
-        axes.set(xscale="log", yscale="log", title=run, xlabel="evaluations with the class, an image")
+        axes.set(xscale="log", yscale="log", title=run, xlabel=costs[cost])
         axes.set_ylabel(f"Frechet distance ({features}), {count:,} samples")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:g}")
@@ -107,8 +115,9 @@ def table(points: Sequence[Point]) -> str:
     lines = []
     for p in points:
         accuracy = "" if p.class_accuracy is None else f"{p.class_accuracy:.3f}"
-        lines.append([p.run, p.series, p.settings, str(p.nfe), f"{p.distance:.3f} ± {p.error:.3f}", accuracy])
-    return markdown(["run", "solver", "settings", "NFE", "Fréchet distance", "class accuracy"], lines)
+        distance = f"{p.distance:.3f} ± {p.error:.3f}"
+        lines.append([p.run, p.series, p.settings, str(p.nfe), f"{p.gflops:.3g}", distance, accuracy])
+    return markdown(["run", "solver", "settings", "NFE", "GFLOP", "Fréchet distance", "class accuracy"], lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,12 +10,15 @@ import cpu
 import gpu
 import growth
 import guard
+import nfe
 import pytest
 import torch
+import twins
 
 import data
 import metrics
-from fluvial import bench, recipes
+from fluvial import bench, experiment, recipes
+from fluvial.nn.scales import attend
 
 
 @pytest.fixture
@@ -101,6 +104,33 @@ def test_the_sets_are_of_the_models_that_they_name():
             assert (method.depth, method.width, method.head_depth, method.head_width) == (6, 256, 2, 256)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_other_ways_to_attend_to_scales_give_the_same(causal):
+    q, k, v = torch.randn(3, 2, 3, 21, 16, dtype=torch.float32).unbind()
+    sizes = (1, 4, 16)
+    expected = attend(q, k, v, sizes, causal=causal)
+    mask = twins.scale_mask(sizes, causal=causal)
+    torch.testing.assert_close(twins.masked(q, k, v, mask=mask), expected)
+    torch.testing.assert_close(twins.flex(sizes, causal=causal, device="cpu")(q, k, v), expected)
+
+
+@pytest.mark.parametrize("name", ["cache", "null"])
+def test_both_ways_of_a_pair_give_the_same(name):
+    pairs = list(twins.PAIRS[name]("cpu", True))
+    assert len(pairs) == {"cache": 1, "null": 6}[name]
+    for pair in pairs:
+        torch.testing.assert_close(pair.theirs(), pair.ours(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_ratio_is_the_others_time_over_the_librarys(little, monkeypatch, capsys):
+    times = {"ours": 2.0, "theirs": 5.0}
+    monkeypatch.setattr(bench, "seconds_of", lambda call, device, calls=1: times[call()])
+    pair = twins.Pair("a pair", "library", lambda: "ours", "other", lambda: "theirs")
+    monkeypatch.setattr(twins, "PAIRS", {"a": lambda device, tiny: [pair]})
+    twins.main([])
+    assert "| a pair | library | other | 2e+03 ms | 2.50 (2.50 to 2.50) |" in capsys.readouterr().out
+
+
 OPTIMISATIONS = {
     "fast": ablation.Optimisation(("--fast", "1"), ("--fast", "0")),
     "lean": ablation.Optimisation(("--lean",), ()),
@@ -182,13 +212,17 @@ def test_the_guards_exit_code(tmp_path, monkeypatch, capsys):
     file, now = tmp_path / "guard.json", {"a": 0.5, "b": 0.4}
     monkeypatch.setattr(guard, "measured", lambda: now)
     arguments = ["--file", str(file)]
-    assert guard.main(arguments) == 2 and "run with --record" in capsys.readouterr().out
+    assert guard.main(arguments) == 0 and "run with --record" in capsys.readouterr().out
     assert guard.main([*arguments, "--record"]) == 0
     assert guard.main(arguments) == 0
     now["a"] = 0.2
     assert guard.main(arguments) == 1
     assert "fell  a: 0.200, recorded 0.500" in capsys.readouterr().out
     assert guard.main([*arguments, "--tolerance", "0.7"]) == 0
+    once = iter([{"a": 0.2, "b": 0.4}, {"a": 0.5, "b": 0.1}])
+    monkeypatch.setattr(guard, "measured", lambda: next(once))
+    assert guard.main(arguments) == 0, "what falls once and not again has not fallen"
+    monkeypatch.setattr(guard, "measured", lambda: now)
     now["c"] = 0.1
     assert guard.main([*arguments, "--record"]) == 0 and json.loads(file.read_text()) == {"a": 0.2, "b": 0.4, "c": 0.1}
     with pytest.raises(SystemExit):
@@ -237,3 +271,45 @@ def test_a_curve_is_measured_and_drawn(tmp_path, capsys):
     assert 0 < points[0]["memory"] < points[1]["memory"]
     printed = capsys.readouterr().out
     assert "yes  ARFlow's history" in printed and "yes  FlowAR's cache" in printed
+
+
+def test_steps_fall_evenly_over_the_scales():
+    assert nfe.annealed(60, 3, 2.0) == (27, 20, 13)
+    assert nfe.annealed(20, 5, 1.0) == (4, 4, 4, 4, 4)
+    assert nfe.annealed(3, 3, 9.0) == (2, 1, 1), "at least one at each"
+
+
+def test_every_series_takes_as_many_evaluations():
+    """Of solvers with as many a step; those of dopri5 are its own."""
+    for scales in (0, 3):
+        settings = [each for each in nfe.settings_of(recipes.get("digits-sit").sample, scales) if each[0] != "dopri5"]
+        taken = {}
+        for series, _, each in settings:
+            times = each.times()
+            steps = [len(t) - 1 for t in times] if isinstance(times, list) else [len(times) - 1] * max(scales, 1)
+            taken.setdefault(series, []).append(sum(steps) * nfe.A_STEP[each.solver])
+        assert len(taken) == (5 if scales else 3)
+        for series in taken.values():
+            assert series == pytest.approx([max(scales, 1) * n for n in nfe.EVALUATIONS[scales > 0]], abs=1)
+
+
+@pytest.mark.slow
+def test_quality_against_evaluations_is_measured_and_drawn(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    run = recipes.get("digits-flowar")
+    run = replace(run, train=replace(run.train, steps=1, sample_every=0, eval_every=0))
+    experiment.train(run, tmp_path / "run", device="cpu")
+    monkeypatch.setattr(nfe, "EVALUATIONS", {True: (2, 4)})
+    monkeypatch.setattr(nfe, "TOLERANCES", (10.0,))
+    nfe.main([str(tmp_path / "run"), "--count", "20", "--out", str(tmp_path / "out")])
+    assert str(tmp_path / "out.png") in capsys.readouterr().out
+    points = json.loads((tmp_path / "out.json").read_text())["points"]
+    assert {point["series"] for point in points} == {*nfe.A_STEP, "dopri5", *(f"ab2, {name}" for name in nfe.FALLING)}
+    euler = [point for point in points if point["series"] == "euler"]
+    assert [point["nfe"] for point in euler] == [6, 12]  # three scales
+    head = euler[1]["gflops"] - euler[0]["gflops"]  # of two evaluations a scale, both branches
+    assert 0 < head < euler[0]["gflops"], "as many evaluations, and the transformer"
+    falling = next(point for point in points if point["settings"] == "5 4 3 steps")
+    assert falling["nfe"] == 12 and falling["gflops"] < euler[1]["gflops"], "coarse maps cost less"
+    table = (tmp_path / "out.md").read_text().splitlines()
+    assert len(table) == 4 + len(points) and table[2].startswith("| run | solver |")
