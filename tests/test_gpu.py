@@ -10,6 +10,9 @@ from fluvial import experiment, recipes
 from fluvial.autoencoders.vae import Vae
 from fluvial.data.batches import batches
 from fluvial.data.images import digits, to_signed
+from fluvial.generate import SampleConfig, generate
+from fluvial.guidance import Guidance
+from fluvial.interpolant import INTERPOLANTS
 from fluvial.methods import METHODS, method_of
 from fluvial.train.health import Health
 from fluvial.train.step import begin, step
@@ -76,6 +79,32 @@ def test_a_training_step_never_waits_for_the_device(name, clip):
         step(learner, batch, health, 1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sampling_waits_for_the_device_only_at_the_end(name):
+    """Draws of a stochastic solver come from the host at every step."""
+    run = recipes.get(f"digits-{name}")
+    method, model = method_of(run.method), experiment.build(run).cuda().eval()
+
+    def sample(mode, *arguments, **settings):
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            return method.sample(*arguments, **settings)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    for mode in ("default", "error"):  # the first time libraries start up
+        generate(
+            model,
+            functools.partial(sample, mode),
+            lambda latents: latents,
+            SampleConfig(solver="euler-maruyama", steps=3, guidance=Guidance(weight=1.5)),
+            images=range(4),
+            classes=(0, 1),
+            shape=run.method.noise_shape,
+            interpolant=INTERPOLANTS[run.method.interpolant],
+        )
 
 
 def test_an_autoencoder_on_the_gpu_is_that_on_the_cpu():

@@ -139,7 +139,8 @@ def generate(
         part = images[start : start + settings.batch]
 
         def noise(step: int, part: range = part) -> Tensor:
-            return normal(seed, part, shape, step=step).to(device)
+            drawn = normal(seed, part, shape, step=step)
+            return (drawn.pin_memory() if device.type == "cuda" else drawn).to(device, non_blocking=True)
 
         extra: dict[str, Any] = {}
         if settings.solver == "euler-maruyama":
