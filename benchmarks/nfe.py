@@ -31,6 +31,7 @@ from fluvial.metrics.features import extractor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+OUT = Path(__file__).parents[1] / "docs" / "nfe-digits"
 EVALUATIONS = {False: (4, 8, 12, 20, 32, 50), True: (2, 4, 6, 10, 20)}  # an integral, of which FlowAR has one a scale
 A_STEP = {"euler": 1, "ab2": 1, "heun": 2}  # evaluations
 TOLERANCES = (1e-1, 1e-2, 1e-3)  # of dopri5
@@ -125,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("runs", nargs="+", type=Path, help="run folders")
     options.add_argument("--count", type=int, default=500, help="samples of each setting")
     options.add_argument("--features", default="pixels", help="an extractor of fluvial score")
-    options.add_argument("--out", type=Path, default=Path("docs/nfe"), help="what the files are called, without ending")
+    options.add_argument("--out", type=Path, default=OUT, help="what the files are called, without ending")
     given = options.parse_args(argv)
     points: list[Point] = []
     for folder in given.runs:

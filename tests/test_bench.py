@@ -1,11 +1,13 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jaxtyping
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
 from fluvial import bench, estimate
@@ -120,11 +122,11 @@ def test_a_machine_half_as_fast_has_the_same_utilisation(monkeypatch):
 def test_settings_are_those_of_what_is_measured():
     run = Run(method=METHODS["sit"], train=TrainConfig(batch=4, precision="tf32", compile=True))
     train, sample = (bench.settings(what, run, batch=7) for what in ("train", "sample"))
-    assert (train.train.batch, train.sample.batch) == (7, 250) and (sample.train.batch, sample.sample.batch) == (4, 7)
+    assert (train.train.batch, train.sample) == (7, run.sample)
+    assert (sample.train, sample.sample.batch) == (run.train, 7)
     assert (train.train.precision, train.train.compile) == ("tf32", True)
-    assert (sample.train.precision, sample.train.compile) == ("fp32", False)
-    asked = bench.settings("sample", run, dtype="bf16", compile=True).train
-    assert (asked.precision, asked.compile) == ("bf16", True)
+    asked = bench.settings("sample", run, dtype="bf16", compile=True)
+    assert (asked.sample.precision, asked.sample.compile) == ("bf16", True) and asked.train == run.train
     assert bench.settings("train", run, compile=False).train.compile is False
 
 
@@ -143,6 +145,26 @@ def test_a_profile_names_what_takes_time():
     found = bench.profile(lambda: {"products": len([a @ b for _ in range(20)])}, CPU)
     assert found[0]["operation"] == "aten::mm" and found[0]["calls"] == 20 and found[0]["share"] > 0.5
     assert sum(row["share"] for row in found) <= 1 + 1e-9
+
+
+def test_the_time_of_a_kernel_counts_once():
+    """It also stands with the operation that starts it, and with the annotations around both, on either side."""
+
+    def event(key, device, annotation=False, count=1):
+        times = {"self_device_time_total": 100.0, "self_cpu_time_total": 10.0}
+        return SimpleNamespace(key=key, device_type=device, is_user_annotation=annotation, count=count, **times)
+
+    events = [
+        event("aten::mm", DeviceType.CPU),
+        event("## Call CompiledFxGraph abc ##", DeviceType.CPU, annotation=True),
+        event("Optimizer.step#AdamW.step", DeviceType.CUDA, annotation=True),
+        event("gemm", DeviceType.CUDA, count=3),
+        event("triton_red_fused_1", DeviceType.CUDA),
+        event("triton_poi_fused_2", DeviceType.CUDA),
+    ]
+    found = {row["operation"]: (row["share"], row["calls"]) for row in bench.shares(events, on_gpu=True)}
+    assert found == {"compiled kernels": (pytest.approx(2 / 3), 2), "gemm": (pytest.approx(1 / 3), 3)}
+    assert len(bench.shares(events[:2], on_gpu=False)) == 2
 
 
 @pytest.mark.parametrize("warmup, repeats", [(0, 1), (1, 0)])

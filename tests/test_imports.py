@@ -9,7 +9,7 @@ import fluvial
 
 ROOT = Path(fluvial.__file__).parent
 ROWS = [
-    {"checks", "extras", "files", "interpolant", "progress", "randomness", "timesteps"},
+    {"checks", "extras", "files", "interpolant", "precision", "progress", "randomness", "timesteps"},
     {"integrate"},
     {"guidance", "nn"},
     {"methods", "autoencoders", "data", "metrics", "pictures"},

@@ -10,7 +10,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity
+from torch.profiler import DeviceType, ProfilerActivity
 
 import fluvial
 from fluvial import estimate
@@ -29,12 +29,11 @@ from fluvial.autoencoders.pixels import Pixels
 from fluvial.config import Run, to_json
 from fluvial.experiment import Trained, images_per_step
 from fluvial.methods import method_of
-from fluvial.train.config import TrainConfig
+from fluvial.precision import Precision, products
 from fluvial.train.health import Health
-from fluvial.train.step import begin, products, step
+from fluvial.train.step import begin, step
 
 What = Literal["train", "sample"]
-Dtype = Literal["fp32", "tf32", "bf16"]
 Call = Callable[[], Mapping[str, int]]  # does it once; evaluations that a sample took, nothing for a training step
 
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices
@@ -42,24 +41,17 @@ COPIED = {"cpu": 2**28, "cuda": 2**32}  # bytes
 STRETCH = 0.2  # seconds at least that are timed at once
 PRODUCTS = 0.25  # the time of matrix products over that of what they are compared with
 OPERATIONS = 15  # of a profile that are named
+NAME = 80  # characters of a name; those of kernels are whole signatures
+COMPILED = ("## Call CompiledFxGraph", "triton_")
 
 
 def settings(
-    what: What, run: Run, *, batch: int | None = None, dtype: Dtype | None = None, compile: bool | None = None
+    what: What, run: Run, *, batch: int | None = None, dtype: Precision | None = None, compile: bool | None = None
 ) -> Run:
-    """The run as it is measured, by default as it says.
-
-    Sampling is measured by `sample.precision` and `sample.compile`, which `train` then repeats: there, tf32 is known.
-    """
-    training = what == "train"
-    dtype = dtype or (run.train.precision if training else run.sample.precision)
-    compile = (run.train.compile if training else run.sample.compile) if compile is None else compile
-    train, sample = replace(run.train, precision=dtype, compile=compile), run.sample
-    if not training:
-        sample = replace(sample, precision="bf16" if dtype == "bf16" else "fp32", compile=compile)
-    if batch is not None:
-        train, sample = (replace(train, batch=batch), sample) if training else (train, replace(sample, batch=batch))
-    return replace(run, train=train, sample=sample)
+    """The run with these settings of what is measured, `run.train` or `run.sample`; by default as it says."""
+    asked = {"batch": batch, "precision": dtype, "compile": compile}
+    given = {name: value for name, value in asked.items() if value is not None}
+    return replace(run, **{what: replace(run.train if what == "train" else run.sample, **given)})
 
 
 def measure(
@@ -72,30 +64,30 @@ def measure(
     profiled: bool = False,
     side: int | None = None,
 ) -> dict[str, Any]:
-    """Times a training step of the run, or the drawing of one batch; what `settings` gives is measured.
+    """Times a training step of the run, or the drawing of one batch, in the precision of `run.train` or `run.sample`.
 
     Of everything that was measured more than once there are the median and the quartiles. seconds: of a step or a
     batch. flops: of the same, those of the model alone. flops_per_second, matrix_peak: in FLOP/s. utilisation: flops
     over what matrix products of that `side` would have done in the time. memory: bytes, `before` the model was made and
-    at the `peak` of the last warm-up; on a CPU of the whole process since it began. Raises ValueError for a warmup or
-    repeats below 1.
+    at the `peak` of a call after the `warmup`; on a CPU of the whole process since it began. Raises ValueError for a
+    warmup or repeats below 1.
     """
     if min(warmup, repeats) < 1:
         raise ValueError(f"warmup and repeats must be at least 1, got {warmup} and {repeats}")
-    device, before = torch.device(device), memory(torch.device(device))
-    dtype: Dtype = run.train.precision
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), products(run.train):
+    device, asked = torch.device(device), run.train if what == "train" else run.sample
+    dtype, on_gpu = asked.precision, device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if on_gpu else memory(device)
+    with torch.random.fork_rng([device] if on_gpu else []), products(dtype):
         call, images = (_training if what == "train" else _sampling)(run, device)
-        for _ in range(warmup - 1):
+        for _ in range(warmup):
             call()
-        if device.type == "cuda":
+        if on_gpu:
             torch.cuda.reset_peak_memory_stats(device)  # compiling takes more than what is compiled
         evaluations = dict[str, int]()
         once = seconds_of(lambda: evaluations.update(call()), device)
         peak = memory(device)
         calls = math.ceil(STRETCH / once)
         product = partial(matrix_peak, dtype, device, side=side, seconds=PRODUCTS * max(once, STRETCH))
-        product()  # libraries start up
         rates, seconds = [product()], list[float]()
         for _ in range(repeats):
             seconds.append(seconds_of(call, device, calls))
@@ -116,7 +108,7 @@ def measure(
         "utilisation": spread(utilisations(flops, seconds, rates)),
         "memory": {"before": before, "peak": peak},
         "dtype": dtype,
-        "compile": run.train.compile,
+        "compile": asked.compile,
         "profile": where,
         "machine": machine(device),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -137,14 +129,15 @@ def utilisations(flops: float | int, seconds: Sequence[float], rates: Sequence[f
 
 
 def matrix_peak(
-    dtype: Dtype, device: torch.device | str, *, side: int | None = None, seconds: float = STRETCH
+    dtype: Precision, device: torch.device | str, *, side: int | None = None, seconds: float = STRETCH
 ) -> float:
     """FLOP/s of square matrix products in this dtype, done for about so many seconds."""
     device = torch.device(device)
     side, kind = side or SIDE[device.type], torch.bfloat16 if dtype == "bf16" else torch.float32
     a, b, out = (torch.randn(side, side, device=device).to(kind) for _ in range(3))
-    with torch.no_grad(), products(TrainConfig(precision=dtype)):
+    with torch.no_grad(), products(dtype):
         product = partial(torch.mm, a, b, out=out)
+        product()  # libraries start up
         once = seconds_of(product, device)
         return 2 * side**3 / seconds_of(product, device, math.ceil(seconds / once))
 
@@ -199,18 +192,27 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def profile(call: Call, device: torch.device) -> list[dict[str, Any]]:
-    """Where the time of one call goes: the operations with the most of their own, their share of it, and how often."""
+    """Where the time of one call goes, as `shares` has it."""
     on_gpu = device.type == "cuda"
     with torch.profiler.profile(
         activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])], acc_events=True
     ) as found:
         call()
         synchronise(device)
-    own, times = "self_device_time_total" if on_gpu else "self_cpu_time_total", Counter[str]()
-    calls = Counter[str]()
-    for event in found.key_averages():
-        key = "compiled kernels" if event.key.startswith("## Call CompiledFxGraph") else event.key
-        times[key] += getattr(event, own)
+    return shares(found.key_averages(), on_gpu)
+
+
+def shares(events: Iterable[Any], on_gpu: bool) -> list[dict[str, Any]]:
+    """The operations with the most time of their own, their share of it, and how often; on a GPU its kernels.
+
+    The time of a kernel also stands with the operation that started it and with every annotation around it.
+    """
+    times, calls = Counter[str](), Counter[str]()
+    for event in events:
+        if on_gpu and (event.device_type != DeviceType.CUDA or event.is_user_annotation):
+            continue
+        key = "compiled kernels" if event.key.startswith(COMPILED) else event.key[:NAME]
+        times[key] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
         calls[key] += event.count
     total, most = sum(times.values()), times.most_common(OPERATIONS)
     return [{"operation": key, "share": own / total, "calls": calls[key]} for key, own in most if own > 0]

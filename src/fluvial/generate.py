@@ -14,6 +14,7 @@ from fluvial.data.images import to_uint8
 from fluvial.guidance import Guidance
 from fluvial.integrate import DiffusionForm, LastStep, OnStep, Solver, SolverName, Step, solver
 from fluvial.interpolant import Interpolant
+from fluvial.precision import Precision
 from fluvial.randomness import normal
 from fluvial.timesteps import grid, grid_with_last_step, two_piece_grid
 
@@ -49,8 +50,8 @@ class SampleConfig:
     """FlowAR trained with method.context_noise: noise level of the maps that a scale is drawn from."""
     batch: int = 250
     """Images drawn at a time; changes memory and speed, not the images."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 computes the velocity as training in bf16 does; the integral and ARFlow's history stay float32."""
+    precision: Precision = "fp32"
+    """How the velocity is computed, as train.precision; the integral and ARFlow's history stay float32."""
     compile: bool = False
     """Compile each block: takes a minute at the start, and is faster after it."""
 

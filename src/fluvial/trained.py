@@ -4,6 +4,7 @@ import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from fluvial.generate import Generated, SampleConfig, generate
 from fluvial.integrate import OnStep, Step
 from fluvial.interpolant import INTERPOLANTS
 from fluvial.methods import method_of
+from fluvial.precision import Precision, products
 from fluvial.train.distributed import blocks
 
 
@@ -60,7 +62,7 @@ class Trained:
             self._ready[key] = ready(self.model, settings)
         return generate(
             self._ready[key],
-            _in_bf16(sample) if settings.precision == "bf16" else sample,
+            _computed_in(settings.precision, sample),
             self.autoencoder.decode,
             settings,
             images=range(start, start + count),
@@ -129,7 +131,7 @@ def ready(model: nn.Module, settings: SampleConfig) -> nn.Module:
     In bf16 the weights are rounded once, just as autocast would at every evaluation: those of linear layers, but for
     what a module computes in float32 whatever autocast says (its `float32`).
     """
-    if settings.precision == "fp32" and not settings.compile:
+    if settings.precision != "bf16" and not settings.compile:
         return model
     model = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     if settings.precision == "bf16":
@@ -143,8 +145,8 @@ def ready(model: nn.Module, settings: SampleConfig) -> nn.Module:
     return model
 
 
-def _in_bf16(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The sampler under autocast, but not what `on_step` does, such as decoding."""
+def _computed_in(precision: Precision, sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The sampler in this precision; autocast holds for it alone, and not for what `on_step` does, such as decoding."""
 
     def drawn(model: nn.Module, labels: Tensor | None, *, noise: Tensor, on_step: OnStep | None, **rest: Any) -> Tensor:  # noqa: ANN401
         device = noise.device.type
@@ -154,14 +156,16 @@ def _in_bf16(sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
             with torch.autocast(device, enabled=False):
                 on_step(step)
 
-        with torch.autocast(device, torch.bfloat16):
+        bf16 = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+        with products(precision), bf16:
             return sample(model, labels, noise=noise, on_step=on_step and show, **rest)
 
     return drawn
 
 
 def _dtype(model: nn.Module, settings: SampleConfig) -> str:
-    return "bfloat16" if settings.precision == "bf16" else str(next(model.parameters()).dtype).removeprefix("torch.")
+    weights = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return {"fp32": weights, "tf32": "tf32", "bf16": "bfloat16"}[settings.precision]
 
 
 def _evaluations(by_branch: Mapping[str, int]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from fluvial.cli.dry import scaled
 from fluvial.config import Run
 from fluvial.experiment import default_device
 from fluvial.files import write_json
+from fluvial.precision import Precision
 
 WHAT = "train, for a training step, or sample, for the drawing of a batch"
 ABOUT = "{} is timed on random latents, against large matrix products in between; no data or autoencoder is needed."
@@ -30,7 +31,7 @@ class BenchOptions:
     """Where to compute; auto takes a GPU if there is one."""
     batch: int | None = None
     """Examples of a training step, or images drawn at a time; those of the recipe by default."""
-    dtype: benchmark.Dtype | None = None
+    dtype: Precision | None = None
     """Precision, as train.precision and sample.precision, by default those of the recipe."""
     compile: bool | None = None
     """Compile each block, as train.compile and sample.compile, by default as the recipe says."""

@@ -58,8 +58,8 @@ def batches(
         flipped = torch.from_numpy(numpy_generator(seed, "flip", step).random(len(chosen)) < 0.5) if flip else None
         corners = numpy_generator(seed, "crop", step).random((len(chosen), 2))
         labels = None if labels is None else labels[share(batch)]
-        found = examples.rows(chosen[mine], None if flipped is None else flipped[mine], corners[mine])
-        return found.pin_memory() if on_gpu else found, labels
+        found = examples.rows(chosen[mine], None if flipped is None else flipped[mine], corners[mine]), labels
+        return tuple(None if a is None else a.pin_memory() for a in found) if on_gpu else found
 
     read_at = ahead(read) if on_gpu or not isinstance(examples[0], Tensor) else read
 

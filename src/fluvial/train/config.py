@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fluvial.checks import at_least, choices
+from fluvial.precision import Precision
 from fluvial.train import power_ema
 from fluvial.train.distributed import Parallel
 from fluvial.train.log import LogTo
@@ -17,9 +18,9 @@ class TrainConfig:
     """Examples a step over all micro-batches: images, or for ARFlow sequences of images."""
     accumulate: int = 1
     """Micro-batches a step is split into, to save memory; the result is the same to rounding."""
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """tf32 allows it in matrix products on a GPU (released ARFlow and FlowAR); bf16 runs them under autocast, while
-    weights, residual streams, time embeddings and ARFlow's history stay float32."""
+    weights, residual streams, time embeddings and ARFlow's history stay float32, with products in tf32 on a GPU."""
     compile: bool = False
     """Compile each block with torch.compile: a minute at the start, faster steps after."""
     recompute: int = 0

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fluvial.precision import products
 from fluvial.progress import Bar
 from fluvial.train import checkpoint, ema, power_ema
 from fluvial.train.config import TrainConfig
@@ -15,7 +16,7 @@ from fluvial.train.distributed import ALONE, World
 from fluvial.train.health import Health, first_not_finite, stop_requests
 from fluvial.train.log import Log, Meter
 from fluvial.train.optim import OptimConfig
-from fluvial.train.step import Batch, begin, loss_of, products, step
+from fluvial.train.step import Batch, begin, loss_of, step
 
 ORDERS = 3  # of the data that are tried when steps are not finite
 
@@ -75,7 +76,7 @@ def train(
     with (
         Bar(config.steps, at.step, what="step", every_call=True, quiet=not world.first) as bar,
         torch.random.fork_rng([device] if device.type == "cuda" else []),
-        products(config),
+        products(config.precision),
         stop_requests() as stop,
     ):
         while at.step < config.steps:

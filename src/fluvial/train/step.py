@@ -1,7 +1,10 @@
-"""One training step: the gradient of a batch, clipping, AdamW, averages. Nothing in it waits for the device."""
+"""One training step: the gradient of a batch, clipping, AdamW, averages.
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+Nothing in it waits for the device, but for averages in host memory and a look at each block.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -146,17 +149,6 @@ def loss_of(model: nn.Module, loss: Callable[..., Tensor], part: dict[str, Any],
     bf16 = config.precision == "bf16"
     with torch.autocast(part["latents"].device.type, torch.bfloat16) if bf16 else nullcontext():
         return loss(model, **part)
-
-
-@contextmanager
-def products(config: TrainConfig) -> Iterator[None]:
-    """Sets the precision of float32 matrix products on a GPU, and puts back what was."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if config.precision == "tf32" else before)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def split(tensors: Mapping[str, Tensor | None], size: int) -> list[dict[str, Any]]:
