@@ -6,10 +6,37 @@ from torch.nn import functional as F
 
 from conftest import randomise
 from fluvial.nn.rope import axial_angles, axial_rotary, rotate
-from fluvial.nn.scales import Geglu, ScaleAttention, ScaleCrossAttention, attend
+from fluvial.nn.scales import ConditionedBlock, Geglu, ScaleAttention, ScaleCrossAttention, attend, per_token
 
 SIZES = (1, 4, 9)
 SCALE = torch.repeat_interleave(torch.arange(3), torch.tensor(SIZES))
+
+
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_what_holds_for_a_scale_holds_for_its_tokens(shape):
+    values = torch.randn(2, 3, *shape)
+    assert torch.equal(per_token(values, SIZES), values[:, SCALE])
+    assert torch.equal(per_token(values[:, 1:2], (4,)), values[:, 1:2].expand(2, 4, *shape))
+
+
+@pytest.mark.parametrize("cross", [None, 10])
+def test_time_modulates_each_scale_once(cross):
+    """Scales together are scales one by one; with cross-attention no token is modulated by itself."""
+    block = ConditionedBlock(24, 3, cross, zero=False).double()
+    x, time, z = (torch.randn(2, n, d, dtype=torch.float64) for n, d in ((14, 24), (3, 24), (14, cross or 24)))
+    rotary = axial_rotary([(1, 1), (2, 2), (3, 3)], 8).double()
+    condition, seen = torch.randn(2, 14, 24, dtype=torch.float64), []
+    if cross:
+        block.modulation_attention.register_forward_hook(lambda module, given, result: seen.append(given[0].shape))
+    whole = block(x, time, condition, block.keys_values(z, rotary), rotary, SIZES)
+    assert not cross or seen == [(2, 3, 24)]
+    start = 0
+    for i, n in enumerate(SIZES):
+        s = slice(start, start + n)
+        keys_values = block.keys_values(z[:, s], rotary[:, s])
+        alone = block(x[:, s], time[:, i : i + 1], condition[:, s], keys_values, rotary[:, s], (n,))
+        torch.testing.assert_close(alone, whole[:, s])
+        start += n
 
 
 def heads(n, seed=0):

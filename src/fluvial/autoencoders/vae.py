@@ -1,7 +1,7 @@
 """Any image autoencoder of diffusers: AutoencoderKL, AutoencoderTiny, AutoencoderDC."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,14 @@ class Vae(nn.Module):
             rows, count = part or (slice(None), len(z))
             noise = torch.randn((count, *z.shape[1:]), generator=generator, device=z.device)[rows]
             z = z + (logvar.clamp(*LOG_VARIANCE) / 2).exp() * noise
-        return (z - _per_channel(self.shift, z)) * _per_channel(self.scale, z)
+        shift, scale = (_per_channel(values, z.dtype, z.device) for values in (self.shift, self.scale))
+        return (z - shift) * scale
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """Latents to images in [-1, 1], clamped."""
-        z = latents / _per_channel(self.scale, latents) + _per_channel(self.shift, latents)
+        shift, scale = (_per_channel(values, latents.dtype, latents.device) for values in (self.shift, self.scale))
+        z = latents / scale + shift
         return _in_chunks(lambda part: self.model.decode(part).sample, z).clamp(-1, 1)
 
 
@@ -146,5 +148,6 @@ def _in_chunks(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.cat([network(part).float() for part in parts]).contiguous()
 
 
-def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).reshape(-1, 1, 1)
+@lru_cache(maxsize=8)  # made anew at every batch it would make the host wait for a GPU
+def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device).reshape(-1, 1, 1)

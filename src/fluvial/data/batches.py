@@ -58,8 +58,10 @@ def batches(
         flipped = torch.from_numpy(numpy_generator(seed, "flip", step).random(len(chosen)) < 0.5) if flip else None
         corners = numpy_generator(seed, "crop", step).random((len(chosen), 2))
         labels = None if labels is None else labels[share(batch)]
-        found = examples.rows(chosen[mine], None if flipped is None else flipped[mine], corners[mine]), labels
-        return tuple(None if a is None else a.pin_memory() for a in found) if on_gpu else found
+        found = examples.rows(chosen[mine], None if flipped is None else flipped[mine], corners[mine])
+        if on_gpu:  # from pinned memory the copy need not wait
+            found, labels = found.pin_memory(), None if labels is None else labels.pin_memory()
+        return found, labels
 
     read_at = ahead(read) if on_gpu or not isinstance(examples[0], Tensor) else read
 

@@ -23,7 +23,7 @@ from fluvial.interpolant import InterpolantName, linear, u_t, x_t
 from fluvial.nn.flow_head import FlowHead
 from fluvial.nn.layers import LabelEmbedding, Linear, TimeEmbedding, patchify, unpatchify
 from fluvial.nn.rope import axial_rotary
-from fluvial.nn.scales import CausalBlock, KeysValues, span_of
+from fluvial.nn.scales import CausalBlock, KeysValues, per_token, span_of
 from fluvial.timesteps import TIME_SAMPLINGS, TimeSampling
 
 HeadForm = Literal["spatial_adaln", "cross_attention"]
@@ -237,15 +237,16 @@ class FlowAR(nn.Module):
         model with `context_noise` is told.
         """
         config, span = self.config, self.config.span(scales)
+        sizes = config.sizes[scales.start : scales.stop]
         label = self.embed_label(labels, len(labels)).unsqueeze(1)
         parts = [label.expand(-1, config.sizes[0], -1)] if scales.start == 0 else []
         x = torch.cat([*parts, *([] if inputs is None else [self.embed(inputs)])], dim=1)
         if self.embed_level is not None:
             level = x.new_zeros(len(x), len(scales)) if level is None else level
-            x = x + self.embed_level(1000 * level)[:, self.head.scale_of_token[span] - scales.start]
+            x = x + per_token(self.embed_level(1000 * level), sizes)
         first, middle, last = self.positions[:, span]
         x = self.norms[0](x + first)
-        sizes, rotary, caches = config.sizes[scales.start : scales.stop], self.rotary[:, span], []
+        rotary, caches = self.rotary[:, span], []
         for i, block in enumerate(self.blocks):
             if i == config.depth // 2:
                 x = self.middle(self.norms[1](x)) + middle
@@ -324,13 +325,10 @@ def errors(
     grown = [enlarged(smaller, config, i + 1) for i, smaller in enumerate(targets[:-1])]
     inputs = packed(grown, config.patch) if grown else x1[:, :0]
 
-    def per_token(values: Tensor) -> Tensor:  # a tensor of sizes would wait for the device
-        return torch.cat([v.expand(-1, n) for v, n in zip(values.split(1, dim=1), config.sizes, strict=True)], dim=1)
-
     if "level" in drawn:
-        mix = per_token(drawn["level"])[:, config.sizes[0] :, None]
+        mix = per_token(drawn["level"], config.sizes)[:, config.sizes[0] :, None]
         inputs = (1 - mix) * inputs + mix * drawn["level_noise"][:, config.sizes[0] :]
-    time = per_token(drawn["t"])
+    time = per_token(drawn["t"], config.sizes)
     velocity = model(x_t(linear, drawn["noise"], x1, time), drawn["t"], labels, inputs, drawn.get("level"))
     error = (velocity.float() - u_t(linear, drawn["noise"], x1, time)).square().mean(dim=2)
     return torch.stack([of_scale.mean(dim=1) for of_scale in error.split(config.sizes, dim=1)], dim=1)

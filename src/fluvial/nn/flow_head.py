@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fluvial.nn.layers import Linear, Modulation, TimeEmbedding, ZeroLinear
 from fluvial.nn.rope import axial_rotary
-from fluvial.nn.scales import ConditionedBlock, KeysValues, modulated, span_of
+from fluvial.nn.scales import ConditionedBlock, KeysValues, modulated, per_token, span_of
 
 
 class Condition(NamedTuple):
@@ -28,7 +28,6 @@ class FlowHead(nn.Module):
     """
 
     rotary: Tensor
-    scale_of_token: Tensor
 
     def __init__(
         self,
@@ -53,8 +52,6 @@ class FlowHead(nn.Module):
         self.modulation = Modulation(width, 2, zero=zero)
         self.out = (ZeroLinear if zero else Linear)(width, token_width)
         self.register_buffer("rotary", axial_rotary(maps, width // heads), persistent=False)
-        of_token = torch.tensor([i for i, size in enumerate(self.sizes) for _ in range(size)])
-        self.register_buffer("scale_of_token", of_token, persistent=False)
 
     def condition(self, z: Float[Tensor, "b n c"], scales: range) -> Condition:
         """Computed once for a scale, used at every step of its integral."""
@@ -72,9 +69,7 @@ class FlowHead(nn.Module):
         if self.floor_time:
             level = torch.floor(level + 1e-3)  # 1 - (1 - 0.3) must still floor to 300
         time = self.embed_t(level)
-        if len(sizes) > 1:
-            time = time[:, self.scale_of_token[span] - scales.start]
-        condition_t = condition.projected + time
+        condition_t = condition.projected + per_token(time, sizes)
         h = self.embed(x).to(torch.promote_types(x.dtype, torch.float32))  # the residual stream, also under autocast
         for block, keys_values in zip(self.blocks, condition.keys_values, strict=True):
             h = block(h, time, condition_t, keys_values, self.rotary[:, span], sizes)

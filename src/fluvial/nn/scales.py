@@ -19,6 +19,13 @@ def span_of(sizes: Sequence[int], scales: range) -> slice:
     return slice(sum(sizes[: scales.start]), sum(sizes[: scales.stop]))
 
 
+def per_token(values: Float[Tensor, "b s *d"], sizes: Sequence[int]) -> Float[Tensor, "b n *d"]:
+    """What holds for a scale, for each of its tokens. (To repeat by a tensor of sizes would wait for a GPU.)"""
+    each = zip(values.split(1, dim=1), sizes, strict=True)
+    parts = [value.expand(-1, size, *value.shape[2:]) for value, size in each]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
 def attend(
     q: Float[Tensor, "b heads n k"],
     k: Float[Tensor, "b heads m k"],
@@ -169,17 +176,17 @@ class ConditionedBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b n d"],
-        time: Float[Tensor, "b _ d"],
+        time: Float[Tensor, "b s d"],
         condition: Float[Tensor, "b n d"],
         keys_values: KeysValues | None,
         rotary: Float[Tensor, "2 n k"],
         sizes: Sequence[int],
     ) -> Float[Tensor, "b n d"]:
-        """time is for all tokens or for each; condition includes it."""
+        """time is for each scale, condition for each token and includes it."""
         if self.cross is None:
             gate1, gate2, scale1, scale2, shift1, shift2 = self.modulation(condition)
         else:
-            gate1, scale1, shift1 = self.modulation_attention(time)
+            gate1, scale1, shift1 = (per_token(a, sizes) for a in self.modulation_attention(time))
             gate2, scale2, shift2 = self.modulation_mlp(condition)
         x = x + gate1 * self.attention(modulated(x, shift1, scale1), rotary, sizes)[0]
         if self.cross is not None:
