@@ -89,3 +89,111 @@ def test_compiled_attention_and_dropout_are_the_plain_ones():
     """Outputs, gradients and states; in a process of its own: types that are checked cannot be traced."""
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=290)
     assert done.returncode == 0, done.stderr
+
+
+BLOCKS = """
+import dataclasses
+import functools
+
+import torch
+from fluvial.generate import SampleConfig
+from fluvial.methods import arflow, flowar, method_of
+from fluvial.nn import attention, layers
+from fluvial.train.config import TrainConfig
+from fluvial.train.health import Health
+from fluvial.train.optim import OptimConfig
+from fluvial.train.step import begin, loss_of, step
+from fluvial.trained import ready
+
+compiled = []
+
+
+def compile_without_kernels(module, compile=torch.nn.Module.compile):  # making them takes minutes
+    compile(module, backend="aot_eager_decomp_partition")
+    compiled.append(module)
+
+
+torch.nn.Module.compile = compile_without_kernels
+torch.manual_seed(0)
+shape = {"size": (4, 4), "channels": 2, "classes": 3, "depth": 2, "width": 32, "heads": 2}
+far = arflow.Config(**shape, patch=1, images_per_sequence=3)
+near = flowar.Config(**shape, scales=(1, 2, 4), head_width=32, head_heads=2, dropout=0.0)
+
+
+def model_of(config):
+    torch.manual_seed(1)
+    model = method_of(config).Model(config)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return model
+
+
+def begun(config, **settings):
+    method = method_of(config)
+    return begin(
+        model_of(config),
+        loss=functools.partial(method.loss, config=config),
+        draws=functools.partial(method.draws, config),
+        config=TrainConfig(batch=4, **settings),
+        optim=OptimConfig(),
+        seed=0,
+    )
+
+
+for config, sequence in ((far, (3,)), (near, ())):
+    batch = torch.randn(4, *sequence, 2, 4, 4), torch.tensor([0, 1, 2, 0])
+    plain, fast = (
+        step(begun(config, compile=c, recompute=c), lambda number: batch, Health(torch.device("cpu")), 0, looks=True)
+        for c in (False, True)
+    )
+    torch.testing.assert_close(fast.loss, plain.loss), torch.testing.assert_close(fast.norm, plain.norm)
+    for name, numbers in plain.blocks.items():
+        assert abs(fast.blocks[name]["grad_norm"] / numbers["grad_norm"] - 1) < 1e-3, name
+    model, noise = model_of(config).requires_grad_(False).eval(), torch.randn(2, *config.noise_shape)
+    drawn = [
+        method_of(config).sample(m, batch[1][:2], noise=noise, times=[0.0, 0.3, 0.6, 1.0])
+        for m in (model, ready(model, SampleConfig(compile=True)))
+    ]
+    torch.testing.assert_close(drawn[1], drawn[0], rtol=1e-3, atol=1e-4)
+
+assert len(compiled) == 12, "in training and sampling the blocks: 2 of ARFlow, 2 and 2 of the head of FlowAR"
+
+# dropout whose draws are made again in the backward pass: the gradient is that of the loss with these draws
+learner = begun(dataclasses.replace(near, dropout=0.5), compile=True, recompute=1)
+batch = {"latents": torch.randn(4, 2, 4, 4), "labels": torch.tensor([0, 1, 2, 0])}
+batch |= learner.draws((4, 2, 4, 4), generator=torch.Generator().manual_seed(0), device="cpu")
+
+
+def loss():
+    torch.manual_seed(7)
+    return loss_of(learner.model, learner.loss, batch, learner.config)
+
+
+loss().backward()
+direction = [p.grad.clone() for p in learner.parameters]
+length = sum(d.square().sum() for d in direction).sqrt()
+ends = []
+for side in (1, -1):
+    for p, d in zip(learner.parameters, direction, strict=True):
+        p.data.add_(d / length, alpha=side * 0.01)
+    ends.append(loss().item())
+    for p, d in zip(learner.parameters, direction, strict=True):
+        p.data.sub_(d / length, alpha=side * 0.01)
+slope = (ends[0] - ends[1]) / 0.02
+assert abs(slope / length - 1) < 0.02, (slope, length)
+
+# a compiled graph takes the CPU's own way for few keys and for dropout, and nothing else does
+attention.written_out = lambda q, k, v, drop=0.0: torch.full_like(q, 7.0)
+layers.hashed_dropout = lambda x, p, seed: torch.full_like(x, 7.0)
+attend, drop = (torch.compile(f, backend="eager") for f in (attention.softmax_attention, layers.dropout))
+few, many = torch.randn(1, 1, 512, 8), torch.randn(1, 1, 513, 8)
+assert (attend(few, few, few) == 7).all() and not (attend(many, many, many) == 7).any()
+assert not (attention.softmax_attention(few, few, few) == 7).any()
+assert (drop(few, 0.5) == 7).all() and not (layers.dropout(few, 0.5) == 7).any()
+"""
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_and_sample_as_plain_ones():
+    done = subprocess.run([sys.executable, "-c", BLOCKS], capture_output=True, text=True, timeout=290)
+    assert done.returncode == 0, done.stderr
