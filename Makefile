@@ -34,7 +34,7 @@ bench: export OMP_WAIT_POLICY ?= PASSIVE
 bench: setup
 	$(BIN)/python benchmarks/cpu.py
 
-# Whether training and sampling have become slower against matrix products: less than a minute.
+# Whether training and sampling have become slower against matrix products: two minutes.
 guard: setup
 	$(BIN)/python benchmarks/guard.py
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from fluvial.cli import main
 from fluvial.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
-LONGER = 2.0  # a case with something switched off may take so many times as long as with everything on
+LONGER = 1.2  # a case may take so many times as long as it has in another variant
 
 
 class Case(NamedTuple):
@@ -55,13 +55,13 @@ class Row(NamedTuple):
 
 
 def variants(optimisations: Mapping[str, Optimisation]) -> dict[str, tuple[str, ...]]:
-    """Options by name: everything on, each one off, everything off."""
+    """Options by name: everything on, everything off, each one off."""
     on = {name: each.on for name, each in optimisations.items()}
     found = {"all": on}
-    for name, each in optimisations.items():
-        found[f"without {name}"] = {**on, name: each.off}
     if len(optimisations) > 1:
         found["none"] = {name: each.off for name, each in optimisations.items()}
+    for name, each in optimisations.items():
+        found[f"without {name}"] = {**on, name: each.off}
     return {name: tuple(word for words in options.values() for word in words) for name, options in found.items()}
 
 
@@ -72,12 +72,12 @@ def run(
     *,
     budget: float,
     apart: bool,
-) -> list[Row]:
+) -> Iterator[Row]:
     """Measures every case in every variant, all cases with everything on first; what no longer fits is left out.
 
     `apart` gives each measurement a process of its own, whose peak of memory then is the measurement's.
     """
-    started, rows, longest = time.monotonic(), list[Row](), dict[str, float]()
+    started, longest = time.monotonic(), dict[str, float]()
     for variant, options in variants(optimisations).items():
         for case in cases:
             arguments = ["bench", case.what, *case.arguments, *options, *common]
@@ -87,14 +87,14 @@ def run(
             likely = LONGER * longest.get(case.name, 0.0) if variant != "all" else max(longest.values(), default=0.0)
             if left <= likely:
                 reason = f"left out: {left:.0f} s of {budget:.0f} s were left, and it may take {likely:.0f} s"
-                rows.append(Row(case.name, variant, command, None, reason))
+                row = Row(case.name, variant, command, None, reason)
             else:
                 begun = time.monotonic()
                 result, reason = measured([*arguments, *profile], left if apart else None)
                 longest[case.name] = max(longest.get(case.name, 0.0), time.monotonic() - begun)
-                rows.append(Row(case.name, variant, command, result, reason))
-            print(line(rows[-1]), file=sys.stderr, flush=True)
-    return rows
+                row = Row(case.name, variant, command, result, reason)
+            print(line(row), file=sys.stderr, flush=True)
+            yield row
 
 
 def measured(
@@ -107,8 +107,11 @@ def measured(
         arguments = [*arguments, "--out", str(out)]
         if seconds is None:
             said = io.StringIO()
-            with redirect_stdout(io.StringIO()), redirect_stderr(said):
-                main(arguments)
+            try:
+                with redirect_stdout(io.StringIO()), redirect_stderr(said):
+                    main(arguments)
+            except Exception as error:  # the other cases go on
+                said.write(f"{type(error).__name__}: {error}")
             errors = said.getvalue()
             torch.compiler.reset()
             gc.collect()
@@ -143,12 +146,13 @@ def document(title: str, rows: Sequence[Row], limits: Mapping[str, str]) -> str:
         f"# {title}",
         markdown(["machine", ""], [[key, str(value)] for key, value in about.items()]),
         "Medians, with quartiles in brackets. Utilisation is model FLOP/s over the rate of matrix products in the same "
-        'process and dtype. "All" has every optimisation, "without" lacks one of them; the last column compares '
-        "images/s with those of the last row.",
+        "process and dtype, memory the peak above what there was before the model was made. "
+        '"All" has every optimisation that can be switched, "none" none, "without" lacks one; what cannot be switched '
+        'is in benchmarks/twins.py. The last column compares images/s with those of "none".',
     ]
     for case in dict.fromkeys(row.case for row in rows):
         of_case = [row for row in rows if row.case == case]
-        head = ["", "images/s", "utilisation", "peak memory", "times the last"]
+        head = ["", "images/s", "utilisation", "memory", "times none"]
         parts += [f"## {case}", f"`{of_case[0].command}`", markdown(head, table(of_case))]
         for row in of_case:
             if row.result is not None and row.result["profile"]:
@@ -159,19 +163,20 @@ def document(title: str, rows: Sequence[Row], limits: Mapping[str, str]) -> str:
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
     """A line for each variant of one case."""
-    base = rows[-1].result and rows[-1].result["images_per_second"]["median"]
+    none = next((row.result for row in rows if row.variant == "none"), None)
+    base = none and none["images_per_second"]["median"]
     lines = []
     for row in rows:
         if row.result is None:
             lines.append([row.variant, row.reason, "", "", ""])
             continue
-        speed, peak = row.result["images_per_second"], row.result["memory"]["peak"]
+        speed, memory = row.result["images_per_second"], row.result["memory"]
         lines.append(
             [
                 row.variant,
                 quartiles(speed, lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.3g}"),
                 quartiles(row.result["utilisation"], "{:.3f}".format),
-                "" if peak is None else f"{peak / 1e9:.2f} GB",
+                "" if memory["peak"] is None else f"{(memory['peak'] - memory['before']) / 1e9:.2f} GB",
                 f"{speed['median'] / base:.2f}" if base else "",
             ]
         )
@@ -189,12 +194,14 @@ def slug(machine: Mapping[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def write(folder: Path, title: str, rows: Sequence[Row], limits: Mapping[str, str], device: str) -> Path:
-    """The document and, beside it, everything that was measured."""
+def write(folder: Path, title: str, rows: Iterable[Row], limits: Mapping[str, str], device: str) -> Path:
+    """The document and, beside it, everything that was measured; as far as they are after every row."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{slug(bench.machine(device))}.md"
-    path.write_text(document(title, rows, limits))
-    write_json(path.with_suffix(".json"), {"rows": [row._asdict() for row in rows]})
+    path, written = folder / f"{slug(bench.machine(device))}.md", list[Row]()
+    for row in rows:
+        written.append(row)
+        path.write_text(document(title, written, limits))
+        write_json(path.with_suffix(".json"), {"rows": [each._asdict() for each in written]})
     return path
 
 

@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from ablation import RESULTS, Case, Optimisation, measured_limits, run, write
 
 MODELS = {
@@ -20,7 +21,7 @@ MODELS = {
     "FlowAR-S": ("imagenet256-flowar-s",),
     "FlowAR-L": ("imagenet256-flowar-l",),
 }
-# by arithmetic they fit into 80 GB (docs/memory.md); sequences of 5 images for ARFlow
+# by arithmetic they fit into 80 GB in bf16 and into 141 GB in tf32 (docs/memory.md); sequences of 5 images for ARFlow
 BATCHES = {"ARFlow-B/2": 40, "ARFlow-XL/2": 12, "SiT-XL/2": 128, "FlowAR-S": 192, "FlowAR-L": 64}
 SAMPLED = ("--batch", "64", "--sample.steps", "20")
 OPTIMISATIONS = {
@@ -57,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.add_argument("--tiny", action="store_true", help="small models on the processor, to try the code")
     arguments = options.parse_args(argv)
     device, chosen, optimisations = "cuda", cases(), OPTIMISATIONS
+    if not arguments.tiny and not torch.cuda.is_available():
+        options.error(
+            "there is no CUDA device here; --tiny tries the code on the processor, benchmarks/cpu.py times that"
+        )
     if arguments.tiny:
         device, chosen = "cpu", [tiny(case) for case in chosen]
         optimisations = {"bf16": OPTIMISATIONS["bf16"]}

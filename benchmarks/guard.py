@@ -2,16 +2,17 @@
 
     python benchmarks/guard.py [--record] [--tolerance SHARE] [--file FILE]
 
-Small models of each method are trained and sampled on one thread, in less than a minute. No time is compared with a
-time: a slower or busier machine slows the matrix products alike. What is recorded holds for an instruction set, dtype
-and case; --record writes that of this machine beside the others. Ends with 1 if a utilisation fell by more than the
-tolerance, twice in a row.
+Small models of each method are trained and sampled on one thread, one of them compiled, in two minutes. No time is
+compared with a time: a slower or busier machine slows the matrix products alike. What is recorded holds for an
+instruction set, dtype and case; --record writes that of this machine beside the others. Ends with 1 if a utilisation
+fell by more than the tolerance, twice in a row.
 """
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from ablation import RESULTS
@@ -33,22 +34,27 @@ METHODS = {
     "ARFlow": (arflow.Config(**SHAPE, patch=2, images_per_sequence=4), 2),
     "FlowAR": (flowar.Config(**SHAPE, scales=(1, 2, 4, 8), patch=2, head_width=256, head_heads=4), 8),
 }
+CASES: tuple[tuple[bench.What, str, bool], ...] = (
+    *((what, method, False) for method in METHODS for what in ("train", "sample")),
+    ("train", "FlowAR", True),  # with dropout, and attention over few keys
+)
 
 
 def measured(repeats: int = 5) -> dict[str, float]:
-    """The median utilisation of each case, in the order of the methods."""
+    """The median utilisation of each case."""
     found = {}
-    for name, (method, batch) in METHODS.items():
-        run = Run(method=method, train=TrainConfig(batch=batch), sample=SAMPLE)
-        for what in ("train", "sample"):
-            result = bench.measure(what, bench.settings(what, run), repeats=repeats)
-            found[key(what, name, result["dtype"])] = result["utilisation"]["median"]
+    for what, name, compile in CASES:
+        method, batch = METHODS[name]
+        run = bench.settings(what, Run(method=method, train=TrainConfig(batch=batch), sample=SAMPLE), compile=compile)
+        result = bench.measure(what, run, repeats=repeats)
+        found[key(what, name, result)] = result["utilisation"]["median"]
     return found
 
 
-def key(what: str, method: str, dtype: str) -> str:
+def key(what: str, method: str, result: Mapping[str, Any]) -> str:
     """What a recorded value holds for: nothing that depends on the speed of the machine."""
-    return f"{what} {method}, {dtype}, {torch.backends.cpu.get_cpu_capability()}"
+    how = f"{result['dtype']}, compiled" if result["compile"] else result["dtype"]
+    return f"{what} {method}, {how}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def verdicts(

@@ -134,8 +134,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             points.append(point)
             print(*point[:4], f"{point.distance:.4f}", file=sys.stderr, flush=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    command = f"python benchmarks/nfe.py {' '.join(f.name for f in given.runs)} --count {given.count}"
-    about = f"`{command} --features {given.features}`, torch {torch.__version__}"
+    runs = " ".join(folder.name for folder in given.runs)
+    command = f"python benchmarks/nfe.py {runs} --count {given.count} --features {given.features}"
+    about = f"`{command}`, torch {torch.__version__}"
     given.out.with_suffix(".md").write_text(f"{about}\n\n{table(points)}\n")
     write_json(given.out.with_suffix(".json"), {"command": command, "points": [p._asdict() for p in points]})
     picture(points, given.features, given.count).savefig(given.out.with_suffix(".png"), dpi=110)

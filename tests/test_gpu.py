@@ -5,8 +5,9 @@ import functools
 
 import pytest
 import torch
+import twins
 
-from fluvial import experiment, recipes
+from fluvial import bench, experiment, recipes
 from fluvial.autoencoders.vae import Vae
 from fluvial.data.batches import batches
 from fluvial.data.images import digits, to_signed
@@ -14,6 +15,7 @@ from fluvial.generate import SampleConfig, generate
 from fluvial.guidance import Guidance
 from fluvial.interpolant import INTERPOLANTS
 from fluvial.methods import METHODS, method_of
+from fluvial.nn.scales import attend
 from fluvial.train.health import Health
 from fluvial.train.step import begin, step
 
@@ -105,6 +107,32 @@ def test_sampling_waits_for_the_device_only_at_the_end(name):
             shape=run.method.noise_shape,
             interpolant=INTERPOLANTS[run.method.interpolant],
         )
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("what", ["train", "sample"])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_benchmark_measures_every_method(name, what, compile):
+    run = recipes.get(f"digits-{name}")
+    run = bench.settings(what, run, batch=4, dtype="bf16", compile=compile)
+    run = dataclasses.replace(run, sample=dataclasses.replace(run.sample, scale_steps=(), steps=2))
+    found = bench.measure(what, run, device="cuda", warmup=1, repeats=2, profiled=True, side=256)
+    assert found["machine"]["gpu"] and found["memory"]["peak"] > found["memory"]["before"] >= 0
+    assert 0 < found["utilisation"]["median"] < 1
+    shares = [row["share"] for row in found["profile"]]
+    assert all(share > 0 for share in shares) and sum(shares) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_flex_attention_is_attention_scale_by_scale(causal):
+    q, k, v = torch.randn(3, 2, 4, 341, 64, device="cuda", requires_grad=True).unbind()
+    sizes = (1, 4, 16, 64, 256)
+    packed = torch.compile(twins.flex(sizes, causal=causal, device="cuda"))
+    plain, fast = attend(q, k, v, sizes, causal=causal), packed(q, k, v)
+    torch.testing.assert_close(fast, plain, atol=1e-2, rtol=1e-2)  # TF32
+    by = torch.randn_like(plain)
+    gradients = [torch.autograd.grad(out, (q, k, v), by) for out in (fast, plain)]
+    torch.testing.assert_close(*gradients, atol=2e-2, rtol=2e-2)
 
 
 def test_an_autoencoder_on_the_gpu_is_that_on_the_cpu():
