@@ -93,7 +93,7 @@ def test_compare_puts_the_methods_side_by_side(tmp_path, capsys):
     assert main(["compare", "cifar"]) == 2 and "unknown data set 'cifar'" in capsys.readouterr().err
 
 
-def test_flowar_draws_its_scales(tmp_path):
+def test_flowar_draws_its_scales(tmp_path, capsys):
     small = ["--method.width", "16", "--method.depth", "2", "--method.head-width", "16", "--method.head-depth", "1"]
     out = str(tmp_path / "run")
     assert (
@@ -104,6 +104,9 @@ def test_flowar_draws_its_scales(tmp_path):
     assert strip.size == ((3 * 9 + 1) * 6, (4 * 9 + 1) * 6)
     # a frame a step, but Pillow joins frames that do not differ, as in a model of three steps they hardly do
     assert 3 <= Image.open(tmp_path / "run" / "samples" / "trajectory.gif").n_frames <= 4 + 3 + 2
+    capsys.readouterr()
+    assert main(["sample", out, "--count", "1", "--sample.steps", "2"]) == 0, "in place of the recipe's, by scale"
+    assert "'conditional 1x1': 2, 'null 1x1': 2" in capsys.readouterr().out
     for wrong in (
         ["scale-steps", "4", "3"],
         ["guidance.scale-weights", "2"],

@@ -27,7 +27,8 @@ class SampleConfig:
     steps: int = 50
     """Solver steps from noise to data, in FlowAR at each scale; dopri5 ignores it."""
     scale_steps: tuple[int, ...] = ()
-    """FlowAR: solver steps of each scale, coarse to fine, in place of steps."""
+    """FlowAR: solver steps of each scale, coarse to fine, in place of steps. On the command line, --sample.steps alone
+    takes as many at every scale."""
     grid: Literal["uniform", "two-piece"] = "uniform"
     """Equal steps, or half of them below t = 0.7 and half above 0.75 (FlowAR's release)."""
     shift: float = 1.0

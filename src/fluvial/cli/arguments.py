@@ -19,12 +19,23 @@ class UsageError(ValueError):
 
 def parse(kind: type[T], default: T | None, arguments: list[str], prog: str, description: str | None) -> T:
     config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+    default = _steps_for_every_scale(default, arguments)
     try:
         if default is None:  # some options must be given
             return tyro.cli(kind, args=arguments, prog=prog, description=description, config=config)
         return tyro.cli(kind, default=default, args=arguments, prog=prog, description=description, config=config)
     except ValueError as error:  # a __post_init__ that refuses a value
         raise UsageError(str(error)) from error
+
+
+def _steps_for_every_scale(default: Any, arguments: list[str]) -> Any:  # noqa: ANN401 - options of any command
+    """Without the run's own steps of each scale, in place of which --sample.steps would be, if that one is given."""
+    given = {word.partition("=")[0].replace("_", "-") for word in arguments}
+    if "--sample.steps" not in given or "--sample.scale-steps" in given:
+        return default
+    if hasattr(default, "run"):
+        return replace(default, run=_steps_for_every_scale(default.run, arguments))
+    return replace(default, sample=replace(default.sample, scale_steps=())) if hasattr(default, "sample") else default
 
 
 def positional(

@@ -12,14 +12,14 @@ from fluvial.train.optim import OptimConfig
 
 SHAPE = {"size": (8, 8), "channels": 1, "classes": 10, "patch": 4, "depth": 3, "width": 128, "heads": 4}
 OPTIM = OptimConfig(lr=2e-3, warmup=100, schedule="cosine", clip="norm", clip_at=1.0)
-SAMPLE = SampleConfig(solver="ab2", steps=20, guidance=Guidance(weight=1.5))
+SAMPLE = SampleConfig(solver="ab2", steps=12, guidance=Guidance(weight=1.5))  # more change nothing: docs/nfe.md
 
 
 def digits_arflow() -> Run:
     """ARFlow on the handwritten digits: two minutes on one CPU core, then 99.9 % of samples are of their class.
 
     `fluvial train digits-arflow`, then `fluvial score runs/digits-arflow`: class accuracy 0.999 and a Frechet distance
-    of 0.72 over 1,000 samples (real digits: 0.993 and 0.30), with torch 2.13.0 on one core with AVX-512.
+    of 0.73 over 1,000 samples (real digits: 0.993 and 0.30), with torch 2.13.0 on one core with AVX-512.
     """
     return Run(
         method=arflow.Config(**SHAPE),
@@ -36,7 +36,7 @@ def digits_sit() -> Run:
     """SiT on the handwritten digits, as many images a step as ARFlow's: a minute and a half on one CPU core.
 
     `fluvial train digits-sit`, then `fluvial score runs/digits-sit`: class accuracy 1.0 and a Frechet distance of
-    0.73 over 1,000 samples (real digits: 0.993 and 0.30), with torch 2.13.0 on one core with AVX-512.
+    0.74 over 1,000 samples (real digits: 0.993 and 0.30), with torch 2.13.0 on one core with AVX-512.
     """
     return Run(
         method=sit.Config(**SHAPE),
@@ -52,8 +52,8 @@ def digits_sit() -> Run:
 def digits_flowar() -> Run:
     """FlowAR on the handwritten digits, maps of 1, 2 x 2 and 4 x 4 tokens: two minutes on one CPU core.
 
-    `fluvial train digits-flowar`, then `fluvial score runs/digits-flowar`: class accuracy 0.996 and Frechet distance
-    0.97 over 1,000 samples (real digits: 0.993 and 0.30), with torch 2.13.0 on one core with AVX-512.
+    `fluvial train digits-flowar`, then `fluvial score runs/digits-flowar`: class accuracy 0.997 and Frechet distance
+    0.96 over 1,000 samples (real digits: 0.993 and 0.30), with torch 2.13.0 on one core with AVX-512.
     """
     return Run(
         method=flowar.FlowARConfig(
@@ -75,5 +75,5 @@ def digits_flowar() -> Run:
         train=TrainConfig(
             steps=1200, batch=64, ema_decay=0.99, log_every=50, save_every=200, eval_every=200, sample_every=200
         ),
-        sample=replace(SAMPLE, guidance=Guidance(weight=1.4)),
+        sample=replace(SAMPLE, scale_steps=(32, 20, 8), guidance=Guidance(weight=1.4)),
     )
