@@ -26,7 +26,7 @@ from fluvial.methods import arflow, flowar, sit
 from fluvial.train.config import TrainConfig
 
 FILE = RESULTS / "guard.json"
-TOLERANCE = 0.5
+TOLERANCE = 0.4
 SHAPE = {"size": (16, 16), "channels": 4, "classes": 10, "depth": 2, "width": 256, "heads": 4}
 SAMPLE = SampleConfig(solver="euler", steps=4, guidance=Guidance(weight=1.5), batch=8)
 METHODS = {

@@ -91,7 +91,7 @@ def measure(folder: Path, count: int, features: str) -> Iterator[Point]:
 
 def picture(points: Sequence[Point], features: str, count: int) -> "Figure":
     """A column a run: distance against evaluations, and against what they cost, a line a series."""
-    figures = require("matplotlib.figure", extra="plot", why="a picture")
+    figures, ticker = (require(f"matplotlib.{name}", extra="plot", why="a picture") for name in ("figure", "ticker"))
     runs = list(dict.fromkeys(point.run for point in points))
     figure = figures.Figure(figsize=(6 * len(runs), 8), layout="constrained")
     costs = {"nfe": "evaluations with the class, an image", "gflops": "GFLOP an image"}
@@ -104,9 +104,9 @@ def picture(points: Sequence[Point], features: str, count: int) -> "Figure":
         axes.set(xscale="log", yscale="log", title=run, xlabel=costs[cost])
         axes.set_ylabel(f"Frechet distance ({features}), {count:,} samples")
         for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("{x:g}")
-        axes.tick_params(which="minor", labelsize=7)
+            axis.set_minor_formatter(ticker.NullFormatter())
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure
