@@ -23,7 +23,8 @@ from fluvial.timesteps import grid, grid_with_last_step, two_piece_grid
 class SampleConfig:
     solver: SolverName = "euler"
     """euler and ab2 evaluate the model once a step, heun and midpoint twice, dopri5 chooses its own steps;
-    euler-maruyama is the SDE sampler of the releases, once a step."""
+    euler-maruyama is the SDE sampler of the releases, once a step. heun and dopri5 also evaluate it at t = 1, where
+    models are least sure."""
     steps: int = 50
     """Solver steps from noise to data, in FlowAR at each scale; dopri5 ignores it."""
     scale_steps: tuple[int, ...] = ()
