@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     about = f"`{command}`, torch {torch.__version__}"
     given.out.with_suffix(".md").write_text(f"{about}\n\n{table(points)}\n")
     write_json(given.out.with_suffix(".json"), {"command": command, "points": [p._asdict() for p in points]})
-    picture(points, given.features, given.count).savefig(given.out.with_suffix(".png"), dpi=110)
+    picture(points, given.features, given.count).savefig(given.out.with_suffix(".png"), dpi=80)
     print(given.out.with_suffix(".png"))
 
 

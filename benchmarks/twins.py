@@ -231,9 +231,8 @@ def compare(pair: Pair, device: torch.device, repeats: int) -> Found:
     for call in calls:
         call()  # compiles
     counts = [math.ceil(bench.STRETCH / bench.seconds_of(call, device)) for call in calls]
-    times = [
-        [bench.seconds_of(*each) for each in zip(calls, (device,) * 2, counts, strict=True)] for _ in range(repeats)
-    ]
+    turns = list(zip(calls, counts, strict=True))
+    times = [[bench.seconds_of(call, device, count) for call, count in turns] for _ in range(repeats)]
     return Found(bench.spread([a for a, _ in times])["median"], bench.spread([b / a for a, b in times]))
 
 

@@ -78,15 +78,18 @@ class Vae(nn.Module):
             rows, count = part or (slice(None), len(z))
             noise = torch.randn((count, *z.shape[1:]), generator=generator, device=z.device)[rows]
             z = z + (logvar.clamp(*LOG_VARIANCE) / 2).exp() * noise
-        shift, scale = (_per_channel(values, z.dtype, z.device) for values in (self.shift, self.scale))
+        shift, scale = self._shift_and_scale(z)
         return (z - shift) * scale
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """Latents to images in [-1, 1], clamped."""
-        shift, scale = (_per_channel(values, latents.dtype, latents.device) for values in (self.shift, self.scale))
+        shift, scale = self._shift_and_scale(latents)
         z = latents / scale + shift
         return _in_chunks(lambda part: self.model.decode(part).sample, z).clamp(-1, 1)
+
+    def _shift_and_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return _per_channel(self.shift, like.dtype, like.device), _per_channel(self.scale, like.dtype, like.device)
 
 
 class UnknownKind(ValueError):
