@@ -169,20 +169,27 @@ def test_what_is_not_there_is_code_1(tmp_path, capsys):
     assert "stabilityai/sd-vae-ft-ema" in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
-def test_a_truncated_checkpoint_is_code_1_and_removing_it_falls_back(tmp_path, capsys):
+def test_a_truncated_checkpoint_is_code_1_and_training_goes_on_from_the_one_before(tmp_path, capsys):
     assert main(train(tmp_path / "run")) == 0
     newest = checkpoint.newest(tmp_path / "run")
     (file,) = newest.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
     assert main(["sample", str(tmp_path / "run")]) == 1
-    assert "damaged" in (error := capsys.readouterr().err) and str(newest) in error
+    error = capsys.readouterr().err
+    assert f"{file} is damaged" in error and "The newest whole checkpoint is step-00000005: --step 5" in error
+    for command in (
+        ["sample"],
+        ["score"],
+        ["export", "--to", "safetensors"],
+        ["train", "--out", str(tmp_path / "new")],
+    ):
+        assert main([command[0], str(tmp_path / "run"), *command[1:]]) == 1
+        assert f"{file} is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "new" / "run.json").exists() and not (tmp_path / "run" / "score.json").exists()
+    assert main(["sample", str(tmp_path / "run"), "--count", "2", "--step", "5"]) == 0
     assert main(train(tmp_path / "run")) == 0  # goes on from the one before, and says so
-    assert f"left aside: {file} is damaged (its checksum is another)" in capsys.readouterr().out
-    assert main(["sample", str(tmp_path / "run"), "--count", "2"]) == 0
-    newest = checkpoint.newest(tmp_path / "run")
-    for file in newest.iterdir():
-        file.unlink()
-    newest.rmdir()
+    assert f"{newest.name}/{file.name} is damaged" in (printed := capsys.readouterr().out)
+    assert "renamed to damaged-step-00000010" in printed
     assert main(["sample", str(tmp_path / "run"), "--count", "2"]) == 0
 
 

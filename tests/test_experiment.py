@@ -176,8 +176,67 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     experiment.train(small(steps=3, method={"mlp_ratio": 2.0}), tmp_path / "run", device="cpu")
     written = json.loads((tmp_path / "run" / "run.json").read_text())
     written["run"]["method"]["mlp_ratio"] = 4.0
+    with pytest.raises(ValueError, match="run.json is not as it was written"):
+        (tmp_path / "run" / "run.json").write_text(json.dumps(written))
+        experiment.load(tmp_path / "run")
+    del written["sha256"]  # an edit that is meant
     (tmp_path / "run" / "run.json").write_text(json.dumps(written))
     with pytest.raises(
         checkpoint.CheckpointError, match=r"another model: ema/blocks\.0\.mlp\.expand\.weight is \(32, 16\)"
     ):
         experiment.load(tmp_path / "run")
+
+
+def damage(run):
+    """Cuts every shard of every checkpoint short."""
+    for file in (run / "checkpoints").glob("step-*/*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-8])
+
+
+def test_a_run_of_imported_weights_is_never_trained_from_scratch(tmp_path):
+    run = small("digits-sit", steps=2)
+    record = experiment.record_of(run, imported={"file": "weights.pt"})
+    experiment.create(tmp_path / "imported", record, experiment.build(run).state_dict())
+    damage(tmp_path / "imported")
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint of .* is whole"):
+        experiment.train(run, tmp_path / "imported", device="cpu")
+    for start_over in (False, True):
+        with pytest.raises(ValueError, match="the weights that .* was made of are gone; make it again"):
+            experiment.train(run, tmp_path / "imported", device="cpu", start_over=start_over)
+    with pytest.raises(ValueError, match="has no whole checkpoint"):
+        experiment.train(run, tmp_path / "new", start=tmp_path / "imported", device="cpu")
+    assert not (tmp_path / "new" / "run.json").exists()
+
+
+def test_a_fine_tuned_run_starts_over_from_its_first_weights_and_only_when_told(tmp_path):
+    run = small("digits-sit", steps=3)
+    experiment.train(run, tmp_path / "first", device="cpu")
+    tuned = experiment.train(run, tmp_path / "tuned", start=tmp_path / "first", device="cpu")
+    with pytest.raises(ValueError, match=r"--start-over is for runs without a whole checkpoint"):
+        experiment.train(run, tmp_path / "tuned", device="cpu", start_over=True)
+    damage(tmp_path / "tuned")
+    with pytest.raises(checkpoint.CheckpointError, match=r"no checkpoint of .* is whole.*--start-over"):
+        experiment.train(run, tmp_path / "tuned", device="cpu")
+    again = experiment.train(run, tmp_path / "tuned", device="cpu", start_over=True)
+    for name, value in tuned.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name])
+
+
+def test_another_checkpoint_than_the_newest_can_be_loaded(tmp_path):
+    experiment.train(small("digits-sit", steps=6), tmp_path / "run", device="cpu")
+    older = experiment.load(tmp_path / "run", step=3, device="cpu")
+    assert older.step == 3
+    there = checkpoint.load(tmp_path / "run" / "checkpoints" / "step-00000003", "ema")
+    assert all(torch.equal(value, there[name]) for name, value in older.model.state_dict().items())
+
+
+def test_a_changed_run_json_is_noticed(tmp_path):
+    experiment.train(small("digits-sit", steps=1), tmp_path / "run", device="cpu")
+    file = tmp_path / "run" / "run.json"
+    text = file.read_text()
+    changes = {'"seed": 0': '"seed": 1', '"weight": ': '"weight": 1', '"sha256"': '"sha257"', '"recipe"': '"recipes"'}
+    for old, new in changes.items():
+        assert old in text
+        file.write_text(text.replace(old, new, 1))
+        with pytest.raises(ValueError, match=r"run\.json (is not as it was written|cannot be read)"):
+            experiment.read_run(tmp_path / "run")

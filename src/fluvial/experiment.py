@@ -27,7 +27,7 @@ from fluvial.config import Run, differences, from_json, to_json
 from fluvial.data.images import ImageSet, listed
 from fluvial.evaluation.against import against, real_images
 from fluvial.evaluation.statistics import statistics
-from fluvial.files import Lazy, only_one, write_json
+from fluvial.files import Lazy, json_checksum, only_one, write_json
 from fluvial.held_out import held_out_losses
 from fluvial.inputs import Inputs, batches_of, open_autoencoder, open_inputs
 from fluvial.methods import empty_model, method_of
@@ -56,6 +56,8 @@ CHANGEABLE = (
     "data.cache",
     "autoencoder.name",  # its weights are checked by their hash
 )
+# what run.json may say, and of what type
+RECORD = {"recipe": (str, type(None)), "made_by": dict, "imported": dict, "start": str, "ema": dict, "run": dict}
 PREVIEW = 100  # images in the grids drawn during training
 
 
@@ -85,6 +87,7 @@ def train(
     images: ImageSet | None = None,
     held_out: ImageSet | None = None,
     device: torch.device | str | None = None,
+    start_over: bool = False,
 ) -> "Trained":
     """Trains a run in the folder `out`, or goes on with what is there.
 
@@ -92,11 +95,14 @@ def train(
     that changes is printed.
 
     images and held_out stand in for the data set that `run.data` names, which is then recorded as "given". With
-    method.classes 0 labels are left aside. Raises ValueError if the folder holds a run with other settings, if the
-    images do not fit the model, or a class is too small for its sequences.
+    method.classes 0 labels are left aside. `start_over` trains from the start again where none of the run's checkpoints
+    is whole, which is refused otherwise.
+
+    Raises ValueError if the folder holds a run with other settings or no whole checkpoint, if the images do not fit the
+    model, or a class is too small for its sequences; RuntimeError if the weights are not finite at the end.
     """
     with distributed.world(torch.device(device or default_device())) as (world, device):
-        return _train(run, Path(out), recipe, start, images, held_out, device, world)
+        return _train(run, Path(out), recipe, start, images, held_out, device, world, start_over)
 
 
 def _train(
@@ -108,6 +114,7 @@ def _train(
     held_out: ImageSet | None,
     device: torch.device,
     world: World,
+    start_over: bool,
 ) -> "Trained":
     method = method_of(run.method)
     if start is not None:
@@ -134,14 +141,13 @@ def _train(
     def preview(model: nn.Module, path: Path) -> None:
         side = run.method.size[0] * autoencoder.stride
         images = sampler(model).sample(PREVIEW if side <= 64 else PREVIEW // 6).images
-        if images.shape[1] in (1, 3):  # of other channels there is no picture; the log and the checkpoints go on
-            pictures.save_grid(images, path, columns=round(len(images) ** 0.5))
+        pictures.save_grid(images, path, columns=round(len(images) ** 0.5))
 
     score = _scorer(run, inputs, device) if run.train.score_every and world.first else None
 
     with only_one(out) if world.first else nullcontext():
         if world.first:
-            _begin(out, run, recipe, start, model)
+            _begin(out, run, recipe, start, model, start_over)
         world.barrier()
         average = loop.train(
             model,
@@ -155,10 +161,11 @@ def _train(
             replica=lambda: empty_model(run.method).to(device),
             world=world,
             held_out=held_out_losses(inputs, device),
-            preview=preview,
+            preview=preview if (autoencoder.image_channels or run.method.channels) in (1, 3) else None,
             score=None if score is None else lambda model: score(sampler(model)),
+            start_over=start_over,
         )
-        return _trained(average, run, autoencoder, newest_checkpoint(out))
+        return checkpoint.read(out, partial(_trained, average, run, autoencoder))
 
 
 def _scorer(run: Run, inputs: Inputs, device: torch.device) -> Callable[[Trained], dict[str, Any]]:
@@ -177,14 +184,22 @@ def _scorer(run: Run, inputs: Inputs, device: torch.device) -> Callable[[Trained
     return score
 
 
-def _begin(out: Path, run: Run, recipe: str | None, start: Path | str | None, model: nn.Module) -> None:
+def _begin(
+    out: Path, run: Run, recipe: str | None, start: Path | str | None, model: nn.Module, start_over: bool
+) -> None:
     """Claims the folder, and writes the weights that the run starts from, if it does."""
-    if (out / "run.json").exists():
-        there = read_record(out).get("start")
+    record = read_record(out) if (out / "run.json").exists() else {}
+    if record:
+        there = record.get("start")
         if start is not None and str(start) != there:
             raise ValueError(f"{out} holds a run that started from {there or 'new weights'}, not from {start}")
         start = there
-    first = _first_weights(start, run, model) if start is not None and checkpoint.newest(out) is None else None
+    if start_over and (whole := checkpoint.newest_whole(out)):
+        raise ValueError(f"--start-over is for runs without a whole checkpoint, and {whole} is whole; leave it out")
+    if checkpoint.newest(out) is None and start is None and record.keys() & {"imported", "ema"}:
+        raise ValueError(f"the weights that {out} was made of are gone; make it again with fluvial import, or ema")
+    afresh = start is not None and checkpoint.newest(out) is None and (start_over or not checkpoint.damaged(out))
+    first = _first_weights(start, run, model) if afresh and start is not None else None
     _claim(out, run, recipe, start)
     if first is not None:
         checkpoint.write_weights(out, 0, first, {})
@@ -199,29 +214,49 @@ def create(
     seconds: float = 0.0,
 ) -> None:
     """Makes a run folder of weights that come from elsewhere. Training goes on from them with a new optimizer."""
+    folder.mkdir(parents=True, exist_ok=True)
     checkpoint.write_weights(folder, step, tensors, {"seconds": seconds})
-    write_json(folder / "run.json", record)
+    write_record(folder, record)
 
 
-def load(folder: Path | str, *, autoencoder: str = "", device: torch.device | str | None = None) -> Trained:
-    """The newest checkpoint of a run folder. `autoencoder` says where the run's is now, if no longer where it was.
+def load(
+    folder: Path | str, *, autoencoder: str = "", device: torch.device | str | None = None, step: int | None = None
+) -> Trained:
+    """The newest checkpoint of a run folder, or that of `step`, verified against its checksums.
 
-    Raises ValueError if the folder is not a run, or its checkpoint is missing, damaged or another model's.
+    `autoencoder` says where the run's is now, if no longer where it was. Raises ValueError if the folder is not a run,
+    or its checkpoint is missing, damaged, not finite or another model's.
     """
     folder = Path(folder)
-    run, newest = read_run(folder), newest_checkpoint(folder)
+    run = read_run(folder)
     if autoencoder:
         run = replace(run, autoencoder=replace(run.autoencoder, name=autoencoder))
     device = device or default_device()
     decoder = open_autoencoder(run.autoencoder).to(device)
     model = empty_model(run.method)
-    checkpoint.fill({f"ema/{name}": value for name, value in model.state_dict().items()}, newest)
-    return _trained(model.requires_grad_(False).eval().to(device), run, decoder, newest)
+
+    def fill(there: Path) -> Trained:
+        checkpoint.fill({f"ema/{name}": value for name, value in model.state_dict().items()}, there)
+        return _trained(model, run, decoder, there)
+
+    trained = checkpoint.read(folder, fill, step=step)
+    model.requires_grad_(False).eval().to(device)
+    return trained
 
 
-def _trained(average: nn.Module, run: Run, autoencoder: Autoencoder, newest: Path) -> Trained:
+def weights(folder: Path | str, *, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights that samples are drawn from, on the CPU, and the description of their checkpoint; verified.
+
+    Raises ValueError if there is no whole checkpoint.
+    """
+    return checkpoint.read(
+        Path(folder), lambda there: (checkpoint.load(there, "ema"), checkpoint.load_meta(there)), step=step
+    )
+
+
+def _trained(average: nn.Module, run: Run, autoencoder: Autoencoder, there: Path) -> Trained:
     """The moving average with what its checkpoint says of it."""
-    meta, record = checkpoint.load_meta(newest), read_record(newest.parent.parent)
+    meta, record = checkpoint.load_meta(there), read_record(there.parent.parent)
     kind = f"average of decay {run.train.ema_decay:g}"
     if "ema" in record:
         kind = f"power-function average of length {record['ema']['length']:g}"
@@ -235,11 +270,22 @@ def read_run(folder: Path | str) -> Run:
     """The configuration of a run folder. Raises ValueError if there is none or it cannot be read."""
     file = Path(folder) / "run.json"
     try:
-        return from_json(read_record(folder)["run"])
+        record = json.loads(file.read_bytes())
+        run, told = from_json(record["run"]), record.pop("sha256", None)
+        if unknown := record.keys() - RECORD.keys():
+            raise ValueError(f"it has the unknown entries {', '.join(sorted(unknown))}")
+        if wrong := [key for key, types in RECORD.items() if key in record and not isinstance(record[key], types)]:
+            raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r}")
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is not a run folder: it has no run.json") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
+    if told not in (None, json_checksum(record)):
+        raise ValueError(
+            f"{file} is not as it was written: damaged, or edited. Settings are changed by options of `fluvial train`; "
+            f'to keep an edit, delete the entry "sha256" in it'
+        )
+    return run
 
 
 def _as_it_was(run: Run, out: Path) -> Run:
@@ -265,23 +311,14 @@ def _claim(out: Path, run: Run, recipe: str | None, start: Path | str | None) ->
     if (out / "run.json").exists():
         record = {**record, **read_record(out), "run": record["run"]}
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "run.json", record)
+    write_record(out, record)
 
 
 def _first_weights(start: Path | str, run: Run, model: nn.Module) -> dict[str, Tensor]:
     """The weights of another run for this one; what was changed in them is printed."""
-    weights = checkpoint.load(newest_checkpoint(start), "ema")
-    adapted, changes = finetune.adapted(weights, read_run(start), run, model.state_dict())
+    adapted, changes = finetune.adapted(weights(start)[0], read_run(start), run, model.state_dict())
     print("\n".join([f"starts from the weights in {start}", *changes]), flush=True)
     return adapted
-
-
-def newest_checkpoint(folder: Path | str) -> Path:
-    """The newest checkpoint of a run folder. Raises ValueError if there is none."""
-    newest = checkpoint.newest(Path(folder))
-    if newest is None:
-        raise ValueError(f"{folder} has no checkpoint yet; train it first")
-    return newest
 
 
 def record_of(run: Run, recipe: str | None = None, **origin: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -297,7 +334,7 @@ def _check_folder(out: Path, run: Run) -> None:
         changed = differences(there, run)
         fatal = {k: v for k, v in changed.items() if not k.startswith(CHANGEABLE)}
         newest = checkpoint.newest(out)
-        if newest is not None and checkpoint.load_meta(newest).get("weights_only"):  # no step has been taken here
+        if newest is not None and checkpoint.is_untrained(newest):
             fatal = {k: v for k, v in fatal.items() if k.startswith("method.") or (k.startswith("auto") and v[0])}
         if there.optim.schedule == "constant":
             fatal.pop("train.steps", None)  # more steps leave those already taken as they are
@@ -309,5 +346,11 @@ def _check_folder(out: Path, run: Run) -> None:
 
 
 def read_record(folder: Path | str) -> dict[str, Any]:
-    """run.json as it is."""
-    return json.loads((Path(folder) / "run.json").read_text())
+    """run.json as it is, but for its checksum."""
+    record = json.loads((Path(folder) / "run.json").read_bytes())
+    return {key: value for key, value in record.items() if key != "sha256"}
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Writes run.json, with a checksum of itself."""
+    write_json(folder / "run.json", {**record, "sha256": json_checksum(record)})

@@ -15,7 +15,6 @@ from fluvial.files import whole_folder, write_tensors
 from fluvial.importing import DTYPES, EXPORT, NAMES, Precision, described
 from fluvial.methods import name_of
 from fluvial.metrics import report
-from fluvial.train import checkpoint
 
 TASK = "unconditional-image-generation"  # the hub knows no task with class labels
 PAPERS = {"sit": "2401.08740", "arflow": "2501.16085", "flowar": "2412.15205"}
@@ -28,19 +27,27 @@ from fluvial.pipeline import FluvialPipeline as FluvialPipeline
 '''
 
 
-def to_safetensors(run: Path | str, out: Path | str, *, dtype: Precision | None = None, license: str = "") -> Path:
+def to_safetensors(
+    run: Path | str, out: Path | str, *, dtype: Precision | None = None, license: str = "", step: int | None = None
+) -> Path:
     """Writes model.safetensors, with the run in its metadata, and README.md, a model card, in the folder `out`.
 
     The weights are those that samples are drawn from, in `dtype`, by default as they are stored; `fluvial import` makes
     the same run folder of the file again. Raises ValueError if there is no such run, or something at `out` already.
     """
     with whole_folder(Path(out)) as folder:
-        _write(Path(run), folder, dtype, license)
+        _write(Path(run), folder, dtype, license, step)
     return Path(out)
 
 
 def to_hub(
-    run: Path | str, repo: str, *, private: bool = False, dtype: Precision | None = None, license: str = ""
+    run: Path | str,
+    repo: str,
+    *,
+    private: bool = False,
+    dtype: Precision | None = None,
+    license: str = "",
+    step: int | None = None,
 ) -> str:
     """Uploads what `to_safetensors` writes to `repo` (owner/name) on the Hugging Face hub; returns its address.
 
@@ -49,7 +56,7 @@ def to_hub(
     from huggingface_hub import HfApi
 
     with TemporaryDirectory() as folder:
-        _write(Path(run), Path(folder), dtype, license)
+        _write(Path(run), Path(folder), dtype, license, step)
         try:
             api = HfApi()
             url = api.create_repo(repo, private=private, exist_ok=True)
@@ -64,7 +71,7 @@ def to_hub(
     return str(url)
 
 
-def to_diffusers(run: Path | str, out: Path | str, *, license: str = "") -> Path:
+def to_diffusers(run: Path | str, out: Path | str, *, license: str = "", step: int | None = None) -> Path:
     """Writes a pipeline folder of diffusers, with the autoencoder in it and a model card.
 
     DiffusionPipeline.from_pretrained(out, custom_pipeline=out, trust_remote_code=True) draws the images that
@@ -73,29 +80,29 @@ def to_diffusers(run: Path | str, out: Path | str, *, license: str = "") -> Path
     require("diffusers", extra="vae", why="a pipeline of diffusers")
     from fluvial.pipeline import FluvialModel, FluvialPipeline
 
-    trained = experiment.load(run, device="cpu")
+    trained = experiment.load(run, device="cpu", step=step)
     autoencoder, vae = trained.autoencoder, None
     settings = replace(trained.run.autoencoder, shift=autoencoder.shift, scale=autoencoder.scale)
     if isinstance(autoencoder, Vae):
         vae = autoencoder.model
     model = FluvialModel(run=to_json(replace(trained.run, autoencoder=settings)))
     model.network.load_state_dict(trained.model.state_dict())
+    parameters = sum(p.numel() for p in trained.model.parameters())
+    meta = {"step": trained.step, "weights_only": trained.average == "as imported"}
     with whole_folder(Path(out)) as folder:
         FluvialPipeline(model=model, vae=vae).save_pretrained(folder)
         (folder / "pipeline.py").write_text(PIPELINE)
-        (folder / "README.md").write_text(_card(Path(run), license, USE_DIFFUSERS))
+        (folder / "README.md").write_text(_card(Path(run), license, USE_DIFFUSERS, meta, parameters))
     return Path(out)
 
 
-def _write(run: Path, folder: Path, dtype: Precision | None, license: str) -> None:
+def _write(run: Path, folder: Path, dtype: Precision | None, license: str, step: int | None) -> None:
     experiment.read_run(run)  # says what is wrong with it
-    newest = experiment.newest_checkpoint(run)
-    meta = checkpoint.load_meta(newest)
+    weights, meta = experiment.weights(run, step=step)
     record = {**experiment.read_record(run), "step": meta["step"], "seconds": meta["seconds"]}
-    weights = checkpoint.load(newest, "ema")
     stored = {name: value if dtype is None else value.to(DTYPES[dtype]) for name, value in weights.items()}
     write_tensors(folder / "model.safetensors", stored, {EXPORT: json.dumps(record)})
-    (folder / "README.md").write_text(_card(run, license, USE))
+    (folder / "README.md").write_text(_card(run, license, USE, meta, sum(value.numel() for value in weights.values())))
 
 
 USE = """```
@@ -119,12 +126,11 @@ images = pipeline(count=16, seed=0).images
 The code in it is one import of fluvial: `pip install 'fluvial[vae]'`."""
 
 
-def _card(folder: Path, license: str, use: str) -> str:
+def _card(folder: Path, license: str, use: str, meta: Mapping[str, Any], parameters: int) -> str:
     """The model card: what the model is, how to use it, how it is sampled, and what was measured."""
     from huggingface_hub import ModelCardData
 
     run, record = experiment.read_run(folder), experiment.read_record(folder)
-    meta = checkpoint.load_meta(experiment.newest_checkpoint(folder))
     kind = name_of(type(run.method))
     data = ModelCardData(
         library_name="fluvial", license=license or None, pipeline_tag=TASK, tags=[kind, "flow-matching"]
@@ -134,8 +140,6 @@ def _card(folder: Path, license: str, use: str) -> str:
     if imported := record.get("imported"):
         source = f"imported from the published file {imported['file']}"
         origin = source if meta.get("weights_only") and "start" not in record else f"{source}, then {origin}"
-    weights = {k: v for k, v in checkpoint.shapes(experiment.newest_checkpoint(folder)).items() if k.startswith("ema/")}
-    parameters = sum(value.size.numel() for value in weights.values())
     lines = [
         f"---\n{data.to_yaml()}\n---\n\n# {NAMES[kind]}\n",
         f"[{NAMES[kind]}](https://arxiv.org/abs/{PAPERS[kind]}) with {parameters:,} parameters, {origin}.\n",

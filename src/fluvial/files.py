@@ -28,6 +28,15 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def flush(path: Path) -> None:
+    """Flushes a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Writes JSON, whole or not at all."""
     with whole_file(path) as temporary:
@@ -67,6 +76,11 @@ def checksum(file: Path) -> str:
     """The SHA-256 of a file."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def json_checksum(values: Mapping[str, Any]) -> str:
+    """The SHA-256 of JSON values, whatever their order in a file and its spaces."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def tensors_checksum(tensors: Mapping[str, Tensor]) -> str:

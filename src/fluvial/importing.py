@@ -22,8 +22,6 @@ DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfl
 EXPORT = "fluvial"  # in the metadata of what `fluvial export` wrote: the run, as in run.json
 QUIRKS = ("qkv_norm", "history_decay", "image_decay", "floor_time", "enlarge")  # settings that the weights rely on
 NAMES = {"sit": "SiT", "arflow": "ARFlow", "flowar": "FlowAR", "kl16": "KL-16"}
-# what run.json may say, and of what type
-RECORD = {"recipe": (str, type(None)), "made_by": dict, "imported": dict, "start": str, "ema": dict, "run": dict}
 PATHS = {"Linear": "linear", "GVP": "gvp", "VP": "vp"}  # --path-type of SiT's trainer
 
 
@@ -102,7 +100,7 @@ def _import_export(
     try:
         record = json.loads(weights.metadata[EXPORT])
         run, progress = from_json(record["run"]), {key: record.pop(key) for key in ("step", "seconds")}
-        for key, types in RECORD.items():
+        for key, types in experiment.RECORD.items():
             if key in record and not isinstance(record[key], types):
                 raise ValueError(f"{key} is {record[key]!r}")
         if type(progress["step"]) is not int or not (progress["step"] >= 0 and float(progress["seconds"]) >= 0):
@@ -111,7 +109,7 @@ def _import_export(
         raise ValueError(f"the run in its metadata cannot be read: {error}") from error
     if kind not in ("auto", name_of(type(run.method))):
         raise ValueError(f"this is an export of {name_of(type(run.method))}, not of {kind}")
-    record = {key: value for key, value in record.items() if key in RECORD}
+    record = {key: value for key, value in record.items() if key in experiment.RECORD}
     if autoencoder:  # where it is here
         run = replace(run, autoencoder=replace(run.autoencoder, name=autoencoder))
         record["run"] = to_json(run)

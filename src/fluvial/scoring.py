@@ -42,6 +42,7 @@ def score_run(
     real: ImageSet | None = None,
     held_out: ImageSet | None = None,
     autoencoder: str = "",
+    step: int | None = None,
     device: torch.device | str | None = None,
     world: World = ALONE,
 ) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def score_run(
     Inception's. See `measure` for the rest.
     """
     folder, device = Path(folder), torch.device(device or experiment.default_device())
-    trained = experiment.load(folder, autoencoder=autoencoder, device=device)
+    trained = experiment.load(folder, autoencoder=autoencoder, device=device, step=step)
     data = trained.run.data
     samples = trained.draw(count, seed=seed, settings=settings)._replace(name=str(folder))
     look = extractor(features or _usual(data.path or data.name), weights=weights, device=device)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from fluvial.files import write_tensors
 from fluvial.train import checkpoint
 from fluvial.train.checkpoint import CheckpointError, Saver
 from fluvial.train.optim import OptimConfig, adamw
@@ -23,7 +24,7 @@ def test_what_is_saved_is_loaded_and_old_ones_go(tmp_path):
     assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000010", "step-00000015"]
     newest = checkpoint.newest_whole(tmp_path)
     meta = checkpoint.load_meta(newest)
-    assert (meta["format"], meta["step"], meta["seconds"], len(meta["files"])) == (2, 15, 1.5, 1)
+    assert (meta["format"], meta["step"], meta["seconds"], len(meta["files"])) == (3, 15, 1.5, 1)
     model = checkpoint.load(newest, "model")
     assert model.keys() == {"w"} and (model["w"] == 15).all() and len(checkpoint.load(newest, "ema")["w"]) == 2
     assert checkpoint.newest(tmp_path / "nowhere") is None and checkpoint.newest_whole(tmp_path / "nowhere") is None
@@ -58,21 +59,103 @@ def test_a_damaged_one_is_named_and_left_aside(tmp_path, damage, capsys):
         file.write_bytes(content)
     else:
         file.write_bytes(content[:100] if damage == "cut" else b"x" * 5000)
-    with pytest.raises(CheckpointError, match=rf"step-00000005/{file.name} is damaged"):
-        checkpoint.verify(folder)
-    if damage != "one bit":  # loading alone does not compute checksums
-        with pytest.raises(CheckpointError, match=r"step-00000005.* is damaged"):
-            checkpoint.load(folder, "model")
+    for read in (checkpoint.verify, lambda folder: checkpoint.load(folder, "model")):
+        with pytest.raises(checkpoint.Damaged, match=rf"step-00000005/{file.name} is damaged"):
+            read(folder)
+    with pytest.raises(
+        CheckpointError, match=r"damaged .*The newest whole checkpoint is step-00000003: --step 3 reads it"
+    ):
+        checkpoint.read(tmp_path, lambda folder: checkpoint.load(folder, "model"))
+    assert checkpoint.read(tmp_path, lambda folder: checkpoint.load(folder, "ema"), step=3).keys() == {"w"}
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 4; there are those of 3, 5"):
+        checkpoint.read(tmp_path, checkpoint.load_meta, step=4)
     assert checkpoint.newest_whole(tmp_path).name == "step-00000003"
-    assert "left aside: " in capsys.readouterr().out
+    assert "renamed to damaged-step-00000005" in capsys.readouterr().out
+    assert [path.name for path in checkpoint.damaged(tmp_path)] == ["damaged-step-00000005"]
 
 
-@pytest.mark.parametrize("text", ["", '{"step": 3}', "[]", '{"format": 2}', '{"format": 1}'])
+def test_a_damaged_one_neither_outlives_nor_shadows_whole_ones(tmp_path):
+    """Training goes on from step 3 and saves steps 4 and 5 again: of these the newest stays, not the damaged one."""
+    save(tmp_path, 3)
+    (save(tmp_path, 5) / "checkpoint.json").unlink()
+    assert checkpoint.newest_whole(tmp_path).name == "step-00000003"
+    assert save(tmp_path, 4, keep=1).name == "step-00000004"
+    (save(tmp_path, 5, keep=1) / "checkpoint.json").unlink()
+    assert checkpoint.newest_whole(tmp_path) is None
+    names = {"damaged-step-00000005", "damaged-step-00000005-2"}
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == names
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint: damaged-step-00000005, damaged-step-00000005-2"):
+        checkpoint.read(tmp_path, checkpoint.load_meta)
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    """A disk that does not answer, or permissions, are no reason to set a checkpoint aside."""
+    save(tmp_path, 5)
+
+    def unreadable(file):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "checksum", unreadable)
+    with pytest.raises(CheckpointError, match="cannot be read .Permission denied"):
+        checkpoint.newest_whole(tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
+
+
+def test_a_shard_that_is_not_of_the_checkpoint_is_named(tmp_path):
+    folder = save(tmp_path, 5)
+    write_tensors(folder / "more.safetensors", {"ema/w": torch.ones(2)})
+    with pytest.raises(checkpoint.Damaged, match=r"more\.safetensors is damaged .it was not written with"):
+        checkpoint.load(folder, "ema")
+
+
+def test_a_checkpoint_of_another_step_is_not_taken_for_this_one(tmp_path):
+    save(tmp_path, 3).rename(tmp_path / "checkpoints" / "step-00000007")
+    with pytest.raises(checkpoint.Damaged, match="of another step than its folder"):
+        checkpoint.verify(tmp_path / "checkpoints" / "step-00000007")
+
+
+def test_a_reader_whose_checkpoint_is_removed_takes_the_next(tmp_path):
+    """Beside a training that keeps one."""
+    save(tmp_path, 3)
+    seen = []
+
+    def slow(folder):
+        seen.append(folder.name)
+        if len(seen) < 3:
+            save(tmp_path, 3 + len(seen), keep=1, value=float(len(seen)))
+        return checkpoint.load(folder, "model")
+
+    assert (checkpoint.read(tmp_path, slow)["w"] == 2).all()
+    assert seen == ["step-00000003", "step-00000004", "step-00000005"]
+
+
+def test_no_message_advises_to_remove(tmp_path):
+    folder = save(tmp_path, 5)
+    (folder / "checkpoint.json").write_text("{}")
+    for read in (checkpoint.load_meta, lambda folder: checkpoint.read(tmp_path, checkpoint.load_meta)):
+        with pytest.raises(CheckpointError) as error:
+            read(folder)
+        assert "remove" not in str(error.value).lower()
+
+
+@pytest.mark.parametrize("text", ["", '{"step": 3}', "[]", '{"format": 3}', '{"format": 1}'])
 def test_a_damaged_description_is_named(tmp_path, text):
     folder = save(tmp_path, 5)
     (folder / "checkpoint.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json (is missing or damaged|has format 1)"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json (is damaged|has format 1)"):
         checkpoint.load_meta(folder)
+
+
+@pytest.mark.parametrize("change", ['"step": 5', '"seconds": 1.5', '"bytes": ', '"sha256": "'])
+def test_a_changed_description_is_noticed(tmp_path, change):
+    file = save(tmp_path, 5) / "checkpoint.json"
+    text = file.read_text()
+    at = text.index(change) + len(change)
+    digit = text[at - 1] if text[at - 1].isdigit() else text[at]
+    place = at - 1 if text[at - 1].isdigit() else at
+    file.write_text(text[:place] + ("1" if digit != "1" else "2") + text[place + 1 :])
+    with pytest.raises(checkpoint.Damaged, match="not what was written"):
+        checkpoint.load_meta(file.parent)
 
 
 @pytest.mark.parametrize("when", ["writing", "publishing"])
@@ -82,7 +165,7 @@ def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch, when):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_flush" if when == "publishing" else "HuggingFaceStorageWriter", full)
+    monkeypatch.setattr(checkpoint, "flush" if when == "publishing" else "HuggingFaceStorageWriter", full)
     with pytest.raises((CheckpointError, OSError), match="No space left on device"):
         save(tmp_path, 10)
     monkeypatch.undo()

@@ -51,15 +51,54 @@ def test_series_look_inside_and_leave_out_what_is_null():
     [
         ([], "is empty"),
         (['{"step": 3, "lo'], "is empty"),
-        (["epoch 1 loss 2\n", '{"step": 1, "loss": 2}\n'], "line 1 of .* is not JSON"),
-        ([{"step": 1, "loss": 2}, {"epoch": 1}], "line 2 of .* has no step"),
-        ([[1, 2]], "has no step"),
+        (["epoch 1 loss 2\n", "epoch 2 loss 1\n"], "line 1 and 1 more of .* is not a row of a run's log"),
+        ([[1, 2]], "line 1 of .* is not a row"),
         ([{"step": 1, "train/loss": 2}], r"has none of loss, .*got \['step', 'train/loss'\]"),
     ],
 )
 def test_a_foreign_log_is_named(tmp_path, lines, says):
     with pytest.raises(ValueError, match=says):
         log.read(write(tmp_path, *lines))
+
+
+FOREIGN = {
+    "a number": b"5",
+    "null": b"null",
+    "a step in words": b'{"step": "4", "loss": 1}',
+    "a step that is no number of steps": b'{"step": true}',
+    "a negative step": b'{"step": -1, "loss": 1}',
+    "no step": b'{"epoch": 1}',
+    "no UTF-8": b'{"step": 4, "what": "\xff"}',
+    "not JSON": b"epoch 1 loss 2",
+    "deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("line", FOREIGN.values(), ids=FOREIGN)
+def test_a_line_that_is_no_row_is_moved_aside_once_and_training_goes_on(tmp_path, capsys, line):
+    rows = [b'{"step": 2, "loss": 2.0}', b'{"step": 4, "loss": 1.0}', b'{"step": 6, "loss": 0.5}']
+    (tmp_path / "log.jsonl").write_bytes(b"\n".join([rows[0], line, *rows[1:]]) + b"\n")
+    assert [row["step"] for row in log.read(tmp_path)] == [2, 4, 6]
+    assert "line 2 of" in capsys.readouterr().err
+    log.Log(tmp_path, last_step=4).write(step=5, loss=0.25)
+    assert "line 2 of" in capsys.readouterr().out
+    assert (tmp_path / "log-unreadable.txt").read_bytes() == line + b"\n"
+    assert [row["step"] for row in log.read(tmp_path)] == [2, 4, 5] and log.last_step(tmp_path) == 5
+    log.Log(tmp_path, last_step=5)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_logged_of_the_step_that_training_resumes_from_is_known(tmp_path):
+    write(tmp_path, {"step": 2, "loss": 1}, {"step": 4, "loss": 1}, {"step": 4, "score": {}}, {"step": 6, "blocks": 1})
+    assert log.Log(tmp_path, last_step=4).resumed == {"step", "loss", "score"}
+
+
+def test_a_row_that_cannot_be_written_names_the_file(tmp_path, monkeypatch):
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    writer = log.Log.__new__(log.Log)
+    writer.path, writer.others = tmp_path / "log.jsonl", []
+    with pytest.raises(OSError, match=r"No space left on device; the rows before.*log\.jsonl"):
+        writer.write(step=1, loss=0.5)
 
 
 def test_a_missing_log_is_named(tmp_path):

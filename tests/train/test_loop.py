@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from fluvial.train import checkpoint
 from fluvial.train.config import TrainConfig
-from fluvial.train.loop import Stopped, train
+from fluvial.train.loop import FolderGone, Stopped, train
 from fluvial.train.optim import OptimConfig
 
 
@@ -31,7 +32,16 @@ def loss(model, latents, labels, *, noise):
     return (model(noise.flatten(1)) - latents.flatten(1)).square().mean()
 
 
-def run(folder, model=None, loss=loss, held_out=None, preview=None, batches=lambda order: batch, **settings):
+def run(
+    folder,
+    model=None,
+    loss=loss,
+    held_out=None,
+    preview=None,
+    batches=lambda order: batch,
+    start_over=False,
+    **settings,
+):
     folder.mkdir(exist_ok=True)
     model = start() if model is None else model
     defaults = {"steps": 20, "batch": 8, "ema_decay": 0.9, "log_every": 5, "save_every": 5}
@@ -48,6 +58,7 @@ def run(folder, model=None, loss=loss, held_out=None, preview=None, batches=lamb
         run=folder,
         held_out=held_out,
         preview=preview,
+        start_over=start_over,
     )
     return model, average
 
@@ -83,6 +94,103 @@ def test_a_run_that_stopped_ends_as_one_that_did_not(tmp_path, stop_at):
     # each step once, though those after the checkpoint were taken twice
     steps = [[r["step"] for r in log(tmp_path / name)] for name in ("whole", "cut")]
     assert steps[0] == steps[1] == list(range(2, 21, 2))
+
+
+@pytest.mark.parametrize("at", [4, 12])
+@pytest.mark.parametrize("what", ["held_out", "preview"])
+def test_what_a_killed_run_lacks_of_its_checkpoints_step_is_made_again(tmp_path, at, what):
+    """Killed between the checkpoint of a step and the rest of that step; also of the last."""
+
+    def measured(model):
+        return {"held_out_loss": float(model.weight.sum())}
+
+    def drawn(model, path):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(str(model.weight.tolist()))
+
+    options = {"steps": 12, "save_every": 4, "eval_every": 4, "sample_every": 4, "log_every": 2}
+    options |= {"ema_lengths": (0.05, 0.1), "ema_every": 4}
+    run(tmp_path / "whole", held_out=measured, preview=drawn, **options)
+
+    class Killed(BaseException):
+        pass
+
+    calls = []
+
+    def killed(function):
+        def call(*arguments):
+            calls.append(arguments)
+            if len(calls) == at // 4:
+                while not (tmp_path / "cut" / "checkpoints" / f"step-{at:08d}").exists():
+                    time.sleep(0.001)  # the checkpoint is written in the background
+                raise Killed
+            return function(*arguments)
+
+        return call
+
+    with pytest.raises(Killed):
+        functions = {"held_out": measured, "preview": drawn}
+        run(tmp_path / "cut", **{**functions, what: killed(functions[what])}, **options)
+    for snapshot in (tmp_path / "cut" / "ema").glob(f"step-{at:08d}-0.1*"):
+        snapshot.unlink()  # as if it had been killed while these were written
+    run(tmp_path / "cut", held_out=measured, preview=drawn, **options)
+    untimed = [
+        [{k: v for k, v in row.items() if k not in ("time", "images_per_second")} for row in log(tmp_path / name)]
+        for name in ("whole", "cut")
+    ]
+    assert untimed[0] == untimed[1]
+    for folder in ("samples", "ema"):
+        files = [
+            {path.name: path.read_bytes() for path in (tmp_path / name / folder).iterdir()} for name in ("whole", "cut")
+        ]
+        assert files[0] == files[1] and len(files[0]) == (3 if folder == "samples" else 6)
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed", "replaced"])
+@pytest.mark.parametrize("when", [7, 20])
+def test_a_run_whose_folder_is_gone_saves_beside_it_and_stops(tmp_path, how, when):
+    whole, _ = run(tmp_path / "whole")
+    out, calls = tmp_path / "run", 0
+    out.mkdir()
+    (out / "run.json").write_text("{}")
+
+    def losing(*arguments, **chance):
+        nonlocal calls
+        calls += 1
+        if calls == when:
+            while (out / "checkpoints").exists() and list((out / "checkpoints").glob(".*")):
+                time.sleep(0.001)
+            out.rename(tmp_path / "moved")
+            if how == "removed":
+                shutil.rmtree(tmp_path / "moved")
+            if how == "replaced":
+                out.mkdir()
+        return loss(*arguments, **chance)
+
+    with pytest.raises(FolderGone, match=rf"run was removed or renamed.*checkpoint of step {when} is in .*run-rescued"):
+        run(out, loss=losing)
+    assert out.exists() == (how == "replaced")
+    rescued = tmp_path / "run-rescued"
+    assert (rescued / "run.json").read_text() == "{}"
+    assert checkpoint.load_meta(checkpoint.newest(rescued))["step"] == when
+    resumed, _ = run(rescued)
+    assert same(whole, resumed)
+
+
+def test_a_run_of_damaged_checkpoints_is_not_trained_from_scratch(tmp_path):
+    run(tmp_path, steps=10, keep=2)
+    for file in (tmp_path / "checkpoints").glob("*/*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-8])
+    rows = (tmp_path / "log.jsonl").read_bytes()
+    for _ in range(2):  # they stay damaged
+        with pytest.raises(checkpoint.CheckpointError, match=r"whole: damaged-step-00000005, damaged-step-00000010\. "):
+            run(tmp_path, steps=10)
+        assert (tmp_path / "log.jsonl").read_bytes() == rows
+    shutil.rmtree(tmp_path / "checkpoints")  # as earlier versions advised
+    with pytest.raises(checkpoint.CheckpointError, match="has no checkpoint, and its log goes to step 10"):
+        run(tmp_path, steps=10, save_every=4)
+    model, _ = run(tmp_path, steps=10, start_over=True)
+    assert same(model, run(tmp_path / "new", steps=10)[0])
 
 
 def test_micro_batches_give_the_same_weights(tmp_path):

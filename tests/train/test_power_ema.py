@@ -361,6 +361,7 @@ def test_the_command_makes_a_run_to_sample_from(run, capsys):
     assert "residual of the fit: 1." in printed and "from 16 snapshots" in printed and str(out) in printed
     before, record = (json.loads((folder / "run.json").read_text()) for folder in (run, out))
     assert record.pop("ema") == {"length": 0.08, "step": 80, "from": str(run)}
+    assert experiment.read_run(out) == experiment.read_run(run) and before.pop("sha256") != record.pop("sha256")
     assert record == before
     made = experiment.load(out, device="cpu")
     assert (made.step, made.seconds) == (80, 8.0)

@@ -38,7 +38,7 @@ def ema(arguments: list[str]) -> None:
     rebuilt = power_ema.rebuild(folder / "ema", length=options.length, step=options.step)
     if wrong := other_weights(empty_model(run.method).state_dict(), rebuilt.tensors):
         raise ValueError(f"{folder / 'ema'} holds averages of another model than {folder / 'run.json'}: {wrong}")
-    meta = checkpoint.load_meta(experiment.newest_checkpoint(folder))
+    meta = checkpoint.read(folder, checkpoint.load_meta)
     seconds = meta["seconds"] * rebuilt.step / max(1, meta["step"])  # of the steps behind it: all take about as long
     origin = {"length": options.length, "step": rebuilt.step, "from": name}
     with whole_folder(out) as partial:

@@ -34,6 +34,8 @@ class TrainOptions:
     """Folder of the run; runs/<recipe> by default, or that of the run to go on with."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
+    start_over: bool = False
+    """Train from the start again where none of the run's checkpoints is whole, which is refused otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,8 @@ class SampleOptions:
     """Also write the images as an .npz for evaluators."""
     out: Path | None = None
     """Folder for the pictures; RUN/samples by default."""
+    step: int | None = None
+    """Training step of the checkpoint; the newest by default."""
     autoencoder: str = ""
     """Where the run's autoencoder is, if no longer where it was in training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -105,7 +109,7 @@ def train(arguments: list[str]) -> None:
     options = parse(TrainOptions, TrainOptions(run=run), rest, f"fluvial train {name}", doc)
     if only_told:
         return _tell(options.run, options.device)
-    _train(options.run, options.out or Path("runs") / name, options.device, recipe=name)
+    _train(options.run, options.out or Path("runs") / name, options, recipe=name)
 
 
 def _without(flag: str, arguments: list[str]) -> tuple[list[str], bool]:
@@ -128,10 +132,10 @@ def _train_further(folder: Path, arguments: list[str]) -> None:
     if only_told:
         return _tell(finetune.fitted(new, run) if out.resolve() != folder.resolve() else new, options.device)
     if out.resolve() == folder.resolve():
-        return _train(new, out, options.device)
+        return _train(new, out, options)
     if "--data.class-names" not in arguments:  # those of the images that it was trained on: found anew
         new = replace(new, data=replace(new.data, class_names=()))
-    _train(replace(new, data=replace(new.data, digest="")), out, options.device, start=folder)
+    _train(replace(new, data=replace(new.data, digest="")), out, options, start=folder)
 
 
 def _tell(run: Run, device: Literal["auto", "cpu", "cuda"]) -> None:
@@ -140,18 +144,20 @@ def _tell(run: Run, device: Literal["auto", "cpu", "cuda"]) -> None:
     dry.show(run, here if device == "auto" else device)
 
 
-def _train(run: Run, out: Path, device: str, **origin: Any) -> None:  # noqa: ANN401
+def _train(run: Run, out: Path, options: TrainOptions, **origin: Any) -> None:  # noqa: ANN401
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
     if first:
         print(f"training in {out}")
-    trained = experiment.train(run, out, device=device_of(device), **origin)
+    device = device_of(options.device)
+    trained = experiment.train(run, out, device=device, start_over=options.start_over, **origin)
     if first:
         print(f"{out}: {trained.step} steps in {trained.seconds:.0f} s; pictures in {out / 'samples'}")
 
 
 def sample(arguments: list[str]) -> None:
     folder, run, options = of_a_run(SampleOptions, arguments, "sample", "Draw images from a run folder.")
-    trained = experiment.load(folder, autoencoder=options.autoencoder, device=device_of(options.device))
+    device = device_of(options.device)
+    trained = experiment.load(folder, autoencoder=options.autoencoder, device=device, step=options.step)
     known = trained.run.method.classes
     if any(not 0 <= c < known for c in options.classes):
         raise UsageError(f"--classes must be of the model's {known} (0 to {known - 1}), got {list(options.classes)}")

@@ -80,6 +80,8 @@ class MeasuredRun(Measured):
     """Number of images to draw and measure."""
     seed: int = 0
     """Seed; image i depends on (seed, i) alone."""
+    step: int | None = None
+    """Training step of the checkpoint; the newest by default."""
     autoencoder: str = ""
     """Where the run's autoencoder is, if no longer where it was in training."""
     sample: SampleConfig
@@ -143,7 +145,12 @@ def _card(name: str, options: Measured, out: Path | None) -> tuple[dict[str, Any
             "world": world,
         }
         if isinstance(options, MeasuredRun):
-            wanted |= {"count": options.count, "seed": options.seed, "autoencoder": options.autoencoder}
+            wanted |= {
+                "count": options.count,
+                "seed": options.seed,
+                "autoencoder": options.autoencoder,
+                "step": options.step,
+            }
             return scoring.score_run(name, settings=options.sample, **wanted), world.first
         return scoring.score_images(name, **wanted), world.first
 

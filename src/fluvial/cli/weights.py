@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -48,6 +48,8 @@ class ExportOptions:
     """Whether a repository that is made on the hub is private."""
     dtype: Literal["file", "fp32", "bf16"] = "file"
     """How weights are stored in the file: as in the run, or in 4 or 2 bytes each."""
+    step: int | None = None
+    """Training step of the checkpoint; the newest by default."""
     license: str = ""
     """Licence that the model card names, such as mit."""
 
@@ -63,13 +65,14 @@ def export(arguments: list[str]) -> None:
     options = parse(ExportOptions, None, rest, "fluvial export RUN", "Make files of a run to publish.")
     dtype = None if options.dtype == "file" else options.dtype
     out = options.out or Path(run) / f"export-{options.to}"
+    how: Any = {"license": options.license, "step": options.step}
     match options.to:
         case "safetensors":
-            exporting.to_safetensors(run, out, dtype=dtype, license=options.license)
+            exporting.to_safetensors(run, out, dtype=dtype, **how)
         case "diffusers":
-            exporting.to_diffusers(run, out, license=options.license)
+            exporting.to_diffusers(run, out, **how)
         case "hub":
-            print(exporting.to_hub(run, options.repo, private=options.private, dtype=dtype, license=options.license))
+            print(exporting.to_hub(run, options.repo, private=options.private, dtype=dtype, **how))
             return
     for path in sorted(out.rglob("*")):
         if path.is_file():

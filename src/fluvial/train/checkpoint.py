@@ -1,18 +1,22 @@
-"""Checkpoints: a folder of safetensors shards and a checkpoint.json, written in the background, whole or not at all.
+"""Checkpoints: folders of safetensors shards and a checkpoint.json, written in the background, renamed when complete.
 
 PyTorch's distributed checkpoint writes a shard for each rank, and reads them at any number of ranks. A folder is filled
-under a temporary name, flushed to disk, its files' checksums noted, and then renamed: whatever is called
-`checkpoints/step-...` is complete, and a crash or a full disk leaves the earlier ones as they were.
+under a temporary name, flushed to disk, the sizes and SHA-256 of its files noted, and then renamed: a crash or a full
+disk leaves the earlier ones as they were. Whoever reads tensors (`load`, `fill`) verifies the files first.
+
+RUN/checkpoints/step-00000500             a complete checkpoint
+RUN/checkpoints/damaged-step-00000500     one that training found damaged and renamed; it is never read
+RUN/checkpoints/.step-00000500.partial    one that is being written, or was when its process was killed
 """
 
 import json
-import os
+import re
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -23,15 +27,25 @@ from torch.distributed.checkpoint.state_dict_loader import load as read_sharded
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from fluvial.checks import other_weights
-from fluvial.files import Lazy, checksum, write_tensors
+from fluvial.files import Lazy, checksum, flush, json_checksum, write_tensors
 from fluvial.train.distributed import ALONE, World
 
-FORMAT = 2
+T = TypeVar("T")
+FORMAT = 3
+NAME = re.compile(r"step-(\d{8,})")
+TRIES = 20  # of a reader whose checkpoint training removes meanwhile: each is a newer one
 Tensors = Mapping[str, Tensor]
 
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged, of another model, or could not be written."""
+
+
+class Damaged(CheckpointError):
+    """A file of a checkpoint is not as it was written."""
+
+    def __init__(self, file: Path, reason: object) -> None:
+        super().__init__(f"{file} is damaged ({reason})")
 
 
 class Saver:
@@ -51,7 +65,7 @@ class Saver:
             try:
                 _clean(partial)
             except OSError as found:
-                error = found
+                error = str(found)
         error = self.world.broadcast(error)
         if error is not None:
             raise _not_written(self.run, step, error)
@@ -80,16 +94,23 @@ class Saver:
             done.set_exception(error)
 
     def wait(self) -> None:
-        """Returns when what was begun is on disk. Raises CheckpointError if it could not be written."""
+        """Returns on every rank when the checkpoint that was begun has its name, so that any rank may read it.
+
+        Raises CheckpointError on every rank if it could not be written.
+        """
         if self.pending is None:
             return
         pending, self.pending = self.pending, None
+        error = None
         try:
             pending.result()
-        except (Exception, CheckpointException) as error:
+        except (Exception, CheckpointException) as found:
+            error = str(_cause(found))
+        error = next((found for found in self.world.gather(error) if found is not None), None)
+        if error is not None:
             if self.world.first:
                 shutil.rmtree(_partial(self.run, self.step), ignore_errors=True)
-            raise _not_written(self.run, self.step, _cause(error)) from error
+            raise _not_written(self.run, self.step, error)
 
 
 def write_weights(run: Path, step: int, tensors: Mapping[str, Tensor | Lazy], meta: Mapping[str, Any]) -> None:
@@ -108,37 +129,88 @@ def write_weights(run: Path, step: int, tensors: Mapping[str, Tensor | Lazy], me
 
 
 def newest(run: Path) -> Path | None:
-    """The checkpoint of the highest step, or None."""
-    return _all(run)[-1] if _all(run) else None
+    """The checkpoint of the highest step, or None; whether it is damaged is not looked at."""
+    return max(_all(run), default=None, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The training step that a checkpoint's name says."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def newest_whole(run: Path) -> Path | None:
-    """The newest checkpoint whose files have the checksums that were noted; those that have not are named in print."""
+    """The newest verified checkpoint, for the training that holds the run's lock; None if there is none.
+
+    Damaged ones are renamed, which is printed, so that they neither shadow nor outlive whole ones. Raises
+    CheckpointError for one that cannot be read for another reason, such as its permissions.
+    """
     for folder in reversed(_all(run)):
         try:
             verify(folder)
             return folder
-        except CheckpointError as error:
-            print(f"left aside: {error}", flush=True)
+        except Damaged as error:
+            print(f"{error}: renamed to {_set_aside(folder).name}, which is never read", flush=True)
     return None
 
 
+def damaged(run: Path) -> list[Path]:
+    """The checkpoints that were found damaged and renamed."""
+    return sorted((run / "checkpoints").glob("damaged-step-*"))
+
+
+def read(run: Path, use: Callable[[Path], T], *, step: int | None = None) -> T:
+    """What `use` makes of the newest checkpoint of a run, or of that of `step`; the way in for all but training.
+
+    If training removes the checkpoint meanwhile, it is done again with the newest one then. Raises CheckpointError if
+    there is none; for a damaged one it says which older one is whole.
+    """
+    for _ in range(TRIES):
+        there = _all(run)
+        chosen = [folder for folder in there if step in (None, step_of(folder))]
+        if not chosen:
+            raise _missing(run, step, there)
+        try:
+            return use(chosen[-1])
+        except CheckpointError as error:
+            if not chosen[-1].exists():
+                continue
+            if isinstance(error, Damaged):
+                raise CheckpointError(f"{error}. {_older(chosen[-1], there)}") from error
+            raise
+    raise CheckpointError(f"{run} is training, and removes its checkpoints faster than they can be read; try later")
+
+
 def verify(folder: Path) -> None:
-    """Raises CheckpointError naming the first file that is not as it was written."""
-    for name, expected in load_meta(folder)["files"].items():
+    """Raises Damaged naming the first file whose size or SHA-256 is not what was noted when it was written.
+
+    Takes about a second for 1.6 GB that are in the page cache, on a processor with SHA instructions.
+    """
+    files = load_meta(folder)["files"]
+    for name, noted in files.items():
         file = folder / name
-        if not file.exists() or checksum(file) != expected:
-            raise _damaged(file, "its checksum is another" if file.exists() else "it is gone")
+        try:
+            size = file.stat().st_size
+            if size != noted["bytes"]:
+                raise Damaged(file, f"it has {size:,} bytes, and {noted['bytes']:,} were written")
+            if checksum(file) != noted["sha256"]:
+                raise Damaged(file, "its content is not what was written: the SHA-256 is another")
+        except FileNotFoundError as error:
+            raise Damaged(file, "it is gone") from error
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read ({error.strerror})") from error
+    if foreign := sorted(path.name for path in folder.glob("*.safetensors") if path.name not in files):
+        raise Damaged(folder / foreign[0], "it was not written with this checkpoint")
 
 
 def load(folder: Path, part: str) -> dict[str, Tensor]:
-    """The tensors of one part (model, ema, optimizer), whole and on the CPU.
+    """The tensors of one part (model, ema, optimizer), whole and on the CPU, after `verify`.
 
     Raises CheckpointError if the checkpoint is damaged.
     """
+    verify(folder)
     sizes = {name: value for name, value in shapes(folder).items() if name.startswith(f"{part}/")}
     tensors = {name: torch.empty(value.size, dtype=value.properties.dtype) for name, value in sizes.items()}
-    fill(tensors, folder)
+    fill(tensors, folder, verified=True)
     return {name.removeprefix(f"{part}/"): value for name, value in tensors.items()}
 
 
@@ -147,19 +219,22 @@ def shapes(folder: Path) -> dict[str, Any]:
     try:
         for name in load_meta(folder)["files"]:
             if not (folder / name).exists():
-                raise _damaged(folder / name, "it is gone")
+                raise Damaged(folder / name, "it is gone")
         return dict(HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged header raises nearly anything
-        raise _damaged(folder, error) from error
+        raise Damaged(folder, error) from error
 
 
-def fill(tensors: Mapping[str, Tensor], folder: Path, world: World = ALONE) -> None:
-    """Reads into these tensors, by "part/name"; sharded ones take their part.
+def fill(tensors: Mapping[str, Tensor], folder: Path, world: World = ALONE, *, verified: bool = False) -> None:
+    """Reads into these tensors, by "part/name", after `verify`; sharded ones take their part.
 
-    Raises CheckpointError naming the first few differences if the checkpoint's are of another model.
+    `verified` says that this has been done. Raises CheckpointError if the checkpoint is damaged, or naming the first
+    few differences if it is another model's.
     """
+    if not verified:
+        verify(folder)
     there = {name: torch.empty(value.size, device="meta") for name, value in shapes(folder).items()}
     parts = {name.partition("/")[0] for name in tensors}
     there = {name: value for name, value in there.items() if name.partition("/")[0] in parts}
@@ -172,24 +247,38 @@ def fill(tensors: Mapping[str, Tensor], folder: Path, world: World = ALONE) -> N
             alone = world.size == 1
             read_sharded(dict(tensors), storage_reader=reader, process_group=world.saving, no_dist=alone)
     except (Exception, CheckpointException) as error:
-        raise _damaged(folder, _cause(error)) from error
+        raise Damaged(folder, _cause(error)) from error
 
 
 def load_meta(folder: Path) -> dict[str, Any]:
-    """checkpoint.json: format, step, seconds of training, checksums of the files, and what the trainer put there."""
+    """checkpoint.json: format, step, seconds of training, size and SHA-256 of the files, and what the trainer added.
+
+    Raises Damaged if it is not as it was written, which its own SHA-256 tells.
+    """
     file = folder / "checkpoint.json"
     try:
-        meta = json.loads(file.read_text())
-        written = meta["format"]
-        if written == FORMAT and not {"step", "seconds", "files"} <= meta.keys():
-            raise KeyError("step, seconds, files")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{file} is missing or damaged ({error}). Remove {folder} to fall back on an earlier checkpoint"
-        ) from error
+        meta = json.loads(file.read_bytes())
+        written, told = meta["format"], meta.pop("sha256", None)
+        intact = written != FORMAT or (told == json_checksum(meta) and meta["step"] == step_of(folder))
+    except FileNotFoundError as error:
+        raise Damaged(file, "it is gone") from error
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(file, f"not the JSON that was written: {error!r}") from error
+    if not intact:
+        raise Damaged(file, "its content is not what was written, or of another step than its folder")
     if written != FORMAT:
-        raise CheckpointError(f"{file} has format {written}, this version of fluvial reads {FORMAT}")
+        raise CheckpointError(f"{file} has format {written!r}, this version of fluvial reads {FORMAT}")
     return meta
+
+
+def is_untrained(folder: Path) -> bool:
+    """Whether a checkpoint holds nothing but weights to start from; a damaged one is not known to."""
+    try:
+        return bool(load_meta(folder).get("weights_only"))
+    except Damaged:
+        return False
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -220,40 +309,88 @@ def begin_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, fields: 
 def _publish(run: Path, step: int, meta: Mapping[str, Any]) -> None:
     """Gives a complete folder its name."""
     partial, final = _partial(run, step), run / "checkpoints" / f"step-{step:08d}"
-    files = {path.name: checksum(path) for path in sorted(partial.iterdir())}
+    paths = sorted(partial.iterdir())
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": checksum(path)} for path in paths}
     description = {"format": FORMAT, "step": step, **meta, "files": files}
-    (partial / "checkpoint.json").write_text(json.dumps(description, indent=2) + "\n")
+    text = json.dumps({**description, "sha256": json_checksum(description)}, indent=2)
+    (partial / "checkpoint.json").write_text(text + "\n")
     for path in (*partial.iterdir(), partial):
-        _flush(path)
-    shutil.rmtree(final, ignore_errors=True)
+        flush(path)
+    if final.exists():
+        _remove(final)
     partial.rename(final)
-    _flush(final.parent)
+    flush(final.parent)
 
 
 def _prune(run: Path, keep: int, keep_every: int) -> None:
     """Removes all but the newest few, and every n-th step's."""
     for old in _all(run)[:-keep]:
-        if not keep_every or int(old.name.removeprefix("step-")) % keep_every:
-            shutil.rmtree(old, ignore_errors=True)
+        if not keep_every or step_of(old) % keep_every:
+            _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a checkpoint: it loses its name first, so that no reader sees half of it."""
+    gone = folder.with_name(f".{folder.name}.removed")
+    shutil.rmtree(gone, ignore_errors=True)
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> Path:
+    """Renames a damaged checkpoint, and returns its new name."""
+    number, aside = 1, folder.with_name(f"damaged-{folder.name}")
+    while aside.exists():
+        number += 1
+        aside = folder.with_name(f"damaged-{folder.name}-{number}")
+    folder.rename(aside)
+    return aside
 
 
 def _clean(partial: Path) -> None:
-    """An empty folder, and no others that were left by a run killed while saving."""
-    for left_over in partial.parent.glob(".*.partial"):
+    """An empty folder, and no others that were left by a run killed while saving or removing."""
+    partial.parent.mkdir(exist_ok=True)  # not its parents: a run that was renamed must not come back without run.json
+    for left_over in (*partial.parent.glob(".*.partial"), *partial.parent.glob(".*.removed")):
         shutil.rmtree(left_over)
-    partial.mkdir(parents=True)
+    partial.mkdir()
 
 
 def _partial(run: Path, step: int) -> Path:
     return run / "checkpoints" / f".step-{step:08d}.partial"
 
 
-def _not_written(run: Path, step: int, error: BaseException) -> CheckpointError:
+def _not_written(run: Path, step: int, error: object) -> CheckpointError:
     last = newest(run)
     return CheckpointError(
         f"cannot write the checkpoint of step {step} to {run / 'checkpoints'}: {error}. "
-        f"{f'The last good one is {last}' if last else 'There is none yet'}; make room and repeat the command"
+        f"{f'The last one is {last}' if last else 'There is none yet'}; make room and repeat the command"
     )
+
+
+def _missing(run: Path, step: int | None, there: list[Path]) -> CheckpointError:
+    if step is not None and there:
+        steps = ", ".join(str(step_of(folder)) for folder in there)
+        return CheckpointError(f"{run} has no checkpoint of step {step}; there are those of {steps}")
+    if aside := damaged(run):
+        return CheckpointError(
+            f"{run} has no whole checkpoint: {', '.join(path.name for path in aside)} were found damaged by training"
+        )
+    return CheckpointError(f"{run} has no checkpoint yet; train it first")
+
+
+def _older(folder: Path, there: list[Path]) -> str:
+    """Which other checkpoint is whole, and how to read it."""
+    for other in reversed(there):
+        if other != folder:
+            try:
+                verify(other)
+            except CheckpointError:
+                continue
+            return (
+                f"The newest whole checkpoint is {other.name}: --step {step_of(other)} reads it, and `fluvial train` "
+                f"goes on from it"
+            )
+    return "No other checkpoint is whole"
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -263,18 +400,6 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _damaged(file: Path, error: object) -> CheckpointError:
-    folder = file if file.is_dir() else file.parent
-    return CheckpointError(f"{file} is damaged ({error}). Remove {folder} to fall back on an earlier checkpoint")
-
-
 def _all(run: Path) -> list[Path]:
-    return sorted((run / "checkpoints").glob("step-*"))
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """The complete checkpoints, by step."""
+    return sorted((p for p in (run / "checkpoints").glob("step-*") if NAME.fullmatch(p.name)), key=step_of)

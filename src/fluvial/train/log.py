@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fluvial.extras import require
+from fluvial.files import flush, whole_file
 from fluvial.train.distributed import World
 
 Row = dict[str, Any]
@@ -23,24 +24,41 @@ LogTo = Literal["tensorboard", "wandb", "trackio"]
 
 
 class Log:
-    """Appends to log.jsonl. Lines after the step that training resumes from are dropped: they come again."""
+    """Appends to log.jsonl. Rows after the step that training resumes from are dropped: they come again."""
 
     def __init__(self, run: Path, to: Sequence[LogTo] = (), last_step: int = 0) -> None:
         self.path = run / "log.jsonl"
         self.others = [_WRITERS[name](run) for name in to]
+        self.resumed: set[str] = set()
+        """Names of the values that are logged of the step that training resumes from."""
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) <= last_step]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(line + "\n" for line in kept))
-            os.replace(temporary, self.path)
+            rows, foreign = _parsed(self.path)
+            if foreign:
+                aside = run / "log-unreadable.txt"
+                with aside.open("ab") as file:
+                    file.write(b"".join(line + b"\n" for _, line in foreign))
+                print(f"{_told(self.path, foreign)}: moved to {aside.name}, and training goes on", flush=True)
+            with whole_file(self.path) as temporary:
+                temporary.write_bytes(b"".join(line + b"\n" for row, line in rows if row["step"] <= last_step))
+            self.resumed = {name for row, _ in rows if row["step"] == last_step for name in row}
 
     def write(self, step: int, **values: Any) -> None:  # noqa: ANN401
-        """A line of values at this step; numbers in it go to the other writers under their path."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values, "time": round(time.time(), 3)}) + "\n")
+        """A row of values at this step; numbers in it go to the other writers under their path."""
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **values, "time": round(time.time(), 3)}) + "\n")
+        except FileNotFoundError:
+            return  # the folder is gone: the loop notices and saves elsewhere
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror}; the rows before are as they were", str(self.path)) from error
         numbers = dict(_numbers(values))
         for write in self.others:
             write(numbers, step)
+
+    def sync(self) -> None:
+        """Flushes the rows to disk, so that a checkpoint never outlives those of its step."""
+        if self.path.exists():
+            flush(self.path)
 
 
 class Meter:
@@ -120,35 +138,57 @@ def _tracker(library: str) -> Any:  # noqa: ANN401
 _WRITERS = {"tensorboard": _tensorboard, "wandb": _tracker("wandb"), "trackio": _tracker("trackio")}
 
 
-def _step_of(line: str) -> int | float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        return math.inf  # a line cut short by a crash
+def _parsed(path: Path) -> tuple[list[tuple[Row, bytes]], list[tuple[int, bytes]]]:
+    """Rows with their lines, and the numbers and text of lines that are no rows.
+
+    A row is a JSON object with a whole number as its step. A last line cut short by a crash is in neither.
+    """
+    rows, foreign = [], []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode())
+            if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
+                raise ValueError("no step")
+            rows.append((row, line))
+        except (ValueError, RecursionError):
+            if number < len(lines):  # the last line has no end
+                foreign.append((number, line))
+    return rows, foreign
+
+
+def _told(path: Path, foreign: Sequence[tuple[int, bytes]]) -> str:
+    number, line = foreign[0]
+    more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+    return f"line {number}{more} of {path} is not a row of a run's log, a JSON object with a step: {line[:40]!r}"
+
+
+def last_step(run: Path) -> int:
+    """The highest step that a run has logged, or 0."""
+    path = run / "log.jsonl"
+    return max((row["step"] for row, _ in _parsed(path)[0]), default=0) if path.is_file() else 0
 
 
 def read(folder: Path | str) -> list[Row]:
-    """The lines of a run's log.jsonl, in the order they were written; what is not known is passed through.
+    """The rows of a run's log.jsonl, in the order they were written; what is not known is passed through.
 
-    A last line cut short is left out, and so is what a roll-back undid: the measurements of later steps before it.
-    Raises ValueError if there is no log, nothing in it, or it is not a run's.
+    A last line cut short is left out, and so are lines that are no rows, which a warning names, and what a roll-back
+    undid: the measurements of later steps before it. Raises ValueError if there is no log, or no row of a run in it.
     """
     path = Path(folder) / "log.jsonl"
     if not path.is_file():
         raise ValueError(
             f"{folder} has no log.jsonl; expected a folder that `fluvial train` wrote, such as runs/digits-arflow"
         )
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    found, foreign = _parsed(path)
+    if foreign and not found:
+        raise ValueError(f"{_told(path, foreign)}; expected the log of a run")
+    if foreign:
+        print(f"{_told(path, foreign)}: left out", file=sys.stderr)
     rows: list[Row] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"line {number} of {path} is not JSON ({error}); expected a run's log") from error
-        if not isinstance(row, dict) or type(row.get("step")) is not int:
-            raise ValueError(f"line {number} of {path} has no step: {line[:60]!r}; expected the log of a run")
+    for row, _ in found:
         if "rolled_back_to" in row:
             rows = [r for r in rows if r["step"] <= row["rolled_back_to"] or any(key in r for key in EVENTS)]
         rows.append(row)

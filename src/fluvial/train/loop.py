@@ -1,7 +1,8 @@
 """The training loop: batches of (seed, step) in, checkpoints and a log out; started again, it goes on where it was."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,16 @@ from fluvial.train import checkpoint, ema, power_ema
 from fluvial.train.config import TrainConfig
 from fluvial.train.distributed import ALONE, World
 from fluvial.train.health import Health, first_not_finite, stop_requests
-from fluvial.train.log import Log, Meter
+from fluvial.train.home import Home
+from fluvial.train.log import Log, Meter, last_step
 from fluvial.train.optim import OptimConfig
 from fluvial.train.step import Batch, begin, loss_of, step
 
 ORDERS = 3  # of the data that are tried when steps are not finite
+
+
+class FolderGone(RuntimeError):
+    """The folder of the run was removed or renamed while it trained."""
 
 
 class Stopped(Exception):
@@ -44,6 +50,7 @@ def train(
     held_out: Callable[[nn.Module], dict[str, Any]] | None = None,
     preview: Callable[[nn.Module, Path], None] | None = None,
     score: Callable[[nn.Module], dict[str, float]] | None = None,
+    start_over: bool = False,
 ) -> nn.Module:
     """Trains the model in place, on all ranks of the world, and returns its moving average.
 
@@ -51,15 +58,20 @@ def train(
     for the whole batch, and `loss(model, latents, labels, **draws)` the scalar to minimise. `held_out(ema)` and
     `score(ema)` are logged and `preview(ema, path)` draws a picture, every so many steps; `replica` makes an empty
     model for them. The folder `run` receives log.jsonl, checkpoints/ and samples/; if it has a checkpoint, training
-    goes on from there and ends with the same weights as if it had never stopped.
+    goes on from there and ends with the same weights as if it had never stopped. What belongs to the checkpoint's step
+    and is missing (validation loss, score, picture, snapshot of averages) is made first.
 
-    Raises Stopped after SIGTERM or SIGINT, with a checkpoint written, and RuntimeError if steps are not finite and
-    going back to a checkpoint, with the data in another order, does not help.
+    Raises Stopped after SIGTERM or SIGINT, with a checkpoint written; CheckpointError if no checkpoint of the run is
+    whole, unless told to `start_over` at step 0; FolderGone, with a checkpoint written beside it, if the folder was
+    removed or renamed; and RuntimeError if steps are not finite and going back to a checkpoint, with the data in
+    another order, does not help.
     """
     bare, device = model, next(model.parameters()).device
     learner = begin(model, loss=loss, draws=draws, config=config, optim=optim, seed=seed, world=world)
     optimizer, averages = learner.optimizer, learner.averages
-    at = _resume(run, bare, averages, optimizer, world)
+    home = Home(run)
+    folder = _checkpoint_to_resume(run, config, world, start_over=start_over)
+    at = _At() if folder is None else _resume(folder, bare, averages, optimizer, world)
     saver = checkpoint.Saver(run, keep=config.keep, keep_every=config.keep_every, world=world)
     log = Log(run, config.log_to, last_step=at.step) if world.first else None
     health, meter = Health(device), Meter(device, world)
@@ -68,10 +80,27 @@ def train(
     def averaged() -> nn.Module:
         return ema.module(averages["ema"], bare, replica)
 
-    def save() -> None:
+    def save(saver: checkpoint.Saver) -> None:
         parts = {"model": dict(bare.named_parameters()), "optimizer": checkpoint.optimizer_tensors(bare, optimizer)}
         parts |= {name: ema.tensors(average, bare) for name, average in averages.items()}
+        if log is not None:
+            log.sync()
         saver.save(at.step, parts, {"seconds": at.seconds + meter.elapsed(), "order": at.order})
+
+    def look(*, missing: bool = False) -> None:
+        """Makes what is due at this step; with `missing` only what is not there yet."""
+        due = _due(at.step, config, run, log if missing else None)
+        due &= {name for name, made in (("held_out", held_out), ("score", score), ("preview", preview)) if made} | {
+            "ema"
+        }
+        due = world.broadcast(due)
+        if "ema" in due:
+            _snapshot(run, at.step, bare, averages, config, world)
+        if due - {"ema"}:
+            average = averaged()
+            if log is not None:
+                _measure(average, at.step, due, {"held_out": held_out, "score": score, "preview": preview}, run, log)
+            world.barrier()
 
     with (
         Bar(config.steps, at.step, what="step", every_call=True, quiet=not world.first) as bar,
@@ -79,12 +108,18 @@ def train(
         products(config.precision),
         stop_requests() as stop,
     ):
+        if folder is not None and not at.weights_only:
+            look(missing=True)
+            meter.leave_out()
         while at.step < config.steps:
             looks = config.blocks_every > 0 and (at.step + 1) % config.blocks_every == 0
             taken = step(learner, batch, health, at.step, order=at.order, looks=looks)
             at.step += 1
             meter.add(taken.loss, taken.bad, images=config.batch * math.prod(taken.parts[0]["latents"].shape[1:-3]))
             last = at.step == config.steps
+            stopped = world.agree(bool(stop) or (world.first and home.gone()))
+            if stopped and world.broadcast(home.gone()):
+                _rescue(home, save, saver, config, world, at.step)
 
             if at.step % config.patience == 0 and int(health.row) >= config.patience:
                 saver.wait()
@@ -103,25 +138,45 @@ def train(
                 bar.show(at.step, f"loss {mean:.4f}  {speed:,.0f} images/s")
             if looks and log is not None:
                 log.write(step=at.step, blocks=taken.blocks)
-            stopped = world.agree(bool(stop))
             if at.step % config.save_every == 0 or last or stopped:
-                save()
-            if config.ema_lengths and (at.step % config.snapshot_every == 0 or last):
-                _snapshot(run, at.step, bare, averages, config, world)
-            _look(at.step, last, config, averaged, held_out, preview, score, run, log, world)
+                save(saver)
+            look()
             if stopped:
                 saver.wait()
                 raise Stopped(at.step, stop[0] if stop else "a signal to another rank")
             meter.leave_out()
         saver.wait()
+        if world.broadcast(home.gone()):
+            _rescue(home, save, saver, config, world, at.step)
         return averaged()
 
 
 class _At:
     """How far a run is: its step, the seconds before this process, and how often the data order was changed."""
 
-    def __init__(self, step: int = 0, seconds: float = 0.0, order: int = 0) -> None:
-        self.step, self.seconds, self.order = step, seconds, order
+    def __init__(self, step: int = 0, seconds: float = 0.0, order: int = 0, *, weights_only: bool = False) -> None:
+        self.step, self.seconds, self.order, self.weights_only = step, seconds, order, weights_only
+
+
+def _rescue(
+    home: Home,
+    save: Callable[[checkpoint.Saver], None],
+    saver: checkpoint.Saver,
+    config: TrainConfig,
+    world: World,
+    step: int,
+) -> None:
+    """Saves a run whose folder is gone into another, and raises FolderGone with its name."""
+    with suppress(checkpoint.CheckpointError):  # what was being written went with the folder
+        saver.wait()
+    shelter = world.broadcast(home.shelter() if world.first else None)
+    rescued = checkpoint.Saver(shelter, keep=config.keep, keep_every=config.keep_every, world=world)
+    save(rescued)
+    rescued.wait()
+    raise FolderGone(
+        f"{home.folder} was removed or renamed while it trained. The checkpoint of step {step} is in {shelter}, from "
+        f"which `fluvial train {shelter}` goes on; the log and earlier checkpoints are where the folder went"
+    )
 
 
 def _snapshot(run: Path, step: int, model: nn.Module, averages: ema.Tracks, config: TrainConfig, world: World) -> None:
@@ -133,45 +188,71 @@ def _snapshot(run: Path, step: int, model: nn.Module, averages: ema.Tracks, conf
     power_ema.save(run / "ema", step, names, tracks, writes=world.first)
 
 
-def _look(
-    step: int,
-    last: bool,
-    config: TrainConfig,
-    averaged: Callable[[], nn.Module],
-    held_out: Callable[[nn.Module], dict[str, Any]] | None,
-    preview: Callable[[nn.Module, Path], None] | None,
-    score: Callable[[nn.Module], dict[str, float]] | None,
-    run: Path,
-    log: Log | None,
-    world: World,
+def _due(step: int, config: TrainConfig, run: Path, log: Log | None) -> set[str]:
+    """What belongs to this step: held_out (validation loss), score, preview, ema (snapshot); with a log, what lacks."""
+    last = step == config.steps
+    every = {"held_out": config.eval_every, "score": config.score_every, "preview": config.sample_every}
+    every["ema"] = config.snapshot_every if config.ema_lengths else 0
+    due = {name for name, n in every.items() if n > 0 and (step % n == 0 or last)}
+    if log is None:
+        return due
+    there = {name for name, key in (("held_out", "held_out_loss"), ("score", "score")) if key in log.resumed}
+    if _preview_file(run, step).exists():
+        there.add("preview")
+    stored = {length for _, at, length in power_ema.snapshots(run / "ema") if at == step}
+    if stored >= set(config.ema_lengths):
+        there.add("ema")
+    return due - there
+
+
+def _measure(
+    average: nn.Module, step: int, due: set[str], measures: Mapping[str, Callable[..., Any] | None], run: Path, log: Log
 ) -> None:
-    """Held-out loss, score and picture, where they are due; the first rank's work, with weights of all."""
-    due = {
-        name: every > 0 and (step % every == 0 or last) and wanted is not None
-        for name, every, wanted in (
-            ("held_out", config.eval_every, held_out),
-            ("score", config.score_every, score),
-            ("preview", config.sample_every, preview),
+    """Logs the validation loss and the score of the averaged model, and draws the picture, where they are due."""
+    held_out, score, preview = (measures[name] if name in due else None for name in ("held_out", "score", "preview"))
+    if held_out is not None:
+        log.write(step=step, **held_out(average))
+    if score is not None:
+        log.write(step=step, score=score(average))
+    if preview is not None:
+        preview(average, _preview_file(run, step))
+
+
+def _preview_file(run: Path, step: int) -> Path:
+    return run / "samples" / f"step-{step:08d}.png"
+
+
+def _checkpoint_to_resume(run: Path, config: TrainConfig, world: World, *, start_over: bool = False) -> Path | None:
+    """The newest whole checkpoint, or None for a run that has none yet.
+
+    Raises CheckpointError on every rank if there were some and none is whole, unless told to `start_over`.
+    """
+
+    def find() -> tuple[Path | None, str]:
+        try:
+            folder = checkpoint.newest_whole(run)
+        except checkpoint.CheckpointError as error:
+            return None, str(error)
+        if folder is not None or start_over:
+            return folder, ""
+        if aside := checkpoint.damaged(run):
+            return None, f"no checkpoint of {run} is whole: {', '.join(path.name for path in aside)}"
+        if (logged := last_step(run)) > 2 * config.save_every:  # by then one must have been written
+            return None, f"{run} has no checkpoint, and its log goes to step {logged}"
+        return None, ""
+
+    folder, wrong = world.broadcast(find() if world.first else None)
+    if wrong:
+        raise checkpoint.CheckpointError(
+            f"{wrong}. Put a copy of a whole checkpoint there, or train from the start again with --start-over"
         )
-    }
-    if not any(due.values()):
-        return
-    average = averaged()
-    if world.first and log is not None:
-        if due["held_out"] and held_out is not None:
-            log.write(step=step, **held_out(average))
-        if due["score"] and score is not None:
-            log.write(step=step, score=score(average))
-        if due["preview"] and preview is not None:
-            preview(average, run / "samples" / f"step-{step:08d}.png")
-    world.barrier()
+    return folder
 
 
-def _resume(run: Path, model: nn.Module, averages: ema.Tracks, optimizer: torch.optim.Optimizer, world: World) -> _At:
-    """Fills everything from the newest whole checkpoint; says where that was, or at zero."""
-    folder = world.broadcast(checkpoint.newest_whole(run) if world.first else None)
-    if folder is None:
-        return _At()
+def _resume(
+    folder: Path, model: nn.Module, averages: ema.Tracks, optimizer: torch.optim.Optimizer, world: World
+) -> _At:
+    """Fills everything from a verified checkpoint; returns where that was."""
     meta = checkpoint.load_meta(folder)
     names = [name for name, _ in model.named_parameters()]
     there = checkpoint.shapes(folder)
@@ -180,17 +261,17 @@ def _resume(run: Path, model: nn.Module, averages: ema.Tracks, optimizer: torch.
             print(f"from the weights of step {meta['step']} in {folder}, with a new optimizer", flush=True)
         optimizer.state.clear()
         weights = {f"ema/{name}": p.detach() for name, p in model.named_parameters()}
-        checkpoint.fill(weights, folder, world)
+        checkpoint.fill(weights, folder, world, verified=True)
         for average in averages.values():
             ema.fill(average, list(weights.values()))
-        return _At(meta["step"], meta["seconds"])
+        return _At(meta["step"], meta["seconds"], weights_only=True)
     fields = [name.removeprefix("optimizer/") for name in there if name.startswith("optimizer/")]
     state = checkpoint.begin_optimizer(model, optimizer, fields)
     wanted = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     wanted |= {f"optimizer/{name}": value for name, value in state.items()}
     for part, average in averages.items():
         wanted |= {f"{part}/{name}": value for name, value in ema.tensors(average, model).items()}
-    checkpoint.fill(wanted, folder, world)
+    checkpoint.fill(wanted, folder, world, verified=True)
     for part, average in averages.items():  # those that live elsewhere, or are this rank's part of a sharded one
         ema.fill(average, [wanted[f"{part}/{name}"] for name in names])
     return _At(meta["step"], meta["seconds"], meta.get("order", 0))
@@ -208,7 +289,8 @@ def _roll_back(
 ) -> _At:
     """Back to the last checkpoint, to go on from it with the data in another order."""
     found = f"steps up to {at.step} were not finite in a row, and {culprit} was the first to be so"
-    back = _resume(run, model, averages, optimizer, world) if checkpoint.newest(run) else None
+    folder = world.broadcast(checkpoint.newest_whole(run) if world.first else None)
+    back = None if folder is None else _resume(folder, model, averages, optimizer, world)
     order = at.order + 1
     if back is None or order > ORDERS:
         raise RuntimeError(

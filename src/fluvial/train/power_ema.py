@@ -183,7 +183,7 @@ def rebuild(folder: Path, *, length: float, step: int | None = None) -> Rebuilt:
     like = _contents(files[0])
     for file in files[1:]:
         if wrong := other_weights(like, _contents(file)):
-            raise ValueError(f"{file} is of another model than {files[0].name}: {wrong}. Remove those of one model")
+            raise ValueError(f"{file} is of another model than {files[0].name}: {wrong}. Move those of one model away")
     tensors = {name: tensor._replace(make=_summing(parts, name, tensor)) for name, tensor in like.items()}
     return Rebuilt(tensors=tensors, step=step, residual=error, snapshots=len(files))
 
@@ -244,4 +244,4 @@ def _opened(file: Path) -> Any:  # noqa: ANN401 - an open file
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file} is missing, truncated or damaged ({error}). Remove it to do without") from error
+        raise ValueError(f"{file} is missing, truncated or damaged ({error}). Move it away to do without") from error

@@ -1,0 +1,41 @@
+"""The folder of a run while it trains: whether it is still there, and where to save if it is not."""
+
+import tempfile
+from pathlib import Path
+
+
+class Home:
+    """A run folder, told by its place on the disk: another folder of the same name is not the same."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.identity = folder, _identity(folder)
+        run = folder / "run.json"
+        self.run = run.read_bytes() if run.exists() else None
+
+    def gone(self) -> bool:
+        """Whether the folder was removed or renamed."""
+        return _identity(self.folder) != self.identity
+
+    def shelter(self) -> Path:
+        """A new folder beside, in the temporary directory if that cannot be made, with the run.json of this one."""
+        for parent in (self.folder.absolute().parent, Path(tempfile.gettempdir())):
+            number, folder = 1, parent / f"{self.folder.name}-rescued"
+            while folder.exists():
+                number += 1
+                folder = parent / f"{self.folder.name}-rescued-{number}"
+            try:
+                folder.mkdir(parents=True)
+                if self.run is not None:
+                    (folder / "run.json").write_bytes(self.run)
+                return folder
+            except OSError:
+                continue
+        raise OSError(f"no folder could be made to save {self.folder} in")
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
