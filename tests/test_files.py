@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from fluvial.files import Lazy, tensors_checksum, whole_folder, write_tensors
+from fluvial.files import Lazy, check_tensors, tensors_checksum, whole_folder, write_tensors
 
 
 def test_safetensors_reads_what_is_written(tmp_path):
@@ -25,9 +25,31 @@ def test_safetensors_reads_what_is_written(tmp_path):
         assert all(torch.equal(read[name], value) for name, value in tensors.items())
         assert torch.equal(read["lazy"], lazy.make())
         with safe_open(tmp_path / "a.safetensors", "pt") as file:
-            assert file.metadata() == {"format": "pt", "who": extra}
+            metadata = file.metadata()
+        assert metadata.pop("sha256") and metadata == {"format": "pt", "who": extra}
+        check_tensors(tmp_path / "a.safetensors")
         # the format wants the data to begin at a multiple of eight bytes
         assert int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little") % 8 == 0
+
+
+def test_no_changed_byte_of_a_safetensors_file_is_accepted(tmp_path):
+    file = tmp_path / "a.safetensors"
+    write_tensors(file, {"w": torch.randn(3, 4)}, {"sha256 of": "something", "text": '"sha256": "' + "0" * 64})
+    whole = file.read_bytes()
+    check_tensors(file)
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        file.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"damaged"):
+            check_tensors(file)
+    for other in (b"", whole[:-1], whole + b"\0", whole[8:]):
+        file.write_bytes(other)
+        with pytest.raises(ValueError, match="damaged"):
+            check_tensors(file)
+    save_file({"w": torch.zeros(2)}, file)
+    with pytest.raises(ValueError, match="carries no checksum"):
+        check_tensors(file)
 
 
 def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -54,22 +55,48 @@ class Lazy(NamedTuple):
 # names of the safetensors format; see its README for the layout of a file
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
 
+NO_SHA256 = "0" * 64  # in the place of the checksum while it is computed
+HEAD = 128  # bytes of a file in which its checksum stands
+
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor | Lazy], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file, one tensor after another: safetensors' own writer wants all of them in memory."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    """Writes a safetensors file, one tensor after another: safetensors' own writer wants all of them in memory.
+
+    Its metadata holds the SHA-256 of the rest of the file, which `check_tensors` looks at.
+    """
+    header: dict[str, Any] = {"__metadata__": {"sha256": NO_SHA256, "format": "pt", **(metadata or {})}}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.dtype.itemsize * torch.Size(tensor.shape).numel()
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the data begin at a multiple of eight bytes
+    start = len(text).to_bytes(8, "little") + text
+    digest = hashlib.sha256(start)
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(start)
         for name, tensor in tensors.items():
             value = tensor.make() if isinstance(tensor, Lazy) else tensor.detach()
             assert (tuple(value.shape), value.dtype) == (tuple(tensor.shape), tensor.dtype), name
-            file.write(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            content = value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            digest.update(content)
+            file.write(content)
+        file.seek(start.index(NO_SHA256.encode()))
+        file.write(digest.hexdigest().encode())
+
+
+def check_tensors(path: Path) -> None:
+    """Raises ValueError if a file of `write_tensors` is not as it was written; OSError if it cannot be read."""
+    with path.open("rb") as file:
+        first = file.read(HEAD)
+        found = re.match(rb'.{8}\{"__metadata__": \{"sha256": "([0-9a-f]{64})"', first, re.DOTALL)
+        if found is None:
+            raise ValueError(f"{path} carries no checksum: it is damaged, or not written by this version of fluvial")
+        digest = hashlib.sha256(first[: found.start(1)] + NO_SHA256.encode() + first[found.end(1) :])
+        while content := file.read(2**20):
+            digest.update(content)
+    if digest.hexdigest() != found[1].decode():
+        raise ValueError(f"{path} is damaged: its content is not what was written, the SHA-256 is another")
 
 
 def checksum(file: Path) -> str:

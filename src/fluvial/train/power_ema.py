@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fluvial.checks import other_weights
-from fluvial.files import DTYPES, Lazy, whole_file, write_tensors
+from fluvial.files import DTYPES, Lazy, check_tensors, whole_file, write_tensors
 
 LONGEST = 1 / math.sqrt(12)
 """The length of the plain mean of all steps, gamma 0."""
@@ -179,6 +179,8 @@ def rebuild(folder: Path, *, length: float, step: int | None = None) -> Rebuilt:
             f"do not span an average of length {length:g} at step {step}: the best fit leaves {error:.1%} of it, more "
             f"than {LARGEST_RESIDUAL:.0%}. Choose a length nearer to those and a stored step, or store more snapshots"
         )
+    for file in files:
+        _check(file)
     parts = list(zip(files, coefficients.tolist(), strict=True))
     like = _contents(files[0])
     for file in files[1:]:
@@ -237,6 +239,14 @@ def _summing(parts: Sequence[tuple[Path, float]], name: str, like: Lazy) -> Call
 def _read(file: Path, name: str) -> Tensor:
     with _opened(file) as opened:
         return opened.get_tensor(name)
+
+
+def _check(file: Path) -> None:
+    """Raises ValueError for a snapshot that is not as it was written."""
+    try:
+        check_tensors(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{error}. Move it away to do without") from error
 
 
 def _opened(file: Path) -> Any:  # noqa: ANN401 - an open file
