@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test bench guard lint format clean
+.PHONY: setup demo test test-all bench guard lint format clean
 
 setup: .venv/installed
 
@@ -25,8 +25,12 @@ demo: setup
 	$(BIN)/fluvial score runs/digits-flowar
 
 # Idle OpenMP threads that spin slow down whatever else runs on a small machine.
-test: export OMP_WAIT_POLICY ?= PASSIVE
+test test-all: export OMP_WAIT_POLICY ?= PASSIVE
 test: setup
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+# Also what takes more than a few seconds each: many ranks, faults at every file operation, real images.
+test-all: setup
 	$(BIN)/python -m pytest
 
 # Alone on the machine, on all of its cores: less than ten minutes.

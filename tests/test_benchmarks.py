@@ -14,6 +14,7 @@ import nfe
 import pytest
 import torch
 import twins
+import verify
 
 import data
 import metrics
@@ -34,6 +35,11 @@ def test_reading_the_cache_is_compared_with_npz_files(tmp_path, capsys):
     data.compare(tmp_path, rows=1024)
     printed = capsys.readouterr().out
     assert ".npz, one thread" in printed and "cache, one thread" in printed
+
+
+def test_the_cost_of_checks_is_compared_with_reading(tmp_path, capsys):
+    verify.compare(tmp_path, numbers=8_000)
+    assert len(capsys.readouterr().out.splitlines()) == 4
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its memory from /proc")
