@@ -1,5 +1,7 @@
 import hashlib
 import os
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -7,7 +9,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fluvial.files import Lazy, check_tensors, tensors_checksum, whole_folder, write_tensors
+from fluvial import pictures
+from fluvial.files import (
+    Lazy,
+    atomic_file,
+    atomic_files,
+    atomic_folder,
+    check_tensors,
+    tensors_checksum,
+    write_json,
+    write_tensors,
+)
 
 
 def test_safetensors_reads_what_is_written(tmp_path):
@@ -52,18 +64,95 @@ def test_no_changed_byte_of_a_safetensors_file_is_accepted(tmp_path):
         check_tensors(file)
 
 
+@pytest.fixture
+def small_files():
+    """A limit on the size of files stands in for a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, ignored)
+
+
+def write_bytes(path, seed):
+    rng = np.random.default_rng(seed)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(rng.bytes(10_000))
+
+
+WRITERS = {
+    "bytes.bin": write_bytes,
+    "values.json": lambda path, seed: write_json(path, {"numbers": [seed] * 5000}),
+    "grid.png": lambda path, seed: pictures.save_grid(noise(seed), path),
+    "frames.gif": lambda path, seed: pictures.save_gif([noise(seed)] * 2, path),
+    "samples.npz": lambda path, seed: pictures.save_npz(noise(seed), None, path),
+}
+
+
+def noise(seed):
+    return torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_write_that_fails_leaves_the_file_as_it_was_and_names_it(tmp_path, name, small_files):
+    path, write = tmp_path / name, WRITERS[name]
+    path.write_bytes(b"precious")
+    with pytest.raises(OSError, match=rf"what was there before is as it was: .*{name}"):
+        write(path, 1)
+    assert path.read_bytes() == b"precious" and os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_write_that_succeeds_removes_what_a_killed_one_left(tmp_path, name):
+    path, write = tmp_path / name, WRITERS[name]
+    for old in (f".{path.stem}.12345678.tmp{path.suffix}", path.name):
+        (tmp_path / old).write_bytes(b"half")
+    write(path, 1)
+    assert os.listdir(tmp_path) == [name] and path.read_bytes() != b"half"
+
+
+def test_what_another_process_is_writing_is_left_alone(tmp_path):
+    with atomic_file(tmp_path / "a.txt") as outer:
+        outer.write_text("outer")
+        with atomic_file(tmp_path / "a.txt") as inner:
+            inner.write_text("inner")
+        assert (tmp_path / "a.txt").read_text() == "inner" and outer.exists()
+    assert (tmp_path / "a.txt").read_text() == "outer" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_files_that_belong_together_change_together(tmp_path, small_files):
+    with atomic_files(tmp_path / "out") as folder:
+        (folder / "a").write_text("1")
+        (folder / "b").write_text("1")
+    with pytest.raises(OSError, match=r"as it was: .*out"), atomic_files(tmp_path / "out") as folder:
+        (folder / "a").write_text("2")
+        (folder / "b").write_bytes(bytes(10_000))
+    assert [(tmp_path / "out" / name).read_text() for name in "ab"] == ["1", "1"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["a", "b"]
+    (tmp_path / "out" / ".12345678.tmp").mkdir()
+    (tmp_path / "out" / ".12345678.tmp" / "half").touch()  # of one that was killed
+    with atomic_files(tmp_path / "out") as folder:
+        (folder / "a").write_text("3")
+    assert sorted(os.listdir(tmp_path / "out")) == ["a", "b"] and (tmp_path / "out" / "a").read_text() == "3"
+
+
 def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
-    with pytest.raises(RuntimeError), whole_folder(tmp_path / "a") as folder:
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "a") as folder:
         (folder / "half").touch()
         raise RuntimeError
     assert not list(tmp_path.iterdir())
-    with whole_folder(tmp_path / "deep" / "a") as folder:
+    with atomic_folder(tmp_path / "deep" / "a") as folder:
         (folder / "all").touch()
         assert not (tmp_path / "deep" / "a").exists()
     assert os.listdir(tmp_path / "deep") == ["a"] and os.listdir(tmp_path / "deep" / "a") == ["all"]
+    (tmp_path / "deep" / ".b.12345678.partial").mkdir()  # of one that was killed
+    with atomic_folder(tmp_path / "deep" / "b") as folder:
+        (folder / "all").touch()
+    assert sorted(os.listdir(tmp_path / "deep")) == ["a", "b"]
     (tmp_path / "file").touch()
     for taken in ("deep", "file"):
-        with pytest.raises(ValueError, match=f"{taken} is there already"), whole_folder(tmp_path / taken):
+        with pytest.raises(ValueError, match=f"{taken} is there already"), atomic_folder(tmp_path / taken):
             pass
 
 

@@ -58,7 +58,7 @@ def compare(
                 "sampling images/s": sampling["images_per_second"],
             }
         )
-    (out / "compare.json").write_text(json.dumps(rows, indent=2) + "\n")
+    write_json(out / "compare.json", rows)
     pictures.save_labelled_rows(samples, out / "compare.png")
     return rows
 
@@ -69,7 +69,7 @@ def _claim(out: Path, seconds: float) -> None:
     if note.exists() and (there := json.loads(note.read_text())["seconds"]) != seconds:
         raise ValueError(f"{out} compares runs of {there} s, asked for {seconds} s; choose another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps({"seconds": seconds}) + "\n")
+    write_json(note, {"seconds": seconds})
 
 
 def _for_seconds(run: Run, seconds: float, device: torch.device | str | None) -> Run:

@@ -9,6 +9,7 @@ import numpy as np
 
 from fluvial import experiment
 from fluvial.extras import require
+from fluvial.files import atomic_file
 from fluvial.train import log
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def plot(folders: Sequence[Path], out: Path, *, by: By = "steps") -> Path:
     ]
     drawn = figure(histories, by=by)
     out.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(out, format="png")
+    with atomic_file(out) as temporary:
+        drawn.savefig(temporary, format="png")
     return out
 
 

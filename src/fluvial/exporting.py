@@ -11,7 +11,7 @@ from fluvial import experiment
 from fluvial.autoencoders import Vae
 from fluvial.config import to_json
 from fluvial.extras import require
-from fluvial.files import whole_folder, write_tensors
+from fluvial.files import atomic_folder, write_tensors
 from fluvial.importing import DTYPES, EXPORT, NAMES, Precision, described
 from fluvial.methods import name_of
 from fluvial.metrics import report
@@ -35,7 +35,7 @@ def to_safetensors(
     The weights are those that samples are drawn from, in `dtype`, by default as they are stored; `fluvial import` makes
     the same run folder of the file again. Raises ValueError if there is no such run, or something at `out` already.
     """
-    with whole_folder(Path(out)) as folder:
+    with atomic_folder(Path(out)) as folder:
         _write(Path(run), folder, dtype, license, step)
     return Path(out)
 
@@ -89,7 +89,7 @@ def to_diffusers(run: Path | str, out: Path | str, *, license: str = "", step: i
     model.network.load_state_dict(trained.model.state_dict())
     parameters = sum(p.numel() for p in trained.model.parameters())
     meta = {"step": trained.step, "weights_only": trained.average == "as imported"}
-    with whole_folder(Path(out)) as folder:
+    with atomic_folder(Path(out)) as folder:
         FluvialPipeline(model=model, vae=vae).save_pretrained(folder)
         (folder / "pipeline.py").write_text(PIPELINE)
         (folder / "README.md").write_text(_card(Path(run), license, USE_DIFFUSERS, meta, parameters))

@@ -1,14 +1,15 @@
-"""Files and folders that are written whole or not at all."""
+"""Atomic writes of files and folders: they are there whole, or as they were before."""
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +18,78 @@ from torch import Tensor
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, which is flushed to disk and becomes `path` at the end of the block."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary file with the same ending to write to, which is flushed to disk and becomes `path` at the end.
+
+    If that fails, `path` stays as it was. Raises OSError that names it, such as for a full disk.
+    """
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    with naming(path), _held(temporary, path.parent.glob(f".{glob.escape(path.stem)}.*.tmp{path.suffix}")):
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        flush(temporary)
         os.replace(temporary, path)
+        flush(path.parent)
+
+
+@contextmanager
+def atomic_files(folder: Path) -> Iterator[Path]:
+    """A temporary folder to write files to, which are flushed to disk and moved to `folder` together at the end.
+
+    If writing fails, those of the same names in `folder` stay as they were. Raises OSError that names the file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{uuid.uuid4().hex[:8]}.tmp"
+    with naming(folder), _held(temporary, folder.glob(".????????.tmp"), folder=True):
+        yield temporary
+        files = sorted(temporary.iterdir())
+        for file in files:
+            flush(file)
+        for file in files:
+            os.replace(file, folder / file.name)
+        flush(folder)
+
+
+@contextmanager
+def _held(temporary: Path, left_over: Iterable[Path], *, folder: bool = False) -> Iterator[None]:
+    """Makes something temporary, locked while it is in use and removed afterwards; removes what killed writers left."""
+    for old in left_over:
+        with suppress(OSError), _locked(old):  # what another process writes now is locked
+            _remove(old)
+    try:
+        temporary.mkdir() if folder else temporary.touch()
+        with _locked(temporary):
+            yield
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Names the path in errors of the operating system that say nothing of it, and says that it was left as it was."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or NOTHING_LOST in str(error):
+            raise
+        of = path if error.filename is None else f"{path} ({Path(os.fsdecode(error.filename)).name})"
+        raise type(error)(error.errno, f"{error.strerror}; {NOTHING_LOST}", str(of)) from error
 
 
 def flush(path: Path) -> None:
@@ -38,9 +101,9 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes JSON, whole or not at all."""
-    with whole_file(path) as temporary:
+def write_json(path: Path, values: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Writes JSON in an atomic write."""
+    with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n")
 
 
@@ -55,6 +118,7 @@ class Lazy(NamedTuple):
 # names of the safetensors format; see its README for the layout of a file
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
 
+NOTHING_LOST = "what was there before is as it was"
 NO_SHA256 = "0" * 64  # in the place of the checksum while it is computed
 HEAD = 128  # bytes of a file in which its checksum stands
 
@@ -134,7 +198,7 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
+def atomic_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `out` at the end of the block and vanishes if that fails.
 
     Raises ValueError if there is something at `out` already.
@@ -145,13 +209,18 @@ def whole_folder(out: Path) -> Iterator[Path]:
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     made = [folder for folder in out.parents if not folder.exists()]
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-        made = []
+        out.parent.mkdir(parents=True, exist_ok=True)
+        left_over = out.parent.glob(f".{glob.escape(out.name)}.*.partial")
+        with naming(out), _held(partial, left_over, folder=True):
+            yield partial
+            for path in (*partial.rglob("*"), partial):
+                flush(path)
+            if out.exists():
+                out.rmdir()
+            partial.rename(out)
+            flush(out.parent)
+            made = []
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         for folder in made:
-            folder.rmdir()
+            with suppress(OSError):
+                folder.rmdir()

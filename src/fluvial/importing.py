@@ -10,7 +10,7 @@ import torch
 
 from fluvial import experiment, upstream
 from fluvial.config import Run, from_json, to_json
-from fluvial.files import Lazy, whole_folder, write_tensors
+from fluvial.files import Lazy, atomic_folder, write_tensors
 from fluvial.methods import method_of, name_of
 from fluvial.methods.flowar import FlowARConfig
 from fluvial.upstream.files import WeightFile, read
@@ -61,7 +61,7 @@ def import_weights(
     """
     file, to = Path(file), None if dtype is None else DTYPES[dtype]
     weights = read(file)
-    with whole_folder(Path(out)) as folder:
+    with atomic_folder(Path(out)) as folder:
         try:
             if EXPORT in weights.metadata:
                 return _import_export(weights, kind, to, hints, folder)

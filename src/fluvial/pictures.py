@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from fluvial.files import atomic_file
 
 MIN_SIDE = 48  # smaller images are enlarged, pixel by pixel, until they are about this large
 
@@ -31,9 +34,7 @@ def grid(images: UInt8[Tensor, "n c h w"], columns: int = 10, gap: int = 1) -> I
 
 def save_grid(images: UInt8[Tensor, "n c h w"], path: Path, columns: int = 10) -> Path:
     """A PNG of the images."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grid(images, columns).save(path)
-    return path
+    return _save(grid(images, columns), path)
 
 
 def save_strip(stages: Sequence[UInt8[Tensor, "n c h w"]], path: Path, rows: int = 10) -> Path:
@@ -53,19 +54,23 @@ def save_labelled_rows(rows: Mapping[str, UInt8[Tensor, "n c h w"]], path: Path)
         picture.paste(sheet, (left, top))
         ImageDraw.Draw(picture).text((8, top + sheet.height // 2), name, fill="black", font=font, anchor="lm")
         top += sheet.height
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
-    return path
+    return _save(picture, path)
 
 
 def save_gif(
     frames: Sequence[UInt8[Tensor, "n c h w"]], path: Path, columns: int = 10, milliseconds: int = 80, hold: int = 12
 ) -> Path:
     """A looping GIF of grids, one frame a step; the last one stays for `hold` frames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     pictures = [grid(frame, columns).convert("L" if frame.shape[1] == 1 else "RGB") for frame in frames]
     durations = [milliseconds] * (len(pictures) - 1) + [milliseconds * hold]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    return _save(pictures[0], path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def _save(picture: Image.Image, path: Path, **options: Any) -> Path:  # noqa: ANN401 - any of the format's
+    """An atomic write in the format of the path's ending."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        picture.save(temporary, **options)
     return path
 
 
@@ -74,10 +79,11 @@ def save_npz(images: UInt8[Tensor, "n c h w"], labels: Tensor | None, path: Path
 
     Grey images are repeated to three channels, which evaluators expect.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     array = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
     arrays = [array.permute(0, 2, 3, 1).numpy()] + ([] if labels is None else [labels.numpy()])
-    np.savez(path, *arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        np.savez(temporary, *arrays)
     return path
 
 
@@ -92,6 +98,4 @@ def save_captioned(images: UInt8[Tensor, "n c h w"], captions: Sequence[str], pa
         left, top = i % columns * width, i // columns * (tile.height + line)
         picture.paste(tile, (left, top))
         ImageDraw.Draw(picture).text((left + 2, top + tile.height), text, fill="black", font=font)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
-    return path
+    return _save(picture, path)

@@ -97,7 +97,7 @@ def test_a_row_that_cannot_be_written_names_the_file(tmp_path, monkeypatch):
     (tmp_path / "log.jsonl").symlink_to("/dev/full")
     writer = log.Log.__new__(log.Log)
     writer.path, writer.others = tmp_path / "log.jsonl", []
-    with pytest.raises(OSError, match=r"No space left on device; the rows before.*log\.jsonl"):
+    with pytest.raises(OSError, match=r"No space left on device; what was there before is as it was.*log\.jsonl"):
         writer.write(step=1, loss=0.5)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from fluvial import experiment
 from fluvial.checks import other_weights
 from fluvial.cli.arguments import parse, positional
-from fluvial.files import whole_folder
+from fluvial.files import atomic_folder
 from fluvial.methods import empty_model
 from fluvial.train import checkpoint, power_ema
 
@@ -41,7 +41,7 @@ def ema(arguments: list[str]) -> None:
     meta = checkpoint.read(folder, checkpoint.load_meta)
     seconds = meta["seconds"] * rebuilt.step / max(1, meta["step"])  # of the steps behind it: all take about as long
     origin = {"length": options.length, "step": rebuilt.step, "from": name}
-    with whole_folder(out) as partial:
+    with atomic_folder(out) as partial:
         record = {**record, "ema": origin, "run": record["run"]}
         experiment.create(partial, record, rebuilt.tensors, step=rebuilt.step, seconds=seconds)
     print(f"residual of the fit: {rebuilt.residual:.1e} of the profile, from {rebuilt.snapshots} snapshots")

@@ -18,8 +18,8 @@ from fluvial.cli.arguments import UsageError, device_of, of_a_run, parse, positi
 from fluvial.compare import compare as compare_runs
 from fluvial.config import Run
 from fluvial.evaluation.images import RECORD, SAMPLES
-from fluvial.files import checksum, write_json
-from fluvial.generate import Frames, SampleConfig
+from fluvial.files import atomic_files, checksum, write_json
+from fluvial.generate import Frames, Generated, SampleConfig
 
 COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
 SMOKE = "--smoke tries the recipe with a small model and few steps, in runs/RECIPE-smoke: a minute or so on a CPU."
@@ -171,24 +171,33 @@ def sample(arguments: list[str]) -> None:
         settings=options.sample,
         on_step=frames,
     )
-    saved = []
-    if options.npz:
-        saved.append(pictures.save_npz(generated.images, generated.labels, out / SAMPLES))
-        told = {"seed": options.seed, "settings": options.sample, "classes": options.classes or None}
-        about = trained.provenance(**told, evaluations=generated.nfe)
-        grey = generated.images.shape[1] == 1
-        write_json(out / RECORD, {**about, "grey": grey, "sha256": checksum(out / SAMPLES)})
-    if generated.images.shape[1] in (1, 3):
-        saved.append(pictures.save_grid(generated.images[:GRID], out / "grid.png", options.columns))
-        if options.gif:
-            saved.append(pictures.save_gif(frames.images, out / "trajectory.gif", options.columns))
-        if len(frames.ends) > 1:
-            saved.append(pictures.save_strip(frames.ends, out / "scales.png"))
-    else:
+    told = {"seed": options.seed, "settings": options.sample, "classes": options.classes or None}
+    about = trained.provenance(**told, evaluations=generated.nfe)
+    with atomic_files(out) as folder:
+        saved = _save(folder, generated, frames, options, about)
+    if generated.images.shape[1] not in (1, 3):
         print(f"no pictures: they need 1 or 3 channels, the images have {generated.images.shape[1]}")
     print(f"{options.count} images, evaluations of the model for each: {generated.nfe}")
     for path in saved:
-        print(path)
+        print(out / path.name)
+
+
+def _save(
+    folder: Path, generated: Generated, frames: Frames, options: SampleOptions, about: dict[str, Any]
+) -> list[Path]:
+    """Writes what `fluvial sample` leaves of these images, and returns the files to name."""
+    saved = []
+    if options.npz:
+        saved.append(pictures.save_npz(generated.images, generated.labels, folder / SAMPLES))
+        grey = generated.images.shape[1] == 1
+        write_json(folder / RECORD, {**about, "grey": grey, "sha256": checksum(folder / SAMPLES)})
+    if generated.images.shape[1] in (1, 3):
+        saved.append(pictures.save_grid(generated.images[:GRID], folder / "grid.png", options.columns))
+        if options.gif:
+            saved.append(pictures.save_gif(frames.images, folder / "trajectory.gif", options.columns))
+        if len(frames.ends) > 1:
+            saved.append(pictures.save_strip(frames.ends, folder / "scales.png"))
+    return saved
 
 
 def compare(arguments: list[str]) -> None:

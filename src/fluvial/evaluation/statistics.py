@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fluvial.evaluation.images import Images
-from fluvial.files import whole_file, write_tensors
+from fluvial.files import atomic_file, write_tensors
 from fluvial.metrics.classifier_score import Classified, classified, splits
 from fluvial.metrics.features import Extractor, Features
 from fluvial.metrics.frechet import Gaussian, Moments, fit, merged, moments
@@ -222,7 +222,7 @@ def save(statistics: Statistics, path: Path, about: dict[str, str]) -> None:
         tensors["labels"] = s.labels
     metadata = {"made": FORMAT, "count": str(s.n), "shape": json.dumps(s.shape), **about}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
+    with atomic_file(path) as temporary:
         write_tensors(temporary, tensors, metadata)
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fluvial.extras import require
-from fluvial.files import flush, whole_file
+from fluvial.files import atomic_file, flush, naming
 from fluvial.train.distributed import World
 
 Row = dict[str, Any]
@@ -38,19 +38,17 @@ class Log:
                 with aside.open("ab") as file:
                     file.write(b"".join(line + b"\n" for _, line in foreign))
                 print(f"{_told(self.path, foreign)}: moved to {aside.name}, and training goes on", flush=True)
-            with whole_file(self.path) as temporary:
+            with atomic_file(self.path) as temporary:
                 temporary.write_bytes(b"".join(line + b"\n" for row, line in rows if row["step"] <= last_step))
             self.resumed = {name for row, _ in rows if row["step"] == last_step for name in row}
 
     def write(self, step: int, **values: Any) -> None:  # noqa: ANN401
         """A row of values at this step; numbers in it go to the other writers under their path."""
         try:
-            with self.path.open("a") as file:
+            with naming(self.path), self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **values, "time": round(time.time(), 3)}) + "\n")
         except FileNotFoundError:
             return  # the folder is gone: the loop notices and saves elsewhere
-        except OSError as error:
-            raise OSError(error.errno, f"{error.strerror}; the rows before are as they were", str(self.path)) from error
         numbers = dict(_numbers(values))
         for write in self.others:
             write(numbers, step)

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fluvial.checks import other_weights
-from fluvial.files import DTYPES, Lazy, check_tensors, whole_file, write_tensors
+from fluvial.files import DTYPES, Lazy, atomic_file, check_tensors, write_tensors
 
 LONGEST = 1 / math.sqrt(12)
 """The length of the plain mean of all steps, gamma 0."""
@@ -93,7 +93,7 @@ def save(folder: Path, step: int, names: Sequence[str], tracks: Tracks, *, write
             for name, average in zip(names, averages, strict=True)
         }
         if writes:
-            with whole_file(file) as temporary:
+            with atomic_file(file) as temporary:
                 write_tensors(temporary, lazy)
         else:
             for tensor in lazy.values():
