@@ -18,6 +18,7 @@ from torch import Tensor
 from fluvial.data import images as data_images
 from fluvial.data.images import DataConfig, Files, ImageSet
 from fluvial.data.latents import is_cache
+from fluvial.evaluation import archive
 from fluvial.files import checksum
 from fluvial.randomness import numpy_generator
 
@@ -114,32 +115,21 @@ def _digest(images: ImageSet, config: DataConfig) -> str:
 
 def _npz(path: Path, like: DataConfig) -> Images:
     """arr_0 (n, h, w, c) and perhaps the labels arr_1, read as they are needed: whole they may be 10 GB."""
-    try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as .npz: {error}") from error
-    names = [name.removesuffix(".npy") for name in archive.namelist()]
     wanted = "images are wanted as the ADM suite has them: arr_0 of (n, height, width, channels)"
-    if "arr_0" not in names:
-        held = "statistics only, which can be a --reference but not be scored" if "mu" in names else ", ".join(names)
-        raise ValueError(f"{path} has no arr_0 but {held}; {wanted}")
-    shape, dtype, at, opened = _array(archive, "arr_0.npy", path)
-    if len(shape) != 4 or shape[-1] not in (1, 3):
-        raise ValueError(f"{path}: arr_0 has the shape {shape}; {wanted}, 1 or 3 of them")
-    if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
-        raise ValueError(f"{path}: arr_0 is {dtype}; pixels are wanted as uint8 in 0 ... 255 or floats in [0, 1]")
-    labels = None
-    if "arr_1" in names:
-        with np.load(path, allow_pickle=False) as arrays:
-            ids = arrays["arr_1"]
-        if not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"{path}: arr_1 must be a class id for each image, got {ids.dtype}")
-        labels = torch.from_numpy(ids)
-        if labels.shape != (shape[0],):
-            raise ValueError(
-                f"{path}: arr_1 must be a class id for each of {shape[0]} images, got {tuple(labels.shape)}"
-            )
-        labels = labels.long()
+    with archive.opened(path) as file:
+        names = archive.names(file)
+        if "arr_0" not in names:
+            held = "statistics only, which can be a --reference" if "mu" in names else ", ".join(names)
+            raise ValueError(f"{path} has no arr_0 but {held}; {wanted}")
+        images = archive.array(file, "arr_0")
+        shape, dtype = images.shape, images.dtype
+        if len(shape) != 4 or shape[-1] not in (1, 3):
+            raise ValueError(f"{path}: arr_0 has the shape {shape}; {wanted}, 1 or 3 of them")
+        if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
+            raise ValueError(f"{path}: arr_0 is {dtype}; pixels are wanted as uint8 in 0 ... 255 or floats in [0, 1]")
+        labels = _labels(file, shape[0], path) if "arr_1" in names else None
+        archive.verify(file, images)
+    opened, at = _content(images, path)
     step = int(np.prod(shape[1:])) * dtype.itemsize
 
     def read(wanted: Sequence[int]) -> tuple[Tensor, Tensor | None]:
@@ -178,31 +168,36 @@ def _record(record: Path, path: Path, content: str) -> dict[str, Any]:
     try:
         about = json.loads(record.read_text())
         told = about.pop("sha256")
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{record} cannot be read: {error!r}; remove it if it is not of {path.name}") from error
+        if not isinstance(about["sampling"], dict):
+            raise ValueError(f"sampling is {about['sampling']!r}")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"{record} cannot be read: {error!r}; sample again, or move it away") from error
     if told != content:
-        raise ValueError(f"{record} is of another {path.name}; remove it, or sample again")
+        raise ValueError(
+            f"{record} is of another {path.name} than the one beside it: one is damaged, or was replaced; "
+            f"sample again, or move it away to score the images without it"
+        )
     return about
 
 
-def _array(archive: zipfile.ZipFile, name: str, path: Path) -> tuple[tuple[int, ...], np.dtype, int, Any]:
-    """Shape and type of an array in the archive, where its content begins, and the open file."""
-    opened = archive.open(name)
-    try:
-        version = np.lib.format.read_magic(opened)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, by_columns, dtype = header(opened)
-    except ValueError as error:
-        raise ValueError(f"{path}: {name} is not a numpy array: {error}") from error
-    if by_columns or dtype.hasobject:
-        raise ValueError(f"{path}: {name} must be a plain array in C order, got {dtype}, Fortran order {by_columns}")
-    at, member = opened.tell(), archive.getinfo(name)
-    if member.compress_type != zipfile.ZIP_STORED:
-        return shape, dtype, at, opened
+def _labels(file: zipfile.ZipFile, count: int, path: Path) -> Int[Tensor, "n"]:
+    """arr_1, checked to be a class id for each of the images before it is read."""
+    found = archive.array(file, "arr_1")
+    if not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(f"{path}: arr_1 must be a class id for each image, got {found.dtype}")
+    if found.shape != (count,):
+        raise ValueError(f"{path}: arr_1 must be a class id for each of {count} images, got {found.shape}")
+    return torch.from_numpy(archive.read(file, "arr_1").astype(np.int64))
+
+
+def _content(found: archive.Array, path: Path) -> tuple[Any, int]:
+    """An open file in which the content of a verified array begins at this place."""
+    if found.member.compress_type != zipfile.ZIP_STORED:
+        return zipfile.ZipFile(path).open(found.member), found.start
     plain = path.open("rb")  # any row at once, where the member would be read through
-    plain.seek(member.header_offset + 26)
+    plain.seek(found.member.header_offset + 26)
     name_length, extra_length = struct.unpack("<HH", plain.read(4))  # of the local header, 30 bytes long
-    return shape, dtype, member.header_offset + 30 + name_length + extra_length + at, plain
+    return plain, found.member.header_offset + 30 + name_length + extra_length + found.start
 
 
 def _rounded(pixels: np.ndarray, path: Path) -> np.ndarray:

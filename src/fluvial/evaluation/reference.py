@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fluvial.data.images import DataConfig
+from fluvial.evaluation import archive
 from fluvial.evaluation.images import Images, open_images
 from fluvial.evaluation.statistics import FORMAT, Statistics, load, save, statistics
 from fluvial.files import checksum, tensors_checksum
@@ -46,9 +47,9 @@ def open_reference(
                 f"{extractor.name} ({extractor.hash[:12]}); choose the same with --extractor and --weights"
             )
         return Reference(about["name"], about["hash"], found, {"cut": about["cut"]})
-    if path.suffix == ".npz" and path.is_file() and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = {member.removesuffix(".npy") for member in archive.namelist()}
+    if path.suffix == ".npz" and path.is_file():
+        with archive.opened(path) as file:
+            names = archive.names(file)
         if names & {"mu", "sigma"}:
             return _adm(path, names, extractor, world)
     return reference(open_images(name, like), extractor, world=world)
@@ -92,10 +93,13 @@ def _cache(key: str) -> Path:
 
 
 def _read(cached: Path) -> Statistics | None:
-    """What is kept, if it is there and whole."""
+    """What is kept, if it is there and whole; damage is told, and what is computed anew takes its place."""
+    if not cached.exists():
+        return None
     try:
         return load(cached)[0]
-    except ValueError:
+    except ValueError as error:
+        print(f"statistics are computed anew, since those that were kept cannot be used: {error}", file=sys.stderr)
         return None
 
 
@@ -103,8 +107,8 @@ def _adm(path: Path, names: set[str], extractor: Extractor, world: World) -> Ref
     """The published statistics of all images, and for neighbours the images beside them, as the ADM suite does."""
     if extractor.name != "inception":
         raise ValueError(f"{path} holds statistics of Inception's features, the extractor is {extractor.name}")
-    with np.load(path, allow_pickle=False) as arrays:
-        pairs = [_pair(path, arrays, pair) if names >= {*pair} else None for pair in PAIRS]
+    with archive.opened(path) as file:
+        pairs = [_pair(path, file, pair) if names >= {*pair} else None for pair in PAIRS]
     pooled, spatial = pairs
     if pooled is None:
         raise ValueError(
@@ -121,13 +125,18 @@ def _adm(path: Path, names: set[str], extractor: Extractor, world: World) -> Ref
     return Reference(str(path), digest, found, {"cut": "unknown", "statistics": "as published"})
 
 
-def _pair(path: Path, arrays: Any, names: tuple[str, str]) -> Gaussian:  # noqa: ANN401
-    mean, covariance = (torch.from_numpy(arrays[name]).double() for name in names)
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+def _pair(path: Path, file: zipfile.ZipFile, names: tuple[str, str]) -> Gaussian:
+    heads = [archive.array(file, name) for name in names]
+    (d, *more), covariance = heads[0].shape or (0,), heads[1].shape
+    if more or not d or covariance != (d, d):
         raise ValueError(
-            f"{path}: {' and '.join(names)} must be (d,) and (d, d), "
-            f"got {tuple(mean.shape)} and {tuple(covariance.shape)}"
+            f"{path}: {' and '.join(names)} must be (d,) and (d, d), got {heads[0].shape} and {covariance}"
         )
+    if wrong := [f"{name} is {head.dtype}" for name, head in zip(names, heads, strict=True) if head.dtype.kind != "f"]:
+        raise ValueError(f"{path}: {' and '.join(wrong)}; floats are wanted")
+    mean, covariance = (torch.from_numpy(archive.read(file, name).astype(np.float64)) for name in names)
     if not (torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
         raise ValueError(f"{path}: {' and '.join(names)} are not finite")
+    if not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6 * float(covariance.diagonal().abs().max())):
+        raise ValueError(f"{path}: {names[1]} must be a covariance, and is not symmetric")
     return Gaussian(mean, covariance)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fluvial.evaluation.images import Images
-from fluvial.files import atomic_file, write_tensors
+from fluvial.files import atomic_file, check_tensors, write_tensors
 from fluvial.metrics.classifier_score import Classified, classified, splits
 from fluvial.metrics.features import Extractor, Features
 from fluvial.metrics.frechet import Gaussian, Moments, fit, merged, moments
@@ -24,7 +24,7 @@ KEPT = 50_000  # features that are kept for what needs each of them: neighbours,
 SPATIAL = 5_000  # spatial features that are kept, for an error bar
 BATCH = 250  # images that an extractor sees at a time
 SLOW = 2_000  # images that take long enough to show how far it is
-FORMAT = "fluvial statistics 1"
+FORMAT = "fluvial statistics 2"
 
 
 class Statistics(NamedTuple):
@@ -227,12 +227,15 @@ def save(statistics: Statistics, path: Path, about: dict[str, str]) -> None:
 
 
 def load(path: Path) -> tuple[Statistics, dict[str, str]]:
-    """What `save` wrote, and its metadata. Raises ValueError for another file."""
+    """What `save` wrote, and its metadata. Raises ValueError for another file, or if it is not as it was written."""
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             if about.get("made") != FORMAT:
-                raise ValueError(f"{path} holds no statistics that this version reads ({FORMAT})")
+                raise ValueError(
+                    f"{path} holds no statistics that this version reads ({FORMAT}); write them again with --keep"
+                )
+            check_tensors(path)
             t = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
