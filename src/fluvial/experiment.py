@@ -119,7 +119,7 @@ def _train(
     method = method_of(run.method)
     if start is not None:
         run = finetune.fitted(run, read_run(start))
-    run = _as_it_was(run if images is None else replace(run, data=replace(run.data, name="given")), out)
+    run = _as_it_was(run if images is None else replace(run, data=replace(run.data, name="given", path="")), out)
     _check_folder(out, run)
     with world.one_by_one():  # the first writes what is cached
         inputs = open_inputs(run, images=images, held_out=held_out, cache=out / "latents", device=device)

@@ -1,5 +1,6 @@
 """Atomic writes of files and folders: they are there whole, or as they were before."""
 
+import difflib
 import fcntl
 import glob
 import hashlib
@@ -161,6 +162,31 @@ def check_tensors(path: Path) -> None:
             digest.update(content)
     if digest.hexdigest() != found[1].decode():
         raise ValueError(f"{path} is damaged: its content is not what was written, the SHA-256 is another")
+
+
+HUB = "hub:"  # before the name of a repository on the Hugging Face hub
+
+
+def missing(place: str) -> str:
+    """What to say of a path that does not exist, with the closest name there is."""
+    path = Path(place).expanduser()
+    there = next((parent for parent in path.parents if parent.is_dir()), Path("."))
+    wanted = path.relative_to(there).parts[0] if there in path.parents else path.name
+    close = difflib.get_close_matches(wanted, (entry.name for entry in there.iterdir()), n=1)
+    hint = f"; did you mean {there / close[0]}?" if close else ""
+    return f"{place} does not exist{hint} (of the Hugging Face hub it would be {HUB}OWNER/NAME)"
+
+
+def repository(name: str) -> str | None:
+    """The name on the hub that is meant by `hub:OWNER/NAME` or, where a hub is usual, OWNER/NAME; None for a path.
+
+    A name is a path if it has another form, or its first part is a folder here.
+    """
+    if name.startswith(HUB):
+        return name.removeprefix(HUB)
+    owner, slash, _ = name.partition("/")
+    is_path = not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or (slash and Path(owner).is_dir())
+    return None if is_path else name
 
 
 def checksum(file: Path) -> str:

@@ -17,6 +17,7 @@ from fluvial.data import latents
 from fluvial.data.batches import Batch, batches
 from fluvial.data.images import DataConfig, ImageSet, Split, to_signed
 from fluvial.data.latents import LatentSet, Manifest, Plan, is_cache
+from fluvial.data.sources import aligned
 from fluvial.randomness import generator, numpy_generator
 from fluvial.upstream import load_autoencoder
 
@@ -71,20 +72,23 @@ def open_inputs(
         train = _examples(data, autoencoder, "train", cache, device)
         assert train is not None
         names = run.data.class_names or train.class_names
-        # held-out images with the ids that their classes have in training
-        test = _examples(replace(data, class_names=names), autoencoder, "test", cache, device)
+        # given names that are none of the images' own rename the classes of both; others are only an order
+        renamed = isinstance(train, ImageSet) and not set(names) & set(train.own_names)
+        test = _examples(replace(data, class_names=names if renamed else ()), autoencoder, "test", cache, device)
         run = replace(run, data=replace(run.data, class_names=names, digest=train.digest))
     else:
         train, test = images, held_out
     if run.method.classes == 0:
         train = train._replace(labels=None, class_names=())
         test = test and test._replace(labels=None, class_names=())
+    if test is not None and test.labels is not None and train.labels is not None:
+        test = test._replace(
+            labels=aligned(test.labels, test.class_names, train.class_names), class_names=train.class_names
+        )
     if not run.autoencoder.shift and run.autoencoder.statistics == "measured":
         autoencoder.standardised(*_measured(train, autoencoder, device))
     for part in (train, *([] if test is None else [test])):
         _check_fit(run, part, autoencoder, device, whole=part is train)
-    if test is not None and test.class_names != train.class_names:
-        raise ValueError(f"training images have the classes {train.class_names}, held-out images {test.class_names}")
     found = replace(
         run.autoencoder, shift=autoencoder.shift, scale=autoencoder.scale, hash=run.autoencoder.hash or autoencoder.hash
     )
@@ -158,7 +162,7 @@ def encode(
 def _examples(
     data: DataConfig, autoencoder: Autoencoder, split: Split, cache: Path | None, device: torch.device | str
 ) -> Examples | None:
-    place = data.test_path if split == "test" else data.path or data.name
+    place = data.test_path if split == "test" else data.place
     if is_cache(place):
         folder = Path(place).expanduser()
         _check_cache(folder, data, autoencoder, flips=split == "train" and data.flip)

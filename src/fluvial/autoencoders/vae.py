@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fluvial.extras import require
-from fluvial.files import tensors_checksum
+from fluvial.files import HUB, missing, repository, tensors_checksum
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 # images that go through an autoencoder at a time: they need far more memory than latents do, and a CPU's cache is small
@@ -103,10 +103,12 @@ def from_pretrained(name: str) -> Vae:
     """
     diffusers = require("diffusers", extra="vae", why=f"the autoencoder {name!r}")
     # a pipeline keeps its autoencoder in vae/; on the hub the subfolder may be named: owner/name/vae
-    here = name.startswith(("/", ".", "~")) or Path(name).exists()
-    folder, *inside = [str(Path(name).expanduser())] if here else _split(name)
+    here = Path(name).exists() or repository("/".join(name.split("/")[:2])) is None
+    folder, *inside = [str(Path(name).expanduser())] if here else _split(name.removeprefix(HUB))
     if here and not Path(folder).is_dir():
-        raise ValueError(f"the autoencoder {name!r} is not there; if it was moved, name its folder with --autoencoder")
+        raise ValueError(
+            f"the autoencoder {name!r} is not there; if moved, name its folder with --autoencoder: {missing(name)}"
+        )
     options = {"subfolder": inside[0]} if inside else {}
     if Path(folder, "vae", "config.json").exists():
         options = {"subfolder": "vae"}

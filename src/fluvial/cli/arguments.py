@@ -19,23 +19,38 @@ class UsageError(ValueError):
 
 def parse(kind: type[T], default: T | None, arguments: list[str], prog: str, description: str | None) -> T:
     config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-    default = _steps_for_every_scale(default, arguments)
+    options: Any = {"args": arguments, "prog": prog, "description": description, "config": config}
     try:
         if default is None:  # some options must be given
-            return tyro.cli(kind, args=arguments, prog=prog, description=description, config=config)
-        return tyro.cli(kind, default=default, args=arguments, prog=prog, description=description, config=config)
+            return tyro.cli(kind, **options)
+        return _steps_for_every_scale(tyro.cli(kind, default=_told_apart(default), **options), default)
     except ValueError as error:  # a __post_init__ that refuses a value
         raise UsageError(str(error)) from error
 
 
-def _steps_for_every_scale(default: Any, arguments: list[str]) -> Any:  # noqa: ANN401 - options of any command
-    """Without the run's own steps of each scale, in place of which --sample.steps would be, if that one is given."""
-    given = {word.partition("=")[0].replace("_", "-") for word in arguments}
-    if "--sample.steps" not in given or "--sample.scale-steps" in given:
-        return default
-    if hasattr(default, "run"):
-        return replace(default, run=_steps_for_every_scale(default.run, arguments))
-    return replace(default, sample=replace(default.sample, scale_steps=())) if hasattr(default, "sample") else default
+class _Default(int):
+    """A default that can be told from the same number when it is given."""
+
+
+def _told_apart(value: Any) -> Any:  # noqa: ANN401 - options of any command
+    """These defaults, sample.steps such that `_steps_for_every_scale` knows whether it is given."""
+    if hasattr(value, "run"):
+        return replace(value, run=_told_apart(value.run))
+    if not hasattr(value, "sample"):
+        return value
+    return replace(value, sample=replace(value.sample, steps=_Default(value.sample.steps)))
+
+
+def _steps_for_every_scale(parsed: Any, default: Any) -> Any:  # noqa: ANN401 - options of any command
+    """The options; without the run's own steps of each scale where sample.steps alone is given in their place."""
+    if hasattr(parsed, "run"):
+        return replace(parsed, run=_steps_for_every_scale(parsed.run, default.run))
+    if not hasattr(parsed, "sample"):
+        return parsed
+    sample = parsed.sample
+    given, alone = type(sample.steps) is not _Default, sample.scale_steps == default.sample.scale_steps
+    steps = {"steps": int(sample.steps), "scale_steps": () if given and alone else sample.scale_steps}
+    return replace(parsed, sample=replace(sample, **steps))
 
 
 def positional(

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from fluvial import experiment, scoring
 from fluvial.checks import at_least
 from fluvial.cli.arguments import UsageError, device_of, of_a_run, parse, positional
+from fluvial.cli.output import console
 from fluvial.files import write_json
 from fluvial.generate import SampleConfig
 from fluvial.metrics import report
@@ -178,16 +178,16 @@ def _show(card: Mapping[str, Any]) -> None:
     for name, found in card["scores"].items():
         numbers = [f"{found[key]:.{DIGITS[key]}g}" if key in found else "" for key in columns]
         table.add_row(f"{name.replace('_', ' ')} ({features})", *numbers)
-    console = Console()
-    console.print(table)
-    console.print(f"against {reference}", highlight=False, soft_wrap=True)
+    printer = console()
+    printer.print(table)
+    printer.print(f"against {reference}", highlight=False, soft_wrap=True)
     for part, keys in LINES.items():
         known = [(key, card[part].get(key)) for key in keys]
         told = ", ".join(f"{key} {report.short(value)}" for key, value in known if value not in (None, "", {}))
         if told:
-            console.print(f"{part}: {told}", highlight=False, markup=False, soft_wrap=True)
+            printer.print(f"{part}: {told}", highlight=False, markup=False, soft_wrap=True)
     for warning in card["warnings"]:
-        console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
+        printer.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _put_beside(a: Mapping[str, Any], name: str, b: Mapping[str, Any], other: str) -> None:
@@ -200,7 +200,7 @@ def _put_beside(a: Mapping[str, Any], name: str, b: Mapping[str, Any], other: st
         values = [f"{e.value:.3g} ±{e.error:.2g}" for e in (row.a, row.b)]
         title = f"{row.name.replace('_', ' ')} ({a['extractor']['name']})"
         table.add_row(title, *values, f"{row.errors:+.1f}")
-    Console().print(table)
+    console().print(table)
     left_out = [name for name in report.OF_TRAINING if name in a["scores"] or name in b["scores"]]
     if left_out and not report.same_training(a, b):
         print(f"left out, as the training images differ: {', '.join(left_out)}")

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fluvial import exporting, importing
 from fluvial.checks import at_least
 from fluvial.cli.arguments import parse, positional
+from fluvial.cli.output import console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +90,12 @@ def import_(arguments: list[str]) -> None:
         hints["image_size"] = (*options.image_size, options.image_size[-1])[:2]
     dtype = None if options.dtype == "file" else options.dtype
     found = importing.import_weights(file, options.out, kind=options.kind, dtype=dtype, **hints)
-    Console().print(_summary(file, found))
+    console().print(_summary(file, found))
     print(f"{options.out}: {'an autoencoder' if found.run is None else 'a run'}")
 
 
 def _summary(file: str, found: importing.Imported) -> Table:
-    table = Table("what", title=escape(Path(file).name), title_justify="left")
+    table = Table("what", title=(Path(file).name), title_justify="left")
     table.add_column("value", overflow="fold")
     of_size = f"-{found.size}" if found.size else ", of no published size"
     table.add_row(
@@ -109,7 +108,7 @@ def _summary(file: str, found: importing.Imported) -> Table:
     }
     for reason, keys in reasons.items():
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-        table.add_row("left out", escape(f"{keys[0]}{more}: {reason}"))
+        table.add_row("left out", (f"{keys[0]}{more}: {reason}"))
     for what, text in ({} if found.run is None else importing.described(found.run)).items():
-        table.add_row(what, escape(text))
+        table.add_row(what, (text))
     return table

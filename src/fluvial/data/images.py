@@ -5,7 +5,7 @@
 digits, mnist-5k            built in
 a folder                    of images, or of a folder of images for each class, or of train/ and val/ with either
 *.parquet *.arrow *.tar     through the `datasets` library, as is a folder of such files; wildcards are allowed
-owner/name                  a data set on the Hugging Face hub
+hub:OWNER/NAME              a data set on the Hugging Face hub
 """
 
 import math
@@ -29,6 +29,7 @@ from fluvial.data import crop
 from fluvial.data.crop import Crop, UnreadableImage
 from fluvial.data.sources import Source, class_labels, open_source
 from fluvial.extras import require
+from fluvial.files import HUB, missing, repository
 from fluvial.progress import Bar
 
 T = TypeVar("T")
@@ -40,11 +41,11 @@ SLOW = 10_000  # images that take long enough to show how far it is
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     name: str = "digits"
-    """"digits" (1,797 real handwritten digits, 8 x 8) and "mnist-5k" (5,000, 28 x 28) are built in; else a data set on
-    the Hugging Face hub, or a path as below."""
+    """"digits" (1,797 real handwritten digits, 8 x 8) and "mnist-5k" (5,000, 28 x 28) are built in; else OWNER/NAME of
+    a data set on the Hugging Face hub. Empty where data.path says where the images are."""
     path: str = ""
-    """Where the images are on this machine, in place of the hub: a folder of images (of class folders, or unlabelled),
-    parquet, arrow or webdataset tar files (wildcards allowed), or latents that `fluvial encode` wrote."""
+    """Where the images are on this machine: a folder of images (of class folders, or unlabelled), parquet, arrow or
+    webdataset tar files (wildcards allowed), or latents that `fluvial encode` wrote; or hub:OWNER/NAME."""
     test_path: str = ""
     """The same for the held-out images; by default they are another split of the data set, if it has one."""
     split: str = ""
@@ -78,10 +79,28 @@ class DataConfig:
     def __post_init__(self) -> None:
         choices(self)
         at_least(0, self, "size")
+        if self.path:  # the data set of a recipe is not the one that is used
+            object.__setattr__(self, "name", "")
         if self.crop != "centre" and not self.size:
             raise ValueError(f"data.crop {self.crop} needs data.size, the side of the square")
         if self.cache and self.crop == "random":
             raise ValueError("latents of random crops cannot be cached: set data.crop centre, or data.cache False")
+
+    @property
+    def place(self) -> str:
+        """Where the training images are, for `open_source`: a path, hub:OWNER/NAME, or a built-in name.
+
+        Raises ValueError if there is no such path, which is never looked for on the hub.
+        """
+        if self.path or self.name in BUILT_IN or self.name == "given" or self.name.startswith(HUB):
+            return self.path or self.name
+        if not self.name:
+            raise ValueError("no images are named: set data.path, or data.name for a data set on the hub")
+        if Path(self.name).expanduser().exists():
+            return self.name
+        if repository(self.name) is None:
+            raise ValueError(missing(self.name))
+        return HUB + self.name
 
 
 class ImageSet(NamedTuple):
@@ -95,6 +114,8 @@ class ImageSet(NamedTuple):
     class_names: tuple[str, ...]
     skipped: tuple[UnreadableImage, ...] = ()
     digest: str = ""
+    own_names: tuple[str, ...] = ()
+    """What the classes are called where the images are."""
 
     def rows(
         self, chosen: Int[Tensor, "b"], flipped: Bool[Tensor, "b"] | None = None, corners: np.ndarray | None = None
@@ -193,7 +214,7 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
     those that cannot be; without, nothing is decoded yet.
     Raises ValueError if the data cannot be found or read.
     """
-    place = (config.test_path if split == "test" else "") or config.path or config.name
+    place = (config.test_path if split == "test" else "") or config.place
     if place in BUILT_IN:
         return _built_in(BUILT_IN[place](split), config)
     if place == "given":
@@ -211,7 +232,9 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
     if source is None:
         return None
     labels, names = class_labels(source, config.class_names)
-    images = ImageSet(Files(source, config), labels, names, digest="" if held_out else source.digest())
+    images = ImageSet(
+        Files(source, config), labels, names, digest="" if held_out else source.digest(), own_names=source.class_names
+    )
     if not scan:
         return images
     few = math.prod(images.pixels.shape) <= IN_MEMORY and config.crop != "random"

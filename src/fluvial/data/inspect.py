@@ -16,6 +16,7 @@ from fluvial.data.groups import index_by_class
 from fluvial.data.images import ImageSet
 from fluvial.progress import Bar
 
+MANY = 100_000  # class ids up to which those without images are listed too
 SHEET, THUMBNAIL = 100, 64  # images on the contact sheet, and their side
 
 
@@ -77,8 +78,10 @@ def class_sizes(images: ImageSet) -> dict[str, int]:
     if images.labels is None:
         return {}
     sizes = {i: len(members) for i, members in index_by_class(images.labels, len(images.labels))}
-    names = images.class_names or [str(i) for i in range(max(sizes) + 1)]
-    return {name: sizes.get(i, 0) for i, name in enumerate(names)}
+    if images.class_names:
+        return {name: sizes.get(i, 0) for i, name in enumerate(images.class_names)}
+    ids = range(max(sizes) + 1) if 0 <= min(sizes) and max(sizes) < MANY else sizes
+    return {str(i): sizes.get(i, 0) for i in ids}
 
 
 def _look(images: ImageSet, indices: list[int]) -> list[_Seen | UnreadableImage]:

@@ -3,7 +3,7 @@
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from glob import glob, has_magic
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+from fluvial.files import HUB, missing
 
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jp2", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
@@ -60,7 +62,7 @@ def class_labels(source: Source, given: tuple[str, ...]) -> tuple[Int[Tensor, "n
     """
     if source.labels is None:
         return None, ()
-    values: list[Any] = [v.decode() if isinstance(v, bytes) else v for v in source.labels]
+    values: list[Any] = [v.decode(errors="surrogateescape") if isinstance(v, bytes) else v for v in source.labels]
     missing = [i for i, v in enumerate(values) if v is None]
     if missing:
         raise ValueError(f"{source.name}: {len(missing)} images have no label, the first is image {missing[0]}")
@@ -73,10 +75,10 @@ def class_labels(source: Source, given: tuple[str, ...]) -> tuple[Int[Tensor, "n
         found = list(source.class_names)
         values = [found[v] for v in values]  # the same names in another order, or some of them
     if all(isinstance(v, str) for v in values):
-        if not names and all(v.strip().isdigit() for v in values):
+        if not names and numbers(set(values)):
             values = [int(v) for v in values]
         else:
-            names = names or tuple(sorted(set(values)))
+            names = names or ordered(set(values))
             if unknown := sorted(set(values) - set(names)):
                 raise ValueError(
                     f"{source.name}: labels {unknown[:5]} are not among the class names {list(names[:10])}"
@@ -86,12 +88,56 @@ def class_labels(source: Source, given: tuple[str, ...]) -> tuple[Int[Tensor, "n
     if not all(isinstance(v, int | np.integer) for v in values):
         odd = next(v for v in values if not isinstance(v, int | np.integer))
         raise ValueError(f"{source.name}: labels must be whole numbers or names, got {odd!r}; set data.label_column")
+    if not all(-(2**63) <= v < 2**63 for v in values):
+        raise ValueError(f"{source.name}: labels must fit into 64 bits, got {max(values, key=abs)}")
+    if names and not source.class_names and (known := numbers(names)):  # whole numbers meet the names that say them
+        if unknown := sorted({v for v in values if v >= 0 and v not in known}):
+            raise ValueError(f"{source.name}: labels {unknown[:5]} are not among the class names {list(names[:10])}")
+        values = [known.get(v, v) for v in values]
     labels = torch.tensor(values, dtype=torch.long)
     if bool((labels < 0).all()):  # how test splits on the hub say that they have none
         return None, ()
     if names and int(labels.max()) >= len(names):
         raise ValueError(f"{source.name}: labels run to {int(labels.max())}, but there are {len(names)} class names")
     return labels, tuple(names)
+
+
+def numbers(names: Collection[str]) -> dict[int, int]:
+    """By number, the place of the name that says it; empty unless all names are digits and none say the same number."""
+    found = {int(name): place for place, name in enumerate(names) if name.isascii() and name.isdigit()}
+    return found if len(found) == len(names) else {}
+
+
+def ordered(names: Collection[str]) -> tuple[str, ...]:
+    """Class names in the order of their ids: by value if all of them are digits, else as text."""
+    if all(name.isascii() and name.isdigit() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def aligned(
+    labels: Int[Tensor, "n"], names: tuple[str, ...], known: tuple[str, ...], what: str = "held-out images"
+) -> Int[Tensor, "n"]:
+    """Class ids in the order of the `known` names, of labels whose classes have these names.
+
+    Whole numbers without names are those of known names that are digits, and the other way round. Raises ValueError
+    with both lists if the names are others.
+    """
+    if names == known:
+        return labels
+    if names and not known and (values := numbers(names)):
+        table = torch.tensor(list(values))
+    elif names and set(names) <= set(known):
+        table = torch.tensor([known.index(name) for name in names])
+    elif known and not names and (values := numbers(known)) and set(labels.unique().tolist()) <= set(values):
+        return torch.tensor([values[int(label)] for label in labels], dtype=torch.long)
+    else:
+        here, there = (f"{list(part[:20])}" if part else "numbers without names" for part in (names, known))
+        raise ValueError(
+            f"the {what} have the classes {here}, the training images {there}; rename the folders, or name the classes "
+            f"of both in the order of their ids with data.class_names"
+        )
+    return table[labels]
 
 
 def open_source(
@@ -103,18 +149,22 @@ def open_source(
     image_column: str = "",
     label_column: str = "",
 ) -> Source | None:
-    """The images behind a path or a name on the hub; None if it has no split of that kind.
+    """The images behind a path, or behind hub:OWNER/NAME; None if there is no split of that kind.
 
     Held-out images are never the split that is trained on.
 
     Raises ValueError if there is nothing of that name, nothing in it, or it cannot be read.
     """
+    if name.startswith(HUB):
+        dataset = _dataset(name.removeprefix(HUB), held_out, split, trained_on)
+        return None if dataset is None else _columns(dataset, name, image_column, label_column)
     path = Path(name).expanduser()
+    if not path.exists() and not has_magic(name):
+        raise ValueError(missing(name))
     if path.is_dir() and not _dataset_files(path):
         folder = _split_folder(path, held_out, split, trained_on)
         return None if folder is None else _folder(folder)
-    place = path if path.exists() or has_magic(name) or _builder(path) else name
-    dataset = _dataset(place, held_out, split, trained_on)
+    dataset = _dataset(path, held_out, split, trained_on)
     return None if dataset is None else _columns(dataset, name, image_column, label_column)
 
 
@@ -169,8 +219,8 @@ def _folder(path: Path) -> Source:
             f"{path} has {len(found[''])} images beside {len(found) - 1} folders of images; put each image into the "
             f"folder of its class, or all of them into one"
         )
-    names = () if "" in found else tuple(sorted(found))
-    files = [file for name in sorted(found) for file in found[name]]
+    names = () if "" in found else ordered(found)
+    files = [file for name in names or [""] for file in found[name]]
 
     def read(indices: Sequence[int]) -> list[tuple[str, bytes | Path]]:
         return [(files[i], Path(files[i])) for i in indices]
@@ -228,7 +278,7 @@ def _dataset(name: Path | str, held_out: bool, split: str, trained_on: str) -> A
         if isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             where = f"there is no room for the copy of {name} that `datasets` makes (HF_DATASETS_CACHE says where)"
         elif isinstance(name, str):
-            where = f"{name} is no file or folder here, and cannot be had from the Hugging Face hub"
+            where = f"{name} cannot be had from the Hugging Face hub"
         raise ValueError(f"{where} ({type(reason).__name__}: {reason})") from error
     if isinstance(loaded, datasets.Dataset):
         loaded = datasets.DatasetDict({"train": loaded})
@@ -277,6 +327,7 @@ def _check_tars(files: list[Path]) -> None:
 
 def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> Source:  # noqa: ANN401
     import datasets
+    from datasets import config
     from pyarrow import compute
 
     features = dataset.features
@@ -304,11 +355,15 @@ def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> S
         files = []
         for i, row in zip(indices, images[list(indices)][image_column], strict=True):
             path, content = (row["path"], row["bytes"]) if row else (None, None)
-            if content is None:
-                content = Path(path) if path else b""  # a row without an image is unreadable
+            if content is None:  # a row without an image is unreadable
+                content = _inside(roots, path, f"{name}, row {i}") if path else b""
             files.append((f"{name}, row {i} ({path})" if path else f"{name}, row {i}", content))
         return files
 
+    place = Path(name).expanduser()
+    roots = [place if place.is_dir() else Path((has_magic(name) and name[: len(name.split("*")[0])]) or place).parent]
+    if name.startswith(HUB):
+        roots = [Path(config.HF_CACHE_HOME), Path(config.HF_DATASETS_CACHE)]
     if dataset.num_rows == 0:
         raise ValueError(f"{name} has no rows")
     feature = features[labelled] if labelled else None
@@ -319,6 +374,17 @@ def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> S
         digest=digest,
         labels=dataset[labelled][:] if labelled else None,
         class_names=tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else (),
+    )
+
+
+def _inside(roots: Sequence[Path], path: str, row: str) -> Path:
+    """The file that a row points to. Raises ValueError unless it is in one of these folders, links followed."""
+    for root in roots:
+        file = (root / path).resolve()
+        if file.is_relative_to(root.resolve()):
+            return file
+    raise ValueError(
+        f"{row} points to the file {path}, outside the folder of the data set ({roots[0]}); such files are not opened"
     )
 
 

@@ -19,7 +19,7 @@ from fluvial.data import images as data_images
 from fluvial.data.images import DataConfig, Files, ImageSet
 from fluvial.data.latents import is_cache
 from fluvial.evaluation import archive
-from fluvial.files import checksum
+from fluvial.files import HUB, checksum
 from fluvial.randomness import numpy_generator
 
 SAMPLES = "samples.npz"  # what `fluvial sample` writes
@@ -64,7 +64,9 @@ def open_images(name: str, like: DataConfig | None = None) -> Images:
         return _npz(path, like)
     if is_cache(name):
         raise ValueError(f"{name} holds latents, and a score needs images: give those that were encoded")
-    place, _, split = (name, "", "") if path.exists() else name.partition(":")
+    on_hub = HUB if name.startswith(HUB) else ""
+    place, _, split = (name, "", "") if path.exists() else name.removeprefix(on_hub).partition(":")
+    place = on_hub + place
     config = DataConfig(size=like.size, crop=like.crop, channels=like.channels)
     part: data_images.Split = "train"  # of a data set: whatever `split` says
     if place not in data_images.BUILT_IN:
