@@ -7,7 +7,7 @@ from PIL import Image
 
 from fluvial import experiment, recipes, scoring
 from fluvial.config import differences
-from fluvial.data.images import ImageSet, digits
+from fluvial.data.images import ImageSet, digits, to_signed
 from fluvial.evaluation import scores
 from fluvial.train import checkpoint
 
@@ -181,3 +181,19 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         checkpoint.CheckpointError, match=r"another model: ema/blocks\.0\.mlp\.expand\.weight is \(32, 16\)"
     ):
         experiment.load(tmp_path / "run")
+
+
+def test_floats_given_as_images_are_refused_before_they_become_black(tmp_path):
+    data, run = digits("train"), small(steps=2)
+    floats = data._replace(pixels=to_signed(data.pixels))
+    with pytest.raises(ValueError, match="^images: pixels must be a uint8 tensor .* got float32"):
+        experiment.train(run, tmp_path / "run", images=floats, device="cpu")
+    with pytest.raises(ValueError, match="held-out images: pixels must be a uint8 tensor .* got float32"):
+        experiment.train(run, tmp_path / "run", images=data, held_out=floats, device="cpu")
+    with pytest.raises(ValueError, match="held-out images were given without training images"):
+        experiment.train(run, tmp_path / "run", held_out=data, device="cpu")
+    assert not (tmp_path / "run").exists()
+    experiment.train(run, tmp_path / "run", images=data, device="cpu")
+    for given in ({"real": floats}, {"real": data, "held_out": floats}, {"held_out": data}):
+        with pytest.raises(ValueError, match="got float32|without training images"):
+            scoring.score_run(tmp_path / "run", count=4, device="cpu", **given)
