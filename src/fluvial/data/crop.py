@@ -2,7 +2,7 @@
 
 import stat
 from collections.abc import Callable
-from io import BufferedIOBase, BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -59,7 +59,7 @@ def decode(source: Stored, name: str, use: Callable[[Image.Image], T]) -> T:
         raise UnreadableImage(name, f"cannot be decoded ({_told(error)})") from error
 
 
-def _decoded(stream: BufferedIOBase, use: Callable[[Image.Image], T]) -> T:
+def _decoded(stream: BytesIO | BufferedReader, use: Callable[[Image.Image], T]) -> T:
     """A PNG that Pillow refuses is tried once more without what is not of the image, such as a large text."""
     if not stream.read(1):
         raise UnreadableImage("", "cannot be decoded (it is empty)")
@@ -77,7 +77,7 @@ def _decoded(stream: BufferedIOBase, use: Callable[[Image.Image], T]) -> T:
         return use(image)
 
 
-def _bare_png(stream: BufferedIOBase) -> bytes:
+def _bare_png(stream: BytesIO | BufferedReader) -> bytes:
     """The PNG whose signature was read, with only the chunks that say what the image looks like."""
     parts = [PNG]
     while len(head := stream.read(8)) == 8:
@@ -150,7 +150,7 @@ def is_rotated(image: Image.Image) -> bool:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """How EXIF wants the image turned. Of EXIF data that cannot be read nothing is known, and nothing is turned."""
     try:
-        return TURNS.get(image.getexif().get(ORIENTATION))
+        return TURNS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # as for decoders: nearly anything
         return None
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 from PIL import Image
 
-# of what Pillow has a name for: no pixels of its own (drawings, which Ghostscript or Windows renders), or formats that
+# Of what Pillow has a name for: no pixels of its own (drawings, which Ghostscript or Windows renders), or formats that
 # it tells from others but has no decoder for. All others that it opens are taken, whoever registered them
 NOT_DECODED = frozenset(("EPS", "WMF", "PDF", "MPEG", "BUFR", "GRIB", "HDF5"))
 ASIDE = frozenset(  # folders of thumbnails and of system files, beside all whose name begins with a dot
@@ -30,6 +30,16 @@ def image_endings() -> frozenset[str]:
     """The endings of images, in small letters, that Pillow opens here: more if an extension of it is registered."""
     formats = {*image_formats(), "MPO"}  # which Pillow opens as the JPEG that it begins with
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name in formats)
+
+
+def is_image(name: str, endings: frozenset[str] | None = None) -> bool:
+    """Whether a file's name is that of an image; `endings` saves finding them for each of many files."""
+    return os.path.splitext(name)[1].lower() in (image_endings() if endings is None else endings)
+
+
+def is_aside(name: str) -> bool:
+    """Whether a file or folder of this name is not for the user of the folder that it is in."""
+    return name.startswith(".") or name.lower() in ASIDE
 
 
 def printable(name: str) -> str:
