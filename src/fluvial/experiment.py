@@ -24,7 +24,7 @@ import fluvial
 from fluvial import finetune, pictures
 from fluvial.autoencoders import Autoencoder
 from fluvial.config import Run, differences, from_json, to_json
-from fluvial.data.images import ImageSet, listed
+from fluvial.data.images import ImageSet
 from fluvial.evaluation.against import against, real_images
 from fluvial.evaluation.statistics import statistics
 from fluvial.files import Lazy, json_checksum, only_one, write_json
@@ -121,11 +121,11 @@ def _train(
         run = finetune.fitted(run, read_run(start))
     run = _as_it_was(run if images is None else replace(run, data=replace(run.data, name="given", path="")), out)
     _check_folder(out, run)
+    tell = partial(print, flush=True) if world.first else lambda text: None
     with world.one_by_one():  # the first writes what is cached
-        inputs = open_inputs(run, images=images, held_out=held_out, cache=out / "latents", device=device)
+        options = {"cache": out / "latents", "device": device, "tell": tell}
+        inputs = open_inputs(run, images=images, held_out=held_out, **options)
     run, autoencoder = inputs.run, inputs.autoencoder
-    if world.first and isinstance(inputs.train, ImageSet) and inputs.train.skipped:
-        print(f"left out: {listed(inputs.train.skipped)}", flush=True)
     model = build(run, device)
 
     def batches(order: int) -> Callable[[int], Any]:

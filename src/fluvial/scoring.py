@@ -9,7 +9,7 @@ import torch
 
 import fluvial
 from fluvial import experiment, pictures
-from fluvial.data.images import BUILT_IN, DataConfig, ImageSet
+from fluvial.data.images import BUILT_IN, DataConfig, ImageSet, checked
 from fluvial.data.latents import is_cache
 from fluvial.evaluation.against import Against, Real, Which, against, real_images
 from fluvial.evaluation.images import Images, open_images
@@ -54,6 +54,10 @@ def score_run(
     Inception's. See `measure` for the rest.
     """
     folder, device = Path(folder), torch.device(device or experiment.default_device())
+    if held_out is not None and real is None:
+        raise ValueError("held-out images were given without training images: give both (real and held_out)")
+    real = None if real is None else checked(real)
+    held_out = None if held_out is None else checked(held_out, "held-out images")
     trained = experiment.load(folder, autoencoder=autoencoder, device=device, step=step)
     data = trained.run.data
     samples = trained.draw(count, seed=seed, settings=settings)._replace(name=str(folder))

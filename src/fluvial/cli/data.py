@@ -124,8 +124,6 @@ def _inspect(arguments: list[str]) -> None:
         if count:
             table.add_row(kind, f"{count:,}")
     table.add_row("unreadable", f"{len(found.unreadable):,}")
-    if found.ignored:
-        table.add_row("other files", f"{found.ignored:,}, not of an image's ending")
     empty = sum(n == 0 for n in found.class_sizes.values())
     classes = f"{len(found.class_sizes) - empty:,}" + (f", and {empty:,} without images" if empty else "")
     table.add_row("classes", classes if found.class_sizes else "no labels")
@@ -147,6 +145,8 @@ def _inspect(arguments: list[str]) -> None:
         print(f"unreadable: {error}")
     if len(found.unreadable) > 20:
         print(f"and {len(found.unreadable) - 20} more")
+    if found.left_out:
+        print(found.left_out)
     if len(found.sheet):
         print(pictures.save_grid(found.sheet, options.sheet))
 
@@ -228,6 +228,7 @@ def encode(arguments: list[str]) -> None:
         device=device,
         rank=rank,
         world=world,
+        tell=print if rank == 0 else lambda text: None,
     )
     if manifest is None:
         print(f"rank {rank} of {world} is done with its part of {options.out}")

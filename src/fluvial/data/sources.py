@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from glob import glob, has_magic
 from itertools import chain
@@ -16,11 +16,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from fluvial.data.crop import Stored
+from fluvial.data.left_out import LeftOut, image_endings, is_aside, is_image, printable, why_left_out
 from fluvial.files import HUB, missing
 
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jp2", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
-)
 TRAIN, HELD_OUT = ("train", "training"), ("validation", "valid", "val", "test", "testing")
 # how `datasets` names the kinds of file it reads
 BUILDERS = {
@@ -38,18 +37,18 @@ LABEL_COLUMNS = ("label", "labels", "class", "cls", "target", "category")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """`count` image files: read(indices) gives (name, bytes or path) of each."""
+    """`count` images: read(indices) gives name and content of each, as bytes, a path, or numbers."""
 
     name: str
     count: int
-    read: Callable[[Sequence[int]], list[tuple[str, bytes | Path]]]
+    read: Callable[[Sequence[int]], list[tuple[str, Stored]]]
     digest: Callable[[], str]
     """Of the names and sizes of the files, wherever they lie."""
     labels: Sequence[Any] | None
     """Class ids or class names, one an image."""
     class_names: tuple[str, ...]
-    ignored: int = 0
-    """Files beside the images that are not images."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """Files beside the images that are not taken for images."""
 
 
 def class_labels(source: Source, given: tuple[str, ...]) -> tuple[Int[Tensor, "n"] | None, tuple[str, ...]]:
@@ -170,7 +169,7 @@ def open_source(
 
 def _split_folder(path: Path, held_out: bool, split: str, trained_on: str) -> Path | None:
     """The subfolder of that split, if there is a train/ folder; else all is for training."""
-    inside = {p.name.lower(): p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    inside = {p.name.lower(): p for p in path.iterdir() if p.is_dir() and not is_aside(p.name)}
     if split:
         if split.lower() not in inside:
             raise ValueError(f"{path} has no folder {split!r}, only {', '.join(sorted(inside)) or 'no folders'}")
@@ -181,7 +180,7 @@ def _split_folder(path: Path, held_out: bool, split: str, trained_on: str) -> Pa
         rest = [name for name in HELD_OUT if name in inside and name != trained_on.lower()] if trained_on else []
         return inside[rest[0]] if rest else None
     beside = sorted(inside.keys() - {*TRAIN, *HELD_OUT})
-    if beside or any(p.suffix.lower() in SUFFIXES for p in path.iterdir()):
+    if beside or any(is_image(p.name) and not is_aside(p.name) for p in path.iterdir()):
         raise ValueError(
             f"{path} has a folder of training images beside {', '.join(beside[:5]) or 'other images'}: name the folder "
             f"to read with data.split, or, if it is a class, give it another name"
@@ -195,24 +194,11 @@ def _folder(path: Path) -> Source:
     `datasets` has a builder for this too. It copies the list into a cache, guesses splits from words anywhere in a
     path, and lists ImageNet anew for minutes at every start.
     """
-    found: dict[str, list[str]] = {}
-    ignored, seen = 0, set()
-    for folder, below, files in os.walk(path, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link to where we have been
-            below.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        below[:] = sorted(b for b in below if not b.startswith("."))
-        parts = Path(folder).relative_to(path).parts
-        images = sorted(f for f in files if Path(f).suffix.lower() in SUFFIXES and not f.startswith("."))
-        ignored += len(files) - len(images)
-        if images:
-            found.setdefault(parts[0] if parts else "", []).extend(os.path.join(folder, f) for f in images)
+    found, left_out = _listed(path)
     if not found:
         raise ValueError(
-            f"{path} has no images: {ignored} files, none ending in {', '.join(sorted(SUFFIXES))}. Give a folder of "
-            f"images, or of a folder of images for each class"
+            f"{path} has no images: {left_out.total} files, none ending in {', '.join(sorted(image_endings()))}. Give "
+            f"a folder of images, or of a folder of images for each class. {left_out}"
         )
     if "" in found and len(found) > 1:
         raise ValueError(
@@ -222,29 +208,78 @@ def _folder(path: Path) -> Source:
     names = () if "" in found else ordered(found)
     files = [file for name in names or [""] for file in found[name]]
 
-    def read(indices: Sequence[int]) -> list[tuple[str, bytes | Path]]:
+    def read(indices: Sequence[int]) -> list[tuple[str, Stored]]:
         return [(files[i], Path(files[i])) for i in indices]
 
     def digest() -> str:
-        return _sha256(f"{os.path.relpath(file, path)} {os.path.getsize(file)}" for file in files)
+        return _sha256(f"{os.path.relpath(file, path)} {_size(file)}" for file in files)
 
-    labels = [name for name in names for _ in found[name]] if names else None
+    labels = [printable(name) for name in names for _ in found[name]] if names else None
     return Source(
         name=str(path),
         count=len(files),
         read=read,
         digest=digest,
         labels=labels,
-        class_names=names,
-        ignored=ignored,
+        class_names=tuple(map(printable, names)),
+        left_out=left_out,
     )
+
+
+def _listed(path: Path) -> tuple[dict[str, list[str]], LeftOut]:
+    """The images in a folder by the subfolder that they are in, "" for those straight in it; and what is left out.
+
+    Raises ValueError for a folder that cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"the folder {printable(str(error.filename))} cannot be listed: {error.strerror}")
+
+    found, left_out, endings = dict[str, list[str]](), LeftOut(), image_endings()
+    seen = {_identity(parent) for parent in path.resolve().parents}  # a link to one of them is a mistake
+    for folder, below, files in os.walk(path, followlinks=True, onerror=refuse):
+        inside = os.path.relpath(folder, path)
+        if _identity(folder) in seen:
+            left_out.add("link to a folder already read", inside)
+            below.clear()
+            continue
+        seen.add(_identity(folder))
+        below.sort()
+        parts = () if inside == "." else Path(inside).parts
+        aside = next(filter(is_aside, parts), "")
+        images = []
+        for file in sorted(files):
+            inside = os.path.join(*parts, file)
+            if aside:
+                if is_image(file, endings):
+                    left_out.add(f"in {printable(aside)}", inside)
+            elif is_aside(file):
+                left_out.add("hidden", inside)
+            elif is_image(file, endings):
+                images.append(os.path.join(folder, file))
+            else:
+                left_out.add(why_left_out(file), inside)
+        if images:
+            found.setdefault(parts[0] if parts else "", []).extend(images)
+    return found, left_out
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """The same for all links to a folder."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _size(file: str) -> int:
+    """Bytes of a file, 0 of one that is not there: reading it will tell."""
+    return os.path.getsize(file) if os.path.exists(file) else 0
 
 
 def _sha256(lines: Iterable[str]) -> str:
     """The first 16 digits of the SHA-256 of these lines."""
     digest = hashlib.sha256()
     for line in lines:
-        digest.update(f"{line}\n".encode())
+        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))  # names that are not UTF-8 as they are
     return digest.hexdigest()[:16]
 
 
@@ -257,9 +292,11 @@ def _dataset_files(path: Path) -> bool:
     """Whether a folder holds data set files, and no images, itself or one level below."""
     if any((path / mark).exists() for mark in SAVED):
         return True
-    found = False
+    found, endings = False, image_endings()
     for file in chain(path.glob("*"), path.glob("*/*")):
-        if file.suffix.lower() in SUFFIXES:
+        if is_aside(file.name) or is_aside(file.parent.name):
+            continue
+        if is_image(file.name, endings):
             return False
         found = found or _builder(file) is not None
     return found
@@ -303,7 +340,7 @@ def _loader(name: Path | str) -> Callable[[], Any]:
         saved = any((name / mark).exists() for mark in SAVED)
         return partial(datasets.load_from_disk if saved else datasets.load_dataset, str(name))
     files = [str(name)] if name.exists() else sorted(glob(str(name)))
-    if name.suffix.lower() in SUFFIXES and files:
+    if is_image(name.name) and files:
         raise ValueError(f"{name} is one image; give the folder it is in")
     if not files:
         raise ValueError(f"{name} does not exist")
@@ -351,7 +388,7 @@ def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> S
         lengths = compute.binary_length(compute.struct_field(column, "bytes"))  # type: ignore[attr-defined]
         return _sha256(map(str, lengths.to_pylist()))
 
-    def read(indices: Sequence[int]) -> list[tuple[str, bytes | Path]]:
+    def read(indices: Sequence[int]) -> list[tuple[str, Stored]]:
         files = []
         for i, row in zip(indices, images[list(indices)][image_column], strict=True):
             path, content = (row["path"], row["bytes"]) if row else (None, None)

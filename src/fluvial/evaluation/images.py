@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from fluvial.data import crop
 from fluvial.data import images as data_images
 from fluvial.data.images import DataConfig, Files, ImageSet
 from fluvial.data.latents import is_cache
@@ -108,8 +109,7 @@ def _digest(images: ImageSet, config: DataConfig) -> str:
         files: Files = images.pixels
         for start in range(0, len(files), 1024):
             for _, source in files.source.read(list(files.chosen[start : start + 1024])):
-                data = source.read_bytes() if isinstance(source, Path) else source
-                content.update(hashlib.sha256(data).digest())
+                content.update(hashlib.sha256(crop.content(source)).digest())
     if images.labels is not None:
         content.update(images.labels.numpy().data)
     return content.hexdigest()
