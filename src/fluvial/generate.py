@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
-from fluvial.checks import choices, probabilities
+from fluvial.checks import as_declared, at_most, probabilities
 from fluvial.data.images import to_uint8
 from fluvial.guidance import Guidance
 from fluvial.integrate import DiffusionForm, LastStep, OnStep, Solver, SolverName, Step, solver
@@ -17,6 +17,8 @@ from fluvial.interpolant import Interpolant
 from fluvial.precision import Precision
 from fluvial.randomness import normal
 from fluvial.timesteps import grid, grid_with_last_step, two_piece_grid
+
+MOST_STEPS = 1_000_000  # of a solver: a grid of more takes memory before anything else is looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +60,15 @@ class SampleConfig:
     """Compile each block: takes a minute at the start, and is faster after it."""
 
     def __post_init__(self) -> None:
+        as_declared(self)
         if self.batch < 1 or self.diffusion_norm < 0 or self.atol <= 0 or self.rtol <= 0:
             raise ValueError(
                 f"batch must be at least 1, diffusion_norm at least 0, atol and rtol above 0, "
                 f"got {self.batch}, {self.diffusion_norm}, {self.atol}, {self.rtol}"
             )
-        choices(self)
+        at_most(MOST_STEPS, self, "steps")
+        if any(steps > MOST_STEPS for steps in self.scale_steps):
+            raise ValueError(f"scale_steps must be at most {MOST_STEPS:,} each, got {self.scale_steps}")
         if self.grid == "two-piece" and self.shift != 1:
             raise ValueError(f"only a uniform grid can be shifted, got grid two-piece and shift {self.shift}")
         probabilities(self, "context_noise")

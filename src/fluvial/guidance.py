@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fluvial.checks import choices
+from fluvial.checks import as_declared
 from fluvial.integrate import Field, State
 from fluvial.interpolant import expand
 
@@ -35,7 +35,7 @@ class Guidance:
     """FlowAR: the weight of each scale, coarse to fine, in place of weight and ramp."""
 
     def __post_init__(self) -> None:
-        choices(self)
+        as_declared(self)
         low, high = self.interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance interval must be two ascending times inside [0, 1], got {self.interval}")
@@ -45,6 +45,18 @@ class Guidance:
             )
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"guided channels must be at least 1, or None for all, got {self.channels}")
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the null branch has no effect anywhere."""
+        return all(weight == 1 for weight in self.scale_weights or (self.weight,))
+
+    @property
+    def told(self) -> str:
+        """The option that says how strong it is."""
+        if self.scale_weights:
+            return f"sample.guidance.scale_weights {' '.join(map(str, self.scale_weights))}"
+        return f"sample.guidance.weight {self.weight:g}"
 
     def at_scale(self, scale: int, scales: int) -> "Guidance":
         """The guidance of one scale of several, the coarsest being 0."""

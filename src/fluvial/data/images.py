@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from fluvial.checks import at_least, choices
+from fluvial.checks import as_declared, at_least
 from fluvial.data import crop
 from fluvial.data.crop import Crop, UnreadableImage
 from fluvial.data.sources import Source, class_labels, open_source
@@ -76,7 +76,7 @@ class DataConfig:
     """Of the names and sizes of the training images; found when training starts, so that it goes on with the same."""
 
     def __post_init__(self) -> None:
-        choices(self)
+        as_declared(self)
         at_least(0, self, "size")
         if self.crop != "centre" and not self.size:
             raise ValueError(f"data.crop {self.crop} needs data.size, the side of the square")
