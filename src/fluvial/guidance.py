@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fluvial.checks import as_declared
-from fluvial.integrate import Field, State
+from fluvial.integrate import Field, State, check_finite, is_finite
 from fluvial.interpolant import expand
 
 
@@ -70,15 +70,32 @@ class Guidance:
         return replace(self, weight=weight, ramp="constant", scale_weights=())
 
 
-def guided(conditional: Field, null: Field, guidance: Guidance, *, evaluations: Counter[str] | None = None) -> Field:
+def guided(
+    conditional: Field,
+    null: Field,
+    guidance: Guidance,
+    *,
+    evaluations: Counter[str] | None = None,
+    place: str = "",
+    careful: bool = False,
+) -> Field:
     """The guided field; its state is the pair (conditional, null) of the branches' own states.
 
     The null branch is evaluated only where it has an effect: never at weight 1 or outside the interval. A branch with
     a history is an exception: what it sees before the interval opens acts on what it says inside, so it runs from the
     start until the interval closes. `evaluations`, if given, counts the calls of "conditional" and "null".
+
+    Raises RuntimeError for a velocity that is not finite, naming the branch, t, and the `place`, such as " of scale
+    4x4"; on a GPU only if `careful`, as looking waits for the device.
     """
     tally: Counter[str] = Counter() if evaluations is None else evaluations
     low, high = guidance.interval
+
+    def look(v: Tensor, t: Tensor, **branches: Tensor) -> None:
+        if (careful or not v.is_cuda) and not is_finite(v):
+            for name, velocity in branches.items():
+                check_finite(velocity, t, f"the {name} velocity{place}")
+            check_finite(v, t, f"the velocity{place} under guidance of weight {guidance.weight:g}")
 
     def field(x: Tensor, t: Tensor, state: State) -> tuple[Tensor, State]:
         state_c, state_n = (None, None) if state is None else state
@@ -86,10 +103,12 @@ def guided(conditional: Field, null: Field, guidance: Guidance, *, evaluations: 
         v_c, next_c = conditional(x, t, state_c)
         v_c = v_c.to(x.dtype)  # the difference of two bfloat16 velocities would lose what guidance magnifies
         if guidance.weight == 1:
+            look(v_c, t, conditional=v_c)
             return v_c, (next_c, state_n)
         has_history = next_c is not None
         # the whole interval needs no look at t, which on a GPU would wait for the device
         if guidance.interval != (0, 1) and not bool(((t <= high) & (has_history | (t >= low))).any()):
+            look(v_c, t, conditional=v_c)
             return v_c, (next_c, state_n)
         tally["null"] += 1
         v_n, next_n = null(x, t, state_n)
@@ -98,6 +117,7 @@ def guided(conditional: Field, null: Field, guidance: Guidance, *, evaluations: 
         v = v_n + expand(weight, v_c) * (v_c - v_n)
         if guidance.channels is not None:
             v = torch.cat([v[:, : guidance.channels], v_c[:, guidance.channels :]], dim=1)
+        look(v, t, conditional=v_c, null=v_n)
         return v, (next_c, next_n)
 
     return field
