@@ -35,6 +35,8 @@ from fluvial.metrics.features import extractor
 from fluvial.randomness import address
 from fluvial.train import checkpoint, distributed, loop
 from fluvial.train.distributed import World
+from fluvial.train.ema import whole
+from fluvial.train.health import check_finite_weights
 from fluvial.trained import Trained
 
 # settings that a run may be continued with: they leave the steps already taken valid
@@ -165,6 +167,9 @@ def _train(
             score=None if score is None else lambda model: score(sampler(model)),
             start_over=start_over,
         )
+        weights = {name: whole(p.detach()) for name, p in model.named_parameters()}
+        check_finite_weights(weights, f"training in {out} has ended, and its model")
+        check_finite_weights(average.state_dict(), f"training in {out} has ended, and its moving average")
         return checkpoint.read(out, partial(_trained, average, run, autoencoder))
 
 
@@ -237,6 +242,7 @@ def load(
 
     def fill(there: Path) -> Trained:
         checkpoint.fill({f"ema/{name}": value for name, value in model.state_dict().items()}, there)
+        _check_finite(model.state_dict(), there)
         return _trained(model, run, decoder, there)
 
     trained = checkpoint.read(folder, fill, step=step)
@@ -249,9 +255,21 @@ def weights(folder: Path | str, *, step: int | None = None) -> tuple[dict[str, T
 
     Raises ValueError if there is no whole checkpoint.
     """
-    return checkpoint.read(
-        Path(folder), lambda there: (checkpoint.load(there, "ema"), checkpoint.load_meta(there)), step=step
-    )
+
+    def load(there: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        found = checkpoint.load(there, "ema")
+        _check_finite(found, there)
+        return found, checkpoint.load_meta(there)
+
+    return checkpoint.read(Path(folder), load, step=step)
+
+
+def _check_finite(tensors: Mapping[str, Tensor], there: Path) -> None:
+    """Raises ValueError for weights that are not finite, which give black images."""
+    try:
+        check_finite_weights(tensors, str(there))
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
 
 
 def _trained(average: nn.Module, run: Run, autoencoder: Autoencoder, there: Path) -> Trained:

@@ -83,7 +83,7 @@ def of_a_run(kind: type[T], arguments: list[str], command: str, description: str
     default: Any = kind
     options: Any = parse(kind, default(sample=run.sample), rest, f"fluvial {command} RUN", description)
     try:
-        replace(run, sample=options.sample)
+        run.sampled_with(options.sample)
     except ValueError as error:
         raise UsageError(str(error)) from error
     return Path(name), run, options

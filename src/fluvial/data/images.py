@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
 from os import cpu_count
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,7 +24,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from fluvial.checks import at_least, choices
+from fluvial.checks import as_declared, at_least
 from fluvial.data import crop
 from fluvial.data.crop import Crop, Stored, UnreadableImage
 from fluvial.data.sources import Source, class_labels, open_source
@@ -76,7 +77,7 @@ class DataConfig:
     """Of the names and sizes of the training images; found when training starts, so that it goes on with the same."""
 
     def __post_init__(self) -> None:
-        choices(self)
+        as_declared(self)
         at_least(0, self, "size")
         if self.path:  # the data set of a recipe is not the one that is used
             object.__setattr__(self, "name", "")
