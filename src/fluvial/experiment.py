@@ -168,8 +168,8 @@ def _train(
             start_over=start_over,
         )
         weights = {name: whole(p.detach()) for name, p in model.named_parameters()}
-        check_finite_weights(weights, f"training in {out} has ended, and its model")
-        check_finite_weights(average.state_dict(), f"training in {out} has ended, and its moving average")
+        check_finite_weights(weights, f"the weights that training in {out} ended with")
+        check_finite_weights(average.state_dict(), f"the averaged weights that training in {out} ended with")
         return checkpoint.read(out, partial(_trained, average, run, autoencoder))
 
 
@@ -267,7 +267,7 @@ def weights(folder: Path | str, *, step: int | None = None) -> tuple[dict[str, T
 def _check_finite(tensors: Mapping[str, Tensor], there: Path) -> None:
     """Raises ValueError for weights that are not finite, which give black images."""
     try:
-        check_finite_weights(tensors, str(there))
+        check_finite_weights(tensors, f"the weights in {there}")
     except RuntimeError as error:
         raise ValueError(str(error)) from error
 
