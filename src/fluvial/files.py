@@ -189,6 +189,12 @@ def repository(name: str) -> str | None:
     return None if is_path else name
 
 
+def plain(error: BaseException) -> str:
+    """The first line of an error, without what libraries advise about loading pickles, which runs their code."""
+    lines = [line for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
+    return lines[0].strip() if lines else type(error).__name__
+
+
 def checksum(file: Path) -> str:
     """The SHA-256 of a file."""
     with file.open("rb") as opened:

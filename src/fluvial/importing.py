@@ -10,10 +10,10 @@ import torch
 
 from fluvial import experiment, upstream
 from fluvial.config import Run, from_json, to_json
-from fluvial.files import Lazy, atomic_folder, write_tensors
+from fluvial.files import Lazy, atomic_folder, check_tensors, write_tensors
 from fluvial.methods import method_of, name_of
 from fluvial.methods.flowar import FlowARConfig
-from fluvial.upstream.files import WeightFile, read
+from fluvial.upstream.files import WeightFile, read, weight_file
 from fluvial.upstream.translation import Translation, renamed, translate
 
 Kind = Literal["auto", "sit", "arflow", "flowar", "kl16"]
@@ -37,6 +37,8 @@ class Imported:
     """What was left out, with the reason."""
     run: Run | None
     """None for an autoencoder."""
+    assumed: str = ""
+    """What the file does not tell, and was taken for granted."""
 
     @property
     def parameters(self) -> int:
@@ -64,6 +66,7 @@ def import_weights(
     with atomic_folder(Path(out)) as folder:
         try:
             if EXPORT in weights.metadata:
+                check_tensors(weight_file(file))
                 return _import_export(weights, kind, to, hints, folder)
             name = upstream.kind_of(weights.state_dict) if kind == "auto" else kind
             if name == "kl16":
@@ -77,9 +80,16 @@ def import_weights(
 def _import_release(
     weights: WeightFile, kind: str, dtype: torch.dtype | None, hints: dict[str, Any], file: Path, folder: Path
 ) -> Imported:
-    hints = {**_hints_of(weights.options), **hints} if kind != "flowar" else hints
+    told = _labels_of(weights.options) | (_hints_of(weights.options) if kind != "flowar" else {})
+    hints = {**told, **hints}
     found = upstream.translated(weights.state_dict, kind=kind, dtype=dtype, **hints)
-    origin = {"file": file.name, "bytes": file.stat().st_size, "weights": weights.part, "left_out": found.dropped}
+    origin = {
+        "file": file.name,
+        "bytes": weight_file(file).stat().st_size,
+        "weights": weights.part,
+        "left_out": found.dropped,
+    }
+    origin |= {"assumed": found.assumed} if found.assumed else {}
     experiment.create(folder, experiment.record_of(found.run, imported=origin), found.tensors)
     return Imported(part=weights.part, **vars(found))
 
@@ -138,6 +148,17 @@ def _hints_of(options: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(path, str) or path not in PATHS:
         raise ValueError(f"the model was trained on the path {path!r}; there are {', '.join(PATHS)}")
     return {"interpolant": PATHS[path]}
+
+
+def _labels_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trainer's options say of the classes, and of the share of labels that it dropped."""
+    found: dict[str, Any] = {}
+    if type(classes := options.get("num_classes")) is int and classes > 0:
+        found["classes"] = classes
+    drop = options.get("class_dropout_prob")
+    if isinstance(drop, int | float) and not isinstance(drop, bool) and 0 <= drop < 1:
+        found["label_drop"] = float(drop)
+    return found
 
 
 def described(run: Run) -> dict[str, str]:

@@ -22,6 +22,8 @@ class ImportOptions:
     """How weights are stored: as in the file, or in 4 or 2 bytes each. They are computed with in float32."""
     autoencoder: str = ""
     """Where the autoencoder is; by default that of the release, on the Hugging Face hub or in kl16.ckpt."""
+    classes: int = 0
+    """Classes of the model, where the file does not tell whether its label table has a row for no class."""
     heads: int = 0
     """Attention heads, of SiT and FlowAR in sizes that were not published; told from the width by default."""
     scales: tuple[int, ...] = ()
@@ -32,7 +34,7 @@ class ImportOptions:
     def __post_init__(self) -> None:
         if len(self.image_size) > 2:
             raise ValueError(f"--image-size takes one or two numbers, got {' '.join(map(str, self.image_size))}")
-        at_least(0, self, "heads")
+        at_least(0, self, "heads", "classes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +45,8 @@ class ExportOptions:
     """Folder to write; RUN/export-<to> by default."""
     repo: str = ""
     """OWNER/NAME on the hub, made if it is not there."""
-    private: bool = False
-    """Whether a repository that is made on the hub is private."""
+    private: bool = True
+    """Whether the repository on the hub is private; --private False publishes."""
     dtype: Literal["file", "fp32", "bf16"] = "file"
     """How weights are stored in the file: as in the run, or in 4 or 2 bytes each."""
     step: int | None = None
@@ -85,7 +87,7 @@ def import_(arguments: list[str]) -> None:
     file, rest = positional(arguments, "import", "FILE", meaning, has_own_help=True)
     description = "Make a run folder of published weights: to sample, score, and train further."
     options = parse(ImportOptions, None, rest, "fluvial import FILE", description)
-    hints = {name: value for name in ("heads", "scales", "autoencoder") if (value := getattr(options, name))}
+    hints = {name: value for name in ("classes", "heads", "scales", "autoencoder") if (value := getattr(options, name))}
     if options.image_size:
         hints["image_size"] = (*options.image_size, options.image_size[-1])[:2]
     dtype = None if options.dtype == "file" else options.dtype
@@ -103,6 +105,8 @@ def _summary(file: str, found: importing.Imported) -> Table:
     )
     if found.part:
         table.add_row("taken", f"{found.part} of a trainer's checkpoint")
+    if found.assumed:
+        table.add_row("assumed", found.assumed)
     reasons = {
         reason: [key for key in found.dropped if found.dropped[key] == reason] for reason in found.dropped.values()
     }

@@ -16,6 +16,7 @@ from fluvial.autoencoders.vae import Vae
 from fluvial.config import Run
 from fluvial.extras import require
 from fluvial.files import Lazy
+from fluvial.guidance import Guidance
 from fluvial.methods import METHODS, Config, empty_model, method_of
 from fluvial.methods.flowar import PRESETS as FLOWAR_PRESETS
 from fluvial.methods.flowar import FlowARConfig
@@ -46,6 +47,8 @@ class Translated:
     tensors: dict[str, Lazy]
     dropped: dict[str, str]
     """What was left out, with the reason."""
+    assumed: str = ""
+    """What the file does not tell, and was taken for granted."""
 
 
 def from_state_dict(state_dict: Mapping[str, Tensor], **hints: Any) -> tuple[nn.Module, Run]:  # noqa: ANN401
@@ -114,6 +117,7 @@ def translated(
         raise ValueError(f"the weights are those of {kind}, an autoencoder; a generator was expected")
     family, method = FAMILIES[kind], METHODS[kind]
     with _reading(kind):
+        state_dict, hints, assumed = _with_null_row(state_dict, family.LABELS, hints)
         config = family.config_from(state_dict, **_settings(kind, hints))
         with torch.device("meta"):
             expected = method.Model(config).state_dict()
@@ -123,7 +127,30 @@ def translated(
     dropped |= {key: "a fixed table, which the model makes itself" for key in translation.fixed if key in state_dict}
     size = size_of(config)
     run = _run(kind, size, config, hints.get("autoencoder", ""))
-    return Translated(kind=kind, size=size, run=run, tensors=tensors, dropped=dropped)
+    return Translated(kind=kind, size=size, run=run, tensors=tensors, dropped=dropped, assumed=assumed)
+
+
+def _with_null_row(
+    state_dict: Mapping[str, Tensor], table: str, hints: Mapping[str, Any]
+) -> tuple[Mapping[str, Tensor], dict[str, Any], str]:
+    """A label table whose last row is that of no class, the hints that say so, and what was assumed of it.
+
+    A model trained without label drop has no such row. Its classes tell, or that no labels were dropped; the row is
+    then made of zeros, and never used. Raises ValueError for a number of classes that the table does not have.
+    """
+    rows, hints = len(state_dict[table]), dict(hints)
+    classes, drop = hints.get("classes"), hints.get("label_drop")
+    if classes is None and drop != 0:
+        return state_dict, hints, f"the last of the {rows} rows of {table} is that of no class (--classes tells)"
+    if classes is None:
+        classes = rows
+    if classes == rows - 1:
+        return state_dict, hints, ""
+    if classes != rows:
+        raise ValueError(f"{table} has {rows} rows, which are not {classes} classes, with a row of none or without")
+    none = state_dict[table].new_zeros(1, state_dict[table].shape[1])
+    hints |= {"classes": classes, "label_drop": 0.0}
+    return {**state_dict, table: torch.cat([state_dict[table], none])}, hints, ""
 
 
 def translated_autoencoder(
@@ -184,4 +211,8 @@ def _run(kind: str, size: str, config: Config, autoencoder: str) -> Run:
         raise ValueError(f"no autoencoder of the releases has {config.channels} channels: give autoencoder")
     side = config.size[0] * stride if config.size[0] == config.size[1] else 0
     optim = replace(run.optim, warmup=0)  # that of a new network, over a quarter of its training
-    return replace(run, method=config, autoencoder=ours, data=replace(run.data, size=side), optim=optim)
+    sample = run.sample
+    if not config.classes or not config.label_drop:  # there is no null branch to guide away from
+        sample = replace(sample, guidance=Guidance())
+    data = replace(run.data, size=side)
+    return replace(run, method=config, autoencoder=ours, data=data, optim=optim, sample=sample)

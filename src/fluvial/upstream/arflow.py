@@ -9,6 +9,7 @@ from fluvial.methods import arflow
 from fluvial.upstream.sit import settings_from, source_of, transformer
 from fluvial.upstream.translation import Translation, stacked
 
+LABELS = "y_embedder.embedding_table.weight"
 TELLTALE = r"blocks\.\d+\.attn\.gt?_proj\."
 ATTENTION = {"attention.gate.": "attn.gt_proj.", "attention.out.": "attn.out_proj."}
 

@@ -12,6 +12,7 @@ from fluvial.methods import flowar
 from fluvial.nn.rope import axial_frequencies
 from fluvial.upstream.translation import Source, Translation, count, latent_size, renamed, stacked
 
+LABELS = "class_emb.weight"  # a row a class, and one of no class
 TELLTALE = r"(flownet|encoder_blocks|decoder_blocks)\."
 # our prefix -> the release's: outside the blocks, in a block of the transformer, in one of the head
 OUTSIDE = {

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fluvial.files import Lazy
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # the last becomes float32
 
 
 class Source(NamedTuple):
@@ -67,7 +67,7 @@ def translate(
 ) -> dict[str, Lazy]:
     """Our state dict, with the names and shapes of `expected`, each tensor made when it is asked for.
 
-    Their type is `dtype`, or that of the file.
+    Their type is `dtype`, or that of the file, float32 for float64.
 
     Raises ValueError naming the first few keys that are missing, too many, or of another shape, type or fixed value;
     and, when a tensor is made, the key that holds numbers that are not finite.
@@ -78,7 +78,7 @@ def translate(
     wrong = [f"{key} is missing" for key in used if key not in state_dict]
     wrong += [f"{key} is unknown" for key in state_dict if not (key in used or key in fixed or key in dropped)]
     wrong += [
-        f"{key} has the type {str(value.dtype).removeprefix('torch.')}, not float32, bfloat16 or float16"
+        f"{key} has the type {str(value.dtype).removeprefix('torch.')}, not float32, bfloat16, float16 or float64"
         for key, value in state_dict.items()
         if key in used and value.dtype not in DTYPES
     ]
@@ -90,7 +90,8 @@ def translate(
         raise ValueError("; ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
 
     def lazy(name: str, source: Source) -> Lazy:
-        to = dtype or state_dict[source.keys[0]].dtype
+        there = state_dict[source.keys[0]].dtype
+        to = dtype or (torch.float32 if there == torch.float64 else there)
         return Lazy(tuple(expected[name].shape), to, lambda: _made(state_dict, source, to))
 
     return {name: lazy(name, source) for name, source in sources.items()}
