@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import resource
@@ -5,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 
 from fluvial import experiment
-from fluvial.cli import main
+from fluvial.cli import COMMANDS, main
 from fluvial.train import checkpoint
 
 SMALL = [
@@ -209,6 +211,73 @@ def test_help_is_printed_wherever_it_is_asked_for(run, capsys):
 def test_an_empty_name_is_not_the_present_folder(command, capsys):
     assert main([command, ""]) == 2
     assert f"fluvial {command}: " in (error := capsys.readouterr().err) and "is ''" in error
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("trian", "train"), ("Sample", "sample"), ("scores", "score")])
+def test_a_command_that_is_not_there_names_the_closest(typed, meant, capsys):
+    assert main([typed, "x"]) == 2
+    assert f"Did you mean {meant}?" in capsys.readouterr().err
+
+
+class Panic(BaseException):
+    """As libraries in Rust raise."""
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (KeyError("mean"), "fluvial: error: KeyError: 'mean' (--traceback shows where)"),
+        (AssertionError(), "fluvial: error: AssertionError (--traceback shows where)"),
+        (MemoryError(), "fluvial: error: MemoryError (--traceback shows where)"),
+        (RecursionError("too deep"), "fluvial: error: RecursionError: too deep (--traceback shows where)"),
+        (TypeError("a\n  b\n"), "fluvial: error: TypeError: a b (--traceback shows where)"),
+        (zipfile.BadZipFile("no zip"), "fluvial: error: BadZipFile: no zip (--traceback shows where)"),
+        (UnicodeError("caf\udce9"), "fluvial: error: UnicodeError: caf\\udce9 (--traceback shows where)"),
+        (Panic("at line 3"), "fluvial: error: Panic: at line 3 (--traceback shows where)"),
+        (BrokenPipeError(32, "of a socket"), "fluvial: error: [Errno 32] of a socket"),
+        (RuntimeError("first\nsecond"), "fluvial: error: first second"),
+        (ValueError("got 3,\nexpected 4"), "fluvial: error: got 3,\nexpected 4"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_goes_wrong_is_said_in_a_line_and_in_full_with_traceback(error, says, monkeypatch):
+    def command(arguments):
+        assert not arguments, "--traceback is not for the command"
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "recipes", command)
+    for arguments in (["recipes"], ["recipes", "--traceback"], ["--traceback", "recipes"]):
+        monkeypatch.setattr(sys, "stderr", stderr := io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+        assert main(arguments) == 1
+        stderr.seek(0)
+        told = stderr.read()
+        if len(arguments) > 1:
+            assert told.startswith("Traceback (most recent call last)") and "raise error" in told
+        else:
+            assert told == f"{says}\n"
+
+
+def test_an_output_that_nobody_reads_ends_in_silence(monkeypatch, capsys):
+    for arguments in (["recipes"], ["--help"], ["train", "digits-sit", "--help"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        monkeypatch.setattr(sys, "stdout", stdout := os.fdopen(writer, "w"))
+        assert main(arguments) == 141
+        stdout.close()  # what is left of it goes nowhere
+        assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_behind_the_output_is_an_error(monkeypatch, capsys):
+    with Path("/dev/full").open("w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(["recipes"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_names_that_a_terminal_cannot_show_are_spelt_out(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stderr := io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict"))
+    assert main(["sample", "Z\xfcrich/caf\udce9"]) == 1
+    assert b"Z\\xfcrich/caf\\udce9 is not a run folder" in stderr.buffer.getvalue()
 
 
 def test_sampling_of_a_diverged_run_is_code_1(tmp_path, capsys):
