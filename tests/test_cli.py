@@ -303,9 +303,14 @@ def test_guidance_without_a_null_branch_is_refused(run, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     record = json.loads((run / "run.json").read_text())
     record["run"]["method"]["label_drop"] = 0.0
+    record.pop("sha256", None)
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     assert main(["sample", str(tmp_path / "run"), "--sample.guidance.weight", "2"]) == 2
     assert "method.label_drop 0 and sample.guidance.weight 2" in capsys.readouterr().err
+    for more in ([], ["--dry-run"]):
+        assert main(train(tmp_path / "new", "--method.label-drop", "0", *more)) == 1
+        assert "method.label_drop 0 and sample.guidance.weight 1.5" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_is_not_there_is_code_1(tmp_path, capsys):
