@@ -123,6 +123,7 @@ def _train(
         run = finetune.fitted(run, read_run(start))
     run = _as_it_was(run if images is None else replace(run, data=replace(run.data, name="given", path="")), out)
     _check_folder(out, run)
+    run.check_guidance()  # before hours of training, after which its pictures would be refused
     tell = partial(print, flush=True) if world.first else lambda text: None
     with world.one_by_one():  # the first writes what is cached
         options = {"cache": out / "latents", "device": device, "tell": tell}

@@ -2,15 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import torch
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from fluvial import experiment
+from fluvial.checks import misfit
 from fluvial.config import Run
 
 T = TypeVar("T")
+HELP = ("-h", "--help")
+VALUES = ConstructorRegistry()
+"""How tyro reads numbers and paths: what is refused is named by its option, before any configuration is made."""
 
 
 class UsageError(ValueError):
@@ -18,8 +23,9 @@ class UsageError(ValueError):
 
 
 def parse(kind: type[T], default: T | None, arguments: list[str], prog: str, description: str | None) -> T:
+    _refuse_repeated(arguments)
     config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-    options: Any = {"args": arguments, "prog": prog, "description": description, "config": config}
+    options: Any = {"args": arguments, "prog": prog, "description": description, "config": config, "registry": VALUES}
     try:
         if default is None:  # some options must be given
             return tyro.cli(kind, **options)
@@ -53,20 +59,77 @@ def _steps_for_every_scale(parsed: Any, default: Any) -> Any:  # noqa: ANN401 - 
     return replace(parsed, sample=replace(sample, **steps))
 
 
+def _refuse_repeated(arguments: list[str]) -> None:
+    """Raises UsageError for an option given twice, in whatever spelling: tyro lets the last win, and has no hook.
+
+    What begins with -- and a letter is an option: as a value tyro takes it only where it is attached, --name=--value.
+    """
+    words = [word for word in arguments if word[:2] == "--" and word[2:3].isalpha() and word not in HELP]
+    names = [word.partition("=")[0].replace("_", "-") for word in words]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(
+            f"given more than once: {', '.join(repeated)}; give each option once, with all of its values after it, "
+            f"as in --classes 3 7"
+        )
+
+
+@VALUES.primitive_rule
+def _numbers_and_paths(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """A number or a path, several numbers, or None: numbers as `misfit` wants them, and no empty path.
+
+    "" is what a shell makes of a variable that is not set, and Python takes it for the present folder.
+    """
+    kind, parts = info.type, get_args(info.type)
+    one = next((known for known in (int, float, Path) if known is kind or known in parts), None)
+    if one is None:
+        return None
+    several = get_origin(kind) is tuple
+    name = ("{None}|" if type(None) in parts else "") + ("PATH" if one is Path else one.__name__.upper())
+    count = 1 if not several else "*" if Ellipsis in parts else len(parts)
+
+    def read(words: list[str]) -> Any:  # noqa: ANN401
+        if one is Path and "" in words:
+            raise ValueError("must be a path, got ''")
+        values = [None if word == "None" and type(None) in parts else one(word) for word in words]
+        value = tuple(values) if several else values[0]
+        if wrong := misfit(value, kind):
+            raise ValueError(wrong)
+        return value
+
+    return PrimitiveConstructorSpec(
+        nargs=count,
+        metavar=f"[{name} [{name} ...]]" if count == "*" else " ".join([name] * count),
+        instance_from_str=read,
+        is_instance=lambda value: not misfit(value, kind),
+        str_from_instance=lambda value: [str(each) for each in (value if several else [value])],
+    )
+
+
 def positional(
     arguments: list[str], command: str, what: str, meaning: str, *, has_own_help: bool = False
 ) -> tuple[str, list[str]]:
     """The first argument and the rest. `has_own_help`: the options do not depend on it, so their help needs none."""
-    if has_own_help and arguments[:1] in (["-h"], ["--help"]):
+    asked_for_help = bool(arguments) and arguments[0] in HELP
+    if has_own_help and asked_for_help:
         return what, arguments
     if not arguments or arguments[0].startswith("-"):
-        asked_for_help = arguments[:1] in (["-h"], ["--help"])
         text = f"usage: fluvial {command} {what} [options]\n\n{what} is {meaning}"
         if asked_for_help:
             print(text)
             raise SystemExit(0)
         raise UsageError(text)
+    if not arguments[0]:
+        raise UsageError(f"fluvial {command}: {what} is '' (of a variable that is not set?); it is {meaning}")
     return arguments[0], arguments[1:]
+
+
+def nothing_more(arguments: list[str], command: str, about: str, *, what: str = "arguments") -> None:
+    """For a command without options: prints its help if that is asked for. Raises UsageError for anything else."""
+    if set(arguments) & set(HELP):
+        print(f"usage: fluvial {command}\n\n{about}")
+        raise SystemExit(0)
+    if arguments:
+        raise UsageError(f"fluvial {command} takes no {what}, got {' '.join(arguments)}")
 
 
 def device_of(name: str) -> str | None:

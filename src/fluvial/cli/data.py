@@ -14,7 +14,7 @@ from rich.table import Table
 from fluvial import experiment, inputs, pictures
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.checks import at_least
-from fluvial.cli.arguments import UsageError, device_of, parse, positional
+from fluvial.cli.arguments import UsageError, device_of, nothing_more, parse, positional
 from fluvial.cli.output import console
 from fluvial.data import latents
 from fluvial.data.images import BUILT_IN, DataConfig
@@ -189,8 +189,8 @@ def _some(names: Sequence[str], most: int = 10) -> str:
 
 def _verify(arguments: list[str]) -> None:
     place, rest = positional(arguments, "data verify", "LATENTS", "a folder that `fluvial encode` wrote")
-    if rest:
-        raise UsageError(f"fluvial data verify takes no options, got {' '.join(rest)}")
+    about = "Check latents against the checksums that were written with them."
+    nothing_more(rest, "data verify LATENTS", about, what="options")
     if wrong := latents.verify(Path(place)):
         listed = "\n  ".join(wrong)
         raise ValueError(

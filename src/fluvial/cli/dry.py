@@ -14,7 +14,11 @@ from fluvial.experiment import images_per_step
 
 
 def show(run: Run, device: estimate.Device) -> None:
-    """Prints parameters, FLOPs, memory, the length of the run, and its configuration as JSON."""
+    """Prints parameters, FLOPs, memory, the length of the run, and its configuration as JSON.
+
+    Raises ValueError for guidance that training would refuse.
+    """
+    run.check_guidance()
     table = Table("what", "value", title="nothing is trained", title_justify="left")
     table.columns[1].justify = "right"
     for what, value in rows(run, device):

@@ -14,7 +14,7 @@ from rich.table import Table
 from fluvial import experiment, finetune, pictures, recipes
 from fluvial.checks import at_least, positive
 from fluvial.cli import dry
-from fluvial.cli.arguments import UsageError, device_of, of_a_run, parse, positional
+from fluvial.cli.arguments import UsageError, device_of, nothing_more, of_a_run, parse, positional
 from fluvial.cli.output import console
 from fluvial.compare import compare as compare_runs
 from fluvial.config import Run
@@ -66,6 +66,7 @@ class SampleOptions:
 
     def __post_init__(self) -> None:
         at_least(1, self, "count", "columns")
+        at_least(0, self, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +86,7 @@ class CompareOptions:
 
 
 def list_recipes(arguments: list[str]) -> None:
-    if arguments:
-        raise UsageError(f"fluvial recipes takes no arguments, got {' '.join(arguments)}")
+    nothing_more(arguments, "recipes", "List the recipes.")
     for name, recipe in recipes.RECIPES.items():
         print(f"{name}\n    {(recipe.__doc__ or '').strip().splitlines()[0]}")
 

@@ -90,6 +90,7 @@ class MeasuredRun(Measured):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(2, self, "count")
+        at_least(0, self, "seed")
 
 
 def score(arguments: list[str]) -> None:

@@ -76,14 +76,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
 def check_finite_weights(tensors: Mapping[str, Tensor], what: str) -> None:
     """Raises RuntimeError naming the first of these tensors that is not finite, and how many are not.
 
-    `what` is said of them, such as "the weights after step 100".
+    `what` is what has them, such as "the model after step 100".
     """
     wrong = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if wrong:
         more = f", and {len(wrong) - 1} more of {len(tensors)}" if len(wrong) > 1 else ""
         raise RuntimeError(
-            f"{what} are not finite: {wrong[0]}{more}. Go back to an earlier checkpoint, or train anew with a lower "
-            f"optim.lr, the gradient clipped (optim.clip norm), or in fp32"
+            f"{what} has weights that are not finite: {wrong[0]}{more}. Go back to an earlier checkpoint, or train "
+            f"anew with a lower optim.lr, the gradient clipped (optim.clip norm), or in fp32"
         )
 
 
