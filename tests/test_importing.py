@@ -204,3 +204,44 @@ def test_the_command(tmp_path, capsys, monkeypatch, tiny):
     capsys.readouterr()
     assert cli.main(["import", str(tmp_path / "gone.pt"), "--out", str(tmp_path / "x")]) == 1
     assert "gone.pt does not exist" in capsys.readouterr().err
+
+
+def labelled(path, rows, **options):
+    """A tiny SiT of a trainer whose label table has so many rows."""
+    state = dict(read_golden("sit_tiny").state_dict)
+    table = state["y_embedder.embedding_table.weight"]
+    state["y_embedder.embedding_table.weight"] = torch.randn(rows, table.shape[1])
+    torch.save({"ema": state, "args": argparse.Namespace(**options)}, path)
+    return state["y_embedder.embedding_table.weight"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "hints", "classes"),
+    [
+        (5, {"num_classes": 5}, {}, 5),
+        (5, {"class_dropout_prob": 0.0}, {}, 5),
+        (5, {}, {"classes": 5}, 5),
+        (6, {"num_classes": 5}, {}, 5),
+        (6, {"num_classes": 5, "class_dropout_prob": 0.2}, {}, 5),
+        (6, {}, {}, 5),
+    ],
+)
+def test_the_last_class_is_not_taken_for_that_of_none(tmp_path, rows, options, hints, classes):
+    table = labelled(tmp_path / "a.pt", rows, **options)
+    found = import_weights(tmp_path / "a.pt", tmp_path / "run", heads=2, **hints)
+    assert found.run.method.classes == classes
+    assert found.run.method.label_drop == options.get("class_dropout_prob", 0.0 if rows == classes else 0.1)
+    ours, _ = experiment.weights(tmp_path / "run")
+    assert torch.equal(ours["embed_label.table.weight"][:rows], table)
+    assert len(ours["embed_label.table.weight"]) == classes + 1
+    assert bool(found.assumed) == (not options and not hints)
+    assert ("assumed" in experiment.read_record(tmp_path / "run")["imported"]) == bool(found.assumed)
+    if rows == classes:  # there is no null branch
+        assert found.run.sample.guidance.weight == 1
+
+
+@pytest.mark.parametrize("classes", [3, 8, 10**12])
+def test_classes_that_the_table_has_not_are_refused(tmp_path, classes):
+    labelled(tmp_path / "a.pt", 6, num_classes=classes)
+    with pytest.raises(ValueError, match=f"has 6 rows, which are not {classes} classes"):
+        import_weights(tmp_path / "a.pt", tmp_path / "run", heads=2)

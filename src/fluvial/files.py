@@ -129,7 +129,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Lazy], metadata: Ma
 
     Its metadata holds the SHA-256 of the rest of the file, which `check_tensors` looks at.
     """
-    header: dict[str, Any] = {"__metadata__": {"sha256": NO_SHA256, "format": "pt", **(metadata or {})}}
+    about = {"sha256": NO_SHA256, "format": "pt"} | {k: v for k, v in (metadata or {}).items() if k != "sha256"}
+    header: dict[str, Any] = {"__metadata__": about}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.dtype.itemsize * torch.Size(tensor.shape).numel()

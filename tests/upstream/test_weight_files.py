@@ -1,7 +1,7 @@
 import argparse
 import os
 import pickle
-import shlex
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -67,7 +67,10 @@ def test_a_malicious_pickle_never_executes(tmp_path, as_zip):
     pickle.loads(pickle.dumps(Malicious(tmp_path / "control")))
     assert (tmp_path / "control").exists()  # it would work
     for name in ("a.pt", "b.ckpt"):
-        with pytest.raises(ValueError, match=rf"{name} holds (posix|nt).system besides tensors.*weights_only=False"):
+        with pytest.raises(
+            ValueError,
+            match=rf"{name} holds (posix|nt).system besides tensors.*so it is refused; ask for a safetensors file",
+        ):
             read(tmp_path / name)
     assert not (tmp_path / "touched").exists()
 
@@ -79,18 +82,76 @@ def test_no_class_but_the_namespace_is_read(tmp_path, value):
         read(tmp_path / "a.pt")
 
 
-@pytest.mark.parametrize("part", ["ema", "model_ema"])
-def test_the_advice_for_such_a_file_works(tmp_path, monkeypatch, part):
-    options = argparse.Namespace(output=Path("a"), path_type="GVP")
-    name = "it's [mine].pt"
-    torch.save({"model": OTHER, part: WEIGHTS, "args": options}, tmp_path / name)
-    with pytest.raises(ValueError) as refused:
-        read(tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    _, _, code = shlex.split(str(refused.value).partition("runs that code: ")[2])
-    exec(code, {})
-    found = read("weights.pt")
-    assert same(found.state_dict) and found.options == {"path_type": "GVP"}
+def test_no_advice_runs_the_code_of_a_file(tmp_path):
+    torch.save({"ema": WEIGHTS, "x": Malicious(tmp_path / "touched")}, tmp_path / "a.pt")
+    (tmp_path / "b.pt").write_bytes(b"PK\x03\x04 and no end")
+    (tmp_path / "c.pt").write_bytes(pickle.dumps({"a": object}))
+    for name in ("a.pt", "b.pt", "c.pt"):
+        with pytest.raises(ValueError) as error:
+            read(tmp_path / name)
+        assert "weights_only" not in str(error.value) and name in str(error.value)
+
+
+@pytest.mark.parametrize("wrapper", ["module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"])
+def test_wrappers_anywhere_in_names(tmp_path, wrapper):
+    for names in (
+        {key: f"{wrapper}.{key}" for key in WEIGHTS},
+        {key: key.replace(".", f".{wrapper}.", 1) for key in WEIGHTS},
+        {key: f"module.{wrapper}.{key.replace('.', f'._orig_mod.{wrapper}.')}" for key in WEIGHTS},
+    ):
+        torch.save({"ema": {names[key]: value for key, value in WEIGHTS.items()}}, tmp_path / "a.pt")
+        assert same(read(tmp_path / "a.pt").state_dict)
+    key = next(iter(WEIGHTS))
+    torch.save({**WEIGHTS, f"{wrapper}.{key}": WEIGHTS[key]}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=f"two tensors that are called {key} without their wrappers"):
+        read(tmp_path / "a.pt")
+
+
+def test_checkpoints_of_other_trainers(tmp_path):
+    averaged = {"n_averaged": torch.tensor(9), **{f"module.{key}": value for key, value in WEIGHTS.items()}}
+    lightning = {f"model.{key}": value for key, value in OTHER.items()}
+    lightning |= {f"ema_model.{key}": value for key, value in WEIGHTS.items()}
+    for content, part in (
+        ({"ema": averaged}, "ema"),
+        ({"ema": {}, "model": WEIGHTS}, "model (ema is empty)"),
+        ({"state_dict": WEIGHTS, "epoch": 3}, "state_dict"),
+        ({"state_dict": lightning, "pytorch-lightning_version": "2"}, "state_dict, ema_model"),
+        ({"state_dict": {f"net.{key}": value for key, value in WEIGHTS.items()}}, "state_dict, net"),
+    ):
+        torch.save(content, tmp_path / "a.pt")
+        found = read(tmp_path / "a.pt")
+        assert same(found.state_dict) and found.part == part
+
+
+def test_what_would_fill_the_memory_is_refused_before(tmp_path):
+    torch.save({"ema": {"a": torch.zeros(1).expand(10**10)}}, tmp_path / "wide.pt")
+    with pytest.raises(ValueError, match=r"a is \(10000000000,\), and holds fewer numbers than that"):
+        read(tmp_path / "wide.pt")
+    torch.save({"ema": {"a": torch.zeros(10**6)}}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name))
+    with pytest.raises(ValueError, match=r"bomb.pt is damaged.* bytes and would unpack to 4,0"):
+        read(tmp_path / "bomb.pt")
+
+
+def test_a_folder_stands_for_the_one_file_in_it(tmp_path):
+    with pytest.raises(ValueError, match=r"a folder with 0 files of weights \(none\)"):
+        read(tmp_path)
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    assert same(read(tmp_path).state_dict)
+    torch.save(WEIGHTS, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"2 files of weights \(model.safetensors, other.pt\): name the one"):
+        read(tmp_path)
+    (tmp_path / "model_index.json").touch()
+    with pytest.raises(ValueError, match="is a pipeline of diffusers"):
+        read(tmp_path)
+    (tmp_path / "run.json").touch()
+    with pytest.raises(ValueError, match="is a run folder already"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +160,7 @@ def test_the_advice_for_such_a_file_works(tmp_path, monkeypatch, part):
         ({}, "holds no weights, but nothing"),
         ([1, 2], "holds no weights, but a list"),
         ({"ema": {}}, "holds no weights, but nothing"),
-        ({"state": WEIGHTS}, "'state' is a dict and no tensor.*ema, model_ema, model"),
+        ({"state": WEIGHTS}, "'state' is a dict and no tensor.*ema, model_ema, .*model"),
         ({"model": {"a": 3}}, "'a' is a int and no tensor"),
     ],
 )

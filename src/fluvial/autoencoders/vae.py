@@ -107,7 +107,8 @@ def from_pretrained(name: str) -> Vae:
     folder, *inside = [str(Path(name).expanduser())] if here else _split(name.removeprefix(HUB))
     if here and not Path(folder).is_dir():
         raise ValueError(
-            f"the autoencoder {name!r} is not there; if moved, name its folder with --autoencoder: {missing(name)}"
+            f"the autoencoder {name!r} is not there; if it was moved, name its folder with --autoencoder. "
+            f"{missing(name)}"
         )
     options = {"subfolder": inside[0]} if inside else {}
     if Path(folder, "vae", "config.json").exists():
@@ -118,8 +119,8 @@ def from_pretrained(name: str) -> Vae:
         if kind not in KINDS:
             raise UnknownKind(f"{name!r} is {kind or 'no diffusers model'}; image autoencoders are {', '.join(KINDS)}")
         # never a .bin, which is a pickle
-        options |= {"low_cpu_mem_usage": False, "use_safetensors": True}
-        model = getattr(diffusers, kind).from_pretrained(folder, **options)
+        how = {"low_cpu_mem_usage": False, "use_safetensors": True}
+        model = getattr(diffusers, kind).from_pretrained(folder, **how, **options)
     except UnknownKind:
         raise
     except Exception as error:  # diffusers and the hub's client share no base class

@@ -45,7 +45,9 @@ def read(file: Path | str) -> WeightFile:
     there = [name for name in PARTS if isinstance(content, dict) and isinstance(content.get(name), dict)]
     part = next((name for name in there if content[name]), "")
     weights = content[part] if part else content
-    if not isinstance(weights, dict) or not weights or (there and not part):
+    if there and not part:
+        weights = {}
+    if not isinstance(weights, dict) or not weights:
         raise ValueError(f"{file} holds no weights, but {'nothing' if weights == {} else f'a {_kind(weights)}'}")
     weights = {key: value for key, value in weights.items() if key not in COUNTERS}
     if odd := [key for key, value in weights.items() if not isinstance(key, str) or not isinstance(value, Tensor)]:
