@@ -42,6 +42,8 @@ class Statistics(NamedTuple):
     labels: Int[Tensor, "m"] | None
     spatial_features: Float[Tensor, "l e"] | None = None
     """Of fewer of them, for the error of sFID."""
+    flat: int = 0
+    """Images of one colour all over, such as black ones; not known of statistics that were saved."""
 
     def first(self, count: int) -> "Statistics":
         """The statistics of so many images, of the features that were kept."""
@@ -151,6 +153,7 @@ def statistics(
     mine = range(0, images.n, batch)[world.rank :: world.size]  # so that the first, which makes the card, has any
     sums: _Sums | None = None
     rows: list[_Rows] = []
+    flat = 0
     with Bar(len(mine), what=f"{extractor.name} of {images.name}", quiet=not world.first or images.n < SLOW) as bar:
         for done, start in enumerate(mine):
             here = slice(start, min(start + batch, images.n))
@@ -160,9 +163,10 @@ def statistics(
             for features in (found.pooled, found.spatial):
                 _check_finite(features, start, images, extractor)
             rows.append(_kept(found, labels, place[here], kept))
+            flat += int((pixels == pixels[:, :, :1, :1]).flatten(1).all(dim=1).sum())
             sums = _Sums.of(found, split[here], sums)
             bar.show(done + 1)
-    part = None if sums is None else (sums.cpu(), _Rows.joined(rows), shape)
+    part = None if sums is None else (sums.cpu(), _Rows.joined(rows), shape, flat)
     return _together(world.gather(part), images)
 
 
@@ -193,9 +197,9 @@ def _check_finite(features: Tensor | None, start: int, images: Images, extractor
         )
 
 
-def _together(parts: Sequence[tuple[_Sums, _Rows, tuple[int, ...]] | None], images: Images) -> Statistics:
+def _together(parts: Sequence[tuple[_Sums, _Rows, tuple[int, ...], int] | None], images: Images) -> Statistics:
     """The parts of all ranks, of which some may have had nothing to do."""
-    sums, rows, shapes = zip(*(part for part in parts if part is not None), strict=True)
+    sums, rows, shapes, flat = zip(*(part for part in parts if part is not None), strict=True)
     for shape in shapes[1:]:
         _check_shape(images.name, shape, shapes[0], first=False)
     total, kept = reduce(_Sums.plus, sums), _Rows.joined(rows)
@@ -209,6 +213,7 @@ def _together(parts: Sequence[tuple[_Sums, _Rows, tuple[int, ...]] | None], imag
         kept.features[order],
         None if kept.labels is None else kept.labels[order],
         kept.spatial,
+        sum(flat),
     )
 
 
