@@ -56,6 +56,7 @@ CHANGEABLE = (
     "data.path",  # the same images elsewhere
     "data.test_path",
     "data.cache",
+    "data.names_given",
     "autoencoder.name",  # its weights are checked by their hash
 )
 # what run.json may say, and of what type
@@ -121,7 +122,9 @@ def _train(
     method = method_of(run.method)
     if start is not None:
         run = finetune.fitted(run, read_run(start))
-    run = _as_it_was(run if images is None else replace(run, data=replace(run.data, name="given", path="")), out)
+    if images is not None:  # in place of whatever data the run names
+        run = replace(run, data=replace(run.data, name="given", path="", test_path=""))
+    run = _as_it_was(run, out)
     _check_folder(out, run)
     run.check_guidance()  # before hours of training, after which its pictures would be refused
     tell = partial(print, flush=True) if world.first else lambda text: None
@@ -317,7 +320,8 @@ def _as_it_was(run: Run, out: Path) -> Run:
     if not ours.shift and ours.statistics == theirs.statistics:
         ours = replace(ours, shift=theirs.shift, scale=theirs.scale)
     ours = replace(ours, hash=ours.hash or theirs.hash)
-    return replace(run, autoencoder=ours, data=replace(run.data, class_names=names, digest=digest))
+    found = {"class_names": names, "digest": digest, "names_given": run.data.renames or there.data.names_given}
+    return replace(run, autoencoder=ours, data=replace(run.data, **found))
 
 
 def _claim(out: Path, run: Run, recipe: str | None, start: Path | str | None) -> None:
@@ -351,7 +355,7 @@ def _check_folder(out: Path, run: Run) -> None:
     if (out / "run.json").exists():
         there = read_run(out)
         changed = differences(there, run)
-        fatal = {k: v for k, v in changed.items() if not k.startswith(CHANGEABLE)}
+        fatal = {k: v for k, v in changed.items() if not k.startswith(CHANGEABLE) and not _named_anew(k, *v)}
         newest = checkpoint.newest(out)
         if newest is not None and checkpoint.is_untrained(newest):
             fatal = {k: v for k, v in fatal.items() if k.startswith("method.") or (k.startswith("auto") and v[0])}
@@ -362,6 +366,11 @@ def _check_folder(out: Path, run: Run) -> None:
             raise ValueError(f"{out} holds another run: {listed}. Choose another folder with --out, or remove it")
     elif out.exists() and any(path.name[0] != "." and path.name != "latents" for path in out.iterdir()):
         raise ValueError(f"{out} is not empty and not a run folder; choose another with --out")
+
+
+def _named_anew(key: str, there: Any, here: Any) -> bool:  # noqa: ANN401 - a setting
+    """Whether the same data has another name: a path in place of the hub's, or class names where it had none."""
+    return (key == "data.name" and "" in (there, here)) or (key == "data.class_names" and there == ())
 
 
 def read_record(folder: Path | str) -> dict[str, Any]:

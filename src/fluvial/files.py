@@ -11,6 +11,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,28 +167,46 @@ def check_tensors(path: Path) -> None:
 
 
 HUB = "hub:"  # before the name of a repository on the Hugging Face hub
+PART = r"[A-Za-z0-9][\w.-]*"  # of the name of a repository
+LISTED = 10_000  # names in a folder among which the closest is looked for
 
 
-def missing(place: str) -> str:
-    """What to say of a path that does not exist, with the closest name there is."""
+def missing(place: str, known: Iterable[str] = ()) -> str:
+    """What to say of a path that does not exist, with the closest path or known name there is."""
     path = Path(place).expanduser()
+    if path.is_symlink():
+        return f"{place} is a link to {path.readlink()}, which does not exist"
     there = next((parent for parent in path.parents if parent.is_dir()), Path("."))
-    wanted = path.relative_to(there).parts[0] if there in path.parents else path.name
-    close = difflib.get_close_matches(wanted, (entry.name for entry in there.iterdir()), n=1)
-    hint = f"; did you mean {there / close[0]}?" if close else ""
+    wanted, *rest = path.relative_to(there).parts or ("",)
+    try:
+        names = [entry.name for entry in islice(there.iterdir(), LISTED)]
+    except OSError:  # a folder that may not be listed
+        names = []
+    hint = ""
+    if close := difflib.get_close_matches(wanted, [*names, *known], n=1):
+        whole = Path(there, close[0], *rest)
+        hint = f"; did you mean {whole if whole.exists() else there / close[0]}?"
     return f"{place} does not exist{hint} (of the Hugging Face hub it would be {HUB}OWNER/NAME)"
 
 
 def repository(name: str) -> str | None:
-    """The name on the hub that is meant by `hub:OWNER/NAME` or, where a hub is usual, OWNER/NAME; None for a path.
+    """The name on the hub that is meant by hub:OWNER/NAME or, where a hub is usual, OWNER/NAME; None for a path.
 
-    A name is a path if it has another form, or its first part is a folder here.
+    A name without hub: is a path if it has another form, or its first part is a folder here. Raises ValueError for a
+    name with hub: that has another form, or is a folder here, which libraries of the hub would read in its place.
     """
     if name.startswith(HUB):
-        return name.removeprefix(HUB)
-    owner, slash, _ = name.partition("/")
-    is_path = not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or (slash and Path(owner).is_dir())
-    return None if is_path else name
+        found = name.removeprefix(HUB)
+        if not re.fullmatch(rf"{PART}(/{PART})*", found):
+            raise ValueError(f"{name!r} names nothing on the Hugging Face hub, expected {HUB}OWNER/NAME")
+        if (here := Path(*found.split("/")[:2])).exists():
+            raise ValueError(
+                f"{name} is on the Hugging Face hub, but there is also {here} here, which would be read in its place: "
+                f"name that as a path, without {HUB}, or start from another folder"
+            )
+        return found
+    is_name = re.fullmatch(rf"{PART}/{PART}", name) and not Path(name.partition("/")[0]).is_dir()
+    return name if is_name else None
 
 
 def plain(error: BaseException) -> str:

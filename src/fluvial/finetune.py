@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fluvial.checks import other_weights
 from fluvial.config import Run
-from fluvial.data.sources import numbers
+from fluvial.data.labels import numbers
 from fluvial.methods import name_of
 from fluvial.methods.flowar import FlowARConfig
 from fluvial.nn.dit import DiTConfig

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,12 +16,13 @@ from fluvial.data import images as data_images
 from fluvial.data import latents
 from fluvial.data.batches import Batch, batches
 from fluvial.data.images import DataConfig, ImageSet, Split, checked, listed, to_signed
+from fluvial.data.labels import Classes, aligned, named
 from fluvial.data.latents import LatentSet, Manifest, Plan, is_cache
-from fluvial.data.sources import aligned
 from fluvial.randomness import generator, numpy_generator
 from fluvial.upstream import load_autoencoder
 
 Examples = ImageSet | LatentSet
+E, T = TypeVar("E", bound=Examples), TypeVar("T", bound=Examples)
 WEIGHT_FILES = (".ckpt", ".pt", ".pth", ".safetensors")
 MEASURED = 1024  # images behind the measured shift and scale, where no cache has those of all
 
@@ -70,15 +71,14 @@ def open_inputs(
     autoencoder = open_autoencoder(run.autoencoder).to(device)
     if images is None and held_out is not None:
         raise ValueError("held-out images were given without training images: give both, or name both with run.data")
+    given = run.data
     if images is None:
-        data = run.data if run.method.classes else replace(run.data, label_column="none")
-        train = _examples(data, autoencoder, "train", cache, device, tell)
+        data = given if run.method.classes else replace(given, label_column="none")
+        as_it_is = replace(data, class_names=())  # classes are called what they are called there
+        train = _examples(data if data.cache else as_it_is, autoencoder, "train", cache, device, tell)
         assert train is not None
-        names = run.data.class_names or train.class_names
-        # given names that are none of the images' own rename the classes of both; others are only an order
-        renamed = isinstance(train, ImageSet) and not set(names) & set(train.own_names)
-        test = _examples(replace(data, class_names=names if renamed else ()), autoencoder, "test", cache, device, tell)
-        run = replace(run, data=replace(run.data, class_names=names, digest=train.digest))
+        test = _examples(as_it_is, autoencoder, "test", cache, device, tell)
+        run = replace(run, data=replace(given, digest=train.digest))
     else:
         train, test = checked(images), None if held_out is None else checked(held_out, "held-out images")
     for part in (train, test):
@@ -87,18 +87,34 @@ def open_inputs(
     if run.method.classes == 0:
         train = train._replace(labels=None, class_names=())
         test = test and test._replace(labels=None, class_names=())
-    if test is not None and test.labels is not None and train.labels is not None:
-        test = test._replace(
-            labels=aligned(test.labels, test.class_names, train.class_names), class_names=train.class_names
-        )
+    train, test = of_one_naming(train, test, given)
+    found = {"class_names": train.class_names or given.class_names, "names_given": given.renames}
+    run = replace(run, data=replace(run.data, **found))
     if not run.autoencoder.shift and run.autoencoder.statistics == "measured":
         autoencoder.standardised(*_measured(train, autoencoder, device))
     for part in (train, *([] if test is None else [test])):
         _check_fit(run, part, autoencoder, device, whole=part is train)
-    found = replace(
+    used = replace(
         run.autoencoder, shift=autoencoder.shift, scale=autoencoder.scale, hash=run.autoencoder.hash or autoencoder.hash
     )
-    return Inputs(run=replace(run, autoencoder=found), autoencoder=autoencoder, train=train, held_out=test)
+    return Inputs(run=replace(run, autoencoder=used), autoencoder=autoencoder, train=train, held_out=test)
+
+
+def of_one_naming(train: E, test: T | None, given: DataConfig) -> tuple[E, T | None]:
+    """Training and held-out examples with the class ids and names of the run, where both are labelled.
+
+    The names are those that `given` has, else those of the training examples. Raises ValueError with both lists if the
+    held-out examples have classes of other names, and the user gave none.
+    """
+    own = train.class_names
+    if train.labels is None:
+        return train, test
+    labels, names = named(train.labels, own, given.class_names, "the training images")
+    train = train._replace(labels=labels, class_names=names)
+    if test is not None and test.labels is not None:
+        found = aligned(test.labels, test.class_names, Classes(own, names, given.renames))
+        test = test._replace(labels=found, class_names=names)
+    return train, test
 
 
 def _left_out(examples: Examples) -> str:

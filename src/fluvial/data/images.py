@@ -75,16 +75,25 @@ class DataConfig:
     """Encode the training images once, into the run's folder, and train on what is there."""
     digest: str = ""
     """Of the names and sizes of the training images; found when training starts, so that it goes on with the same."""
+    names_given: bool = False
+    """Whether class_names were given, or are those of the training images; found when training starts."""
 
     def __post_init__(self) -> None:
         as_declared(self)
         at_least(0, self, "size")
         if self.path:  # the data set of a recipe is not the one that is used
             object.__setattr__(self, "name", "")
+        if len(set(self.class_names)) < len(self.class_names):
+            raise ValueError(f"data.class_names must differ, got {', '.join(self.class_names)}")
         if self.crop != "centre" and not self.size:
             raise ValueError(f"data.crop {self.crop} needs data.size, the side of the square")
         if self.cache and self.crop == "random":
             raise ValueError("latents of random crops cannot be cached: set data.crop centre, or data.cache False")
+
+    @property
+    def renames(self) -> bool:
+        """Whether the user gave the class names: those of a run that has not started are not found."""
+        return self.names_given or bool(self.class_names and not self.digest)
 
     @property
     def place(self) -> str:
@@ -99,7 +108,7 @@ class DataConfig:
         if Path(self.name).expanduser().exists():
             return self.name
         if repository(self.name) is None:
-            raise ValueError(missing(self.name))
+            raise ValueError(missing(self.name, BUILT_IN))
         return HUB + self.name
 
 
@@ -115,8 +124,6 @@ class ImageSet(NamedTuple):
     class_names: tuple[str, ...]
     skipped: tuple[UnreadableImage, ...] = ()
     digest: str = ""
-    own_names: tuple[str, ...] = ()
-    """What the classes are called where the images are."""
     left_out: str = ""
 
     def rows(
@@ -289,7 +296,7 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
     Raises ValueError if the data cannot be found or read.
     """
     place = (config.test_path if split == "test" else "") or config.place
-    if place in BUILT_IN:
+    if place in BUILT_IN and (config.name == place or not Path(place).exists()):
         return _built_in(BUILT_IN[place](split), config)
     if place == "given":
         raise ValueError("this run was trained on images given to it in Python; pass them again")
@@ -307,9 +314,7 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
         return None
     labels, names = class_labels(source, config.class_names)
     digest = "" if held_out else source.digest()
-    images = ImageSet(
-        Files(source, config), labels, names, digest=digest, left_out=str(source.left_out), own_names=source.class_names
-    )
+    images = ImageSet(Files(source, config), labels, names, digest=digest, left_out=str(source.left_out))
     if not scan:
         return images
     few = math.prod(images.pixels.shape) <= IN_MEMORY and config.crop != "random"

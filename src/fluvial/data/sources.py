@@ -3,7 +3,7 @@
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from glob import glob, has_magic
@@ -11,16 +11,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from fluvial.data import tars
 from fluvial.data.crop import Stored
+from fluvial.data.labels import named, ordered, own_classes
 from fluvial.data.left_out import LeftOut, image_endings, is_aside, is_image, printable, why_left_out
 from fluvial.data.numbers import holds_numbers, sha256_of_numbers, to_array
-from fluvial.files import HUB, missing
+from fluvial.files import HUB, missing, repository
 
 TRAIN, HELD_OUT = ("train", "training"), ("validation", "valid", "val", "test", "testing")
 # how `datasets` names the kinds of file it reads
@@ -53,91 +52,12 @@ class Source:
 
 
 def class_labels(source: Source, given: tuple[str, ...]) -> tuple[Int[Tensor, "n"] | None, tuple[str, ...]]:
-    """Class ids, and the names of the classes: those given, else those found.
-
-    Labels that are names become ids in the order of the class names. Names that are given reorder those found if they
-    contain them, as for held-out images that are to have the ids of the training images; else they rename the ids.
+    """Class ids, and the names of the classes: those given, else those found; see `labels.named`.
 
     Raises ValueError if a label is missing, or has no name among those given.
     """
-    if source.labels is None:
-        return None, ()
-    values: list[Any] = [v.decode(errors="surrogateescape") if isinstance(v, bytes) else v for v in source.labels]
-    missing = [i for i, v in enumerate(values) if v is None]
-    if missing:
-        raise ValueError(f"{source.name}: {len(missing)} images have no label, the first is image {missing[0]}")
-    names: Sequence[str] = given or source.class_names
-    renamed = len(given) == len(source.class_names) and not set(given) & set(source.class_names)
-    if given and renamed:
-        ids = {name: i for i, name in enumerate(source.class_names)}
-        values = [ids[v] if isinstance(v, str) else v for v in values]
-    if source.class_names and set(source.class_names) <= set(given) and all(type(v) is int and v >= 0 for v in values):
-        found = list(source.class_names)
-        values = [found[v] for v in values]  # the same names in another order, or some of them
-    if all(isinstance(v, str) for v in values):
-        if not names and numbers(set(values)):
-            values = [int(v) for v in values]
-        else:
-            names = names or ordered(set(values))
-            if unknown := sorted(set(values) - set(names)):
-                raise ValueError(
-                    f"{source.name}: labels {unknown[:5]} are not among the class names {list(names[:10])}"
-                )
-            ids = {name: i for i, name in enumerate(names)}
-            values = [ids[v] for v in values]
-    if not all(isinstance(v, int | np.integer) for v in values):
-        odd = next(v for v in values if not isinstance(v, int | np.integer))
-        raise ValueError(f"{source.name}: labels must be whole numbers or names, got {odd!r}; set data.label_column")
-    if not all(-(2**63) <= v < 2**63 for v in values):
-        raise ValueError(f"{source.name}: labels must fit into 64 bits, got {max(values, key=abs)}")
-    if names and not source.class_names and (known := numbers(names)):  # whole numbers meet the names that say them
-        if unknown := sorted({v for v in values if v >= 0 and v not in known}):
-            raise ValueError(f"{source.name}: labels {unknown[:5]} are not among the class names {list(names[:10])}")
-        values = [known.get(v, v) for v in values]
-    labels = torch.tensor(values, dtype=torch.long)
-    if bool((labels < 0).all()):  # how test splits on the hub say that they have none
-        return None, ()
-    if names and int(labels.max()) >= len(names):
-        raise ValueError(f"{source.name}: labels run to {int(labels.max())}, but there are {len(names)} class names")
-    return labels, tuple(names)
-
-
-def numbers(names: Collection[str]) -> dict[int, int]:
-    """By number, the place of the name that says it; empty unless all names are digits and none say the same number."""
-    found = {int(name): place for place, name in enumerate(names) if name.isascii() and name.isdigit()}
-    return found if len(found) == len(names) else {}
-
-
-def ordered(names: Collection[str]) -> tuple[str, ...]:
-    """Class names in the order of their ids: by value if all of them are digits, else as text."""
-    if all(name.isascii() and name.isdigit() for name in names):
-        return tuple(sorted(names, key=lambda name: (int(name), name)))
-    return tuple(sorted(names))
-
-
-def aligned(
-    labels: Int[Tensor, "n"], names: tuple[str, ...], known: tuple[str, ...], what: str = "held-out images"
-) -> Int[Tensor, "n"]:
-    """Class ids in the order of the `known` names, of labels whose classes have these names.
-
-    Whole numbers without names are those of known names that are digits, and the other way round. Raises ValueError
-    with both lists if the names are others.
-    """
-    if names == known:
-        return labels
-    if names and not known and (values := numbers(names)):
-        table = torch.tensor(list(values))
-    elif names and set(names) <= set(known):
-        table = torch.tensor([known.index(name) for name in names])
-    elif known and not names and (values := numbers(known)) and set(labels.unique().tolist()) <= set(values):
-        return torch.tensor([values[int(label)] for label in labels], dtype=torch.long)
-    else:
-        here, there = (f"{list(part[:20])}" if part else "numbers without names" for part in (names, known))
-        raise ValueError(
-            f"the {what} have the classes {here}, the training images {there}; rename the folders, or name the classes "
-            f"of both in the order of their ids with data.class_names"
-        )
-    return table[labels]
+    ids, own = own_classes(source.labels, source.class_names, source.name)
+    return (None, ()) if ids is None else named(ids, own, given, source.name)
 
 
 def open_source(
@@ -156,7 +76,7 @@ def open_source(
     Raises ValueError if there is nothing of that name, nothing in it, or it cannot be read.
     """
     if name.startswith(HUB):
-        dataset = _dataset(name.removeprefix(HUB), held_out, split, trained_on, (image_column, label_column))
+        dataset = _dataset(str(repository(name)), held_out, split, trained_on, (image_column, label_column))
         return None if dataset is None else _columns(dataset, name, image_column, label_column)
     path = Path(name).expanduser()
     if not path.exists() and not has_magic(name):
@@ -215,7 +135,7 @@ def _folder(path: Path) -> Source:
             f"folder of its class, or all of them into one"
         )
     names = () if "" in found else ordered(found)
-    files = [file for name in names or [""] for file in found[name]]
+    files = [file for name in sorted(found) for file in found[name]]  # in an order that never changes: see `digest`
 
     def read(indices: Sequence[int]) -> list[tuple[str, Stored]]:
         return [(files[i], Path(files[i])) for i in indices]
@@ -223,7 +143,7 @@ def _folder(path: Path) -> Source:
     def digest() -> str:
         return _sha256(f"{os.path.relpath(file, path)} {_size(file)}" for file in files)
 
-    labels = [printable(name) for name in names for _ in found[name]] if names else None
+    labels = [printable(name) for name in sorted(found) for _ in found[name]] if names else None
     return Source(
         name=str(path),
         count=len(files),
@@ -359,7 +279,7 @@ def _loader(name: Path | str, columns: tuple[str, str]) -> Callable[[], Any]:
     if is_image(name.name) and files:
         raise ValueError(f"{name} is one image; give the folder it is in")
     if not files:
-        raise ValueError(f"{name} does not exist")
+        raise ValueError(missing(str(name)))
     if unknown := sorted({Path(file).name for file in files if _builder(Path(file)) is None}):
         raise ValueError(f"{name}: {unknown[0]} is none of the files that can be read, {', '.join(BUILDERS)}")
     kind = _only_kind(name, map(Path, files))
@@ -386,7 +306,6 @@ def _only_kind(name: Path, files: Iterable[Path]) -> str:
 
 def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> Source:  # noqa: ANN401
     import datasets
-    from datasets import config
     from pyarrow import compute
 
     features = dataset.features
@@ -427,10 +346,7 @@ def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> S
             files.append((f"{name}, row {i} ({path})" if path else f"{name}, row {i}", content))
         return files
 
-    place = Path(name).expanduser()
-    roots = [place if place.is_dir() else Path((has_magic(name) and name[: len(name.split("*")[0])]) or place).parent]
-    if name.startswith(HUB):
-        roots = [Path(config.HF_CACHE_HOME), Path(config.HF_DATASETS_CACHE)]
+    roots = _roots(name)
     if dataset.num_rows == 0:
         raise ValueError(f"{name} has no rows")
     feature = features[labelled] if labelled else None
@@ -444,15 +360,29 @@ def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> S
     )
 
 
+def _roots(name: str) -> list[Path]:
+    """The folders of a data set: its rows may point to files in these."""
+    if name.startswith(HUB):
+        from datasets import config
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        return [Path(HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE)]
+    place = Path(name).expanduser()
+    if place.exists():
+        return [place if place.is_dir() else place.parent]
+    return sorted({Path(file).parent for file in glob(str(place))})
+
+
 def _inside(roots: Sequence[Path], path: str, row: str) -> Path:
     """The file that a row points to. Raises ValueError unless it is in one of these folders, links followed."""
-    for root in roots:
-        file = (root / path).resolve()
-        if file.is_relative_to(root.resolve()):
-            return file
-    raise ValueError(
-        f"{row} points to the file {path}, outside the folder of the data set ({roots[0]}); such files are not opened"
-    )
+    files = [(root / path).resolve() for root in roots if "\0" not in path]
+    inside = [file for file, root in zip(files, roots, strict=False) if file.is_relative_to(root.resolve())]
+    if not inside:
+        raise ValueError(
+            f"{row} points to the file {path!r}, outside the folder of the data set ({roots[0]}); such files are not "
+            f"opened: put the image into the row, or beside it"
+        )
+    return next((file for file in inside if file.exists()), inside[0])
 
 
 def _found(features: Any, name: str, what: str, usual: tuple[str, ...], kind: type) -> str:  # noqa: ANN401
