@@ -42,7 +42,7 @@ def test_floats_in_0_to_1_are_rounded_to_nearest(tmp_path, pixels):
     ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, r"arr_0 has the shape \(2, 3, 4, 4\).*height, width, channels"),
     ({"arr_0": np.zeros((2, 4, 4, 3), np.int64)}, "arr_0 is int64; pixels are wanted as uint8"),
     ({"arr_0": np.zeros((2, 4, 4, 3), object)}, "must be a plain array"),
-    ({"arr_0": np.asfortranarray(np.zeros((2, 4, 4, 3), np.uint8))}, "Fortran order True"),
+    ({"arr_0": np.asfortranarray(np.zeros((2, 4, 4, 3), np.uint8))}, "is in Fortran order"),
     ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.array(["a", "b"])}, "arr_1 must be a class id .* got <U1"),
     ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros((2, 10), np.int64)}, "arr_1 must be a class id"),
     ({"images": np.zeros((2, 4, 4, 3), np.uint8)}, "has no arr_0 but images"),

@@ -121,14 +121,20 @@ def _npz(path: Path, like: DataConfig) -> Images:
     with archive.opened(path) as file:
         names = archive.names(file)
         if "arr_0" not in names:
-            held = "statistics only, which can be a --reference" if "mu" in names else ", ".join(names)
+            held = (
+                "statistics only, which can be a --reference"
+                if "mu" in names
+                else ", ".join(sorted(names)) or "no array"
+            )
             raise ValueError(f"{path} has no arr_0 but {held}; {wanted}")
         images = archive.array(file, "arr_0")
         shape, dtype = images.shape, images.dtype
-        if len(shape) != 4 or shape[-1] not in (1, 3):
+        if len(shape) != 4 or shape[-1] not in (1, 3) or 0 in shape:
             raise ValueError(f"{path}: arr_0 has the shape {shape}; {wanted}, 1 or 3 of them")
         if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
             raise ValueError(f"{path}: arr_0 is {dtype}; pixels are wanted as uint8 in 0 ... 255 or floats in [0, 1]")
+        if images.by_columns:
+            raise ValueError(f"{path}: arr_0 is in Fortran order; write it again through numpy.ascontiguousarray")
         labels = _labels(file, shape[0], path) if "arr_1" in names else None
         archive.verify(file, images)
     opened, at = _content(images, path)
@@ -189,7 +195,10 @@ def _labels(file: zipfile.ZipFile, count: int, path: Path) -> Int[Tensor, "n"]:
         raise ValueError(f"{path}: arr_1 must be a class id for each image, got {found.dtype}")
     if found.shape != (count,):
         raise ValueError(f"{path}: arr_1 must be a class id for each of {count} images, got {found.shape}")
-    return torch.from_numpy(archive.read(file, "arr_1").astype(np.int64))
+    ids = archive.read(file, "arr_1").astype(np.int64)
+    if count and ids.min() < 0:
+        raise ValueError(f"{path}: arr_1 must be class ids from 0 on, got {ids.min()}")
+    return torch.from_numpy(ids)
 
 
 def _content(found: archive.Array, path: Path) -> tuple[Any, int]:
