@@ -9,7 +9,7 @@ from PIL import Image
 
 from fluvial.data.images import DataConfig
 from fluvial.evaluation.images import open_images
-from fluvial.files import checksum
+from fluvial.files import checksum, json_checksum
 
 
 @pytest.fixture
@@ -71,10 +71,15 @@ def test_what_sample_wrote_of_grey_images_is_grey_again(tmp_path, pixels):
     grey = np.repeat(pixels[..., :1], 3, axis=-1)
     np.savez(tmp_path / "samples.npz", grey)
     told = {"cut": "as they are", "labels": "all classes in turn", "sampling": {"solver": "heun"}, "grey": True}
-    (tmp_path / "samples.json").write_text(json.dumps({**told, "sha256": checksum(tmp_path / "samples.npz")}))
+    told["file_sha256"] = checksum(tmp_path / "samples.npz")
+    (tmp_path / "samples.json").write_text(json.dumps({**told, "sha256": json_checksum(told)}))
     images = open_images(str(tmp_path))  # the folder will do
     assert images.read([3])[0].shape == (1, 1, 4, 4) and images.about["sampling"] == {"solver": "heun"}
     assert "grey" not in images.about
+    (tmp_path / "samples.json").write_text(json.dumps({**told, "grey": False, "sha256": json_checksum(told)}))
+    with pytest.raises(ValueError, match="samples.json cannot be read: .*its content is not what was written"):
+        open_images(str(tmp_path))
+    (tmp_path / "samples.json").write_text(json.dumps({**told, "sha256": json_checksum(told)}))
     np.savez(tmp_path / "samples.npz", pixels)
     with pytest.raises(ValueError, match="samples.json is of another samples.npz"):
         open_images(str(tmp_path))

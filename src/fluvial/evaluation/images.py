@@ -20,7 +20,7 @@ from fluvial.data import images as data_images
 from fluvial.data.images import DataConfig, Files, ImageSet
 from fluvial.data.latents import is_cache
 from fluvial.evaluation import archive
-from fluvial.files import HUB, checksum
+from fluvial.files import HUB, checksum, json_checksum
 from fluvial.randomness import numpy_generator
 
 SAMPLES = "samples.npz"  # what `fluvial sample` writes
@@ -174,8 +174,10 @@ def _npz(path: Path, like: DataConfig) -> Images:
 def _record(record: Path, path: Path, content: str) -> dict[str, Any]:
     """What `fluvial sample` said of these samples; `content` is the hash of their file."""
     try:
-        about = json.loads(record.read_text())
-        told = about.pop("sha256")
+        about = json.loads(record.read_bytes())
+        if about.pop("sha256") != json_checksum(about):
+            raise ValueError("its content is not what was written, the SHA-256 is another")
+        told = about.pop("file_sha256")
         if not isinstance(about["sampling"], dict):
             raise ValueError(f"sampling is {about['sampling']!r}")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
