@@ -169,11 +169,13 @@ def _card(folder: Path, license: str, use: str, meta: Mapping[str, Any], paramet
         _table("Sampling", described(run)),
     ]
     if (folder / "score.json").exists():
-        score = json.loads((folder / "score.json").read_text())
-        if report.is_card(score) and score["sampling"].get("train_step") == meta["step"]:
+        try:
+            score = report.read(folder / "score.json")
+            if score["sampling"].get("train_step") != meta["step"]:
+                raise ValueError(f"{folder / 'score.json'} is not of these weights")
             lines.append(_table("Measured", _measured(score)))
-        else:
-            print(f"{folder / 'score.json'} is left out: it is not of these weights, or of an earlier version")
+        except ValueError as error:
+            print(f"the model card has no scores: {error}")
     return "\n".join(lines)
 
 

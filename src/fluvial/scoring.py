@@ -19,7 +19,7 @@ from fluvial.evaluation.scores import Scores
 from fluvial.evaluation.statistics import BATCH, KEPT, Statistics, statistics
 from fluvial.generate import SampleConfig
 from fluvial.metrics.features import Extractor, extractor
-from fluvial.metrics.report import KIND
+from fluvial.metrics.report import KIND, sealed
 from fluvial.train.distributed import ALONE, World
 
 FEATURES = "inception"  # what images are compared in, if nothing is said
@@ -138,7 +138,7 @@ def measure(
         found = memorised(here, copies.training, copies.test)
         card["scores"]["closer_to_training"] = found.closer._asdict()
         _draw(samples, copies.images, found, nearest)
-    return card
+    return sealed(card)
 
 
 class _Copies(NamedTuple):

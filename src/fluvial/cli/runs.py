@@ -19,7 +19,7 @@ from fluvial.cli.output import console
 from fluvial.compare import compare as compare_runs
 from fluvial.config import Run
 from fluvial.evaluation.images import RECORD, SAMPLES
-from fluvial.files import atomic_files, checksum, write_json
+from fluvial.files import atomic_files, checksum, json_checksum, write_json
 from fluvial.generate import Frames, Generated, SampleConfig
 
 COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
@@ -193,7 +193,8 @@ def _save(
     if options.npz:
         saved.append(pictures.save_npz(generated.images, generated.labels, folder / SAMPLES))
         grey = generated.images.shape[1] == 1
-        write_json(folder / RECORD, {**about, "grey": grey, "sha256": checksum(folder / SAMPLES)})
+        record = {**about, "grey": grey, "file_sha256": checksum(folder / SAMPLES)}
+        write_json(folder / RECORD, {**record, "sha256": json_checksum(record)})
     if generated.images.shape[1] in (1, 3):
         saved.append(pictures.save_grid(generated.images[:GRID], folder / "grid.png", options.columns))
         if options.gif:

@@ -1,6 +1,5 @@
 """fluvial score."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,11 +100,11 @@ def score(arguments: list[str]) -> None:
         _, _, options = of_a_run(MeasuredRun, arguments, "score", DESCRIPTION)
     else:
         options = parse(Measured, Measured(), rest, f"fluvial score {name}", DESCRIPTION)
-    there = None if options.against is None else _read(options.against)  # before hours of work
+    there = None if options.against is None else report.read(options.against)  # before hours of work
     if path.suffix == ".json":
         if there is None:
             raise UsageError("a card is put beside another: name it with --against")
-        return _put_beside(_read(path), name, there, str(options.against))
+        return _put_beside(report.read(path), name, there, str(options.against))
     if not is_run and not options.reference:
         raise UsageError(f"{name} is not a run folder (it has no run.json), and images need a --reference")
     out = options.out or (path / "score.json" if is_run else None)
@@ -159,13 +158,6 @@ def _card(name: str, options: Measured, out: Path | None) -> tuple[dict[str, Any
 def _picture(out: Path) -> Path:
     """Beside the card, with its name."""
     return out.with_name("nearest.png" if out.name == "score.json" else f"{out.stem}-nearest.png")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return report.read(json.loads(path.read_text()), str(path))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _show(card: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from fluvial.data import images as data_images
 from fluvial.data.images import DataConfig, Files, ImageSet
 from fluvial.data.latents import is_cache
 from fluvial.evaluation import archive
-from fluvial.files import HUB, checksum
+from fluvial.files import HUB, checksum, json_checksum
 from fluvial.randomness import numpy_generator
 
 SAMPLES = "samples.npz"  # what `fluvial sample` writes
@@ -121,14 +121,20 @@ def _npz(path: Path, like: DataConfig) -> Images:
     with archive.opened(path) as file:
         names = archive.names(file)
         if "arr_0" not in names:
-            held = "statistics only, which can be a --reference" if "mu" in names else ", ".join(names)
+            held = (
+                "statistics only, which can be a --reference"
+                if "mu" in names
+                else ", ".join(sorted(names)) or "no array"
+            )
             raise ValueError(f"{path} has no arr_0 but {held}; {wanted}")
         images = archive.array(file, "arr_0")
         shape, dtype = images.shape, images.dtype
-        if len(shape) != 4 or shape[-1] not in (1, 3):
+        if len(shape) != 4 or shape[-1] not in (1, 3) or 0 in shape:
             raise ValueError(f"{path}: arr_0 has the shape {shape}; {wanted}, 1 or 3 of them")
         if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
             raise ValueError(f"{path}: arr_0 is {dtype}; pixels are wanted as uint8 in 0 ... 255 or floats in [0, 1]")
+        if images.by_columns:
+            raise ValueError(f"{path}: arr_0 is in Fortran order; write it again through numpy.ascontiguousarray")
         labels = _labels(file, shape[0], path) if "arr_1" in names else None
         archive.verify(file, images)
     opened, at = _content(images, path)
@@ -168,8 +174,10 @@ def _npz(path: Path, like: DataConfig) -> Images:
 def _record(record: Path, path: Path, content: str) -> dict[str, Any]:
     """What `fluvial sample` said of these samples; `content` is the hash of their file."""
     try:
-        about = json.loads(record.read_text())
-        told = about.pop("sha256")
+        about = json.loads(record.read_bytes())
+        if about.pop("sha256") != json_checksum(about):
+            raise ValueError("its content is not what was written, the SHA-256 is another")
+        told = about.pop("file_sha256")
         if not isinstance(about["sampling"], dict):
             raise ValueError(f"sampling is {about['sampling']!r}")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -189,7 +197,10 @@ def _labels(file: zipfile.ZipFile, count: int, path: Path) -> Int[Tensor, "n"]:
         raise ValueError(f"{path}: arr_1 must be a class id for each image, got {found.dtype}")
     if found.shape != (count,):
         raise ValueError(f"{path}: arr_1 must be a class id for each of {count} images, got {found.shape}")
-    return torch.from_numpy(archive.read(file, "arr_1").astype(np.int64))
+    ids = archive.read(file, "arr_1").astype(np.int64)
+    if count and ids.min() < 0:
+        raise ValueError(f"{path}: arr_1 must be class ids from 0 on, got {ids.min()}")
+    return torch.from_numpy(ids)
 
 
 def _content(found: archive.Array, path: Path) -> tuple[Any, int]:
