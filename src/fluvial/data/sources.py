@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from glob import glob, has_magic
 from itertools import chain
@@ -16,8 +16,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fluvial.data.crop import Stored
+from fluvial.data import tars
+from fluvial.data.crop import Stored, regular
 from fluvial.data.left_out import LeftOut, image_endings, is_aside, is_image, printable, why_left_out
+from fluvial.data.numbers import holds_numbers, sha256_of_numbers, to_array
 from fluvial.files import HUB, missing
 
 TRAIN, HELD_OUT = ("train", "training"), ("validation", "valid", "val", "test", "testing")
@@ -30,7 +32,6 @@ BUILDERS = {
     ".tgz": "webdataset",
 }
 SAVED = ("state.json", "dataset_dict.json")  # what Dataset.save_to_disk leaves
-TAR_END = 1024  # zero bytes that end every tar file
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
 LABEL_COLUMNS = ("label", "labels", "class", "cls", "target", "category")
 
@@ -163,8 +164,16 @@ def open_source(
     if path.is_dir() and not _dataset_files(path):
         folder = _split_folder(path, held_out, split, trained_on)
         return None if folder is None else _folder(folder)
-    dataset = _dataset(path, held_out, split, trained_on)
-    return None if dataset is None else _columns(dataset, name, image_column, label_column)
+    dataset = _dataset(path, held_out, split, trained_on, (image_column, label_column))
+    if dataset is None:
+        return None
+    if tars.WHY not in dataset.column_names:
+        return _columns(dataset, name, image_column, label_column)
+    dataset, left_out = tars.taken(dataset)
+    if dataset.num_rows == 0:
+        raise ValueError(f"{name} has no images. {left_out}")
+    found = _columns(dataset, name, tars.IMAGE, tars.LABEL if tars.LABEL in dataset.column_names else "none")
+    return replace(found, left_out=left_out)
 
 
 def _split_folder(path: Path, held_out: bool, split: str, trained_on: str) -> Path | None:
@@ -302,15 +311,20 @@ def _dataset_files(path: Path) -> bool:
     return found
 
 
-def _dataset(name: Path | str, held_out: bool, split: str, trained_on: str) -> Any:  # noqa: ANN401 - datasets.Dataset
-    """One split of a data set, loaded by `datasets`; None if there is no held-out one."""
+def _dataset(name: Path | str, held_out: bool, split: str, trained_on: str, columns: tuple[str, str] = ("", "")) -> Any:  # noqa: ANN401 - datasets.Dataset
+    """One split of a data set, loaded by `datasets`; None if there is no held-out one.
+
+    `columns` are the image's and the label's of tar files; others are chosen later.
+    """
     import datasets
 
-    load = _loader(name)
+    load = _loader(name, columns)
     try:
         loaded: Any = load()
     except Exception as error:  # datasets, pyarrow, tarfile and the hub's client share no base class
         reason = error.__cause__ or error
+        if isinstance(reason, tars.TarError):
+            raise ValueError(str(reason)) from error
         where = f"{name} cannot be read: it is damaged, or not what its name says"
         if isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             where = f"there is no room for the copy of {name} that `datasets` makes (HF_DATASETS_CACHE says where)"
@@ -329,16 +343,18 @@ def _dataset(name: Path | str, held_out: bool, split: str, trained_on: str) -> A
     return loaded[names[0]] if names else None
 
 
-def _loader(name: Path | str) -> Callable[[], Any]:
+def _loader(name: Path | str, columns: tuple[str, str]) -> Callable[[], Any]:
     """How to load it. Raises ValueError for files that are not there or that `datasets` does not read."""
     import datasets
 
     if isinstance(name, str):
         return partial(datasets.load_dataset, name)
     if name.is_dir():
-        _check_tars(sorted(chain(name.glob("*.tar"), name.glob("*/*.tar"))))
-        saved = any((name / mark).exists() for mark in SAVED)
-        return partial(datasets.load_from_disk if saved else datasets.load_dataset, str(name))
+        if any((name / mark).exists() for mark in SAVED):
+            return partial(datasets.load_from_disk, str(name))
+        if _only_kind(name, sorted(name.rglob("*"))) != "webdataset":
+            return partial(datasets.load_dataset, str(name))
+        return lambda: tars.load(_split_files(name), *columns)
     files = [str(name)] if name.exists() else sorted(glob(str(name)))
     if is_image(name.name) and files:
         raise ValueError(f"{name} is one image; give the folder it is in")
@@ -346,20 +362,26 @@ def _loader(name: Path | str) -> Callable[[], Any]:
         raise ValueError(f"{name} does not exist")
     if unknown := sorted({Path(file).name for file in files if _builder(Path(file)) is None}):
         raise ValueError(f"{name}: {unknown[0]} is none of the files that can be read, {', '.join(BUILDERS)}")
-    kinds = sorted({str(_builder(Path(file))) for file in files})
+    kind = _only_kind(name, map(Path, files))
+    if kind == "webdataset":
+        return partial(tars.load, {"train": files}, *columns)
+    return partial(datasets.load_dataset, kind, data_files=files)
+
+
+def _split_files(folder: Path) -> dict[str, list[str]]:
+    """The data set files of each split, which `datasets` tells from their names."""
+    import datasets
+
+    files: Any = datasets.load_dataset_builder(str(folder)).config.data_files
+    return {str(split): list(map(str, names)) for split, names in files.items()}
+
+
+def _only_kind(name: Path, files: Iterable[Path]) -> str:
+    """What `datasets` reads the files with. Raises ValueError for several kinds, of which it would take one."""
+    kinds = sorted({str(_builder(file)) for file in files if _builder(file) and (file.is_dir() or regular(file))})
     if len(kinds) > 1:
-        raise ValueError(f"{name} are files of several kinds: {', '.join(kinds)}")
-    _check_tars([Path(file) for file in files if file.endswith(".tar")])
-    return partial(datasets.load_dataset, kinds[0], data_files=files)
-
-
-def _check_tars(files: list[Path]) -> None:
-    """Raises ValueError for a tar that does not end as tars do: readers may take what is left for the whole."""
-    for file in files:
-        with file.open("rb") as tar:
-            tar.seek(-min(TAR_END, file.stat().st_size), os.SEEK_END)
-            if tar.read() != bytes(TAR_END):
-                raise ValueError(f"{file} is cut short: it has no end-of-archive mark; copy or download it again")
+        raise ValueError(f"{name} are files of several kinds: {', '.join(kinds)}; name those of one with a wildcard")
+    return kinds[0]
 
 
 def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> Source:  # noqa: ANN401
@@ -376,21 +398,29 @@ def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> S
     for option, column in (("data.image_column", image_column), ("data.label_column", labelled)):
         if column and column not in features:
             raise ValueError(f"{name} has no column {column!r}, only {', '.join(features)}; set {option}")
-    try:
-        images = dataset.cast_column(image_column, datasets.Image(decode=False)).select_columns([image_column])
-    except Exception as error:  # pyarrow's errors of casts are of many kinds
-        raise ValueError(
-            f"{name}: column {image_column!r} holds {features[image_column]}, not images; set data.image_column"
-        ) from error
+    images = dataset.select_columns([image_column])
+    numbers = holds_numbers(features[image_column])
+    if not numbers:
+        try:
+            images = images.cast_column(image_column, datasets.Image(decode=False))
+        except Exception as error:  # pyarrow's errors of casts are of many kinds
+            raise ValueError(
+                f"{name}: column {image_column!r} holds {features[image_column]}, not images; set data.image_column"
+            ) from error
 
     def digest() -> str:
         column = images.with_format("arrow")[:][image_column]
+        if numbers:
+            return _sha256((f"{dataset.num_rows}", sha256_of_numbers(column)))
         lengths = compute.binary_length(compute.struct_field(column, "bytes"))  # type: ignore[attr-defined]
         return _sha256(map(str, lengths.to_pylist()))
 
     def read(indices: Sequence[int]) -> list[tuple[str, Stored]]:
         files = []
         for i, row in zip(indices, images[list(indices)][image_column], strict=True):
+            if numbers:
+                files.append((f"{name}, row {i}", to_array(row)))
+                continue
             path, content = (row["path"], row["bytes"]) if row else (None, None)
             if content is None:  # a row without an image is unreadable
                 content = _inside(roots, path, f"{name}, row {i}") if path else b""
