@@ -190,3 +190,10 @@ def test_files_of_two_kinds_are_an_error(tmp_path):
     for place in (tmp_path, tmp_path / "*.*"):
         with pytest.raises(ValueError, match="are files of several kinds: parquet, webdataset"):
             opened(place)
+
+
+def test_a_pipe_that_is_called_a_tar_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "a.tar")
+    for place in (tmp_path, tmp_path / "a.tar"):
+        with pytest.raises(ValueError, match="a.tar: is a pipe, not a file"):
+            opened(place)

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fluvial.data import tars
-from fluvial.data.crop import Stored
+from fluvial.data.crop import Stored, regular
 from fluvial.data.labels import named, ordered, own_classes
 from fluvial.data.left_out import LeftOut, image_endings, is_aside, is_image, printable, why_left_out
 from fluvial.data.numbers import holds_numbers, sha256_of_numbers, to_array
@@ -298,7 +298,7 @@ def _split_files(folder: Path) -> dict[str, list[str]]:
 
 def _only_kind(name: Path, files: Iterable[Path]) -> str:
     """What `datasets` reads the files with. Raises ValueError for several kinds, of which it would take one."""
-    kinds = sorted({str(_builder(file)) for file in files} - {"None"})
+    kinds = sorted({str(_builder(file)) for file in files if _builder(file) and (file.is_dir() or regular(file))})
     if len(kinds) > 1:
         raise ValueError(f"{name} are files of several kinds: {', '.join(kinds)}; name those of one with a wildcard")
     return kinds[0]
