@@ -22,7 +22,8 @@ from fluvial.randomness import generator, numpy_generator
 from fluvial.upstream import load_autoencoder
 
 Examples = ImageSet | LatentSet
-E, T = TypeVar("E", bound=Examples), TypeVar("T", bound=Examples)
+E = TypeVar("E", bound=Examples)
+T = TypeVar("T", bound=Examples)
 WEIGHT_FILES = (".ckpt", ".pt", ".pth", ".safetensors")
 MEASURED = 1024  # images behind the measured shift and scale, where no cache has those of all
 
