@@ -18,6 +18,7 @@ from fluvial.data.batches import Batch, batches
 from fluvial.data.images import DataConfig, ImageSet, Split, checked, listed, to_signed
 from fluvial.data.labels import Classes, aligned, named
 from fluvial.data.latents import LatentSet, Manifest, Plan, is_cache
+from fluvial.files import missing
 from fluvial.randomness import generator, numpy_generator
 from fluvial.upstream import load_autoencoder
 
@@ -44,7 +45,10 @@ def open_autoencoder(config: AutoencoderConfig) -> Autoencoder:
     """
     file = Path(config.name).suffix in WEIGHT_FILES
     if file and not Path(config.name).exists():
-        raise ValueError(f"the autoencoder {config.name} is not there: name its file or folder with --autoencoder")
+        raise ValueError(
+            f"the autoencoder {config.name} is not there: name its file or folder with --autoencoder; "
+            f"{missing(config.name)}"
+        )
     autoencoder = load_autoencoder(config.name) if file else autoencoders.load(config.name)
     if config.hash and autoencoder.hash != config.hash:
         raise ValueError(
@@ -208,7 +212,7 @@ def _examples(
         folder = Path(place).expanduser()
         _check_cache(folder, data, autoencoder, flips=split == "train" and data.flip)
         return latents.load(folder)
-    if split == "test" and not data.test_path and is_cache(data.path or data.name):
+    if split == "test" and not data.test_path and is_cache(data.place):
         return None
     if split == "train" and data.cache:
         if cache is None:
