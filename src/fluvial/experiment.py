@@ -27,7 +27,7 @@ from fluvial.config import Run, differences, from_json, to_json
 from fluvial.data.images import ImageSet
 from fluvial.evaluation.against import against, real_images
 from fluvial.evaluation.statistics import statistics
-from fluvial.files import Lazy, json_checksum, only_one, write_json
+from fluvial.files import Lazy, json_checksum, missing, only_one, write_json
 from fluvial.held_out import held_out_losses
 from fluvial.inputs import Inputs, batches_of, open_autoencoder, open_inputs
 from fluvial.methods import empty_model, method_of
@@ -181,7 +181,7 @@ def _scorer(run: Run, inputs: Inputs, device: torch.device) -> Callable[[Trained
     """A function from a model to the scores of its samples, for the log."""
     look = extractor(run.train.score_extractor, device=device)
     given = [part if isinstance(part, ImageSet) else None for part in (inputs.train, inputs.held_out)]
-    measure = against("test", real_images(run.data, *given), look).measure
+    measure = against("test", real_images(run.data, *given, labelled=run.method.classes > 0), look).measure
 
     def score(trained: Trained) -> dict[str, Any]:
         drawn = trained.draw(run.train.score_count)
@@ -299,7 +299,8 @@ def read_run(folder: Path | str) -> Run:
         if wrong := [key for key, types in RECORD.items() if key in record and not isinstance(record[key], types)]:
             raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r}")
     except FileNotFoundError as error:
-        raise ValueError(f"{folder} is not a run folder: it has no run.json") from error
+        hint = "" if Path(folder).exists() else f"; {missing(str(folder))}"
+        raise ValueError(f"{folder} is not a run folder: it has no run.json{hint}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     if told not in (None, json_checksum(record)):

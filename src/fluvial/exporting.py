@@ -11,7 +11,7 @@ from fluvial import experiment
 from fluvial.autoencoders import Vae
 from fluvial.config import to_json
 from fluvial.extras import require
-from fluvial.files import atomic_folder, repository, write_tensors
+from fluvial.files import HUB, atomic_folder, repository, write_tensors
 from fluvial.importing import DTYPES, EXPORT, NAMES, Precision, described
 from fluvial.methods import name_of
 from fluvial.metrics import report
@@ -123,6 +123,8 @@ def _without_places(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _name(place: str) -> str:
     """The last part of a path; a name on the hub as it is."""
+    if place.startswith(HUB):
+        return place
     is_hub = not place or repository(place) is not None
     return place if is_hub and not Path(place).exists() else Path(place).name
 
@@ -157,7 +159,8 @@ def _card(folder: Path, license: str, use: str, meta: Mapping[str, Any], paramet
     data = ModelCardData(
         library_name="fluvial", license=license or None, pipeline_tag=TASK, tags=[kind, "flow-matching"]
     )
-    images = Path(run.data.path).name or run.data.name  # the name of a folder, not where it is
+    path, name = run.data.path, run.data.name
+    images = (name or path).removeprefix(HUB) if name or path.startswith(HUB) else Path(path).name  # not where it is
     origin = f"trained on {images} for {meta['step']:,} steps of {experiment.images_per_step(run):,} images"
     if imported := record.get("imported"):
         source = f"imported from the published file {imported['file']}"

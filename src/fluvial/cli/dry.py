@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from glob import has_magic
 from pathlib import Path
 
 from rich.table import Table
@@ -11,6 +12,7 @@ from fluvial.cli.output import console
 from fluvial.config import Run, to_json
 from fluvial.data import images, latents
 from fluvial.experiment import images_per_step
+from fluvial.files import HUB
 
 
 def show(run: Run, device: estimate.Device) -> None:
@@ -58,12 +60,13 @@ def rows(run: Run, device: estimate.Device) -> list[tuple[str, str]]:
 def known_images(run: Run) -> int | None:
     """Images to train on, if they are built in or a folder of images or latents on this machine; else None.
 
-    Raises ValueError for a local folder that cannot be read.
+    Raises ValueError for a path that does not exist, and for a folder that cannot be read.
     """
-    place = run.data.path or run.data.name
+    place = run.data.place
     if latents.is_cache(place):
         return latents.read_manifest(Path(place).expanduser()).plan.images
-    if place not in images.BUILT_IN and not Path(place).expanduser().is_dir():
+    path = Path(place).expanduser()
+    if place.startswith(HUB) or (path.is_file() and place not in images.BUILT_IN) or has_magic(place):
         return None
     found = images.load(run.data, "train", scan=False)
     return None if found is None else len(found.pixels)

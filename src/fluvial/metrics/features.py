@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fluvial.extras import require
-from fluvial.files import checksum, plain, tensors_checksum
+from fluvial.files import checksum, missing, plain, repository, tensors_checksum
 
 NAMES = ("inception", "pixels", "efficientnet-lite0", "dinov2", "clip")
 TORCHSCRIPT = (".pt", ".ts", ".pth", ".torchscript")
@@ -220,7 +220,12 @@ def _hub(name: str, weights: str, device: torch.device) -> Extractor:
     rounded after resizing (as in dgm-eval).
     """
     transformers = require("transformers", extra="features", why=f"the extractor {name}")
-    place, kinds = weights or HUB[name][0], HUB[name][1]
+    place, kinds = HUB[name]
+    if weights:
+        folder = Path(weights).expanduser()
+        place = str(folder) if folder.is_dir() else repository(weights)
+        if place is None:
+            raise ValueError(f"{name} needs a folder of its weights, or their name on the hub: {missing(weights)}")
     try:
         kind = transformers.AutoConfig.from_pretrained(place).model_type
         family = transformers.Dinov2Model if name == "dinov2" else transformers.CLIPVisionModelWithProjection
