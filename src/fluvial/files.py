@@ -117,10 +117,17 @@ def naming(path: Path, replaced: Sequence[str] = ()) -> Iterator[None]:
         if NOTHING_LOST in str(error) or REPLACED in str(error):
             raise
         kept = f"{REPLACED} {', '.join(replaced)}" if replaced else NOTHING_LOST
+        path = _final(path)
         if error.errno is None:  # of a library
             raise OSError(f"{error}; {kept}: {path}") from error
         of = path if error.filename is None else f"{path} ({Path(os.fsdecode(error.filename)).name})"
         raise type(error)(error.errno, f"{error.strerror}; {kept}", str(of)) from error
+
+
+def _final(path: Path) -> Path:
+    """Where a file in a temporary folder is going to be."""
+    moved = re.sub(r"/\.files\.[0-9a-f]{8}\.tmp/", "/", str(path))
+    return Path(re.sub(r"/\.([^/]+)\.[0-9a-f]{8}\.partial/", r"/\1/", moved))
 
 
 def flush(path: Path) -> None:
