@@ -272,6 +272,18 @@ def tensors_checksum(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def is_held(folder: Path) -> bool:
+    """Whether another process holds the folder: see `only_one`."""
+    if not (folder / ".lock").exists():
+        return False
+    with (folder / ".lock").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Holds a folder for this process. Raises ValueError if another holds it; a lock ends with its process."""

@@ -25,7 +25,8 @@ from fluvial.generate import Frames, Generated, SampleConfig
 
 COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
 SMOKE = "--smoke tries the recipe with a small model and few steps, in runs/RECIPE-smoke: a minute or so on a CPU."
-DRY_RUN = "--dry-run trains nothing: it prints parameters, FLOPs, memory and the whole configuration."
+DRY_RUN = "--dry-run trains nothing: it prints parameters, FLOPs, memory and the whole configuration, and checks data, "
+DRY_RUN += "autoencoder and folder as training does, but for what is on the hub."
 GRID = 1000  # images in the grid at most; the .npz has all
 
 
@@ -110,7 +111,7 @@ def train(arguments: list[str]) -> None:
     doc = f"{inspect.getdoc(recipes.RECIPES[name.removesuffix('-smoke')])}\n\n{SMOKE}\n\n{DRY_RUN}"
     options = parse(TrainOptions, TrainOptions(run=run), rest, f"fluvial train {name}", doc)
     if flags.dry_run:
-        return _tell(options.run, options.device)
+        return _tell(options.run, options.device, options.out or Path("runs") / name)
     _train(options.run, options.out or Path("runs") / name, options, recipe=name)
 
 
@@ -139,16 +140,17 @@ def _train_further(folder: Path, arguments: list[str]) -> None:
     options = parse(TrainOptions, TrainOptions(run=asked, out=folder), arguments, f"fluvial train {folder}", doc)
     out, new = options.out or folder, options.run
     if flags.dry_run:
-        return _tell(finetune.fitted(new, run) if out.resolve() != folder.resolve() else new, options.device)
+        another = out.resolve() != folder.resolve()
+        return _tell(finetune.fitted(new, run) if another else new, options.device, out, folder if another else None)
     if out.resolve() == folder.resolve():
         return _train(new, out, options)
     _train(new, out, options, start=folder)
 
 
-def _tell(run: Run, device: Literal["auto", "cpu", "cuda"]) -> None:
+def _tell(run: Run, device: Literal["auto", "cpu", "cuda"], out: Path, start: Path | None = None) -> None:
     """A dry run, which may be for a GPU that is not here."""
     here = "cuda" if torch.cuda.is_available() else "cpu"
-    dry.show(run, here if device == "auto" else device)
+    dry.show(run, here if device == "auto" else device, out, start)
 
 
 def _train(run: Run, out: Path, options: TrainOptions, **origin: Any) -> None:  # noqa: ANN401
