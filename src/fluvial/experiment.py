@@ -27,7 +27,7 @@ from fluvial.config import Run, differences, from_json, to_json
 from fluvial.data.images import ImageSet
 from fluvial.evaluation.against import against, real_images
 from fluvial.evaluation.statistics import statistics
-from fluvial.files import Lazy, is_held, json_checksum, missing, only_one, write_json
+from fluvial.files import Lazy, closest, is_held, json_checksum, only_one, write_json
 from fluvial.held_out import held_out_losses
 from fluvial.inputs import Inputs, batches_of, check_data, on_the_hub, open_autoencoder, open_inputs
 from fluvial.methods import empty_model, method_of
@@ -353,7 +353,7 @@ def read_run(folder: Path | str) -> Run:
         if wrong := [key for key, types in RECORD.items() if key in record and not isinstance(record[key], types)]:
             raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r}")
     except FileNotFoundError as error:
-        hint = "" if Path(folder).exists() else f"; {missing(str(folder))}"
+        hint = "" if Path(folder).exists() else closest(str(folder))
         raise ValueError(f"{folder} is not a run folder: it has no run.json{hint}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error

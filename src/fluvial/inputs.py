@@ -18,6 +18,7 @@ from fluvial.data.batches import Batch, batches
 from fluvial.data.images import DataConfig, ImageSet, Split, checked, listed, to_signed
 from fluvial.data.labels import Classes, aligned, named
 from fluvial.data.latents import LatentSet, Manifest, Plan, is_cache
+from fluvial.data.sources import check_there
 from fluvial.files import HUB, missing, repository
 from fluvial.randomness import generator, numpy_generator
 from fluvial.upstream import load_autoencoder
@@ -73,6 +74,9 @@ def open_inputs(
 
     Raises ValueError if something cannot be found or read, or does not fit.
     """
+    for place in (run.data.place, run.data.test_path) if images is None else ():
+        if place and place not in (*data_images.BUILT_IN, "given"):
+            check_there(place)  # before anything is downloaded or read
     autoencoder = open_autoencoder(run.autoencoder).to(device)
     run, train, test = _open_data(run, autoencoder, images, held_out, cache, device, tell)
     if not run.autoencoder.shift and run.autoencoder.statistics == "measured":
@@ -106,7 +110,7 @@ def on_the_hub(run: Run) -> dict[Literal["data", "autoencoder"], str]:
         found["data"] = f"the images {' and '.join(places)}, on the hub; name files here with --data.path"
     name = run.autoencoder.name
     is_here = name == "pixels" or Path(name).suffix in WEIGHT_FILES or Path(name).expanduser().exists()
-    if not is_here and repository("/".join(name.split("/")[:2])) is not None:
+    if not is_here and repository(name) is not None:
         found["autoencoder"] = f"the autoencoder {name}, on the hub; name its folder with --autoencoder.name"
     return found
 

@@ -60,6 +60,15 @@ def class_labels(source: Source, given: tuple[str, ...]) -> tuple[Int[Tensor, "n
     return (None, ()) if ids is None else named(ids, own, given, source.name)
 
 
+def check_there(name: str) -> None:
+    """Raises ValueError, with the closest name, for a path or wildcard where nothing is. The hub is not asked."""
+    path = Path(name).expanduser()
+    if name.startswith(HUB):
+        repository(name)
+    elif not path.exists() and not (has_magic(name) and glob(str(path))):
+        raise ValueError(missing(name))
+
+
 def open_source(
     name: str,
     *,
@@ -78,9 +87,8 @@ def open_source(
     if name.startswith(HUB):
         dataset = _dataset(str(repository(name)), held_out, split, trained_on, (image_column, label_column))
         return None if dataset is None else _columns(dataset, name, image_column, label_column)
+    check_there(name)
     path = Path(name).expanduser()
-    if not path.exists() and not has_magic(name):
-        raise ValueError(missing(name))
     if path.is_dir() and not _dataset_files(path):
         folder = _split_folder(path, held_out, split, trained_on)
         return None if folder is None else _folder(folder)
