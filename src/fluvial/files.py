@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import uuid
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -118,6 +120,8 @@ class Lazy(NamedTuple):
 # names of the safetensors format; see its README for the layout of a file
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
 
+# what zipfile raises for damaged archives
+ZIP_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError, OverflowError)
 NOTHING_LOST = "what was there before is as it was"
 NO_SHA256 = "0" * 64  # in the place of the checksum while it is computed
 HEAD = 128  # bytes of a file in which its checksum stands
@@ -224,3 +228,27 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
+
+
+def check_zip(path: Path, *, unpacked: int) -> list[zipfile.ZipInfo]:
+    """The members of a zip archive, after comparing the CRC-32 of each, which PyTorch does not.
+
+    Raises ValueError that names the file and what is wrong: it is damaged, has two members of one name, or would unpack
+    to more than so many bytes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            names = [member.filename for member in members]
+            if len(set(names)) < len(names):
+                raise ValueError(f"{path} is refused: it has two members of one name")
+            if (size := sum(member.file_size for member in members)) > unpacked:
+                raise ValueError(f"{path} is refused: its {path.stat().st_size:,} bytes would unpack to {size:,}")
+            wrong = archive.testzip()
+    except (OSError, *ZIP_DAMAGE) as error:
+        if getattr(error, "filename", None):  # it cannot be opened; without a name, a place to read at is nonsense
+            raise
+        raise ValueError(f"{path} is truncated or damaged ({error}); download it again") from error
+    if wrong is not None:
+        raise ValueError(f"{path} is damaged: the checksum of {wrong} is another; download it again")
+    return members

@@ -25,6 +25,9 @@ class ImportOptions:
     """Where the autoencoder is; by default that of the release, on the Hugging Face hub or in kl16.ckpt."""
     heads: int = 0
     """Attention heads, of SiT and FlowAR in sizes that were not published; told from the width by default."""
+    classes: int | None = None
+    """Classes, of which the table of the file has a row each; it has another row for no class if labels were dropped in
+    training. Read off the file's options, if it has them; else the last row is taken for that of no class."""
     scales: tuple[int, ...] = ()
     """FlowAR: rows of tokens of each scale, coarse to fine, if they do not double up to the image."""
     image_size: tuple[int, ...] = ()
@@ -34,6 +37,8 @@ class ImportOptions:
         if len(self.image_size) > 2:
             raise ValueError(f"--image-size takes one or two numbers, got {' '.join(map(str, self.image_size))}")
         at_least(0, self, "heads")
+        if self.classes is not None:
+            at_least(0, self, "classes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +85,13 @@ def export(arguments: list[str]) -> None:
 
 
 def import_(arguments: list[str]) -> None:
-    meaning = (
-        "weights of SiT, ARFlow, FlowAR or KL-16 (.pt, .pth, .ckpt), or what `fluvial export` wrote (.safetensors)"
-    )
+    meaning = "weights of SiT, ARFlow, FlowAR or KL-16 (.pt, .pth, .ckpt), or what `fluvial export` wrote"
     file, rest = positional(arguments, "import", "FILE", meaning, has_own_help=True)
     description = "Make a run folder of published weights: to sample, score, and train further."
     options = parse(ImportOptions, None, rest, "fluvial import FILE", description)
     hints = {name: value for name in ("heads", "scales", "autoencoder") if (value := getattr(options, name))}
+    if options.classes is not None:
+        hints["classes"] = options.classes
     if options.image_size:
         hints["image_size"] = (*options.image_size, options.image_size[-1])[:2]
     dtype = None if options.dtype == "file" else options.dtype
@@ -110,6 +115,8 @@ def _summary(file: str, found: importing.Imported) -> Table:
     for reason, keys in reasons.items():
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
         table.add_row("left out", escape(f"{keys[0]}{more}: {reason}"))
+    for text in found.assumed:
+        table.add_row("assumed", escape(text))
     for what, text in ({} if found.run is None else importing.described(found.run)).items():
         table.add_row(what, escape(text))
     return table

@@ -16,12 +16,13 @@ from fluvial.autoencoders.vae import Vae
 from fluvial.config import Run
 from fluvial.extras import require
 from fluvial.files import Lazy
+from fluvial.guidance import Guidance
 from fluvial.methods import METHODS, Config, empty_model, method_of
 from fluvial.methods.flowar import PRESETS as FLOWAR_PRESETS
 from fluvial.methods.flowar import FlowARConfig
 from fluvial.nn.dit import PRESETS
 from fluvial.recipes import imagenet
-from fluvial.upstream import arflow, files, flowar, kl16, sit
+from fluvial.upstream import arflow, files, flowar, kl16, labels, sit
 from fluvial.upstream.translation import translate
 
 FAMILIES: dict[str, ModuleType] = {"sit": sit, "arflow": arflow, "flowar": flowar, "kl16": kl16}
@@ -37,6 +38,10 @@ STRIDE = {"sit": 8, "arflow": 8, "flowar": 16}  # image pixels along the side of
 SCALE = {"sit": 0.18215, "arflow": 0.18215, "flowar": kl16.SCALE}  # of the latents, in all three releases
 
 
+# raised on the way for shapes that no release has
+WRONG_SHAPES = (ValueError, IndexError, TypeError, ArithmeticError, AttributeError, RuntimeError)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Translated:
     kind: str
@@ -46,6 +51,8 @@ class Translated:
     tensors: dict[str, Lazy]
     dropped: dict[str, str]
     """What was left out, with the reason."""
+    assumed: tuple[str, ...] = ()
+    """What neither the weights nor hints told."""
 
 
 def from_state_dict(state_dict: Mapping[str, Tensor], **hints: Any) -> tuple[nn.Module, Run]:  # noqa: ANN401
@@ -53,8 +60,9 @@ def from_state_dict(state_dict: Mapping[str, Tensor], **hints: Any) -> tuple[nn.
 
     Family and sizes are read off names and shapes. `hints` say what those do not tell: heads, scales (rows of tokens,
     coarse to fine), image_size (one number or height and width, in pixels or latent pixels, whichever fits the tokens),
-    and any other setting of the method. The run has the release's sampling settings. Tensors on the meta device give a
-    model there.
+    classes or label_drop (else the last row of the class table is taken for that of no class), and any other setting
+    of the method. The run has the release's sampling settings, but no guidance where labels were not dropped. Tensors
+    on the meta device give a model there.
 
     Raises ValueError naming what is missing, too many, of another shape or type, not finite, or needed as a hint.
     """
@@ -83,11 +91,16 @@ def autoencoder_from_state_dict(
 
 def load_autoencoder(file: Path | str) -> Vae:
     """KL-16 from the released file, or its weights as safetensors. Raises ValueError naming the file."""
-    state_dict = files.read(file).state_dict
+    state_dict = files.read(file, [kl16.TELLTALE]).state_dict
     try:
         return autoencoder_from_state_dict(state_dict, identity=str(file))
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+
+
+def telltales(kind: str = "auto") -> list[str]:
+    """Patterns of names that weights of this kind have and no others; of any kind by default."""
+    return [family.TELLTALE for name, family in FAMILIES.items() if kind in ("auto", name)]
 
 
 def kind_of(state_dict: Mapping[str, Tensor]) -> str:
@@ -112,18 +125,38 @@ def translated(
     kind = kind_of(state_dict) if kind == "auto" else kind
     if kind not in METHODS:
         raise ValueError(f"the weights are those of {kind}, an autoencoder; a generator was expected")
-    family, method = FAMILIES[kind], METHODS[kind]
-    with _reading(kind):
-        config = family.config_from(state_dict, **_settings(kind, hints))
-        with torch.device("meta"):
-            expected = method.Model(config).state_dict()
+    family = FAMILIES[kind]
+    with reading(kind):
+        settings = _settings(kind, hints)
+        told = {name: settings.pop(name, None) for name in ("classes", "label_drop")}
+        classes = labels.classes_of(len(state_dict[family.CLASSES]), **told)
+        settings["classes"] = classes.known
+        if told["label_drop"] is not None or not classes.has_null:
+            settings["label_drop"] = float(told["label_drop"] or 0)
+        config = family.config_from(state_dict, **settings)
+        expected = expected_tensors(config, state_dict)
         translation = family.translation(state_dict, expected, config)
+        if not classes.has_null:
+            translation = labels.with_null_row(translation, family.CLASSES)
         tensors = translate(state_dict, translation, expected, dtype)
     dropped = {**translation.dropped}
     dropped |= {key: "a fixed table, which the model makes itself" for key in translation.fixed if key in state_dict}
     size = size_of(config)
     run = _run(kind, size, config, hints.get("autoencoder", ""))
-    return Translated(kind=kind, size=size, run=run, tensors=tensors, dropped=dropped)
+    assumed = (classes.assumed,) if classes.assumed else ()
+    return Translated(kind=kind, size=size, run=run, tensors=tensors, dropped=dropped, assumed=assumed)
+
+
+def expected_tensors(config: Config, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the configured model, on the meta device.
+
+    Raises ValueError for a model with more blocks than there are tensors, before hours are spent on making it.
+    """
+    blocks = config.depth + getattr(config, "head_depth", 0)
+    if blocks > len(given):
+        raise ValueError(f"a model of {blocks:,} blocks has more than the {len(given):,} tensors that are given")
+    with torch.device("meta"):
+        return method_of(config).Model(config).state_dict()
 
 
 def translated_autoencoder(
@@ -131,7 +164,7 @@ def translated_autoencoder(
 ) -> tuple[nn.Module, dict[str, Lazy], dict[str, str]]:
     """KL-16 as a diffusers model on the meta device, its weights to be made one by one, and what was left out."""
     diffusers = require("diffusers", extra="vae", why="KL-16")
-    with _reading("KL-16"):
+    with reading("KL-16"):
         config = kl16.config_from(state_dict, scale=scale)
         with torch.device("meta"):
             model = diffusers.AutoencoderKL(**config)
@@ -140,13 +173,13 @@ def translated_autoencoder(
 
 
 @contextmanager
-def _reading(what: str) -> Iterator[None]:
+def reading(what: str) -> Iterator[None]:
     """Turns what is missing or wrong in a state dict into one ValueError."""
     try:
         yield
     except KeyError as error:
         raise ValueError(f"not the weights of {what}: {error.args[0]} is missing") from error
-    except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:  # of shapes that no release has
+    except WRONG_SHAPES as error:
         raise ValueError(f"not the weights of {what}: {error}") from error
 
 
@@ -184,4 +217,7 @@ def _run(kind: str, size: str, config: Config, autoencoder: str) -> Run:
         raise ValueError(f"no autoencoder of the releases has {config.channels} channels: give autoencoder")
     side = config.size[0] * stride if config.size[0] == config.size[1] else 0
     optim = replace(run.optim, warmup=0)  # that of a new network, over a quarter of its training
-    return replace(run, method=config, autoencoder=ours, data=replace(run.data, size=side), optim=optim)
+    guidance = run.sample.guidance if config.label_drop or not config.classes else Guidance()  # that has no null branch
+    sample = replace(run.sample, guidance=guidance)
+    data = replace(run.data, size=side)
+    return replace(run, method=config, autoencoder=ours, data=data, optim=optim, sample=sample)

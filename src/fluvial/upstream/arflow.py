@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from fluvial.methods import arflow
+from fluvial.upstream.sit import CLASSES as CLASSES
 from fluvial.upstream.sit import settings_from, source_of, transformer
 from fluvial.upstream.translation import Translation, stacked
 

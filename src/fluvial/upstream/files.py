@@ -3,8 +3,9 @@
 import argparse
 import pickle
 import re
-import shlex
+import tarfile
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +13,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-PARTS = ("ema", "model_ema", "model")  # of a trainer's checkpoint: the moving average, else the weights themselves
-RESAVE = (
-    "import torch; c = torch.load({file!r}, weights_only=False); a = c.get('args'); "
-    "torch.save(dict(ema=next((c[k] for k in ('ema', 'model_ema', 'model') if c.get(k)), c), "
-    "args=dict((k, getattr(a, k)) for k in ('path_type', 'prediction') if hasattr(a, k))), 'weights.pt')"
-)
-WRAPPERS = ("module.", "_orig_mod.")  # what DDP and torch.compile put in front of every name
+from fluvial.extras import said
+from fluvial.files import check_zip
+from fluvial.upstream import parts
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+SHARED = 2  # times the bytes of a file that its tensors may take: weights that are tied lie in it once
+TO_SAVE = "save its weights alone where it was made, torch.save(model.state_dict(), 'weights.pt')"
 
 
 class WeightFile(NamedTuple):
@@ -29,63 +30,104 @@ class WeightFile(NamedTuple):
     """The trainer's options, if the file has them."""
     metadata: dict[str, str]
     """Of a safetensors file."""
+    dropped: dict[str, str]
+    """What else is in the file, with the reason why it was left out."""
 
 
-def read(file: Path | str) -> WeightFile:
+def read(file: Path | str, telltales: Sequence[str] = ()) -> WeightFile:
     """The weights in a safetensors file or PyTorch's own, mapped into memory; of PyTorch's zip files no more than that.
 
-    A trainer's checkpoint may carry its options as an argparse.Namespace: the one class that is read besides tensors.
-    Raises ValueError if the file is missing, damaged, needs more than that, or holds no weights.
+    Of a trainer's checkpoint they are found as in `parts.find`; it may carry its options as an argparse.Namespace, the
+    one class that is read besides tensors. Raises ValueError if the file is missing, damaged, needs more than that,
+    holds no weights, or would take far more memory than its size.
     """
     file = Path(file)
     if not file.is_file():
-        raise ValueError(f"the file {file} does not exist" if not file.exists() else f"{file} is a folder, not a file")
+        what = "is a folder, not a file" if file.is_dir() else "is no regular file"
+        raise ValueError(f"{file} {what}" if file.exists() else f"the file {file} does not exist")
     as_safetensors = file.suffix == ".safetensors" or _begins(file, 9)[8:] == b"{"
     content, metadata = _safetensors(file) if as_safetensors else (_pickled(file), {})
-    part = next((name for name in PARTS if isinstance(content, dict) and isinstance(content.get(name), dict)), "")
-    weights = content[part] if part else content
-    if not isinstance(weights, dict) or not weights:
-        raise ValueError(f"{file} holds no weights, but {'nothing' if weights == {} else f'a {_kind(weights)}'}")
-    if odd := [key for key, value in weights.items() if not isinstance(key, str) or not isinstance(value, Tensor)]:
-        raise ValueError(
-            f"{file} holds no weights: {odd[0]!r} is a {_kind(weights[odd[0]])} and no tensor. Expected are names and "
-            f"tensors, or a checkpoint with them under {', '.join(PARTS)}"
-        )
-    while wrapper := next((w for w in WRAPPERS if all(key.startswith(w) for key in weights)), ""):
-        weights = {key.removeprefix(wrapper): value for key, value in weights.items()}
-    options = content.get("args") if part else None
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{file} holds no weights, but {'nothing' if content == {} else f'a {_kind(content)}'}")
+    try:
+        part = parts.find(content, telltales)
+        weights = {name: value.detach() for name, value in part.weights.items()}
+        _check_memory(weights, file.stat().st_size)
+    except ValueError as error:
+        raise ValueError(f"{file} {error}") from error
+    options = content.get("args", content.get("hyper_parameters"))
     options = vars(options) if isinstance(options, argparse.Namespace) else options
-    return WeightFile(dict(weights), part, options if isinstance(options, dict) else {}, metadata)
+    return WeightFile(weights, part.name, options if isinstance(options, dict) else {}, metadata, part.dropped)
+
+
+def weight_file(place: Path) -> Path:
+    """The file of weights that is meant: the place itself, or the only one in a folder, as `fluvial export` writes it.
+
+    Raises ValueError for a folder that is something else, or has none or several.
+    """
+    if not place.is_dir():
+        return place
+    if (place / "run.json").exists():
+        raise ValueError(f"{place} is a run folder already: sample, score or train it as it is")
+    if (place / "model_index.json").exists():
+        raise ValueError(
+            f"{place} is a pipeline of diffusers, which DiffusionPipeline.from_pretrained loads; "
+            "fluvial import takes what `fluvial export RUN --to safetensors` writes"
+        )
+    if (place / "config.json").exists() and any(place.glob("diffusion_pytorch_model*")):
+        raise ValueError(f"{place} is a model of diffusers; an autoencoder is used as it is: --autoencoder {place}")
+    found = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    if len(found) == 1:
+        return found[0]
+    names = f"several, {', '.join(path.name for path in found[:5])}: name one of them" if found else "none"
+    raise ValueError(f"{place} is a folder, and of files with weights ({' '.join(SUFFIXES)}) there are {names}")
 
 
 def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(file, framework="pt") as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file} is truncated, damaged or no safetensors file ({error})") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{file} is truncated, damaged or no safetensors file ({said(error)})") from error
 
 
 def _pickled(file: Path) -> Any:  # noqa: ANN401
-    begins_as_zip = _begins(file, 2) == b"PK"
-    if begins_as_zip and not zipfile.is_zipfile(file):
-        raise ValueError(f"{file} is truncated: it begins as PyTorch's files do, and has no end; download it again")
+    as_zip = _begins(file, 2) == b"PK"
+    if as_zip:  # PyTorch compresses nothing: what it stores takes no more than the file
+        members = check_zip(file, unpacked=file.stat().st_size)
+        if any(member.filename.endswith("/constants.pkl") for member in members):
+            raise ValueError(f"{file} is TorchScript, a program, and is not run to get its weights; {TO_SAVE}")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError(f"{file} is compressed inside, as PyTorch's own files are not; {TO_SAVE}")
+    elif tarfile.is_tarfile(file):
+        raise ValueError(f"{file} is a tar, as PyTorch wrote before 2017, and is not read; {TO_SAVE}")
     try:
-        if begins_as_zip and (part := zipfile.ZipFile(file).testzip()):  # PyTorch does not look at the checksums
-            raise zipfile.BadZipFile(f"the checksum of {part} is another; download it again")
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(file, "cpu", weights_only=True, mmap=begins_as_zip)
+            return torch.load(file, "cpu", weights_only=True, mmap=as_zip)
     except pickle.UnpicklingError as error:
         if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ValueError(
-                f"{file} holds {foreign[1]} besides tensors, and reading that may run any code, so it is refused. If "
-                f"you trust the file, save its weights alone, which runs that code: "
-                f"python -c {shlex.quote(RESAVE.format(file=str(file.resolve())))}"
+                f"{file} holds {foreign[1]} besides tensors, and reading that may run any code, so it is refused. "
+                f"Get the weights as safetensors, or {TO_SAVE}"
             ) from error
-        reason = str(error).partition("WeightsUnpickler error:")[2].strip() or str(error)
-        raise ValueError(f"{file} is damaged, or no file of PyTorch's ({reason.splitlines()[0]})") from error
+        reason = str(error).partition("WeightsUnpickler error:")[2].strip().partition("\n")[0] or said(error)
+        raise ValueError(f"{file} is damaged, or no file of PyTorch's ({reason})") from error
     except Exception as error:  # unpickling a damaged file raises nearly anything
-        raise ValueError(f"{file} is damaged, or no file of PyTorch's ({type(error).__name__}: {error})") from error
+        reason = f"{type(error).__name__}: {said(error)}"
+        raise ValueError(f"{file} is damaged, or no file of PyTorch's ({reason})") from error
+
+
+def _check_memory(weights: Mapping[str, Tensor], size: int) -> None:
+    """Raises ValueError for tensors that are not plain numbers in the file."""
+    for name, value in weights.items():
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise ValueError(f"is refused: {name} is no plain tensor ({value.layout} on {value.device})")
+        if not value.numel():
+            raise ValueError(f"is refused: {name} is empty, of the shape {tuple(value.shape)}")
+        if value.nbytes > (stored := value.untyped_storage().nbytes()):
+            raise ValueError(f"is refused: {name} repeats {stored:,} bytes to become {value.nbytes:,}")
+    if (total := sum(value.nbytes for value in weights.values())) > SHARED * size:
+        raise ValueError(f"is refused: its tensors would take {total:,} bytes, and the file has {size:,}")
 
 
 def _begins(file: Path, count: int) -> bytes:

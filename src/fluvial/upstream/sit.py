@@ -15,6 +15,7 @@ from fluvial.nn.layers import sincos_positions
 from fluvial.upstream.translation import Source, Translation, count, latent_size, renamed
 
 TELLTALE = r"blocks\.\d+\.attn\.qkv\."  # names that no other family has
+CLASSES = "y_embedder.embedding_table.weight"  # the table of classes
 # our prefix -> the release's, outside a block and inside
 OUTSIDE = {
     "embed_t.hidden.": "t_embedder.mlp.0.",
@@ -57,7 +58,6 @@ def settings_from(
     return {
         "size": size or (isqrt(tokens) * patch,) * 2,
         "channels": channels,
-        "classes": len(state_dict["y_embedder.embedding_table.weight"]) - 1,
         "patch": patch,
         "depth": count(state_dict, r"blocks\.(\d+)\."),
         "width": width,
