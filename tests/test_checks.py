@@ -1,5 +1,13 @@
+import math
+from dataclasses import fields, replace
+from typing import Literal, get_args, get_type_hints
+
+import numpy as np
 import pytest
 
+from fluvial.autoencoders import AutoencoderConfig
+from fluvial.checks import misfit
+from fluvial.data.images import DataConfig
 from fluvial.generate import SampleConfig
 from fluvial.guidance import Guidance
 from fluvial.methods import arflow, flowar, sit
@@ -28,3 +36,73 @@ def test_a_choice_that_is_none_is_refused_with_those_there_are(config, wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=f"{name} must be one of .*, got '{value}'"):
         made.__post_init__()
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "wrong"),
+    [
+        (3, int, ""),
+        (-(2**63) + 1, int, ""),
+        (np.int64(3), int, ""),
+        (2**63, int, "below 2^63"),
+        (10**400, int, "below 2^63"),
+        (True, int, "whole number"),
+        (3.0, int, "whole number"),
+        ("3", int, "whole number"),
+        (1, float, ""),
+        (np.float32(0.5), float, ""),
+        (math.nan, float, "finite, got nan"),
+        (-math.inf, float, "finite, got -inf"),
+        (10**400, float, "finite"),
+        (False, float, "a number"),
+        ("no", bool, "True or False"),
+        (5, str, "a text"),
+        ((0.0, 1.0), tuple[float, float], ""),
+        ([1, 2, 3], tuple[int, ...], ""),
+        ((), tuple[int, ...], ""),
+        ((0.0,), tuple[float, float], "2 values"),
+        ((0.0, math.inf), tuple[float, ...], "finite, got inf"),
+        ("cat", tuple[str, ...], "several values"),
+        (None, int | None, ""),
+        (math.nan, float | None, "finite, got nan or must be None"),
+        (True, Literal[1, 3], "one of 1, 3, got True"),
+        ("a", Literal["a", "b"], ""),
+    ],
+)
+def test_what_is_wrong_with_a_value(value, kind, wrong):
+    found = misfit(value, kind)
+    assert wrong in found and bool(found) == bool(wrong)
+
+
+CONFIGS = [
+    *(sit.SiTConfig(), arflow.ARFlowConfig(), flowar.FlowARConfig(), Guidance(), SampleConfig()),
+    *(OptimConfig(), TrainConfig(), AutoencoderConfig(), DataConfig()),
+]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+def test_every_float_of_a_configuration_is_finite(config, bad):
+    kinds = get_type_hints(type(config))
+    for field in fields(config):
+        kind = kinds[field.name]
+        if kind is float or float in get_args(kind):
+            value = bad if kind is float else (bad,) * max(1, len(getattr(config, field.name)))
+            with pytest.raises(ValueError, match=f"^{field.name} must be finite, got {bad}"):
+                replace(config, **{field.name: value})
+
+
+@pytest.mark.parametrize(
+    ("config", "wrong"),
+    [
+        (sit.SiTConfig, {"depth": 10**9}),
+        (sit.SiTConfig, {"size": (2**40, 2**40)}),
+        (sit.SiTConfig, {"mlp_ratio": 1e30}),
+        (flowar.FlowARConfig, {"head_depth": 10**9}),
+        (SampleConfig, {"steps": 10**12}),
+        (SampleConfig, {"scale_steps": (5, 10**12)}),
+    ],
+)
+def test_sizes_that_would_hang_a_machine_are_refused(config, wrong):
+    with pytest.raises(ValueError, match=f"(?=.*at most)(?=.*{next(iter(wrong))})"):
+        config(**wrong)

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import resource
@@ -5,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 
 from fluvial import experiment
-from fluvial.cli import main
+from fluvial.cli import COMMANDS, main
 from fluvial.train import checkpoint
 
 SMALL = [
@@ -152,6 +154,163 @@ def test_a_wrong_command_line_is_code_2(arguments, says, capsys):
 def test_a_wrong_option_of_a_run_is_code_2(run, command, options, says, capsys):
     assert main([command, str(run), *options]) == 2
     assert says in "".join(capsys.readouterr().err.split("│")).replace("\n", "")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize("option", ["sample.guidance.weight", "sample.shift", "sample.atol"])
+def test_a_number_that_is_not_finite_is_refused_by_its_option(run, option, value, capsys):
+    assert main(["sample", str(run), f"--{option}", value]) == 2
+    assert f"--{option}: must be finite, got" in "".join(capsys.readouterr().err.split("│"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--optim.lr", "nan"], "--optim.lr: must be finite, got nan"),
+        (["--optim.betas", "0.9", "inf"], "--optim.betas: must be finite, got inf"),
+        (["--train.ema-decays", "nan"], "--train.ema-decays: must be finite, got nan"),
+        (["--train.steps", "9" * 30], "--train.steps: must be below 2^63"),
+        (["--sample.guidance.channels", "9" * 30], "--sample.guidance.channels: must be below 2^63"),
+        (["--out", ""], "--out: must be a path, got ''"),
+        (["--out="], "--out: must be a path, got ''"),
+        (["--train.steps", "5", "--train.steps", "9"], "given more than once: --train.steps;"),
+        (["--train.steps=5", "--train.log-every", "1", "--train.steps=5"], "given more than once: --train.steps;"),
+        (["--train.log_every", "5", "--train.log-every=9"], "given more than once: --train.log-every;"),
+        (["--data.class-names", "a", "--data.class_names", "b"], "given more than once: --data.class-names;"),
+    ],
+)
+def test_numbers_paths_and_repeated_options_are_refused_by_name(options, says, capsys):
+    assert main(["train", "digits-sit", "--dry-run", *options]) == 2
+    assert says in "".join(capsys.readouterr().err.split("│"))
+
+
+def test_an_option_is_repeated_in_no_command(run, capsys):
+    for arguments in (
+        ["sample", str(run), "--classes", "3", "--classes", "7"],
+        ["score", str(run), "--count", "4", "--count=5"],
+        ["plot", str(run), "--by", "steps", "--by", "hours"],
+        ["encode", "x", "--autoencoder", "pixels", "--out", "y", "--out", "z"],
+        ["import", "x", "--out", "a", "--out", "b"],
+    ):
+        assert main(arguments) == 2 and "given more than once: --" in capsys.readouterr().err, arguments
+    assert main(["train", "digits-sit", "--data.path=--by=--by", "--data.test-path=--by", "--dry-run"]) == 0, "values"
+
+
+def test_help_is_printed_wherever_it_is_asked_for(run, capsys):
+    for arguments in (
+        ["recipes", "-h"],
+        ["data", "verify", "x", "--help"],
+        ["plot", "a", "b", "-h"],
+        ["sample", str(run), "--count", "3", "-h"],
+        ["train", str(run), "--help", "--help"],
+    ):
+        assert main(arguments) == 0 and "usage: fluvial" in capsys.readouterr().out, arguments
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "score", "plot", "import", "doctor", "encode"])
+def test_an_empty_name_is_not_the_present_folder(command, capsys):
+    assert main([command, ""]) == 2
+    assert f"fluvial {command}: " in (error := capsys.readouterr().err) and "is ''" in error
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("trian", "train"), ("Sample", "sample"), ("scores", "score")])
+def test_a_command_that_is_not_there_names_the_closest(typed, meant, capsys):
+    assert main([typed, "x"]) == 2
+    assert f"Did you mean {meant}?" in capsys.readouterr().err
+
+
+class Panic(BaseException):
+    """As libraries in Rust raise."""
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (KeyError("mean"), "fluvial: error: KeyError: 'mean' (--traceback shows where)"),
+        (AssertionError(), "fluvial: error: AssertionError (--traceback shows where)"),
+        (MemoryError(), "fluvial: error: MemoryError (--traceback shows where)"),
+        (RecursionError("too deep"), "fluvial: error: RecursionError: too deep (--traceback shows where)"),
+        (TypeError("a\n  b\n"), "fluvial: error: TypeError: a b (--traceback shows where)"),
+        (zipfile.BadZipFile("no zip"), "fluvial: error: BadZipFile: no zip (--traceback shows where)"),
+        (UnicodeError("caf\udce9"), "fluvial: error: UnicodeError: caf\\udce9 (--traceback shows where)"),
+        (Panic("at line 3"), "fluvial: error: Panic: at line 3 (--traceback shows where)"),
+        (BrokenPipeError(32, "of a socket"), "fluvial: error: [Errno 32] of a socket"),
+        (RuntimeError("first\nsecond"), "fluvial: error: first second"),
+        (ValueError("got 3,\nexpected 4"), "fluvial: error: got 3,\nexpected 4"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_goes_wrong_is_said_in_a_line_and_in_full_with_traceback(error, says, monkeypatch):
+    def command(arguments):
+        assert not arguments, "--traceback is not for the command"
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "recipes", command)
+    for arguments in (["recipes"], ["recipes", "--traceback"], ["--traceback", "recipes"]):
+        monkeypatch.setattr(sys, "stderr", stderr := io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+        assert main(arguments) == 1
+        stderr.seek(0)
+        told = stderr.read()
+        if len(arguments) > 1:
+            assert told.startswith("Traceback (most recent call last)") and "raise error" in told
+        else:
+            assert told == f"{says}\n"
+
+
+def test_an_output_that_nobody_reads_ends_in_silence(monkeypatch, capsys):
+    for arguments in (["recipes"], ["--help"], ["train", "digits-sit", "--help"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        monkeypatch.setattr(sys, "stdout", stdout := os.fdopen(writer, "w"))
+        assert main(arguments) == 141
+        stdout.close()  # what is left of it goes nowhere
+        assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_behind_the_output_is_an_error(monkeypatch, capsys):
+    with Path("/dev/full").open("w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(["recipes"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_names_that_a_terminal_cannot_show_are_spelt_out(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stderr := io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict"))
+    assert main(["sample", "Z\xfcrich/caf\udce9"]) == 1
+    assert b"Z\\xfcrich/caf\\udce9 is not a run folder" in stderr.buffer.getvalue()
+
+
+def test_sampling_of_a_diverged_run_is_code_1(tmp_path, capsys):
+    """Weights of 1e12, finite as they are: black images before, and scores of them."""
+    out = str(tmp_path / "run")
+    options = ["--optim.lr", "1e12", "--optim.clip", "none", "--optim.warmup", "0", "--train.ema-decay", "0"]
+    main(train(out, *options, steps=3))
+    capsys.readouterr()
+    for command in ("sample", "score"):
+        assert main([command, out, "--count", "2"]) == 1
+        assert "the conditional velocity is not finite near t = " in capsys.readouterr().err
+    assert not (tmp_path / "run" / "samples" / "samples.npz").exists()
+
+
+def test_strong_guidance_that_leads_nowhere_is_code_1(run, capsys):
+    assert main(["sample", str(run), "--count", "2", "--sample.guidance.weight", "1e30"]) == 1
+    assert "the latents that were drawn are" in (error := capsys.readouterr().err) or "is not finite near t" in error
+
+
+def test_guidance_without_a_null_branch_is_refused(run, tmp_path, capsys):
+    assert main(["sample", str(run), "--sample.guidance.channels", "3", "--sample.guidance.weight", "2"]) == 2
+    assert "sample.guidance.channels must be at most the model's 1 channels, got 3" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    record = json.loads((run / "run.json").read_text())
+    record["run"]["method"]["label_drop"] = 0.0
+    record.pop("sha256", None)
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    assert main(["sample", str(tmp_path / "run"), "--sample.guidance.weight", "2"]) == 2
+    assert "method.label_drop 0 and sample.guidance.weight 2" in capsys.readouterr().err
+    for more in ([], ["--dry-run"]):
+        assert main(train(tmp_path / "new", "--method.label-drop", "0", *more)) == 1
+        assert "method.label_drop 0 and sample.guidance.weight 1.5" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_what_is_not_there_is_code_1(tmp_path, capsys):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from fluvial import experiment, recipes, scoring
 from fluvial.config import differences
-from fluvial.data.images import ImageSet, digits
+from fluvial.data.images import ImageSet, digits, to_signed
 from fluvial.evaluation import scores
 from fluvial.train import checkpoint
 
@@ -240,3 +240,19 @@ def test_a_changed_run_json_is_noticed(tmp_path):
         file.write_text(text.replace(old, new, 1))
         with pytest.raises(ValueError, match=r"run\.json (is not as it was written|cannot be read)"):
             experiment.read_run(tmp_path / "run")
+
+
+def test_floats_given_as_images_are_refused_before_they_become_black(tmp_path):
+    data, run = digits("train"), small(steps=2)
+    floats = data._replace(pixels=to_signed(data.pixels))
+    with pytest.raises(ValueError, match="^images: pixels must be a uint8 tensor .* got float32"):
+        experiment.train(run, tmp_path / "run", images=floats, device="cpu")
+    with pytest.raises(ValueError, match="held-out images: pixels must be a uint8 tensor .* got float32"):
+        experiment.train(run, tmp_path / "run", images=data, held_out=floats, device="cpu")
+    with pytest.raises(ValueError, match="held-out images were given without training images"):
+        experiment.train(run, tmp_path / "run", held_out=data, device="cpu")
+    assert not (tmp_path / "run").exists()
+    experiment.train(run, tmp_path / "run", images=data, device="cpu")
+    for given in ({"real": floats}, {"real": data, "held_out": floats}, {"held_out": data}):
+        with pytest.raises(ValueError, match="got float32|without training images"):
+            scoring.score_run(tmp_path / "run", count=4, device="cpu", **given)

@@ -19,6 +19,7 @@ from conftest import randomise, read_golden
 from fluvial import cli, experiment, exporting, scoring
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
+from fluvial.files import write_tensors
 from fluvial.generate import SampleConfig
 from fluvial.guidance import Guidance
 from fluvial.importing import import_weights
@@ -87,10 +88,18 @@ def test_a_changed_export_is_refused(run, tmp_path):
         ({**weights, name: torch.full_like(weights[name], torch.nan)}, f"{name} holds numbers that are not finite"),
         ({**weights, "extra": torch.zeros(1)}, "extra is unknown"),
     ):
-        save_file(wrong, tmp_path / "wrong.safetensors", metadata)
+        write_tensors(tmp_path / "wrong.safetensors", wrong, metadata)
         with pytest.raises(ValueError, match=f"wrong.safetensors: {says}"):
             import_weights(tmp_path / "wrong.safetensors", tmp_path / "again")
-    save_file(weights, tmp_path / "wrong.safetensors", {"fluvial": "{}"})
+    changed = bytearray(file.read_bytes())
+    changed[-1] ^= 64
+    (tmp_path / "wrong.safetensors").write_bytes(changed)
+    with pytest.raises(ValueError, match="wrong.safetensors is damaged: its content is not what was written"):
+        import_weights(tmp_path / "wrong.safetensors", tmp_path / "again")
+    save_file(weights, tmp_path / "wrong.safetensors", metadata)
+    with pytest.raises(ValueError, match="wrong.safetensors carries no checksum"):
+        import_weights(tmp_path / "wrong.safetensors", tmp_path / "again")
+    write_tensors(tmp_path / "wrong.safetensors", weights, {"fluvial": "{}"})
     with pytest.raises(ValueError, match="the run in its metadata cannot be read"):
         import_weights(tmp_path / "wrong.safetensors", tmp_path / "again")
     assert not (tmp_path / "again").exists()

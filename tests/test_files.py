@@ -1,7 +1,11 @@
+import errno
+import fcntl
 import hashlib
+import json
 import os
 import resource
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,8 +134,8 @@ def test_files_that_belong_together_change_together(tmp_path, small_files):
         (folder / "b").write_bytes(bytes(10_000))
     assert [(tmp_path / "out" / name).read_text() for name in "ab"] == ["1", "1"]
     assert sorted(os.listdir(tmp_path / "out")) == ["a", "b"]
-    (tmp_path / "out" / ".12345678.tmp").mkdir()
-    (tmp_path / "out" / ".12345678.tmp" / "half").touch()  # of one that was killed
+    (tmp_path / "out" / ".files.12345678.tmp").mkdir()
+    (tmp_path / "out" / ".files.12345678.tmp" / "half").touch()  # of one that was killed
     with atomic_files(tmp_path / "out") as folder:
         (folder / "a").write_text("3")
     assert sorted(os.listdir(tmp_path / "out")) == ["a", "b"] and (tmp_path / "out" / "a").read_text() == "3"
@@ -162,3 +166,80 @@ def test_a_checksum_of_tensors_is_of_names_and_float32_values():
     assert tensors_checksum({"b": one.T, "a": two}) == expected
     assert tensors_checksum({"a": two.bfloat16(), "b": one.T.double()}) == expected
     assert tensors_checksum({"a": two, "b": one}) != expected
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_error_after_the_rename_says_what_was_replaced(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_text("old")
+    moved, replace = [], os.replace
+
+    def replacing(source, target):
+        moved.append(target)
+        if len(moved) == 3:
+            full()
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replacing)
+    with pytest.raises(OSError, match=f"replaced already: a, b: '{tmp_path}'"), atomic_files(tmp_path) as folder:
+        for name in ("c", "b", "a"):
+            (folder / name).write_text("new")
+    assert [(tmp_path / name).read_text() for name in sorted(os.listdir(tmp_path))] == ["new", "new", "old"]
+
+
+def test_an_error_of_a_library_is_named_too(tmp_path):
+    with pytest.raises(OSError, match=r"^encoder error -2; what was there before is as it was: .*a\.png"):
+        with atomic_file(tmp_path / "a.png"):
+            raise OSError("encoder error -2")
+    assert not os.listdir(tmp_path)
+
+
+def test_links_are_followed_and_devices_are_not_replaced(tmp_path):
+    (tmp_path / "link.json").symlink_to(tmp_path / "there.json")
+    write_json(tmp_path / "link.json", {"a": 1})
+    assert (tmp_path / "link.json").is_symlink() and json.loads((tmp_path / "there.json").read_text()) == {"a": 1}
+    for place in (Path(os.devnull), tmp_path):
+        with pytest.raises(ValueError, match="is there and is no file"):
+            write_json(place, {})
+
+
+def test_what_is_new_may_be_taken_for_left_over_until_it_is_locked(tmp_path, monkeypatch):
+    """Another writer of the same name looks between the making and the lock: the first makes another."""
+    taken, flock = [], fcntl.flock
+
+    def locking(*arguments):
+        if not taken:
+            taken.extend(tmp_path.iterdir())
+            taken[0].unlink()
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", locking)
+    with atomic_file(tmp_path / "a.json") as temporary:
+        temporary.write_text("[1]")
+        assert [temporary] == list(tmp_path.iterdir()) != taken
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    (tmp_path / ".a.12345678.tmp.json").write_text("perhaps of another machine")
+    write_json(tmp_path / "a.json", [1])
+    assert sorted(os.listdir(tmp_path)) == [".a.12345678.tmp.json", "a.json"]
+
+
+def test_an_empty_folder_is_replaced_by_a_whole_one(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="as it was: .*out"):
+        patch.setattr(os, "replace", full)
+        with atomic_folder(tmp_path / "out") as folder:
+            (folder / "a").touch()
+    assert os.listdir(tmp_path) == ["out"] and not os.listdir(tmp_path / "out")
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "a").touch()
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["a"]

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -133,3 +135,36 @@ def test_a_part_of_a_run_is_that_part_of_it():
     )  # fmt: skip
     assert (part.images.int() - whole.images[3:6].int()).abs().max() <= 1
     assert part.labels.tolist() == whole.labels[3:6].tolist() == [2, 0, 2]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1e30, 1e5])
+@pytest.mark.parametrize("what", ["latents", "images"])
+def test_what_would_be_rounded_to_black_or_white_is_refused(what, value):
+    """Latents that no velocity overflowed for, and an autoencoder that overflows on good ones."""
+    bad = torch.zeros(2, 1, 4, 4)
+    bad[1, 0, 2, 3] = value
+    latents, decoded = (bad, torch.zeros(2, 1, 4, 4)) if what == "latents" else (torch.zeros(2, 1, 4, 4), bad)
+    with pytest.raises(RuntimeError, match=f"the {what} that were drawn are (not finite|as large as)"):
+        generate(
+            model_of(sit), lambda *_, **__: latents, lambda x: decoded, SampleConfig(), images=range(2), classes=None,
+            shape=(1, 4, 4), interpolant=linear,
+        )  # fmt: skip
+
+
+def test_where_it_begins_is_looked_for_in_a_second_run():
+    """As on a GPU, where no velocity is looked at the first time."""
+    runs = []
+
+    def late(model, labels, *, noise, on_step, careful=False, **_):
+        runs.append((noise, on_step, careful))
+        if careful:
+            raise RuntimeError("the null velocity is not finite near t = 0.25")
+        return noise / 0
+
+    with pytest.raises(RuntimeError, match="the null velocity is not finite near t = 0.25"):
+        generate(
+            model_of(sit), late, lambda x: x, SampleConfig(), images=range(2), classes=None, shape=(1, 4, 4),
+            interpolant=linear, on_step=lambda step: None,
+        )  # fmt: skip
+    (first, _, careful), (second, seen, again) = runs
+    assert torch.equal(first, second) and (careful, seen, again) == (False, None, True)

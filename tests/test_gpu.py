@@ -109,6 +109,25 @@ def test_sampling_waits_for_the_device_only_at_the_end(name):
         )
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_sampling_that_is_not_finite_says_where_though_nothing_waited(name):
+    run = recipes.get(f"digits-{name}")
+    method, model = method_of(run.method), experiment.build(run).cuda().eval()
+    for p in model.parameters():
+        torch.nn.init.constant_(p, 1e30)
+    with pytest.raises(RuntimeError, match="the conditional velocity.* is not finite near t = "):
+        generate(
+            model,
+            method.sample,
+            lambda latents: latents,
+            SampleConfig(steps=3, guidance=Guidance(weight=1.5)),
+            images=range(4),
+            classes=(0, 1),
+            shape=run.method.noise_shape,
+            interpolant=INTERPOLANTS[run.method.interpolant],
+        )
+
+
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("what", ["train", "sample"])
 @pytest.mark.parametrize("name", METHODS)

@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 
 import pytest
@@ -72,3 +73,20 @@ def test_a_null_branch_with_a_history_sees_everything_until_the_interval_closes(
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="got"):
         Guidance(**wrong)
+
+
+@pytest.mark.parametrize("careful", [False, True])
+@pytest.mark.parametrize(
+    ("conditional", "null", "weight", "says"),
+    [
+        (math.nan, 1.0, 2.0, "the conditional velocity of scale 4x4 is not finite near t = 0:"),
+        (math.nan, 1.0, 1.0, "the conditional velocity of scale 4x4 is not finite near t = 0:"),
+        (3.0, math.inf, 2.0, "the null velocity of scale 4x4 is not finite near t = 0:"),
+        (3e30, 1.0, 1e30, "the velocity of scale 4x4 under guidance of weight 1e[+]30 is not finite near t = 0:"),
+    ],
+)
+def test_the_branch_that_is_not_finite_is_named(conditional, null, weight, says, careful):
+    settings = {"place": " of scale 4x4", "careful": careful}
+    field = guided(constant(conditional), constant(null), Guidance(weight=weight), **settings)
+    with pytest.raises(RuntimeError, match=says):
+        euler(field, X, grid(3))

@@ -239,9 +239,9 @@ def test_every_class_of_the_table_is_kept(tmp_path, sit_golden, rows, options, h
     assert len(table) == classes + 1 and torch.equal(table[:rows], there)
     assert not table[rows:].any()  # of no class, where the file has none
     assert bool(found.assumed) == assumed
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["imported"]["assumed"] == list(found.assumed)
+    assert experiment.read_record(tmp_path / "run")["imported"].get("assumed", "") == found.assumed
     guided = trained.run.sample.guidance.weight != 1
-    assert guided == (label_drop > 0 or not classes)
+    assert guided == (label_drop > 0 and classes > 0)
     if classes:
         settings = replace(trained.run.sample, steps=2)
         assert trained.sample(1, classes=(classes - 1,), settings=settings).images.isfinite().all()
@@ -250,10 +250,10 @@ def test_every_class_of_the_table_is_kept(tmp_path, sit_golden, rows, options, h
 @pytest.mark.parametrize(
     ("options", "hints", "says"),
     [
-        ({"num_classes": 7}, {}, "7 classes need 7 rows, or one more, and the class table has 5"),
-        ({}, {"classes": 3}, "3 classes need 3 rows"),
+        ({"num_classes": 7}, {}, "the label table has 5 rows, which are not 7 classes"),
+        ({}, {"classes": 3}, "5 rows, which are not 3 classes"),
         ({"num_classes": 5, "class_dropout_prob": 0.1}, {}, "give --classes 5, or 4 if the last row"),
-        ({"num_classes": 10**12}, {}, "1,000,000,000,000 classes need"),
+        ({"num_classes": 10**12}, {}, "5 rows, which are not 1000000000000 classes"),
         ({"num_classes": "five"}, {}, "options say num_classes 'five', a number from 0 on"),
         ({"class_dropout_prob": float("nan")}, {}, "options say class_dropout_prob nan, a probability"),
     ],
@@ -297,12 +297,12 @@ def test_a_folder_stands_for_the_one_file_in_it(tmp_path, sit_golden):
     torch.save(sit_golden.state_dict, tmp_path / "sit.pt")
     (tmp_path / "notes.txt").touch()
     import_weights(tmp_path, tmp_path / "runs" / "a", heads=2, autoencoder="pixels")
-    with pytest.raises(ValueError, match="runs/a is a run folder already: sample, score or train it as it is"):
+    with pytest.raises(ValueError, match="runs/a is a run folder already: sample it, or train it further"):
         import_weights(tmp_path / "runs" / "a", tmp_path / "b")
-    with pytest.raises(ValueError, match=r"runs is a folder, and of files with weights \(.*\) there are none"):
+    with pytest.raises(ValueError, match=r"runs is a folder with 0 files of weights \(none\)"):
         import_weights(tmp_path / "runs", tmp_path / "b")
     torch.save(sit_golden.state_dict, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match="there are several, other.ckpt, sit.pt: name one of them"):
+    with pytest.raises(ValueError, match="2 files of weights \\(other.ckpt, sit.pt\\): name the one"):
         import_weights(tmp_path, tmp_path / "b")
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(ValueError, match="is a pipeline of diffusers"):
@@ -319,4 +319,45 @@ def test_a_fixed_table_of_another_size_is_not_made(tmp_path, sit_golden, monkeyp
     monkeypatch.setattr("fluvial.upstream.sit.sincos_positions", positions)
     torch.save({**sit_golden.state_dict, "pos_embed": torch.zeros(1, 2**20, 1)}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"pos_embed is \(1, 1048576, 1\) and not \(1, 1048576, 64\)"):
+        import_weights(tmp_path / "a.pt", tmp_path / "run", heads=2)
+
+
+def labelled(path, rows, **options):
+    """A tiny SiT of a trainer whose label table has so many rows."""
+    state = dict(read_golden("sit_tiny").state_dict)
+    table = state["y_embedder.embedding_table.weight"]
+    state["y_embedder.embedding_table.weight"] = torch.randn(rows, table.shape[1])
+    torch.save({"ema": state, "args": argparse.Namespace(**options)}, path)
+    return state["y_embedder.embedding_table.weight"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "hints", "classes"),
+    [
+        (5, {"num_classes": 5}, {}, 5),
+        (5, {"class_dropout_prob": 0.0}, {}, 5),
+        (5, {}, {"classes": 5}, 5),
+        (6, {"num_classes": 5}, {}, 5),
+        (6, {"num_classes": 5, "class_dropout_prob": 0.2}, {}, 5),
+        (6, {}, {}, 5),
+    ],
+)
+def test_the_last_class_is_not_taken_for_that_of_none(tmp_path, rows, options, hints, classes):
+    table = labelled(tmp_path / "a.pt", rows, **options)
+    found = import_weights(tmp_path / "a.pt", tmp_path / "run", heads=2, **hints)
+    assert found.run.method.classes == classes
+    assert found.run.method.label_drop == options.get("class_dropout_prob", 0.0 if rows == classes else 0.1)
+    ours, _ = experiment.weights(tmp_path / "run")
+    assert torch.equal(ours["embed_label.table.weight"][:rows], table)
+    assert len(ours["embed_label.table.weight"]) == classes + 1
+    assert bool(found.assumed) == (not options and not hints)
+    assert ("assumed" in experiment.read_record(tmp_path / "run")["imported"]) == bool(found.assumed)
+    if rows == classes:  # there is no null branch
+        assert found.run.sample.guidance.weight == 1
+
+
+@pytest.mark.parametrize("classes", [3, 8, 10**12])
+def test_classes_that_the_table_has_not_are_refused(tmp_path, classes):
+    labelled(tmp_path / "a.pt", 6, num_classes=classes)
+    with pytest.raises(ValueError, match=f"has 6 rows, which are not {classes} classes"):
         import_weights(tmp_path / "a.pt", tmp_path / "run", heads=2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fluvial import experiment, inputs
+from fluvial import experiment, inputs, recipes
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
 from fluvial.data import images as data_images
@@ -256,3 +256,27 @@ def test_torchrun_shares_the_work(tmp_path, photos, vae):
     cached(tmp_path / "alone", photos, vae, shard=3)
     chosen = torch.arange(20)
     torch.testing.assert_close(inputs.latents.load(out).rows(chosen), latents.load(tmp_path / "alone").rows(chosen))
+
+
+def test_a_path_that_is_not_there_is_never_asked_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cats" / "photos").mkdir(parents=True)
+    asked = []
+    monkeypatch.setattr("datasets.load_dataset", lambda *names, **_: asked.append(names) or 1 / 0)
+    for place in ("cats/photo", "cat/photos", "./cats/photo", "/nowhere/at/all"):
+        with pytest.raises(ValueError, match=r"does not exist.*hub:OWNER/NAME"):
+            data_images.load(DataConfig(path=place), "train")
+    with pytest.raises(ValueError, match=r"did you mean cats/photos\?"):
+        data_images.load(DataConfig(path="cats/photo"), "train")
+    assert not asked
+    for config in (DataConfig(path="hub:owner/name"), DataConfig(name="owner/name")):
+        with pytest.raises(ValueError, match="owner/name cannot be had from the Hugging Face hub"):
+            data_images.load(config, "train")
+    assert asked == [("owner/name",)] * 2
+    with pytest.raises(ValueError, match="cats/photo does not exist; did you mean cats/photos"):
+        data_images.load(DataConfig(name="cats/photo"), "train")  # there is a folder cats
+
+
+def test_a_run_never_names_a_data_set_that_it_did_not_use():
+    assert recipes.get("cifar10-sit").data.name == "uoft-cs/cifar10"
+    assert dataclasses.replace(recipes.get("cifar10-sit").data, path="data/animals").name == ""

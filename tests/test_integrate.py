@@ -208,3 +208,42 @@ def test_times_must_ascend(times):
     for solve in (it.euler, partial(it.euler_maruyama, interpolant=linear, noise=torch.zeros(1, 2, 1))):
         with pytest.raises(ValueError, match="ascending"):
             solve(swing, X0, times)
+
+
+def breaks_at(t_bad, value, seen):
+    """A velocity of 1 that is `value` for the second sample from t_bad on."""
+
+    def field(x, t, state):
+        seen.append(float(t.max()))
+        bad = (t >= t_bad) & (torch.arange(len(x)) == 1)
+        return torch.where(bad[:, None], value, torch.ones_like(x)), state
+
+    return field
+
+
+SETTINGS = {"euler-maruyama": {"interpolant": linear, "noise": torch.zeros(8, 2, 1)}}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ALL)
+def test_a_velocity_that_is_not_finite_stops_every_solver_and_says_where(name, value):
+    seen = []
+    with pytest.raises(RuntimeError, match="velocity is not finite near t = 0.") as error:
+        it.solver(name, **SETTINGS.get(name, {}))(breaks_at(0.5, value, seen), torch.zeros(2, 1), grid(8))
+    t = float(str(error.value).partition("near t = ")[2].partition(":")[0])
+    assert t >= 0.5 and t == pytest.approx(seen[-1], abs=1e-6)  # the first that is bad, and nothing after it
+    assert name == "dopri5" or t <= 0.625
+
+
+def test_a_sum_that_overflows_is_not_taken_for_a_velocity_that_is_not_finite():
+    solution = it.euler(lambda x, t, s: (torch.full_like(x, 3e38), s), torch.zeros(2, 4), [0.0, 0.5])
+    assert (solution.x == 1.5e38).all()
+
+
+@pytest.mark.parametrize("name", ALL[:5])
+def test_a_point_that_overflows_where_velocities_do_not_is_said(name):
+    def field(x, t, state):
+        return torch.full_like(x, 3e38), state
+
+    with pytest.raises(RuntimeError, match="is not finite near t = "):
+        it.solver(name, **SETTINGS.get(name, {}))(field, torch.full((2, 1), 3e38), [0.0, 4.0])

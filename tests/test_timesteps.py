@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -58,3 +60,17 @@ def test_the_two_piece_grid_of_the_release():
     assert (ts.two_piece_grid(5).diff() > 0).all() and len(ts.two_piece_grid(5)) == 6
     with pytest.raises(ValueError, match="at least 2 steps, got 1"):
         ts.two_piece_grid(1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ts.grid(3, shift_factor=math.nan),
+        lambda: ts.grid(3, shift_factor=math.inf),
+        lambda: ts.grid(3, shift_factor=1e-300),
+        lambda: ts.grid_with_last_step(3, 1e-300),
+    ],
+)
+def test_grids_of_times_that_coincide_or_are_no_numbers_are_refused(make):
+    with pytest.raises(ValueError, match="got"):
+        make()

@@ -1,7 +1,14 @@
 """What configurations and weights have to satisfy, each with a text that names what is wrong."""
 
+import math
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import fields
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+LARGEST = 2**63  # whole numbers stay below it, as in tensors
+MOST = 100_000  # of blocks, channels, pixels along a side: far above any model, and below what hangs a machine
 
 
 def at_least(minimum: int, config: Any, *names: str) -> None:  # noqa: ANN401 - any configuration
@@ -22,18 +29,65 @@ def positive(config: Any, *names: str) -> None:  # noqa: ANN401
         raise ValueError(f"must be above 0: {wrong}")
 
 
-def choices(config: Any) -> None:  # noqa: ANN401
-    """Raises ValueError naming the settings declared as Literal whose value is none of the choices."""
-    for name, kind in get_type_hints(type(config)).items():
-        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
-            known = ", ".join(map(str, get_args(kind)))
-            raise ValueError(f"{name} must be one of {known}, got {getattr(config, name)!r}")
+def at_most(maximum: int, config: Any, *names: str) -> None:  # noqa: ANN401
+    """Raises ValueError naming the settings above the maximum, beyond which memory or hours would run out first."""
+    if wrong := {name: getattr(config, name) for name in names if getattr(config, name) > maximum}:
+        raise ValueError(f"must be at most {maximum:,}: {wrong}")
+
+
+def as_declared(config: Any) -> None:  # noqa: ANN401
+    """Raises ValueError naming the first setting whose value is not of its declared type, as `misfit` sees it."""
+    kinds = get_type_hints(type(config))
+    for field in fields(config):
+        if wrong := misfit(getattr(config, field.name), kinds[field.name]):
+            raise ValueError(f"{field.name} {wrong}")
+
+
+def misfit(value: Any, kind: Any) -> str:  # noqa: ANN401
+    """What is wrong with a value for a setting of this type, as in "must be finite, got nan"; "" if nothing is.
+
+    Floats are finite, whole numbers have 64 bits, no truth value or text stands for a number, a Literal is one of its
+    choices, and tuples hold what they should. Types of other kinds, such as configurations, are not looked at.
+    """
+    parts, origin = get_args(kind), get_origin(kind)
+    if origin is Literal:
+        fits = any(value == choice and type(value) is type(choice) for choice in parts)
+        return "" if fits else f"must be one of {', '.join(map(str, parts))}, got {value!r}"
+    if origin in (Union, UnionType):
+        reasons = [misfit(value, part) for part in parts]
+        return "" if "" in reasons else " or ".join(reasons)
+    if origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            return f"must be several values, got {value!r}"
+        each = [parts[0]] * len(value) if parts[-1] is Ellipsis else list(parts)
+        if len(each) != len(value):
+            return f"must be {len(each)} values, got {value!r}"
+        return next(filter(None, map(misfit, value, each)), "")
+    if kind in (int, float):
+        return _not_a_number(value, kind)
+    names = {bool: "True or False", str: "a text", type(None): "None"}
+    return f"must be {names[kind]}, got {value!r}" if kind in names and not isinstance(value, kind) else ""
+
+
+def _not_a_number(value: Any, kind: type) -> str:  # noqa: ANN401
+    numbers: Any = Integral if kind is int else Real
+    if isinstance(value, bool) or not isinstance(value, numbers):
+        return f"must be a {'whole ' if kind is int else ''}number, got {value!r}"
+    if kind is int:
+        return "" if abs(value) < LARGEST else f"must be below 2^63, got a number of {int(value).bit_length()} bits"
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # a whole number above all floats
+        finite = False
+    return "" if finite else f"must be finite, got {value!r:.40}"
 
 
 def whole_patches(size: tuple[int, int], patch: int) -> None:
     """Raises ValueError unless patches tile the latent."""
     if any(side < 1 or side % patch for side in size):
         raise ValueError(f"size must be a multiple of patch, got size {size} and patch {patch}")
+    if max(size) > MOST:
+        raise ValueError(f"size must be at most {MOST:,} latent pixels along a side, got {size}")
 
 
 def other_weights(expected: Mapping[str, Any], given: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Run: everything that defines a training run, as one frozen value, and its JSON."""
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, get_args
 
 import cattrs
 from cattrs.strategies import configure_tagged_union
@@ -10,6 +10,7 @@ from cattrs.v import format_exception
 
 from fluvial import methods
 from fluvial.autoencoders import AutoencoderConfig
+from fluvial.checks import as_declared, misfit
 from fluvial.data.images import DataConfig
 from fluvial.generate import SampleConfig
 from fluvial.methods import flowar
@@ -35,6 +36,7 @@ class Run:
     """Seed of the initial weights, the order of the data, times, noise, and label drops."""
 
     def __post_init__(self) -> None:
+        as_declared(self)
         self._check_sampling()
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
@@ -56,8 +58,52 @@ class Run:
                 f"sample.context_noise needs a FlowAR trained with method.context_noise, got {sample.context_noise}"
             )
 
+    def check_guidance(self) -> None:
+        """Raises ValueError for guidance that the model has no null branch or not enough channels for.
+
+        This is for who is about to sample: a run may say so, as long as nothing is drawn from it. Without classes
+        there is one branch only, and guidance changes nothing.
+        """
+        guidance, method = self.sample.guidance, self.method
+        if guidance.is_off or not method.classes:
+            return
+        if not method.label_drop:
+            raise ValueError(
+                f"guidance needs a model that was trained without labels too: got method.label_drop 0 and "
+                f"{guidance.told}; set sample.guidance.weight 1, or train with method.label_drop 0.1"
+            )
+        if guidance.channels is not None and guidance.channels > method.channels:
+            raise ValueError(
+                f"sample.guidance.channels must be at most the model's {method.channels} channels, "
+                f"got {guidance.channels}; None guides all"
+            )
+
+    def sampled_with(self, sample: SampleConfig) -> "Run":
+        """This run with other sampling settings. Raises ValueError for those that it cannot follow, naming them."""
+        run = replace(self, sample=sample)
+        run.check_guidance()
+        asked = sample.guidance
+        if not self.method.classes and not asked.is_off and asked != self.sample.guidance:
+            raise ValueError(
+                f"guidance needs a model with classes: got method.classes 0 and {asked.told}; "
+                f"set sample.guidance.weight 1"
+            )
+        return run
+
+
+def _plain(value: Any, kind: Any) -> Any:  # noqa: ANN401
+    """A setting that is no configuration itself, from its JSON value. Raises ValueError for one of another type."""
+    if wrong := misfit(value, kind):
+        raise ValueError(wrong)
+    if isinstance(value, list):
+        return tuple(float(v) if float in get_args(kind) else v for v in value)
+    return float(value) if kind is float else value
+
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
+for _kind in (int, float, bool, str):  # cattrs alone would take "3" for 3, and "no" for True
+    _converter.register_structure_hook(_kind, _plain)
+_converter.register_structure_hook_func(lambda kind: not is_dataclass(kind) and kind != methods.Config, _plain)
 configure_tagged_union(methods.Config, _converter, tag_name="name", tag_generator=methods.name_of)
 
 
@@ -66,21 +112,35 @@ def to_json(run: Run) -> dict[str, Any]:
     return _converter.unstructure(run)
 
 
-def from_json(values: dict[str, Any]) -> Run:
-    """The inverse of `to_json`. Raises ValueError that names each wrong, missing or unknown setting."""
-    name = values.get("method", {}).get("name")
-    if name not in methods.METHODS:
+def from_json(values: Any) -> Run:  # noqa: ANN401 - whatever a file holds
+    """The inverse of `to_json`. Raises ValueError that names each wrong, missing or unknown setting.
+
+    Nothing is converted: text is no number, a truth value neither, and numbers are finite.
+    """
+    method = values.get("method") if isinstance(values, dict) else None
+    name = method.get("name") if isinstance(method, dict) else None
+    if not isinstance(name, str) or name not in methods.METHODS:
         known = ", ".join(methods.METHODS)
         raise ValueError(f"not a configuration of this version of fluvial: method.name is {name!r}, known are {known}")
     try:
         return _converter.structure(values, Run)
     except Exception as error:
-        reasons = "; ".join(cattrs.transform_error(error, format_exception=_reason))
+        reasons = "; ".join(map(_by_name, cattrs.transform_error(error, format_exception=_reason)))
         raise ValueError(f"not a configuration of this version of fluvial: {reasons}") from error
 
 
-def _reason(error: BaseException, expected: type | None) -> str:
-    return str(error) if isinstance(error, ValueError) else format_exception(error, expected)
+def _reason(error: BaseException, expected: Any) -> str:  # noqa: ANN401
+    if isinstance(error, ValueError):
+        return str(error)
+    if is_dataclass(expected) or expected == methods.Config:
+        return "must be an object with the settings of this part"
+    return format_exception(error, expected)
+
+
+def _by_name(reason: str) -> str:
+    """cattrs' "must be finite @ $.optim.lr" as "optim.lr: must be finite"."""
+    text, _, path = reason.rpartition(" @ $")
+    return f"{path.removeprefix('.')}: {text}" if path else text
 
 
 def differences(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:

@@ -24,7 +24,7 @@ import fluvial
 from fluvial import finetune, pictures
 from fluvial.autoencoders import Autoencoder
 from fluvial.config import Run, differences, from_json, to_json
-from fluvial.data.images import ImageSet, listed
+from fluvial.data.images import ImageSet
 from fluvial.evaluation.against import against, real_images
 from fluvial.evaluation.statistics import statistics
 from fluvial.files import Lazy, json_checksum, only_one, write_json
@@ -35,6 +35,8 @@ from fluvial.metrics.features import extractor
 from fluvial.randomness import address
 from fluvial.train import checkpoint, distributed, loop
 from fluvial.train.distributed import World
+from fluvial.train.ema import whole
+from fluvial.train.health import check_finite_weights
 from fluvial.trained import Trained
 
 # settings that a run may be continued with: they leave the steps already taken valid
@@ -54,6 +56,7 @@ CHANGEABLE = (
     "data.path",  # the same images elsewhere
     "data.test_path",
     "data.cache",
+    "data.names_given",
     "autoencoder.name",  # its weights are checked by their hash
 )
 # what run.json may say, and of what type
@@ -119,13 +122,16 @@ def _train(
     method = method_of(run.method)
     if start is not None:
         run = finetune.fitted(run, read_run(start))
-    run = _as_it_was(run if images is None else replace(run, data=replace(run.data, name="given")), out)
+    if images is not None:  # in place of whatever data the run names
+        run = replace(run, data=replace(run.data, name="given", path="", test_path=""))
+    run = _as_it_was(run, out)
     _check_folder(out, run)
+    run.check_guidance()  # before hours of training, after which its pictures would be refused
+    tell = partial(print, flush=True) if world.first else lambda text: None
     with world.one_by_one():  # the first writes what is cached
-        inputs = open_inputs(run, images=images, held_out=held_out, cache=out / "latents", device=device)
+        options = {"cache": out / "latents", "device": device, "tell": tell}
+        inputs = open_inputs(run, images=images, held_out=held_out, **options)
     run, autoencoder = inputs.run, inputs.autoencoder
-    if world.first and isinstance(inputs.train, ImageSet) and inputs.train.skipped:
-        print(f"left out: {listed(inputs.train.skipped)}", flush=True)
     model = build(run, device)
 
     def batches(order: int) -> Callable[[int], Any]:
@@ -165,6 +171,9 @@ def _train(
             score=None if score is None else lambda model: score(sampler(model)),
             start_over=start_over,
         )
+        weights = {name: whole(p.detach()) for name, p in model.named_parameters()}
+        check_finite_weights(weights, f"the weights that training in {out} ended with")
+        check_finite_weights(average.state_dict(), f"the averaged weights that training in {out} ended with")
         return checkpoint.read(out, partial(_trained, average, run, autoencoder))
 
 
@@ -237,6 +246,7 @@ def load(
 
     def fill(there: Path) -> Trained:
         checkpoint.fill({f"ema/{name}": value for name, value in model.state_dict().items()}, there)
+        _check_finite(model.state_dict(), there)
         return _trained(model, run, decoder, there)
 
     trained = checkpoint.read(folder, fill, step=step)
@@ -249,9 +259,21 @@ def weights(folder: Path | str, *, step: int | None = None) -> tuple[dict[str, T
 
     Raises ValueError if there is no whole checkpoint.
     """
-    return checkpoint.read(
-        Path(folder), lambda there: (checkpoint.load(there, "ema"), checkpoint.load_meta(there)), step=step
-    )
+
+    def load(there: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        found = checkpoint.load(there, "ema")
+        _check_finite(found, there)
+        return found, checkpoint.load_meta(there)
+
+    return checkpoint.read(Path(folder), load, step=step)
+
+
+def _check_finite(tensors: Mapping[str, Tensor], there: Path) -> None:
+    """Raises ValueError for weights that are not finite, which give black images."""
+    try:
+        check_finite_weights(tensors, f"the weights in {there}")
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
 
 
 def _trained(average: nn.Module, run: Run, autoencoder: Autoencoder, there: Path) -> Trained:
@@ -298,7 +320,8 @@ def _as_it_was(run: Run, out: Path) -> Run:
     if not ours.shift and ours.statistics == theirs.statistics:
         ours = replace(ours, shift=theirs.shift, scale=theirs.scale)
     ours = replace(ours, hash=ours.hash or theirs.hash)
-    return replace(run, autoencoder=ours, data=replace(run.data, class_names=names, digest=digest))
+    found = {"class_names": names, "digest": digest, "names_given": run.data.renames or there.data.names_given}
+    return replace(run, autoencoder=ours, data=replace(run.data, **found))
 
 
 def _claim(out: Path, run: Run, recipe: str | None, start: Path | str | None) -> None:
@@ -332,7 +355,7 @@ def _check_folder(out: Path, run: Run) -> None:
     if (out / "run.json").exists():
         there = read_run(out)
         changed = differences(there, run)
-        fatal = {k: v for k, v in changed.items() if not k.startswith(CHANGEABLE)}
+        fatal = {k: v for k, v in changed.items() if not k.startswith(CHANGEABLE) and not _named_anew(k, *v)}
         newest = checkpoint.newest(out)
         if newest is not None and checkpoint.is_untrained(newest):
             fatal = {k: v for k, v in fatal.items() if k.startswith("method.") or (k.startswith("auto") and v[0])}
@@ -343,6 +366,11 @@ def _check_folder(out: Path, run: Run) -> None:
             raise ValueError(f"{out} holds another run: {listed}. Choose another folder with --out, or remove it")
     elif out.exists() and any(path.name[0] != "." and path.name != "latents" for path in out.iterdir()):
         raise ValueError(f"{out} is not empty and not a run folder; choose another with --out")
+
+
+def _named_anew(key: str, there: Any, here: Any) -> bool:  # noqa: ANN401 - a setting
+    """Whether the same data has another name: a path in place of the hub's, or class names where it had none."""
+    return (key == "data.name" and "" in (there, here)) or (key == "data.class_names" and there == ())
 
 
 def read_record(folder: Path | str) -> dict[str, Any]:

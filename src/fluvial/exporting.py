@@ -11,7 +11,7 @@ from fluvial import experiment
 from fluvial.autoencoders import Vae
 from fluvial.config import to_json
 from fluvial.extras import require
-from fluvial.files import atomic_folder, write_tensors
+from fluvial.files import atomic_folder, repository, write_tensors
 from fluvial.importing import DTYPES, EXPORT, NAMES, Precision, described
 from fluvial.methods import name_of
 from fluvial.metrics import report
@@ -44,7 +44,7 @@ def to_hub(
     run: Path | str,
     repo: str,
     *,
-    private: bool = False,
+    private: bool = True,
     dtype: Precision | None = None,
     license: str = "",
     step: int | None = None,
@@ -57,6 +57,9 @@ def to_hub(
 
     with TemporaryDirectory() as folder:
         _write(Path(run), Path(folder), dtype, license, step)
+        files = sorted(Path(folder).iterdir())
+        listed = ", ".join(f"{file.name} ({file.stat().st_size:,} bytes)" for file in files)
+        print(f"to the {'private' if private else 'public'} repository {repo}: {listed}", flush=True)
         try:
             api = HfApi()
             url = api.create_repo(repo, private=private, exist_ok=True)
@@ -85,7 +88,7 @@ def to_diffusers(run: Path | str, out: Path | str, *, license: str = "", step: i
     settings = replace(trained.run.autoencoder, shift=autoencoder.shift, scale=autoencoder.scale)
     if isinstance(autoencoder, Vae):
         vae = autoencoder.model
-    model = FluvialModel(run=to_json(replace(trained.run, autoencoder=settings)))
+    model = FluvialModel(run=_without_places({"run": to_json(replace(trained.run, autoencoder=settings))})["run"])
     model.network.load_state_dict(trained.model.state_dict())
     parameters = sum(p.numel() for p in trained.model.parameters())
     meta = {"step": trained.step, "weights_only": trained.average == "as imported"}
@@ -99,10 +102,29 @@ def to_diffusers(run: Path | str, out: Path | str, *, license: str = "", step: i
 def _write(run: Path, folder: Path, dtype: Precision | None, license: str, step: int | None) -> None:
     experiment.read_run(run)  # says what is wrong with it
     weights, meta = experiment.weights(run, step=step)
-    record = {**experiment.read_record(run), "step": meta["step"], "seconds": meta["seconds"]}
+    record = {**_without_places(experiment.read_record(run)), "step": meta["step"], "seconds": meta["seconds"]}
     stored = {name: value if dtype is None else value.to(DTYPES[dtype]) for name, value in weights.items()}
     write_tensors(folder / "model.safetensors", stored, {EXPORT: json.dumps(record)})
     (folder / "README.md").write_text(_card(run, license, USE, meta, sum(value.numel() for value in weights.values())))
+
+
+def _without_places(record: Mapping[str, Any]) -> dict[str, Any]:
+    """run.json without where things lie on this machine, which nobody else has: the names of folders are kept."""
+    run = record["run"]
+    data = {key: _name(value) if key in ("path", "test_path") else value for key, value in run["data"].items()}
+    autoencoder = {**run["autoencoder"], "name": _name(run["autoencoder"]["name"])}
+    cleaned = {**record, "run": {**run, "data": data, "autoencoder": autoencoder}}
+    if "start" in record:
+        cleaned["start"] = Path(record["start"]).name
+    if "ema" in record:
+        cleaned["ema"] = {**record["ema"], "from": Path(record["ema"]["from"]).name}
+    return cleaned
+
+
+def _name(place: str) -> str:
+    """The last part of a path; a name on the hub as it is."""
+    is_hub = not place or repository(place) is not None
+    return place if is_hub and not Path(place).exists() else Path(place).name
 
 
 USE = """```
@@ -147,11 +169,13 @@ def _card(folder: Path, license: str, use: str, meta: Mapping[str, Any], paramet
         _table("Sampling", described(run)),
     ]
     if (folder / "score.json").exists():
-        score = json.loads((folder / "score.json").read_text())
-        if report.is_card(score) and score["sampling"].get("train_step") == meta["step"]:
+        try:
+            score = report.read(folder / "score.json")
+            if score["sampling"].get("train_step") != meta["step"]:
+                raise ValueError(f"{folder / 'score.json'} is not of these weights")
             lines.append(_table("Measured", _measured(score)))
-        else:
-            print(f"{folder / 'score.json'} is left out: it is not of these weights, or of an earlier version")
+        except ValueError as error:
+            print(f"the model card has no scores: {error}")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """Atomic writes of files and folders: they are there whole, or as they were before."""
 
+import difflib
 import fcntl
-import glob
 import hashlib
 import json
 import os
@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +24,18 @@ from torch import Tensor
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary file with the same ending to write to, which is flushed to disk and becomes `path` at the end.
 
-    If that fails, `path` stays as it was. Raises OSError that names it, such as for a full disk.
+    If that fails, `path` stays as it was. Raises OSError that names it, such as for a full disk, and ValueError if
+    there is something else than a file, such as /dev/null, which a rename would replace.
     """
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
-    with naming(path), _held(temporary, path.parent.glob(f".{glob.escape(path.stem)}.*.tmp{path.suffix}")):
+    path = path.resolve()  # of a link, the file that it points to
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is there and is no file; choose another name")
+    replaced: list[str] = []
+    with naming(path, replaced), _held(path.parent, f".{path.stem}.", f".tmp{path.suffix}") as temporary:
         yield temporary
         flush(temporary)
         os.replace(temporary, path)
+        replaced.append(path.name)
         flush(path.parent)
 
 
@@ -40,34 +46,53 @@ def atomic_files(folder: Path) -> Iterator[Path]:
     If writing fails, those of the same names in `folder` stay as they were. Raises OSError that names the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{uuid.uuid4().hex[:8]}.tmp"
-    with naming(folder), _held(temporary, folder.glob(".????????.tmp"), folder=True):
+    replaced: list[str] = []
+    with naming(folder, replaced), _held(folder, ".files.", ".tmp", is_folder=True) as temporary:
         yield temporary
         files = sorted(temporary.iterdir())
         for file in files:
             flush(file)
         for file in files:
             os.replace(file, folder / file.name)
+            replaced.append(file.name)
         flush(folder)
 
 
 @contextmanager
-def _held(temporary: Path, left_over: Iterable[Path], *, folder: bool = False) -> Iterator[None]:
-    """Makes something temporary, locked while it is in use and removed afterwards; removes what killed writers left."""
-    for old in left_over:
+def _held(folder: Path, begin: str, end: str, *, is_folder: bool = False) -> Iterator[Path]:
+    """Something temporary of a new name, locked while it is in use and removed afterwards.
+
+    Removes what killed writers left under such names.
+    """
+    for old in [p for p in folder.iterdir() if p.name.startswith(begin) and p.name.endswith(end)]:
         with suppress(OSError), _locked(old):  # what another process writes now is locked
             _remove(old)
+    temporary, lock = _new(folder, begin, end, is_folder)
     try:
-        temporary.mkdir() if folder else temporary.touch()
-        with _locked(temporary):
-            yield
+        yield temporary
     finally:
         _remove(temporary)
+        os.close(lock)
+
+
+def _new(folder: Path, begin: str, end: str, is_folder: bool) -> tuple[Path, int]:
+    """Something temporary, and the descriptor that locks it."""
+    while True:
+        temporary = folder / f"{begin}{uuid.uuid4().hex[:8]}{end}"
+        temporary.mkdir() if is_folder else temporary.touch()
+        with suppress(FileNotFoundError):
+            lock = os.open(temporary, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks: nothing is removed there that was left
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if temporary.exists():
+                return temporary, lock
+            os.close(lock)
+        # until it was locked, another process took it for left over, and removed it
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -83,15 +108,21 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Names the path in errors of the operating system that say nothing of it, and says that it was left as it was."""
+def naming(path: Path, replaced: Sequence[str] = ()) -> Iterator[None]:
+    """Names the path in errors of the operating system that say nothing of it, and says what is there now.
+
+    That is what was there before, but for the files in `replaced`, which is filled meanwhile.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno is None or NOTHING_LOST in str(error):
+        if NOTHING_LOST in str(error) or REPLACED in str(error):
             raise
+        kept = f"{REPLACED} {', '.join(replaced)}" if replaced else NOTHING_LOST
+        if error.errno is None:  # of a library
+            raise OSError(f"{error}; {kept}: {path}") from error
         of = path if error.filename is None else f"{path} ({Path(os.fsdecode(error.filename)).name})"
-        raise type(error)(error.errno, f"{error.strerror}; {NOTHING_LOST}", str(of)) from error
+        raise type(error)(error.errno, f"{error.strerror}; {kept}", str(of)) from error
 
 
 def flush(path: Path) -> None:
@@ -123,6 +154,7 @@ DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", to
 # what zipfile raises for damaged archives
 ZIP_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError, OverflowError)
 NOTHING_LOST = "what was there before is as it was"
+REPLACED = "replaced already:"
 NO_SHA256 = "0" * 64  # in the place of the checksum while it is computed
 HEAD = 128  # bytes of a file in which its checksum stands
 
@@ -132,7 +164,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Lazy], metadata: Ma
 
     Its metadata holds the SHA-256 of the rest of the file, which `check_tensors` looks at.
     """
-    header: dict[str, Any] = {"__metadata__": {"sha256": NO_SHA256, "format": "pt", **(metadata or {})}}
+    about = {"sha256": NO_SHA256, "format": "pt"} | {k: v for k, v in (metadata or {}).items() if k != "sha256"}
+    header: dict[str, Any] = {"__metadata__": about}
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.dtype.itemsize * torch.Size(tensor.shape).numel()
@@ -165,6 +198,57 @@ def check_tensors(path: Path) -> None:
             digest.update(content)
     if digest.hexdigest() != found[1].decode():
         raise ValueError(f"{path} is damaged: its content is not what was written, the SHA-256 is another")
+
+
+HUB = "hub:"  # before the name of a repository on the Hugging Face hub
+PART = r"[A-Za-z0-9][\w.-]*"  # of the name of a repository
+LISTED = 10_000  # names in a folder among which the closest is looked for
+
+
+def missing(place: str, known: Iterable[str] = ()) -> str:
+    """What to say of a path that does not exist, with the closest path or known name there is."""
+    path = Path(place).expanduser()
+    if path.is_symlink():
+        return f"{place} is a link to {path.readlink()}, which does not exist"
+    there = next((parent for parent in path.parents if parent.is_dir()), Path("."))
+    wanted, *rest = path.relative_to(there).parts or ("",)
+    try:
+        names = [entry.name for entry in islice(there.iterdir(), LISTED)]
+    except OSError:  # a folder that may not be listed
+        names = []
+    hint = ""
+    if close := difflib.get_close_matches(wanted, [*names, *known], n=1):
+        whole = Path(there, close[0], *rest)
+        hint = f"; did you mean {whole if whole.exists() else there / close[0]}?"
+    return f"{place} does not exist{hint} (of the Hugging Face hub it would be {HUB}OWNER/NAME)"
+
+
+def repository(name: str) -> str | None:
+    """The name on the hub that is meant by hub:OWNER/NAME or, where a hub is usual, OWNER/NAME; None for a path.
+
+    A name without hub: is a path if it has another form, or its first part is a folder here. Raises ValueError for a
+    name with hub: that has another form, or is a folder here, which libraries of the hub would read in its place.
+    """
+    if name.startswith(HUB):
+        found = name.removeprefix(HUB)
+        if not re.fullmatch(rf"{PART}(/{PART})*", found):
+            raise ValueError(f"{name!r} names nothing on the Hugging Face hub, expected {HUB}OWNER/NAME")
+        if (here := Path(*found.split("/")[:2])).exists():
+            raise ValueError(
+                f"{name} is on the Hugging Face hub, but there is also {here} here, which would be read in its place: "
+                f"name that as a path, without {HUB}, or start from another folder"
+            )
+        return found
+    is_name = re.fullmatch(rf"{PART}/{PART}", name) and not Path(name.partition("/")[0]).is_dir()
+    return name if is_name else None
+
+
+def plain(error: BaseException) -> str:
+    """What a library's error says first, in one line, without advice to unpickle what it refuses, which runs code."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    unsafe = re.compile(r"weights_only|torch\.load|trust|arbitrary code", re.IGNORECASE)
+    told = [" ".join(s for s in re.split(r"(?<=[.!?])\s+", line) if not unsafe.search(s)) for line in lines]
+    return next(filter(None, told), type(error).__name__)
 
 
 def checksum(file: Path) -> str:
@@ -210,20 +294,16 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already, and not empty; choose another with --out")
-    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
     made = [folder for folder in out.parents if not folder.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        left_over = out.parent.glob(f".{glob.escape(out.name)}.*.partial")
-        with naming(out), _held(partial, left_over, folder=True):
+        with naming(out), _held(out.parent, f".{out.name}.", ".partial", is_folder=True) as partial:
             yield partial
             for path in (*partial.rglob("*"), partial):
                 flush(path)
-            if out.exists():
-                out.rmdir()
-            partial.rename(out)
-            flush(out.parent)
+            os.replace(partial, out)  # an empty folder is replaced
             made = []
+            flush(out.parent)
     finally:
         for folder in made:
             with suppress(OSError):
@@ -242,8 +322,9 @@ def check_zip(path: Path, *, unpacked: int) -> list[zipfile.ZipInfo]:
             names = [member.filename for member in members]
             if len(set(names)) < len(names):
                 raise ValueError(f"{path} is refused: it has two members of one name")
-            if (size := sum(member.file_size for member in members)) > unpacked:
-                raise ValueError(f"{path} is refused: its {path.stat().st_size:,} bytes would unpack to {size:,}")
+            size, unpacks_to = path.stat().st_size, sum(member.file_size for member in members)
+            if unpacks_to > unpacked:
+                raise ValueError(f"{path} is refused: it has {size:,} bytes and would unpack to {unpacks_to:,}")
             wrong = archive.testzip()
     except (OSError, *ZIP_DAMAGE) as error:
         if getattr(error, "filename", None):  # it cannot be opened; without a name, a place to read at is nonsense

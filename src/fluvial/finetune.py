@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fluvial.checks import other_weights
 from fluvial.config import Run
+from fluvial.data.labels import numbers
 from fluvial.methods import name_of
 from fluvial.methods.flowar import FlowARConfig
 from fluvial.nn.dit import DiTConfig
@@ -53,7 +54,7 @@ def adapted(
     table, new = weights[LABELS], initial[LABELS]
     names, known = (r.data.class_names if len(r.data.class_names) == r.method.classes else () for r in (run, start))
     kept = _kept(len(table) - 1, len(new) - 1, known, names)
-    if kept and bool(names) != bool(known):
+    if kept and bool(names) != bool(known) and not numbers(names or known):
         changes.append("labels: as many classes, and no names to tell them by: each keeps the row of its id")
     if len(table) != len(new) or kept != {i: i for i in range(len(new) - 1)}:
         ours[LABELS] = new.to(table.dtype).clone()
@@ -80,6 +81,13 @@ def _kept(known: int, wanted: int, known_names: tuple[str, ...], names: tuple[st
     if names and known_names:
         old = {name: i for i, name in enumerate(known_names)}
         return {i: old[name] for i, name in enumerate(names) if name in old}
+    if values := numbers(names or known_names):  # class folders 0 ... 9 beside whole numbers without names
+        pairs = values.items()
+        return (
+            {place: value for value, place in pairs if value < known}
+            if names
+            else {value: place for value, place in pairs if value < wanted}
+        )
     return {i: i for i in range(known)} if known == wanted else {}
 
 

@@ -1,22 +1,26 @@
 """(seed, index) -> image: sampling runs in batches, where no image depends on the batch it was drawn in."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
-from fluvial.checks import choices, probabilities
+from fluvial.checks import as_declared, at_most, probabilities
 from fluvial.data.images import to_uint8
 from fluvial.guidance import Guidance
-from fluvial.integrate import DiffusionForm, LastStep, OnStep, Solver, SolverName, Step, solver
+from fluvial.integrate import DiffusionForm, LastStep, OnStep, Solver, SolverName, Step, is_finite, solver
 from fluvial.interpolant import Interpolant
 from fluvial.precision import Precision
 from fluvial.randomness import normal
 from fluvial.timesteps import grid, grid_with_last_step, two_piece_grid
+
+MOST_STEPS = 1_000_000  # of a solver: a grid of more takes memory before anything else is looked at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +62,15 @@ class SampleConfig:
     """Compile each block: takes a minute at the start, and is faster after it."""
 
     def __post_init__(self) -> None:
+        as_declared(self)
         if self.batch < 1 or self.diffusion_norm < 0 or self.atol <= 0 or self.rtol <= 0:
             raise ValueError(
                 f"batch must be at least 1, diffusion_norm at least 0, atol and rtol above 0, "
                 f"got {self.batch}, {self.diffusion_norm}, {self.atol}, {self.rtol}"
             )
-        choices(self)
+        at_most(MOST_STEPS, self, "steps")
+        if any(steps > MOST_STEPS for steps in self.scale_steps):
+            raise ValueError(f"scale_steps must be at most {MOST_STEPS:,} each, got {self.scale_steps}")
         if self.grid == "two-piece" and self.shift != 1:
             raise ValueError(f"only a uniform grid can be shifted, got grid two-piece and shift {self.shift}")
         probabilities(self, "context_noise")
@@ -100,6 +107,7 @@ class SampleConfig:
         return solver(self.solver, **settings)
 
 
+DIVERGED = 1e4  # latents and images are of about unit size; under strong guidance ten times that
 CONTEXT_STEP = 2**40  # the address of FlowAR's context noise, beyond any solver step
 
 
@@ -153,22 +161,50 @@ def generate(
 
         labels = labels_for(part, classes)
         evaluations: Counter[str] = Counter()
-        latents = sample(
+        draw = partial(
+            sample,
             model,
             None if labels is None else labels.to(device),
             noise=noise(0),
             times=settings.times(),
             guidance=settings.guidance,
             solver=settings.bound_solver(interpolant),
-            on_step=on_step,
-            evaluations=evaluations,
             **extra,
         )
-        parts.append(to_uint8(decode(latents)).cpu())
+        parts.append(_drawn(draw, decode, on_step=on_step, evaluations=evaluations))
         nfe |= evaluations  # the largest over batches: dopri5 may differ
         if on_batch is not None:
             on_batch(start + len(part))
     return Generated(torch.cat(parts), labels_for(images, classes), dict(nfe))
+
+
+def _drawn(
+    draw: Callable[..., Tensor],
+    decode: Callable[[Tensor], Tensor],
+    **told: Any,  # noqa: ANN401
+) -> UInt8[Tensor, "b c h w"]:
+    """The images of a batch, on the CPU. Raises RuntimeError for what is not finite: no such image is rounded."""
+    latents = draw(**told)
+    if not is_finite(latents):  # on a GPU nothing has looked before: once more, to say where it begins
+        draw(on_step=None, careful=True)
+    check_drawn(latents, "latents")
+    decoded = decode(latents)
+    check_drawn(decoded, "images")
+    return to_uint8(decoded).cpu()
+
+
+def check_drawn(values: Tensor, what: str) -> None:
+    """Raises RuntimeError for latents or images (about 1 in size) that are not finite, or beyond all sense.
+
+    Rounded to pixels, they would be black or white.
+    """
+    largest = float(values.abs().amax())
+    if not largest <= DIVERGED:
+        size = f"as large as {largest:.2g}" if math.isfinite(largest) else "not finite"
+        raise RuntimeError(
+            f"the {what} that were drawn are {size}, where about 1 is usual: the model has diverged in training, or "
+            f"the settings are out of its range (such as sample.guidance.weight)"
+        )
 
 
 class Frames:

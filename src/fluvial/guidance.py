@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fluvial.checks import choices
-from fluvial.integrate import Field, State
+from fluvial.checks import as_declared
+from fluvial.integrate import Field, State, check_finite, is_finite
 from fluvial.interpolant import expand
 
 
@@ -35,7 +35,7 @@ class Guidance:
     """FlowAR: the weight of each scale, coarse to fine, in place of weight and ramp."""
 
     def __post_init__(self) -> None:
-        choices(self)
+        as_declared(self)
         low, high = self.interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance interval must be two ascending times inside [0, 1], got {self.interval}")
@@ -45,6 +45,18 @@ class Guidance:
             )
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"guided channels must be at least 1, or None for all, got {self.channels}")
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the null branch has no effect anywhere."""
+        return all(weight == 1 for weight in self.scale_weights or (self.weight,))
+
+    @property
+    def told(self) -> str:
+        """The option that says how strong it is."""
+        if self.scale_weights:
+            return f"sample.guidance.scale_weights {' '.join(map(str, self.scale_weights))}"
+        return f"sample.guidance.weight {self.weight:g}"
 
     def at_scale(self, scale: int, scales: int) -> "Guidance":
         """The guidance of one scale of several, the coarsest being 0."""
@@ -58,15 +70,32 @@ class Guidance:
         return replace(self, weight=weight, ramp="constant", scale_weights=())
 
 
-def guided(conditional: Field, null: Field, guidance: Guidance, *, evaluations: Counter[str] | None = None) -> Field:
+def guided(
+    conditional: Field,
+    null: Field,
+    guidance: Guidance,
+    *,
+    evaluations: Counter[str] | None = None,
+    place: str = "",
+    careful: bool = False,
+) -> Field:
     """The guided field; its state is the pair (conditional, null) of the branches' own states.
 
     The null branch is evaluated only where it has an effect: never at weight 1 or outside the interval. A branch with
     a history is an exception: what it sees before the interval opens acts on what it says inside, so it runs from the
     start until the interval closes. `evaluations`, if given, counts the calls of "conditional" and "null".
+
+    Raises RuntimeError for a velocity that is not finite, naming the branch, t, and the `place`, such as " of scale
+    4x4"; on a GPU only if `careful`, as looking waits for the device.
     """
     tally: Counter[str] = Counter() if evaluations is None else evaluations
     low, high = guidance.interval
+
+    def look(v: Tensor, t: Tensor, **branches: Tensor) -> None:
+        if (careful or not v.is_cuda) and not is_finite(v):
+            for name, velocity in branches.items():
+                check_finite(velocity, t, f"the {name} velocity{place}")
+            check_finite(v, t, f"the velocity{place} under guidance of weight {guidance.weight:g}")
 
     def field(x: Tensor, t: Tensor, state: State) -> tuple[Tensor, State]:
         state_c, state_n = (None, None) if state is None else state
@@ -74,10 +103,12 @@ def guided(conditional: Field, null: Field, guidance: Guidance, *, evaluations: 
         v_c, next_c = conditional(x, t, state_c)
         v_c = v_c.to(x.dtype)  # the difference of two bfloat16 velocities would lose what guidance magnifies
         if guidance.weight == 1:
+            look(v_c, t, conditional=v_c)
             return v_c, (next_c, state_n)
         has_history = next_c is not None
         # the whole interval needs no look at t, which on a GPU would wait for the device
         if guidance.interval != (0, 1) and not bool(((t <= high) & (has_history | (t >= low))).any()):
+            look(v_c, t, conditional=v_c)
             return v_c, (next_c, state_n)
         tally["null"] += 1
         v_n, next_n = null(x, t, state_n)
@@ -86,6 +117,7 @@ def guided(conditional: Field, null: Field, guidance: Guidance, *, evaluations: 
         v = v_n + expand(weight, v_c) * (v_c - v_n)
         if guidance.channels is not None:
             v = torch.cat([v[:, : guidance.channels], v_c[:, guidance.channels :]], dim=1)
+        look(v, t, conditional=v_c, null=v_n)
         return v, (next_c, next_n)
 
     return field

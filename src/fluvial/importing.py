@@ -39,10 +39,10 @@ class Imported:
     tensors: Mapping[str, Lazy]
     dropped: Mapping[str, str]
     """What was left out, with the reason."""
-    assumed: tuple[str, ...] = ()
-    """What nothing in the file told."""
     run: Run | None
     """None for an autoencoder."""
+    assumed: str = ""
+    """What the file does not tell, and was taken for granted."""
 
     @property
     def parameters(self) -> int:
@@ -92,7 +92,7 @@ def _import_release(
     found = upstream.translated(weights.state_dict, kind=kind, dtype=dtype, **{**told, **hints})
     found = replace(found, dropped={**weights.dropped, **found.dropped})
     origin = {"file": file.name, "bytes": file.stat().st_size, "weights": weights.part, "left_out": found.dropped}
-    origin["assumed"] = list(found.assumed)
+    origin |= {"assumed": found.assumed} if found.assumed else {}
     experiment.create(folder, experiment.record_of(found.run, imported=origin), found.tensors)
     return Imported(part=weights.part, **vars(found))
 

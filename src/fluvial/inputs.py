@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,12 +15,14 @@ from fluvial.config import Run
 from fluvial.data import images as data_images
 from fluvial.data import latents
 from fluvial.data.batches import Batch, batches
-from fluvial.data.images import DataConfig, ImageSet, Split, to_signed
+from fluvial.data.images import DataConfig, ImageSet, Split, checked, listed, to_signed
+from fluvial.data.labels import Classes, aligned, named
 from fluvial.data.latents import LatentSet, Manifest, Plan, is_cache
 from fluvial.randomness import generator, numpy_generator
 from fluvial.upstream import load_autoencoder
 
 Examples = ImageSet | LatentSet
+E, T = TypeVar("E", bound=Examples), TypeVar("T", bound=Examples)
 WEIGHT_FILES = (".ckpt", ".pt", ".pth", ".safetensors")
 MEASURED = 1024  # images behind the measured shift and scale, where no cache has those of all
 
@@ -58,37 +60,70 @@ def open_inputs(
     held_out: ImageSet | None = None,
     cache: Path | None = None,
     device: torch.device | str = "cpu",
+    tell: Callable[[str], None] = print,
 ) -> Inputs:
     """The autoencoder and the data of a run, checked against its model. Given images stand in for `run.data`.
 
-    `cache` is the folder for the latents of a run with data.cache.
+    `cache` is the folder for the latents of a run with data.cache. `tell` is called with what is left out of the data.
 
     Raises ValueError if something cannot be found or read, or does not fit.
     """
     autoencoder = open_autoencoder(run.autoencoder).to(device)
+    if images is None and held_out is not None:
+        raise ValueError("held-out images were given without training images: give both, or name both with run.data")
+    given = run.data
     if images is None:
-        data = run.data if run.method.classes else replace(run.data, label_column="none")
-        train = _examples(data, autoencoder, "train", cache, device)
+        data = given if run.method.classes else replace(given, label_column="none")
+        as_it_is = replace(data, class_names=())  # classes are called what they are called there
+        train = _examples(data if data.cache else as_it_is, autoencoder, "train", cache, device, tell)
         assert train is not None
-        names = run.data.class_names or train.class_names
-        # held-out images with the ids that their classes have in training
-        test = _examples(replace(data, class_names=names), autoencoder, "test", cache, device)
-        run = replace(run, data=replace(run.data, class_names=names, digest=train.digest))
+        test = _examples(as_it_is, autoencoder, "test", cache, device, tell)
+        run = replace(run, data=replace(given, digest=train.digest))
     else:
-        train, test = images, held_out
+        train, test = checked(images), None if held_out is None else checked(held_out, "held-out images")
+    for part in (train, test):
+        if part is not None and (left_out := _left_out(part)):
+            tell(left_out)
     if run.method.classes == 0:
         train = train._replace(labels=None, class_names=())
         test = test and test._replace(labels=None, class_names=())
+    train, test = of_one_naming(train, test, given)
+    found = {"class_names": train.class_names or given.class_names, "names_given": given.renames}
+    run = replace(run, data=replace(run.data, **found))
     if not run.autoencoder.shift and run.autoencoder.statistics == "measured":
         autoencoder.standardised(*_measured(train, autoencoder, device))
     for part in (train, *([] if test is None else [test])):
         _check_fit(run, part, autoencoder, device, whole=part is train)
-    if test is not None and test.class_names != train.class_names:
-        raise ValueError(f"training images have the classes {train.class_names}, held-out images {test.class_names}")
-    found = replace(
+    used = replace(
         run.autoencoder, shift=autoencoder.shift, scale=autoencoder.scale, hash=run.autoencoder.hash or autoencoder.hash
     )
-    return Inputs(run=replace(run, autoencoder=found), autoencoder=autoencoder, train=train, held_out=test)
+    return Inputs(run=replace(run, autoencoder=used), autoencoder=autoencoder, train=train, held_out=test)
+
+
+def of_one_naming(train: E, test: T | None, given: DataConfig) -> tuple[E, T | None]:
+    """Training and held-out examples with the class ids and names of the run, where both are labelled.
+
+    The names are those that `given` has, else those of the training examples. Raises ValueError with both lists if the
+    held-out examples have classes of other names, and the user gave none.
+    """
+    own = train.class_names
+    if train.labels is None:
+        return train, test
+    labels, names = named(train.labels, own, given.class_names, "the training images")
+    train = train._replace(labels=labels, class_names=names)
+    if test is not None and test.labels is not None:
+        found = aligned(test.labels, test.class_names, Classes(own, names, given.renames))
+        test = test._replace(labels=found, class_names=names)
+    return train, test
+
+
+def _left_out(examples: Examples) -> str:
+    """What is not among the examples though it is in their folder or data set, or nothing."""
+    if isinstance(examples, ImageSet):
+        unreadable = f"left out: {listed(examples.skipped)}" if examples.skipped else ""
+        return "\n".join(filter(None, (examples.left_out, unreadable)))
+    skipped = examples.moments.manifest.skipped
+    return f"left out when the latents were made: {listed(skipped)}" if skipped else ""
 
 
 def encoder(autoencoder: Autoencoder, examples: Examples) -> Callable[..., Tensor]:
@@ -124,15 +159,19 @@ def encode(
     device: torch.device | str = "cpu",
     rank: int = 0,
     world: int = 1,
+    tell: Callable[[str], None] = print,
 ) -> Manifest | None:
     """Writes the latents of the training split of `data` into a folder, or what is missing of them there.
 
-    Returns the manifest, or None while other processes of the `world` are at work.
+    `tell` is called with what is left out of the data. Returns the manifest, or None while other processes of the
+    `world` are at work.
     """
     if data.crop == "random":
         raise ValueError("latents of random crops cannot be cached: choose crop centre or pad")
     images = data_images.load(data, "train", scan=False)
     assert images is not None
+    if images.left_out:
+        tell(images.left_out)
     _check_encodes(images, autoencoder)
     plan = Plan(
         source=data.path or data.name,
@@ -156,9 +195,14 @@ def encode(
 
 
 def _examples(
-    data: DataConfig, autoencoder: Autoencoder, split: Split, cache: Path | None, device: torch.device | str
+    data: DataConfig,
+    autoencoder: Autoencoder,
+    split: Split,
+    cache: Path | None,
+    device: torch.device | str,
+    tell: Callable[[str], None],
 ) -> Examples | None:
-    place = data.test_path if split == "test" else data.path or data.name
+    place = data.test_path if split == "test" else data.place
     if is_cache(place):
         folder = Path(place).expanduser()
         _check_cache(folder, data, autoencoder, flips=split == "train" and data.flip)
@@ -168,7 +212,7 @@ def _examples(
     if split == "train" and data.cache:
         if cache is None:
             raise ValueError("data.cache needs the folder of a run, which is not known here")
-        if encode(data, autoencoder, cache, flip=data.flip, device=device) is None:
+        if encode(data, autoencoder, cache, flip=data.flip, device=device, tell=tell) is None:
             raise ValueError(f"another process is writing {cache}; wait for it, then repeat the command")
         return latents.load(cache)
     return data_images.load(data, split)

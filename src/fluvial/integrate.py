@@ -4,13 +4,16 @@ A field is `field(x, t, state) -> (velocity, state)`, with x (b, ...), t (b,) an
 the field remembers of the points it has accepted (None if nothing, ARFlow's history otherwise): the state that comes
 back includes (x, t), so a solver keeps it if and only if (x, t) lies on the accepted trajectory. Points that Heun,
 midpoint or dopri5 only try out read the history and leave no trace in it. Each solver is its formula and nothing else.
+
+A velocity that is not finite ends every solver with a RuntimeError that says near which t. On a GPU looking at each
+would wait for the device: there the one who draws looks at the end, as `fluvial.generate` does.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
@@ -41,8 +44,47 @@ class Solution(NamedTuple):
 OnStep = Callable[[Step], None]
 StepNoise = Callable[[int], Tensor] | Tensor  # the draws of step 0, 1, ..., by a function or along the first axis
 Solver = Callable[..., Solution]  # solver(field, x, times, *, state=None, on_step=None)
+Options = ParamSpec("Options")
+Solve = Callable[Concatenate[Field, Tensor, Sequence[float] | Tensor, Options], Solution]
 
 
+def is_finite(values: Tensor) -> bool:
+    """Whether all of them are, by one pass over them as a rule; waits for a GPU."""
+    return math.isfinite(values.sum()) or bool(values.isfinite().all())  # the sum alone may overflow
+
+
+def check_finite(values: Tensor, t: Tensor, name: str) -> None:
+    """Raises RuntimeError for values (b, ...) that are not finite, with the first of their times t (b,)."""
+    if not is_finite(values):
+        bad = ~values.isfinite().reshape(len(values), -1).all(dim=1)
+        raise RuntimeError(
+            f"{name} is not finite near t = {float(t[bad].min()):.6g}: the model has diverged in training, or was led "
+            f"out of its range, as by strong guidance"
+        )
+
+
+def _checked(solve: Solve[Options]) -> Solve[Options]:
+    """The solver, which looks at every velocity if nothing waits for that."""
+
+    @wraps(solve)
+    def checked(
+        field: Field, x: Tensor, times: Sequence[float] | Tensor, *args: Options.args, **options: Options.kwargs
+    ) -> Solution:
+        def looked_at(x: Tensor, t: Tensor, state: State) -> tuple[Tensor, State]:
+            velocity, state = field(x, t, state)
+            check_finite(velocity, t, "the velocity")
+            return velocity, state
+
+        if x.is_cuda:
+            return solve(field, x, times, *args, **options)
+        solution = solve(looked_at, x, times, *args, **options)
+        check_finite(solution.x, _at(float(times[-1]), x), "the solution")  # steps overflow where velocities do not
+        return solution
+
+    return checked
+
+
+@_checked
 def euler(
     field: Field, x: Tensor, times: Sequence[float] | Tensor, *, state: State = None, on_step: OnStep | None = None
 ) -> Solution:
@@ -55,6 +97,7 @@ def euler(
     return Solution(x, state, len(steps))
 
 
+@_checked
 def heun(
     field: Field, x: Tensor, times: Sequence[float] | Tensor, *, state: State = None, on_step: OnStep | None = None
 ) -> Solution:
@@ -68,6 +111,7 @@ def heun(
     return Solution(x, state, 2 * len(steps))
 
 
+@_checked
 def midpoint(
     field: Field, x: Tensor, times: Sequence[float] | Tensor, *, state: State = None, on_step: OnStep | None = None
 ) -> Solution:
@@ -81,6 +125,7 @@ def midpoint(
     return Solution(x, state, 2 * len(steps))
 
 
+@_checked
 def ab2(
     field: Field, x: Tensor, times: Sequence[float] | Tensor, *, state: State = None, on_step: OnStep | None = None
 ) -> Solution:
@@ -110,6 +155,7 @@ _DOPRI5_A = (
 _DOPRI5_E = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 
+@_checked
 def dopri5(
     field: Field,
     x: Tensor,
@@ -193,6 +239,7 @@ def diffusion(form: DiffusionForm, interpolant: Interpolant, t: Tensor, norm: fl
             return norm * torch.sin(math.pi * t) ** 2
 
 
+@_checked
 def euler_maruyama(
     field: Field,
     x: Tensor,

@@ -9,7 +9,7 @@ import torch
 
 import fluvial
 from fluvial import experiment, pictures
-from fluvial.data.images import BUILT_IN, DataConfig, ImageSet
+from fluvial.data.images import BUILT_IN, DataConfig, ImageSet, checked
 from fluvial.data.latents import is_cache
 from fluvial.evaluation.against import Against, Real, Which, against, real_images
 from fluvial.evaluation.images import Images, open_images
@@ -19,7 +19,7 @@ from fluvial.evaluation.scores import Scores
 from fluvial.evaluation.statistics import BATCH, KEPT, Statistics, statistics
 from fluvial.generate import SampleConfig
 from fluvial.metrics.features import Extractor, extractor
-from fluvial.metrics.report import KIND
+from fluvial.metrics.report import KIND, sealed
 from fluvial.train.distributed import ALONE, World
 
 FEATURES = "inception"  # what images are compared in, if nothing is said
@@ -54,6 +54,10 @@ def score_run(
     Inception's. See `measure` for the rest.
     """
     folder, device = Path(folder), torch.device(device or experiment.default_device())
+    if held_out is not None and real is None:
+        raise ValueError("held-out images were given without training images: give both (real and held_out)")
+    real = None if real is None else checked(real)
+    held_out = None if held_out is None else checked(held_out, "held-out images")
     trained = experiment.load(folder, autoencoder=autoencoder, device=device, step=step)
     data = trained.run.data
     samples = trained.draw(count, seed=seed, settings=settings)._replace(name=str(folder))
@@ -134,7 +138,7 @@ def measure(
         found = memorised(here, copies.training, copies.test)
         card["scores"]["closer_to_training"] = found.closer._asdict()
         _draw(samples, copies.images, found, nearest)
-    return card
+    return sealed(card)
 
 
 class _Copies(NamedTuple):

@@ -1,5 +1,6 @@
 """How t is drawn in training, and the grids that sampling steps through. t = 0 is noise, t = 1 is data."""
 
+import math
 from typing import Literal
 
 import torch
@@ -48,9 +49,10 @@ def grid(steps: int, *, shift_factor: float = 1.0, t0: float = 0.0, t1: float = 
     """steps + 1 ascending times from t0 to t1 in float64: equal steps, or denser at noise for shift_factor > 1."""
     if steps < 1:
         raise ValueError(f"a time grid needs at least 1 step, got {steps}")
-    if shift_factor <= 0:
-        raise ValueError(f"the shift of a time grid must be above 0, got {shift_factor}")
-    return t0 + (t1 - t0) * shift(torch.linspace(0, 1, steps + 1, dtype=torch.float64), shift_factor)
+    if not 0 < shift_factor < math.inf:
+        raise ValueError(f"the shift of a time grid must be above 0 and finite, got {shift_factor}")
+    times = t0 + (t1 - t0) * shift(torch.linspace(0, 1, steps + 1, dtype=torch.float64), shift_factor)
+    return _ascending(times, f"{steps} steps from {t0} to {t1} with shift {shift_factor}")
 
 
 def grid_with_last_step(steps: int, last_step_size: float) -> Float[Tensor, "k"]:
@@ -63,7 +65,15 @@ def grid_with_last_step(steps: int, last_step_size: float) -> Float[Tensor, "k"]
             f"a grid with a last step needs at least 2 steps and a last step inside (0, 1), "
             f"got steps={steps}, last_step_size={last_step_size}"
         )
-    return torch.cat([grid(steps - 1, t1=1 - last_step_size), torch.ones(1, dtype=torch.float64)])
+    times = torch.cat([grid(steps - 1, t1=1 - last_step_size), torch.ones(1, dtype=torch.float64)])
+    return _ascending(times, f"{steps} steps, the last of {last_step_size}")
+
+
+def _ascending(times: Float[Tensor, "k"], what: str) -> Float[Tensor, "k"]:
+    """The times. Raises ValueError where some are so close that they coincide."""
+    if not bool((times.diff() > 0).all()):
+        raise ValueError(f"the times of a grid must ascend, and some coincide: got {what}")
+    return times
 
 
 def two_piece_grid(steps: int) -> Float[Tensor, "k"]:

@@ -52,7 +52,7 @@ class Trained:
 
         Raises ValueError for a class id out of range, a count below 1, or settings that the method does not have.
         """
-        known, settings = self.run.method.classes, replace(self.run, sample=settings or self.run.sample).sample
+        known, settings = self.run.method.classes, self.run.sampled_with(settings or self.run.sample).sample
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         if wrong := [c for c in classes or () if not 0 <= c < known]:

@@ -1,9 +1,11 @@
 import io
+import os
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 from torch.nn import functional as F
 
 from fluvial.data import crop
@@ -125,3 +127,160 @@ def test_a_photo_of_forty_megapixels_is_read():
     source = saved(Image.new("RGB", (8000, 5000), (10, 20, 30)), "JPEG")
     array = decode(source, "it", lambda image: to_array(square(upright(image, 3), 64, "centre")))
     assert array.shape == (3, 64, 64) and np.abs(array.astype(int).mean((1, 2)) - (10, 20, 30)).max() <= 2
+
+
+def test_odd_exif_does_not_keep_an_image_from_being_turned():
+    """Tags whose values have not the type of the tag: Pillow reads them, and cannot write them again."""
+    image = noise(6, 4)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0100] = 6, 5
+    whole = saved(image, "PNG", exif=exif)
+    at = whole.index(b"eXIf") + 4
+    tiff = bytearray(exif.tobytes()[6:] if exif.tobytes()[:4] == b"Exif" else exif.tobytes())
+    entry = tiff.index((0x0100).to_bytes(2, "little" if tiff[:2] == b"II" else "big"), 8)
+    order = "little" if tiff[:2] == b"II" else "big"
+    tiff[entry + 2 : entry + 4] = (9).to_bytes(2, order)  # of type signed long,
+    tiff[entry + 8 : entry + 12] = (-5).to_bytes(4, order, signed=True)  # below zero
+    length = int.from_bytes(whole[at - 8 : at - 4])
+    chunk = b"eXIf" + bytes(tiff)
+    source = whole[: at - 8] + len(tiff).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4) + whole[at + length + 4 :]
+    with pytest.raises(Exception), Image.open(io.BytesIO(source)) as opened:  # noqa: B017 - whatever Pillow raises
+        ImageOps.exif_transpose(opened)
+    assert np.array_equal(read(source)[1], np.rot90(np.moveaxis(np.asarray(image), -1, 0), -1, (1, 2)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "JPEG"])
+def test_every_orientation_is_as_pillow_turns_it(orientation, form):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    source = saved(noise(6, 4), form, exif=exif)
+    with Image.open(io.BytesIO(source)) as opened:
+        expected = np.moveaxis(np.asarray(ImageOps.exif_transpose(opened)), -1, 0)
+    assert np.array_equal(read(source)[1], expected)
+
+
+def test_a_png_is_read_without_a_text_too_large_for_pillow():
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", "a" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
+    text.add_text("note", "b" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    source = saved(image := noise(6, 4), pnginfo=text, exif=exif)
+    with pytest.raises(ValueError, match="MAX_TEXT_CHUNK"), Image.open(io.BytesIO(source)) as opened:
+        opened.load()
+    assert np.array_equal(read(source)[1], np.moveaxis(np.asarray(image)[::-1, ::-1], -1, 0))
+    with pytest.raises(UnreadableImage, match="truncated|broken"):
+        read(source[: source.index(b"IDAT") + 20])
+
+
+MODES = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "LA", "PA", "RGBX", "RGBa", "La")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", [*MODES, "I;16", "I;16B"])
+def test_every_mode_of_pixels_becomes_grey_or_rgb(mode, channels):
+    array = to_array(upright(Image.new(mode, (5, 3)), channels))
+    assert array.shape == (channels, 3, 5) and array.dtype == np.uint8
+
+
+def test_lab_becomes_the_same_grey_as_its_rgb():
+    lab = Image.merge("LAB", [Image.new("L", (5, 3), value) for value in (140, 150, 110)])
+    assert np.array_equal(to_array(upright(lab, 1))[0], np.asarray(lab.convert("RGB").convert("L")))
+    assert 100 < to_array(upright(lab, 1)).mean() < 160
+
+
+def test_sixteen_bits_of_a_pgm_are_grey():
+    source = b"P5 2 1 65535\n" + np.array([0x07FF, 0xC801], ">u2").tobytes()
+    found, array = read(source, channels=1)
+    assert found == "grey" and array.tolist() == [[[7, 200]]]
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_of_several_frames_the_first_is_taken(form):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("black", "white")]
+    array = read(saved(frames[0], form, save_all=True, append_images=frames[1:]))[1]
+    assert array.shape == (3, 8, 8) and array.max() < 8
+
+
+def test_an_image_beyond_pillows_limit_says_how_large_it_is():
+    def chunk(kind, content):
+        return len(content).to_bytes(4) + kind + content + zlib.crc32(kind + content).to_bytes(4)
+
+    header = (30_000).to_bytes(4) + (40_000).to_bytes(4) + bytes((8, 2, 0, 0, 0))
+    source = crop.PNG + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    with pytest.raises(UnreadableImage, match="it: .*1200000000 pixels.*exceeds limit.*make the image smaller"):
+        read(source)
+
+
+def test_only_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    for name, reason in (
+        ("pipe", "is a pipe, not a file"),
+        ("zero", "is a device, not a file"),
+        ("gone", "is a link to .*nowhere, which is not there"),
+        ("absent", "is not there"),
+        ("empty", r"cannot be decoded \(it is empty\)"),
+        ("folder", "is a folder, not a file"),
+    ):
+        with pytest.raises(UnreadableImage, match=f"it: {reason}"):
+            read(tmp_path / f"{name}.png")
+    with pytest.raises(UnreadableImage, match="is a device"):
+        crop.content(tmp_path / "zero.png")
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_unreadable(tmp_path):
+    """Pillow maps a file that it opens itself, and what is gone from it then ends the process."""
+    file = tmp_path / "a.bmp"
+    image = Image.new("L", (2000, 2000), 7)
+    image.save(file)
+
+    def late(opened):
+        os.truncate(file, 100)
+        return np.asarray(opened).mean()
+
+    assert decode(file, "it", late) == 7
+    with pytest.raises(UnreadableImage, match="it: cannot be decoded"):
+        read(file)
+
+
+def test_a_script_that_is_called_an_image_is_not_run():
+    source = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(UnreadableImage, match="cannot identify it as an image"):
+        read(source)
+
+
+def numbers(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape)
+
+
+def test_numbers_become_the_image_that_they_are():
+    grey, colour = numbers(5, 7), numbers(5, 7, 3)
+    for array in (grey, grey[..., None], grey[None], grey.astype(np.uint8), grey[None].astype(np.int16)):
+        assert np.array_equal(read(array, 1)[1][0], grey)
+    for array in (colour, np.moveaxis(colour, -1, 0), colour.astype(np.uint8)):
+        assert np.array_equal(read(array)[1], np.moveaxis(colour, -1, 0))
+    clear = np.concatenate([colour, np.full((5, 7, 1), 255)], -1)
+    assert np.array_equal(read(clear)[1], np.moveaxis(colour, -1, 0))
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.zeros((4, 4)), "type float64; wanted whole numbers"),
+        (numbers(4, 4) + 1 - numbers(4, 4).min() + 255, "numbers from 256 to"),
+        (numbers(4, 4) - 300, "wanted whole numbers in 0 ... 255"),
+        (numbers(16), r"of shape \(16,\)"),
+        (numbers(5, 7, 2), r"of shape \(5, 7, 2\)"),
+        (numbers(2, 5, 7, 3), r"of shape \(2, 5, 7, 3\)"),
+        (numbers(0, 7), r"of shape \(0, 7\)"),
+        (np.array([[1, None]]), "type object"),
+    ],
+)
+def test_numbers_that_are_no_image_say_why(array, reason):
+    with pytest.raises(UnreadableImage, match=reason):
+        read(array)

@@ -9,6 +9,7 @@ from PIL import Image
 from fluvial.data import latents
 from fluvial.data.images import DataConfig, ImageSet, load
 from fluvial.data.latents import Plan
+from fluvial.files import json_checksum, write_tensors
 
 N, SHARD = 23, 5
 PIXELS = torch.randint(0, 256, (N, 3, 4, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -148,7 +149,7 @@ def test_verify_finds_what_is_missing_cut_or_altered(cache):
         wrong, ("00001.*is missing", r"00002.*bytes long, it was written with", "00003.*altered"), strict=True
     ):
         assert pytest.importorskip("re").search(reason, line)
-    with pytest.raises(ValueError, match=r"shard-00001.safetensors is missing; encode again"):
+    with pytest.raises(ValueError, match=r"shard-00001.safetensors is missing; .* encode again with the same command"):
         latents.load(cache)
     files[3].unlink()  # the altered one, as the error of the command says
     write(cache)
@@ -169,36 +170,156 @@ def test_another_plan_is_refused_with_both_values(cache):
         write(cache.parent / "mine")
 
 
+def sealed(values):
+    """As `fluvial encode` would have written them."""
+    values = {key: value for key, value in values.items() if key != "checksum"}
+    return json.dumps({**values, "checksum": json_checksum(values)})
+
+
 def test_manifests_that_cannot_be_read(cache):
     whole = json.loads((cache / "manifest.json").read_text())
+    record = whole["shards"][0]
     for text, reason in (
-        (json.dumps({**whole, "format": 2}), "has format 2, this version of fluvial reads 1; update fluvial"),
-        (json.dumps({"format": 1}), "is damaged .*required field missing"),
+        (json.dumps({**whole, "format": 3}), "has format 3, this version of fluvial reads 2; update fluvial"),
+        (json.dumps({**whole, "format": 1}), "has format 1, this version of fluvial reads 2; encode again, to another"),
+        (json.dumps({**whole, "mean": [0.0] * 3}), "is damaged .*its content is not what was written"),
+        (sealed({"format": 2}), "is damaged .*required field missing"),
+        (sealed({**whole, "images": 22}), "images is 22, and the shards have 23"),
+        (sealed({**whole, "images": "many"}), "is damaged .*many.* @ .*images"),
+        (sealed({**whole, "mean": [0.0, float("nan"), 0.0]}), "mean must be 3 finite numbers, got .*nan"),
+        (sealed({**whole, "std": [1.0]}), r"std must be 3 finite numbers, got \[1.0\]"),
+        (sealed({**whole, "shards": whole["shards"][::-1]}), "shards must be shard-00000.* to .*, got shard-00004"),
+        (sealed({**whole, "plan": {**whole["plan"], "images": 10**12}}), "shards must be shard-00000"),
+        (sealed({**whole, "plan": {**whole["plan"], "shard": 0}}), "must be at least 1: {'shard': 0}"),
+        (sealed({**whole, "shards": [{**record, "file": "../../x"}, *whole["shards"][1:]]}), r"got \.\./\.\./x"),
         (json.dumps([1]), "is damaged"),
+        ("[" * 100_000, "is damaged"),
         ("{", "is damaged"),
     ):
         (cache / "manifest.json").write_text(text)
         with pytest.raises(ValueError, match=reason):
             latents.load(cache)
+    (cache / "manifest.json").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="is damaged"):
+        latents.load(cache)
     (cache / "manifest.json").unlink()
     with pytest.raises(ValueError, match=r"has no manifest.json$"):
         latents.load(cache)
 
 
+def read_all(folder):
+    """Everything that training may read of a cache, and its statistics."""
+    found = latents.load(folder)
+    every = torch.arange(len(found.moments))
+    return [found.rows(every), found.rows(every, torch.ones(len(every), dtype=torch.bool)), found.labels], (
+        found.class_names,
+        found.digest,
+        found.moments.manifest,
+    )
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shard-00001.safetensors"])
+def test_no_flipped_bit_is_read(tmp_path, name):
+    write(tmp_path / "c", plan=plan(dtype="bf16", shard=12))
+    tensors, rest = read_all(tmp_path / "c")
+    whole, refused = (tmp_path / "c" / name).read_bytes(), 0
+    bits = range(0, 8 * len(whole), 37 if len(whole) < 2000 else 211)
+    for bit in bits:
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "c" / name).write_bytes(flipped)
+        try:
+            found, told = read_all(tmp_path / "c")
+        except ValueError as error:
+            refused += 1
+            assert name in str(error)
+        else:  # a space in the JSON for another
+            assert told == rest and all(torch.equal(a, b) for a, b in zip(found, tensors, strict=True))
+    assert refused == len(bits) if "shard" in name else refused > 0.9 * len(bits)
+
+
+def test_shards_that_were_exchanged_renamed_or_added_are_named(tmp_path, cache):
+    files = [cache / f"shard-0000{i}.safetensors" for i in range(5)]
+    a, b = files[0].read_bytes(), files[1].read_bytes()
+    files[0].write_bytes(b)
+    files[1].write_bytes(a)
+    with pytest.raises(ValueError, match="shard-00000.safetensors is another shard, or was altered"):
+        latents.load(cache)
+    files[0].write_bytes(a)
+    write(tmp_path / "other", images=ImageSet(255 - PIXELS, IMAGES.labels, IMAGES.class_names))
+    files[1].write_bytes((tmp_path / "other" / files[1].name).read_bytes())  # of other images, and the same labels
+    with pytest.raises(ValueError, match="shard-00001.safetensors is another shard"):
+        latents.load(cache)
+    files[1].write_bytes(b)
+    files[4].rename(cache / "shard-00005.safetensors")
+    wrong = ["shard-00004.safetensors is missing", "shard-00005.safetensors is not of this cache"]
+    assert latents.verify(cache) == wrong
+    with pytest.raises(ValueError, match="; ".join(wrong)):
+        latents.load(cache)
+
+
+def test_an_altered_image_is_refused_when_it_is_read(cache):
+    file = cache / "shard-00003.safetensors"
+    whole = bytearray(file.read_bytes())
+    whole[-1] ^= 1  # the mirror image of the last
+    file.write_bytes(whole)
+    found, none, all_flipped = latents.load(cache), torch.zeros(N, dtype=torch.bool), torch.ones(N, dtype=torch.bool)
+    found.rows(torch.arange(N), none)
+    found.rows(torch.arange(19), all_flipped[:19])
+    with pytest.raises(ValueError, match="shard-00003.safetensors was altered: moments_flip of its image 4"):
+        found.rows(torch.arange(N), all_flipped)
+
+
+def test_moments_that_are_not_finite_are_not_stored(tmp_path):
+    def odd(x):
+        found = moments(x)
+        found[(x == signed(PIXELS[7])).flatten(1).all(1), 0, 0, 0] = torch.inf
+        return found
+
+    with pytest.raises(ValueError, match="gives moments that are not finite for image 7"):
+        write(tmp_path / "c", moments=odd)
+    assert len(list((tmp_path / "c").glob("*.safetensors"))) == 1
+
+
+def test_a_damaged_record_costs_its_shard(tmp_path, cache):
+    with pytest.raises(Interrupted):
+        write(tmp_path / "c", moments=interrupting(4 * SHARD + 3))
+    record = tmp_path / "c" / "shard-00000.json"
+    for damage in ({"images": "many"}, {"sums": [[0.0] * 3] * 2}, {"file": "shard-00001.safetensors"}, None):
+        whole = json.loads(record.read_text())
+        text = "[" if damage is None else json.dumps({**whole, **damage})
+        record.write_text(sealed(json.loads(text)) if damage and "sums" not in damage else text)
+        with pytest.raises(Interrupted):
+            write(tmp_path / "c", moments=interrupting(2 * SHARD + 1))
+    write(tmp_path / "c")
+    for file in cache.iterdir():
+        assert (tmp_path / "c" / file.name).read_bytes() == file.read_bytes()
+
+
+def interrupting(after):
+    """Moments, until so many images have been seen."""
+    seen = []
+
+    def interrupted(x):
+        seen.append(len(x))
+        if sum(seen) > after:
+            raise Interrupted
+        return moments(x)
+
+    return interrupted
+
+
 def test_a_full_disk_keeps_what_was_finished(tmp_path, monkeypatch):
-    def full(tensors, path):
+    def full(path, *rest):
         if "00002" in path.name:
             path.write_bytes(b"some")
             raise OSError(errno.ENOSPC, "No space left on device")
-        return save(tensors, path)
+        return write_tensors(path, *rest)
 
-    save = latents.save_file
-    monkeypatch.setattr(latents, "save_file", full)
-    with pytest.raises(ValueError, match="cannot write .*00002.*No space left.*Finished shards are kept"):
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="write .*00002.*No space left.*are kept"):
+        patch.setattr(latents, "write_tensors", full)
         write(tmp_path / "c")
     assert not list((tmp_path / "c").glob(".*"))
-    monkeypatch.setattr(latents, "save_file", save)
-    (tmp_path / "c" / ".shard-00002.safetensors.abc.partial").write_bytes(b"of a process that was killed")
     assert write(tmp_path / "c").images == N and latents.verify(tmp_path / "c") == []
     assert not list((tmp_path / "c").glob(".*"))
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "c").iterdir()}

@@ -3,11 +3,14 @@ import tarfile
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from fluvial.data import images as data_images
+from fluvial.data import inspect as inspection
 from fluvial.data.images import DataConfig, Files, load
 
 
@@ -108,9 +111,50 @@ def test_labels_may_be_left_aside(tmp_path):
     assert open_at(tmp_path / "a.parquet", label_column="none").labels is None
 
 
-def test_folders_named_by_numbers_keep_their_names(tmp_path):
+def table(images, labels, file):
+    """A parquet file as other tools write it: images as bytes, or as the path of a file."""
+    rows = [{"bytes": None, "path": i} if isinstance(i, str) else {"bytes": i, "path": None} for i in images]
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    parquet.write_table(pyarrow.table({"image": pyarrow.array(rows, kind), "label": labels}), file)
+
+
+def test_folders_named_by_numbers_are_in_the_order_of_their_values(tmp_path):
     images = open_at(tree(tmp_path, {"10": [1], "9": [2], "205": [3]}))
-    assert images.class_names == ("10", "205", "9") and images.labels.tolist() == [0, 1, 2]
+    assert images.class_names == ("9", "10", "205")
+    assert dict(zip(numbers(images), images.labels.tolist(), strict=True)) == {2: 0, 1: 1, 3: 2}
+    images = open_at(tree(tmp_path / "b", {"1": [1], "01": [2], "001": [3], "2": [4]}))
+    assert images.class_names == ("001", "01", "1", "2") and numbers(images) == [3, 2, 1, 4]
+
+
+def test_labels_in_digits_of_several_spellings_stay_apart(tmp_path):
+    table([encoded(i) for i in (1, 2, 3)], ["1", "01", "2"], tmp_path / "a.parquet")
+    images = open_at(tmp_path / "a.parquet")
+    assert images.class_names == ("01", "1", "2") and images.labels.tolist() == [1, 0, 2]
+    table([encoded(i) for i in (1, 2, 3)], ["10", "9", "0"], tmp_path / "b.parquet")
+    images = open_at(tmp_path / "b.parquet")
+    assert images.class_names == () and images.labels.tolist() == [10, 9, 0]
+
+
+def test_a_row_opens_no_file_outside_the_folder_of_the_data_set(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "secret.png").write_bytes(encoded(3))
+    (tmp_path / "set" / "inside.png").write_bytes(encoded(4))
+    (tmp_path / "set" / "link.png").symlink_to(tmp_path / "secret.png")
+    file = tmp_path / "set" / "a.parquet"
+    for path in (tmp_path / "secret.png", "../secret.png", "link.png", "/etc/hostname", "a\0b"):
+        table([encoded(1), str(path)], [0, 1], file)
+        for place in (file, tmp_path / "set" / "*.parquet", tmp_path / "s?t" / "a.parquet"):
+            with pytest.raises(ValueError, match=r"row 1 points to the file .*, outside the folder of the data set"):
+                numbers(open_at(place))
+    table(["inside.png", str(tmp_path / "set" / "inside.png")], [0, 1], file)
+    for place in (file, tmp_path / "set" / "*.parquet"):
+        assert numbers(open_at(place)) == [4, 4]
+
+
+@pytest.mark.parametrize("labels", [[0, 10**12], [0, -1], [0, 20_000_000]])
+def test_label_ids_are_not_counted_one_by_one(tmp_path, labels):
+    table([encoded(1), encoded(2)], labels, tmp_path / "a.parquet")
+    assert inspection.class_sizes(open_at(tmp_path / "a.parquet")) == {str(label): 1 for label in labels}
 
 
 def test_archives_beside_class_folders_are_not_the_data(tmp_path):
@@ -256,7 +300,8 @@ def test_wrong_columns_name_those_there_are(tmp_path):
 @pytest.mark.parametrize(
     ("place", "says"),
     [
-        ("nobody/nothing", "no file or folder here, and cannot be had from the Hugging Face hub"),
+        ("hub:nobody/nothing", "nobody/nothing cannot be had from the Hugging Face hub"),
+        ("nobody/nothing", "nobody/nothing does not exist"),
         ("gone.parquet", "gone.parquet does not exist"),
         ("*.tar", "does not exist"),
         ("given", "images given to it in Python"),

@@ -1,5 +1,7 @@
 import io
+import tracemalloc
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import torch
 from fluvial.evaluation import archive
 from fluvial.evaluation.images import open_images
 from fluvial.evaluation.reference import open_reference
-from fluvial.evaluation.statistics import load, statistics
+from fluvial.evaluation.statistics import FORMAT, load, statistics
+from fluvial.files import write_tensors
 from fluvial.metrics.features import extractor
 
 
@@ -33,9 +36,9 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path, compressed):
         except ValueError as error:
             assert str(path) in str(error)
             continue
-        accepted += 1  # such as a time in the zip's directory, or the label array's name
+        accepted += 1  # such as a time in the zip's directory
         np.testing.assert_array_equal(pixels.numpy(), arrays["arr_0"].transpose(0, 3, 1, 2))
-        assert labels is None or labels.tolist() == arrays["arr_1"].tolist()
+        assert labels is not None and labels.tolist() == arrays["arr_1"].tolist()
     assert accepted < len(whole) * 8 / 7 / 4
 
 
@@ -53,8 +56,12 @@ def test_a_header_that_claims_more_than_there_is_is_refused_before_anything_is_a
     cases = {
         "its header says uint8 of .10+, 1, 1, 3., 3,000,000,000,128 bytes": {**plain, "shape": (10**12, 1, 1, 3)},
         "its header says": {**plain, "shape": (2, 4, 4, 3)},
-        "must be a plain array in C order": {**plain, "shape": (0, 4, 4, 3), "fortran_order": True},
-        "must be a plain array in C order, got object": {**plain, "descr": "|O", "shape": (0, 4, 4, 3)},
+        "its header says uint8 of .0, 4, 4, 3., 128 bytes, and it has 138": {
+            **plain,
+            "shape": (0, 4, 4, 3),
+            "fortran_order": True,
+        },
+        "must be a plain array, got object": {**plain, "descr": "|O", "shape": (0, 4, 4, 3)},
     }
     for reason, header in cases.items():
         with pytest.raises(ValueError, match=reason):
@@ -83,6 +90,7 @@ def test_two_arrays_of_one_name_are_refused(tmp_path):
         (np.zeros(3, int), np.eye(3), "mu is int64; floats are wanted"),
         (np.zeros(3), np.eye(3) * np.nan, "are not finite"),
         (np.zeros(3), np.triu(np.ones((3, 3))), "is not symmetric"),
+        (np.zeros(3), -np.eye(3), "a variance is -1"),
     ],
 )
 def test_statistics_that_are_none_are_refused(tmp_path, mu, sigma, reason):
@@ -108,6 +116,138 @@ def test_changed_statistics_are_refused_and_those_of_the_cache_computed_anew(tmp
         file.write_bytes(changed)
         with pytest.raises(ValueError, match=r"s\.safetensors"):
             load(file)
-        assert reference._read(file) is None and "computed anew" in capsys.readouterr().err
-    assert reference._read(tmp_path / "none.safetensors") is None and capsys.readouterr().err == ""
+        assert reference._read(file, "") is None and "computed anew" in capsys.readouterr().err
+    assert reference._read(tmp_path / "none.safetensors", "") is None and capsys.readouterr().err == ""
     assert statistics(open_images(str(tmp_path / "a.npz")), pixels).n == 6
+
+
+def test_kept_statistics_of_other_images_are_not_taken(tmp_path, monkeypatch, capsys):
+    from fluvial.evaluation import reference
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    look = replace(extractor("pixels"), hash="w")
+    made = []
+    for count in (6, 7):
+        images(tmp_path / f"{count}.npz", count=count)
+        made.append(reference.reference(open_images(str(tmp_path / f"{count}.npz")), look))
+    a, b = (tmp_path / "cache").rglob("*.safetensors")
+    a.rename(tmp_path / "swapped")
+    b.rename(a)
+    (tmp_path / "swapped").rename(b)
+    for count, before in zip((6, 7), made, strict=True):
+        found = reference.reference(open_images(str(tmp_path / f"{count}.npz")), look)
+        assert torch.equal(found.statistics.features, before.statistics.features)
+        assert "computed anew" in capsys.readouterr().err
+        reference.reference(open_images(str(tmp_path / f"{count}.npz")), look)
+        assert capsys.readouterr().err == ""  # they have been written again
+
+
+def test_saved_statistics_that_cannot_be_of_images_are_refused(tmp_path):
+    eye, nan = torch.eye(3, dtype=torch.float64), torch.full((3,), torch.nan, dtype=torch.float64)
+    tensors = {"mean": torch.zeros(3).double(), "covariance": eye, "features": torch.zeros(4, 3)}
+    about = {"made": FORMAT, "count": "9", "shape": "[3, 2, 2]"}
+    told = {"name": "x", "hash": "y", "cut": "z", "extractor": "pixels", "extractor_hash": ""}
+    file = tmp_path / "s.safetensors"
+    write_tensors(file, tensors, {**about, **told})
+    assert open_reference(str(file), extractor("pixels")).statistics.n == 9
+    for changed, reason in (
+        ({"mean": nan}, "not finite"),
+        ({"mean": torch.zeros(3)}, "must be float64"),
+        ({"mean": torch.zeros(3, 1).double()}, r"must be \(d,\) and \(d, d\), got \(3, 1\)"),
+        ({"covariance": eye - 2 * eye}, "a variance is -1"),
+        ({"covariance": torch.zeros(2, 2).double()}, r"\(d, d\)"),
+        ({"features": torch.zeros(4, 2)}, "rows of 3 finite numbers"),
+        ({"features": torch.full((4, 3), torch.inf)}, "rows of 3 finite numbers"),
+        ({"features": torch.zeros(10, 3)}, "features of 10 images, and says that there are 9"),
+        ({"labels": torch.zeros(3, dtype=torch.long)}, "a class id for each row"),
+        ({"labels": torch.zeros(4)}, "a class id for each row"),
+        ({"spatial.mean": torch.zeros(3).double()}, "spatial.covariance"),
+        ({"features": None}, "'features'"),
+    ):
+        kept = {name: value for name, value in (tensors | changed).items() if value is not None}
+        write_tensors(file, kept, {**about, **told})
+        with pytest.raises(ValueError, match=f"s.safetensors.*{reason}"):
+            load(file)
+    for changed, reason in (
+        ({"count": "-3"}, "says that there are -3"),
+        ({"count": "many"}, "many"),
+        ({"shape": "[3, -2, 2]"}, "shape of an image"),
+        ({"shape": "7"}, "shape of an image"),
+        ({"shape": "[" * 9999}, "s.safetensors"),
+    ):
+        write_tensors(file, tensors, {**about, **told, **changed})
+        with pytest.raises(ValueError, match=reason):
+            load(file)
+    write_tensors(file, tensors, about)
+    with pytest.raises(ValueError, match="does not say cut, extractor, extractor_hash, hash, name of its images"):
+        open_reference(str(file), extractor("pixels"))
+    write_tensors(file, tensors, {"made": FORMAT})
+    with pytest.raises(ValueError, match=r"no whole statistics \(KeyError\('count'\)\)"):
+        load(file)
+    with pytest.raises(ValueError, match="is no file"):
+        load(tmp_path)
+
+
+def npy(shape, descr="|u1", content=b"", version=(1, 0), text=None):
+    """An array as numpy writes it, with any header."""
+    head = (text or repr({"descr": descr, "fortran_order": False, "shape": shape})).encode() + b"\n"
+    size = len(head).to_bytes(2 if version == (1, 0) else 4, "little")
+    return b"\x93NUMPY" + bytes(version) + size + head + content
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (npy((-1, -1, 4, 3), content=bytes(12)), "its shape is"),
+        (npy((True, 4, 4, 3), content=bytes(48)), "its shape is"),
+        (npy((5, 0, 4, 3)), r"has the shape \(5, 0, 4, 3\)"),
+        (npy((1, 4, 4, 3), content=bytes(48), version=(4, 0)), r"version \(4, 0\)"),
+        (npy(0, text="((((" * 1000), "no array of numpy's"),
+        (npy(0, text="-" * 9000 + "1"), "no array of numpy's"),
+        (npy(0, text="  x\n y\n   z"), "no array of numpy's"),
+        (npy(0, text="__import__('os').abort()"), "no array of numpy's: malformed"),
+        (npy((2, 4, 4, 3), "zzz"), "no array of numpy's"),
+        (b"", "no array of numpy's"),
+    ],
+)
+def test_headers_that_are_none_are_refused(tmp_path, content, reason):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("arr_0.npy", content)
+    with pytest.raises(ValueError, match=f"a.npz: .*{reason}"):
+        open_images(str(tmp_path / "a.npz"))
+
+
+def test_what_unpacks_to_much_more_is_refused_before_it_is(tmp_path, monkeypatch):
+    """A header that claims to be long, and arrays that are read whole: each is a few MB of zeros in the file."""
+    size = 2**26
+    with zipfile.ZipFile(tmp_path / "header.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("arr_0.npy", b"\x93NUMPY\x02\x00" + size.to_bytes(4, "little") + bytes(size))
+    np.savez_compressed(tmp_path / "sigma.npz", mu=np.zeros(2000), sigma=np.zeros((2000, 2000)))
+    monkeypatch.setattr(archive, "LARGEST", 2**24)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="no array of numpy's: EOF"):
+        open_images(str(tmp_path / "header.npz"))
+    with pytest.raises(ValueError, match="sigma would take 32,000,128 bytes; at most 16,777,216 are read"):
+        open_reference(str(tmp_path / "sigma.npz"), replace(extractor("pixels"), name="inception"))
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_of_a_pair_both_or_none_are_wanted(tmp_path):
+    np.savez(
+        tmp_path / "a.npz", mu=np.zeros(3), sigma=np.asfortranarray(np.cov(np.random.rand(3, 9))), mu_s=np.zeros(3)
+    )
+    look = replace(extractor("pixels"), name="inception")
+    with pytest.raises(ValueError, match="has mu, mu_s, sigma; mu and sigma are wanted, both or none"):
+        open_reference(str(tmp_path / "a.npz"), look)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("arr_0", b"no array")
+    with pytest.raises(ValueError, match="has no arr_0 but no array"):
+        open_reference(str(tmp_path / "a.npz"), look)
+
+
+def test_negative_class_ids_are_refused(tmp_path):
+    for ids in (np.array([0, -1]), np.array([0, 2**63], dtype=np.uint64)):
+        np.savez(tmp_path / "a.npz", np.zeros((2, 4, 4, 3), np.uint8), ids)
+        with pytest.raises(ValueError, match="class ids from 0 on, got -"):
+            open_images(str(tmp_path / "a.npz"))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fluvial.data.images import DataConfig
 from fluvial.evaluation.images import open_images
-from fluvial.files import checksum
+from fluvial.files import checksum, json_checksum
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_floats_in_0_to_1_are_rounded_to_nearest(tmp_path, pixels):
     ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, r"arr_0 has the shape \(2, 3, 4, 4\).*height, width, channels"),
     ({"arr_0": np.zeros((2, 4, 4, 3), np.int64)}, "arr_0 is int64; pixels are wanted as uint8"),
     ({"arr_0": np.zeros((2, 4, 4, 3), object)}, "must be a plain array"),
-    ({"arr_0": np.asfortranarray(np.zeros((2, 4, 4, 3), np.uint8))}, "Fortran order True"),
+    ({"arr_0": np.asfortranarray(np.zeros((2, 4, 4, 3), np.uint8))}, "is in Fortran order"),
     ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.array(["a", "b"])}, "arr_1 must be a class id .* got <U1"),
     ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros((2, 10), np.int64)}, "arr_1 must be a class id"),
     ({"images": np.zeros((2, 4, 4, 3), np.uint8)}, "has no arr_0 but images"),
@@ -71,10 +71,15 @@ def test_what_sample_wrote_of_grey_images_is_grey_again(tmp_path, pixels):
     grey = np.repeat(pixels[..., :1], 3, axis=-1)
     np.savez(tmp_path / "samples.npz", grey)
     told = {"cut": "as they are", "labels": "all classes in turn", "sampling": {"solver": "heun"}, "grey": True}
-    (tmp_path / "samples.json").write_text(json.dumps({**told, "sha256": checksum(tmp_path / "samples.npz")}))
+    told["file_sha256"] = checksum(tmp_path / "samples.npz")
+    (tmp_path / "samples.json").write_text(json.dumps({**told, "sha256": json_checksum(told)}))
     images = open_images(str(tmp_path))  # the folder will do
     assert images.read([3])[0].shape == (1, 1, 4, 4) and images.about["sampling"] == {"solver": "heun"}
     assert "grey" not in images.about
+    (tmp_path / "samples.json").write_text(json.dumps({**told, "grey": False, "sha256": json_checksum(told)}))
+    with pytest.raises(ValueError, match="samples.json cannot be read: .*its content is not what was written"):
+        open_images(str(tmp_path))
+    (tmp_path / "samples.json").write_text(json.dumps({**told, "sha256": json_checksum(told)}))
     np.savez(tmp_path / "samples.npz", pixels)
     with pytest.raises(ValueError, match="samples.json is of another samples.npz"):
         open_images(str(tmp_path))

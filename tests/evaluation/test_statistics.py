@@ -5,9 +5,12 @@ import dataclasses
 import pytest
 import torch
 
+from fluvial.evaluation import scores as scoring
 from fluvial.evaluation import statistics as module
 from fluvial.evaluation.images import Images
+from fluvial.evaluation.scores import scores
 from fluvial.evaluation.statistics import kept_order, load, save, statistics
+from fluvial.metrics import Estimate
 from fluvial.metrics.classifier_score import classified, splits
 from fluvial.metrics.features import Features, extractor
 from fluvial.metrics.frechet import fit
@@ -63,6 +66,37 @@ def test_features_that_are_not_finite_are_named(pixels):
     first = int((pixels[:, 0, 0, 0] == pixels[37, 0, 0, 0]).nonzero()[0])
     with pytest.raises(ValueError, match=f"mine gives features that are not finite, first for image {first} of given"):
         statistics(images_of(pixels), dataclasses.replace(LOOK, extract=broken), batch=10)
+
+
+def test_images_of_one_colour_are_counted(pixels):
+    pixels[[3, 50, 102]] = torch.tensor([7, 200, 7], dtype=torch.uint8)[:, None, None]  # a colour, not one grey
+    pixels[60] = 0
+    pixels[70, 0] = 5  # one channel of three
+    assert statistics(images_of(pixels), LOOK, batch=10).flat == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda pixels: pixels.zero_(), "all samples are alike: "),
+        (lambda pixels: pixels.copy_(pixels[:1].clone()), "all samples are alike: "),
+        (lambda pixels: pixels.zero_(), "103 of 103 samples are of one colour all over"),
+        (lambda pixels: pixels[:2].fill_(255), "2 of 103 samples are of one colour all over"),
+    ],
+)
+def test_samples_that_say_nothing_are_warned_of(pixels, change, says):
+    real = statistics(images_of(pixels.clone()), LOOK)
+    usual = scores(real, real, "mine").warnings
+    assert not any("alike" in text or "one colour" in text for text in usual)
+    change(pixels)
+    found = scores(statistics(images_of(pixels), LOOK), real, "mine").warnings
+    assert any(text.startswith(says) for text in found)
+
+
+def test_a_score_that_is_not_finite_is_warned_of(pixels, monkeypatch):
+    real = statistics(images_of(pixels), LOOK)
+    monkeypatch.setattr(scoring, "frechet", lambda *_: Estimate(float("nan"), 0.0))
+    assert "frechet_distance is not finite" in scores(real, real, "mine").warnings
 
 
 def test_images_of_several_sizes_and_single_images_are_refused(pixels):

@@ -491,3 +491,18 @@ def test_every_solver_integrates_the_head(monkeypatch, solver, order):
         out = flowar.sample(model, None, noise=noise, times=grid(steps), solver=it.solver(solver))
         errors.append(float((out - exact).abs().max()))
     assert math.log2(errors[0] / errors[1]) > order - 0.6  # on this field midpoint is even better than its order
+
+
+@pytest.mark.parametrize("what", ["transformer", "head"])
+def test_the_scale_that_is_not_finite_is_named(what):
+    """Of scales 1, 2 and 4 the second breaks: in the transformer's position table, or in the head's output there."""
+    model, noise = tiny(), torch.randn(2, 21, 8)
+    if what == "transformer":
+        with torch.no_grad():
+            model.positions[0, 1:5] = math.nan
+    else:
+        forward = model.head.forward
+        model.head.forward = lambda x, t, z, scales: forward(x, t, z, scales) / (0.0 if scales.start == 1 else 1.0)
+    says = "the conditional velocity of scale 2x2 is not finite near t = 0:"
+    with pytest.raises(RuntimeError, match=says):
+        flowar.sample(model, torch.tensor([0, 1]), noise=noise, times=grid(3), guidance=Guidance(weight=2.0))

@@ -1,11 +1,11 @@
 """Cards: what is refused, what is only told, and how far apart two scores are."""
 
 import copy
-import json
 
 import pytest
 
 from fluvial.cli import main
+from fluvial.files import write_json
 from fluvial.metrics import report
 
 
@@ -71,14 +71,14 @@ def test_class_accuracies_by_other_classifiers_are_left_out():
 def test_the_command_compares_cards(tmp_path, capsys):
     a, b = card(fid=(2.27, 0.03)), card(fid=(2.15, 0.04))
     for name, content in (("a", a), ("b", b)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        write_json(tmp_path / f"{name}.json", report.sealed(content))
     files = [str(tmp_path / "a.json"), "--against", str(tmp_path / "b.json")]
     assert main(["score", *files]) == 0
     printed = capsys.readouterr().out
     assert "fid (inception)" in printed and "+2.4" in printed
     other = copy.deepcopy(b)
     other["images"]["count"] = 10_000
-    (tmp_path / "b.json").write_text(json.dumps(other))
+    write_json(tmp_path / "b.json", report.sealed(other))
     assert main(["score", *files]) == 1
     assert "cannot be compared: images.count is 50000 and 10000" in capsys.readouterr().err
     (tmp_path / "b.json").write_text('{"frechet_distance": 0.7}')
@@ -87,3 +87,28 @@ def test_the_command_compares_cards(tmp_path, capsys):
     assert main(["score", files[0]]) == 2
     (tmp_path / "b.json").write_text("no")
     assert main(["score", *files]) == 1 and "cannot be read" in capsys.readouterr().err
+
+
+def test_a_changed_card_is_refused(tmp_path):
+    file, content = tmp_path / "a.json", report.sealed(card(fid=(2.27, 0.03)))
+    write_json(file, content)
+    assert report.read(file) == content
+    whole = file.read_bytes()
+    for bit in range(0, 8 * len(whole), 13):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        try:
+            assert report.read(file) == content  # another space
+        except ValueError as error:
+            assert str(file) in str(error)
+    for changed, reason in (
+        ({"scores": []}, r"scores is \[\]"),
+        ({"scores": {"fid": 2.27}}, "fid is 2.27"),
+        ({"scores": {"fid": {"value": "2", "error": 0.1}}}, "fid is .*'2'"),
+        ({"images": "many"}, "images is 'many'"),
+        ({"warnings": None}, "warnings is None"),
+    ):
+        write_json(file, report.sealed(card(fid=(2.27, 0.03)) | changed))
+        with pytest.raises(ValueError, match=f"a.json is no whole card of scores: {reason}"):
+            report.read(file)

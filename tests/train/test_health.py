@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fluvial.train.health import first_not_finite, stop_requests
+from fluvial.train.health import check_finite_weights, first_not_finite, stop_requests
 
 
 class Root(nn.Module):
@@ -35,6 +35,18 @@ def test_the_module_where_it_began_is_named():
     net = model(nn.GELU())
     assert first_not_finite(net, lambda: net(x).sum() * float("inf")) == "the loss itself"
     assert first_not_finite(net, lambda: net(x).sum()) == "nothing that was found again"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(value):
+    weights = model(nn.GELU()).state_dict()
+    check_finite_weights(weights, "the model")
+    weights["2.bias"][0] = value
+    with pytest.raises(RuntimeError, match=r"^the model at step 3 has weights that are not finite: 2.bias\. Go back"):
+        check_finite_weights(weights, "the model at step 3")
+    weights["0.weight"][1, 2] = value
+    with pytest.raises(RuntimeError, match="not finite: 0.weight, and 1 more of 4"):
+        check_finite_weights(weights, "the model")
 
 
 def test_a_second_interrupt_ends_at_once():

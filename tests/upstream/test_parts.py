@@ -91,7 +91,10 @@ def test_what_was_not_taken_is_said():
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (under("module.") | WEIGHTS, r"two tensors x_embedder.proj.weight, .*: module.x_embedder.* and x_embedder"),
+        (
+            under("module.") | WEIGHTS,
+            r"called x_embedder.proj.weight without their wrappers: module.* and x_",
+        ),
         (inside("_orig_mod") | inside("module"), "two tensors"),
         ({"model": WEIGHTS, "net": OTHER}, "holds weights in model, net: save the ones to import alone"),
         ({"model": WEIGHTS, "ema1": OTHER, "ema2": OTHER}, "holds weights in ema1, ema2"),

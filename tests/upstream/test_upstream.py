@@ -59,7 +59,15 @@ def test_a_renamed_key(golden):
 def test_another_type(golden, dtype):
     key = golden.keys[0]
     wrong = {**golden.state_dict, key: golden.state_dict[key].to(dtype)}
-    refused(wrong, golden, rf"{key} has the type \w+, not float64, float32, bfloat16 or float16$")
+    refused(wrong, golden, rf"{key} has the type \w+, not float32, bfloat16, float16 or float64$")
+
+
+def test_float64_becomes_float32(golden):
+    key = golden.keys[0]
+    double = {**golden.state_dict, key: golden.state_dict[key].double()}
+    models = [fluvial.upstream.from_state_dict(s, **golden.hints)[0] for s in (golden.state_dict, double)]
+    for a, b in zip(*(model.state_dict().values() for model in models), strict=True):
+        assert torch.equal(a, b) and a.dtype == b.dtype
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -10,7 +10,7 @@ from typing import Literal
 
 from fluvial.autoencoders.pixels import Pixels
 from fluvial.autoencoders.vae import Vae, from_pretrained
-from fluvial.checks import choices
+from fluvial.checks import as_declared
 
 Autoencoder = Pixels | Vae
 
@@ -31,7 +31,7 @@ class AutoencoderConfig:
     """Of the weights; found when training starts, so that no other autoencoder decodes these latents."""
 
     def __post_init__(self) -> None:
-        choices(self)
+        as_declared(self)
         if bool(self.shift) != bool(self.scale):
             raise ValueError(f"give both shift and scale or neither, got shift {self.shift} and scale {self.scale}")
         if not all(0 < scale < math.inf for scale in self.scale) or not all(map(math.isfinite, self.shift)):

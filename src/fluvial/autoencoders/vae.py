@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fluvial.extras import require
-from fluvial.files import tensors_checksum
+from fluvial.files import HUB, missing, plain, repository, tensors_checksum
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 # images that go through an autoencoder at a time: they need far more memory than latents do, and a CPU's cache is small
@@ -103,10 +103,13 @@ def from_pretrained(name: str) -> Vae:
     """
     diffusers = require("diffusers", extra="vae", why=f"the autoencoder {name!r}")
     # a pipeline keeps its autoencoder in vae/; on the hub the subfolder may be named: owner/name/vae
-    here = name.startswith(("/", ".", "~")) or Path(name).exists()
-    folder, *inside = [str(Path(name).expanduser())] if here else _split(name)
+    here = Path(name).exists() or repository("/".join(name.split("/")[:2])) is None
+    folder, *inside = [str(Path(name).expanduser())] if here else _split(name.removeprefix(HUB))
     if here and not Path(folder).is_dir():
-        raise ValueError(f"the autoencoder {name!r} is not there; if it was moved, name its folder with --autoencoder")
+        raise ValueError(
+            f"the autoencoder {name!r} is not there; if it was moved, name its folder with --autoencoder. "
+            f"{missing(name)}"
+        )
     options = {"subfolder": inside[0]} if inside else {}
     if Path(folder, "vae", "config.json").exists():
         options = {"subfolder": "vae"}
@@ -115,12 +118,21 @@ def from_pretrained(name: str) -> Vae:
         kind = config.get("_class_name")
         if kind not in KINDS:
             raise UnknownKind(f"{name!r} is {kind or 'no diffusers model'}; image autoencoders are {', '.join(KINDS)}")
-        model = getattr(diffusers, kind).from_pretrained(folder, low_cpu_mem_usage=False, **options)
+        # never a .bin, which is a pickle
+        how = {"low_cpu_mem_usage": False, "use_safetensors": True}
+        model = getattr(diffusers, kind).from_pretrained(folder, **how, **options)
     except UnknownKind:
         raise
     except Exception as error:  # diffusers and the hub's client share no base class
         where = "is damaged" if here else "is no folder here, and cannot be had from the hub"
-        raise ValueError(f"the autoencoder {name!r} {where} ({type(error).__name__}: {error})") from error
+        within = Path(folder, options.get("subfolder", ""))
+        if here and list(within.glob("*.bin")) and not list(within.glob("*.safetensors")):
+            where = (
+                "has its weights in a .bin alone, a pickle, which may run any code when it is read, so it is refused; "
+                "save it with diffusers' save_pretrained, which writes .safetensors"
+            )
+            raise ValueError(f"the autoencoder {name!r} {where}") from error
+        raise ValueError(f"the autoencoder {name!r} {where} ({type(error).__name__}: {plain(error)})") from error
     return Vae(model.float(), name, *_published(model.config))
 
 

@@ -17,16 +17,25 @@ fluvial encode DATA [options]         write the latents of all images, to train 
 fluvial data verify LATENTS           check what `fluvial encode` wrote against its checksums
 
 fluvial COMMAND --help lists the options of a command with their defaults; for train, those of the recipe.
+--traceback, with any command, shows where an error comes from.
 """
 
+import io
+import os
+import select
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
 
 from fluvial import __version__
 from fluvial.cli import average, bench, data, health, runs, score, weights
 from fluvial.cli.arguments import UsageError
 from fluvial.train.loop import Stopped
 
+TRACEBACK = "--traceback"
+LONGEST = 2000  # characters of a message that was not written to be read
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "recipes": runs.list_recipes,
     "train": runs.train,
@@ -45,8 +54,30 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 2 for a wrong command line, 1 for anything else that is wrong."""
+    """Runs one command and returns its exit code: 0, 2 for a wrong command line, 1 for anything else that is wrong.
+
+    130 is for an interrupt, and 141 for a reader of the output that has gone, as `head` does: there the shell, too,
+    counts from 128. Whatever goes wrong is one line on stderr, with --traceback anywhere among the arguments all of it.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    in_full = TRACEBACK in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files and classes can be of any alphabet
+    try:
+        code = _run([argument for argument in arguments if argument != TRACEBACK])
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk behind it is an error of ours
+        return code
+    except BaseException as error:
+        if _nobody_reads(error):
+            return 141
+        text = "".join(traceback.format_exception(error)) if in_full else ""
+        return _say(f"{text}fluvial: {_told(error, in_full)}", 2 if isinstance(error, UsageError) else 1)
+
+
+def _run(arguments: list[str]) -> int:
+    """The exit code of a command that ends as it should, or is asked to stop."""
     try:
         match arguments:
             case [] | ["-h" | "--help", *_]:
@@ -56,21 +87,53 @@ def main(argv: Sequence[str] | None = None) -> int:
             case [command, *rest] if command in COMMANDS:
                 COMMANDS[command](rest)
             case [command, *_]:
-                raise UsageError(f"unknown command {command!r}; there are: {', '.join(COMMANDS)}")
-    except UsageError as error:
-        return _fail(error, 2)
-    except (ValueError, OSError, RuntimeError) as error:
-        return _fail(error, 1)
+                close = get_close_matches(command.lower(), COMMANDS, n=1)
+                hint = f" Did you mean {close[0]}?" if close else ""
+                raise UsageError(f"unknown command {command!r}.{hint} There are: {', '.join(COMMANDS)}")
     except Stopped as stopped:  # as schedulers expect of a job that was asked to end
-        print(stopped, file=sys.stderr)
+        return _say(str(stopped), 0)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _say("interrupted", 130)
     except SystemExit as stop:  # tyro has printed the help or what is wrong
-        return int(stop.code or 0)
+        if isinstance(stop.code, str):
+            return _say(f"fluvial: {stop.code}", 1)
+        return stop.code or 0
     return 0
 
 
-def _fail(error: Exception, code: int) -> int:
-    print(f"fluvial: error: {error}", file=sys.stderr)
+def _told(error: BaseException, in_full: bool) -> str:
+    """What went wrong, with its type where it is none that is raised to be read."""
+    if type(error) in (ValueError, UsageError):
+        return f"error: {error}"
+    text = " ".join(str(error).split())[:LONGEST]
+    if isinstance(error, OSError) or type(error) is RuntimeError:
+        return f"error: {text or type(error).__name__}"
+    hint = "" if in_full else f" ({TRACEBACK} shows where)"
+    return f"error: {type(error).__name__}{': ' if text else ''}{text}{hint}"
+
+
+def _nobody_reads(error: BaseException) -> bool:
+    """Whether it went wrong since stdout is a pipe whose reader has gone."""
+    gone = False
+    if sys.stdout is not None:  # as it is where it was closed before we began
+        with suppress(OSError, ValueError):  # what stands in for stdout in tests and notebooks has no descriptor
+            poll = select.poll()
+            poll.register(sys.stdout.fileno(), select.POLLOUT)
+            gone = any(events & select.POLLERR for _, events in poll.poll(0))
+        _give_up_stdout()
+    return gone and isinstance(error, BrokenPipeError)
+
+
+def _give_up_stdout() -> None:
+    """If stdout takes nothing any more, sends what is left of it nowhere: Python would try again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(text: str, code: int) -> int:
+    with suppress(OSError):  # of a stderr that nobody reads either
+        print(text, file=sys.stderr, flush=True)
     return code

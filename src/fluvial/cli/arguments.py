@@ -2,15 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import torch
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from fluvial import experiment
+from fluvial.checks import misfit
 from fluvial.config import Run
 
 T = TypeVar("T")
+HELP = ("-h", "--help")
+VALUES = ConstructorRegistry()
+"""How tyro reads numbers and paths: what is refused is named by its option, before any configuration is made."""
 
 
 class UsageError(ValueError):
@@ -18,40 +23,113 @@ class UsageError(ValueError):
 
 
 def parse(kind: type[T], default: T | None, arguments: list[str], prog: str, description: str | None) -> T:
+    _refuse_repeated(arguments)
     config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-    default = _steps_for_every_scale(default, arguments)
+    options: Any = {"args": arguments, "prog": prog, "description": description, "config": config, "registry": VALUES}
     try:
         if default is None:  # some options must be given
-            return tyro.cli(kind, args=arguments, prog=prog, description=description, config=config)
-        return tyro.cli(kind, default=default, args=arguments, prog=prog, description=description, config=config)
+            return tyro.cli(kind, **options)
+        return _steps_for_every_scale(tyro.cli(kind, default=_told_apart(default), **options), default)
     except ValueError as error:  # a __post_init__ that refuses a value
         raise UsageError(str(error)) from error
 
 
-def _steps_for_every_scale(default: Any, arguments: list[str]) -> Any:  # noqa: ANN401 - options of any command
-    """Without the run's own steps of each scale, in place of which --sample.steps would be, if that one is given."""
-    given = {word.partition("=")[0].replace("_", "-") for word in arguments}
-    if "--sample.steps" not in given or "--sample.scale-steps" in given:
-        return default
-    if hasattr(default, "run"):
-        return replace(default, run=_steps_for_every_scale(default.run, arguments))
-    return replace(default, sample=replace(default.sample, scale_steps=())) if hasattr(default, "sample") else default
+class _Default(int):
+    """A default that can be told from the same number when it is given."""
+
+
+def _told_apart(value: Any) -> Any:  # noqa: ANN401 - options of any command
+    """These defaults, sample.steps such that `_steps_for_every_scale` knows whether it is given."""
+    if hasattr(value, "run"):
+        return replace(value, run=_told_apart(value.run))
+    if not hasattr(value, "sample"):
+        return value
+    return replace(value, sample=replace(value.sample, steps=_Default(value.sample.steps)))
+
+
+def _steps_for_every_scale(parsed: Any, default: Any) -> Any:  # noqa: ANN401 - options of any command
+    """The options; without the run's own steps of each scale where sample.steps alone is given in their place."""
+    if hasattr(parsed, "run"):
+        return replace(parsed, run=_steps_for_every_scale(parsed.run, default.run))
+    if not hasattr(parsed, "sample"):
+        return parsed
+    sample = parsed.sample
+    given, alone = type(sample.steps) is not _Default, sample.scale_steps == default.sample.scale_steps
+    steps = {"steps": int(sample.steps), "scale_steps": () if given and alone else sample.scale_steps}
+    return replace(parsed, sample=replace(sample, **steps))
+
+
+def _refuse_repeated(arguments: list[str]) -> None:
+    """Raises UsageError for an option given twice, in whatever spelling: tyro lets the last win, and has no hook.
+
+    What begins with -- and a letter is an option: as a value tyro takes it only where it is attached, --name=--value.
+    """
+    words = [word for word in arguments if word[:2] == "--" and word[2:3].isalpha() and word not in HELP]
+    names = [word.partition("=")[0].replace("_", "-") for word in words]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(
+            f"given more than once: {', '.join(repeated)}; give each option once, with all of its values after it, "
+            f"as in --classes 3 7"
+        )
+
+
+@VALUES.primitive_rule
+def _numbers_and_paths(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """A number or a path, several numbers, or None: numbers as `misfit` wants them, and no empty path.
+
+    "" is what a shell makes of a variable that is not set, and Python takes it for the present folder.
+    """
+    kind, parts = info.type, get_args(info.type)
+    one = next((known for known in (int, float, Path) if known is kind or known in parts), None)
+    if one is None:
+        return None
+    several = get_origin(kind) is tuple
+    name = ("{None}|" if type(None) in parts else "") + ("PATH" if one is Path else one.__name__.upper())
+    count = 1 if not several else "*" if Ellipsis in parts else len(parts)
+
+    def read(words: list[str]) -> Any:  # noqa: ANN401
+        if one is Path and "" in words:
+            raise ValueError("must be a path, got ''")
+        values = [None if word == "None" and type(None) in parts else one(word) for word in words]
+        value = tuple(values) if several else values[0]
+        if wrong := misfit(value, kind):
+            raise ValueError(wrong)
+        return value
+
+    return PrimitiveConstructorSpec(
+        nargs=count,
+        metavar=f"[{name} [{name} ...]]" if count == "*" else " ".join([name] * count),
+        instance_from_str=read,
+        is_instance=lambda value: not misfit(value, kind),
+        str_from_instance=lambda value: [str(each) for each in (value if several else [value])],
+    )
 
 
 def positional(
     arguments: list[str], command: str, what: str, meaning: str, *, has_own_help: bool = False
 ) -> tuple[str, list[str]]:
     """The first argument and the rest. `has_own_help`: the options do not depend on it, so their help needs none."""
-    if has_own_help and arguments[:1] in (["-h"], ["--help"]):
+    asked_for_help = bool(arguments) and arguments[0] in HELP
+    if has_own_help and asked_for_help:
         return what, arguments
     if not arguments or arguments[0].startswith("-"):
-        asked_for_help = arguments[:1] in (["-h"], ["--help"])
         text = f"usage: fluvial {command} {what} [options]\n\n{what} is {meaning}"
         if asked_for_help:
             print(text)
             raise SystemExit(0)
         raise UsageError(text)
+    if not arguments[0]:
+        raise UsageError(f"fluvial {command}: {what} is '' (of a variable that is not set?); it is {meaning}")
     return arguments[0], arguments[1:]
+
+
+def nothing_more(arguments: list[str], command: str, about: str, *, what: str = "arguments") -> None:
+    """For a command without options: prints its help if that is asked for. Raises UsageError for anything else."""
+    if set(arguments) & set(HELP):
+        print(f"usage: fluvial {command}\n\n{about}")
+        raise SystemExit(0)
+    if arguments:
+        raise UsageError(f"fluvial {command} takes no {what}, got {' '.join(arguments)}")
 
 
 def device_of(name: str) -> str | None:
@@ -68,7 +146,7 @@ def of_a_run(kind: type[T], arguments: list[str], command: str, description: str
     default: Any = kind
     options: Any = parse(kind, default(sample=run.sample), rest, f"fluvial {command} RUN", description)
     try:
-        replace(run, sample=options.sample)
+        run.sampled_with(options.sample)
     except ValueError as error:
         raise UsageError(str(error)) from error
     return Path(name), run, options

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from fluvial import bench as benchmark
@@ -15,6 +14,7 @@ from fluvial import recipes
 from fluvial.checks import at_least
 from fluvial.cli.arguments import UsageError, device_of, parse, positional
 from fluvial.cli.dry import scaled
+from fluvial.cli.output import console
 from fluvial.config import Run
 from fluvial.experiment import default_device
 from fluvial.files import write_json
@@ -87,13 +87,13 @@ def show(title: str, result: Mapping[str, Any]) -> None:
         column.justify = "right"
     for what, values in rows(result):
         table.add_row(what, *values)
-    console = Console()
-    console.print(table)
+    printer = console()
+    printer.print(table)
     if result["profile"]:
         table = Table("operation", "share of the time", "calls", title="where the time goes", title_justify="left")
         for row in result["profile"]:
             table.add_row(row["operation"], f"{row['share']:.1%}", f"{row['calls']:,}")
-        console.print(table)
+        printer.print(table)
 
 
 def rows(result: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:

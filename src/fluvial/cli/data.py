@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -14,13 +14,14 @@ from rich.table import Table
 from fluvial import experiment, inputs, pictures
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.checks import at_least
-from fluvial.cli.arguments import UsageError, device_of, parse, positional
+from fluvial.cli.arguments import UsageError, device_of, nothing_more, parse, positional
+from fluvial.cli.output import console
 from fluvial.data import latents
-from fluvial.data.images import DataConfig
+from fluvial.data.images import BUILT_IN, DataConfig
 from fluvial.data.images import load as load_images
 from fluvial.data.inspect import inspect as inspect_images
 
-DATA = "a folder of images, parquet, arrow or tar files, or a data set on the Hugging Face hub"
+DATA = "a folder of images, parquet, arrow or tar files, or hub:OWNER/NAME for a data set on the Hugging Face hub"
 RANKS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}  # what torchrun tells its processes
 
 
@@ -86,6 +87,11 @@ class EncodeOptions:
         at_least(1, self, "image_size", "batch", "shard")
 
 
+def _named(place: str) -> dict[str, Any]:
+    """The setting that names this place."""
+    return {"name": place} if place in BUILT_IN else {"path": place}
+
+
 def data(arguments: list[str]) -> None:
     what, rest = positional(arguments, "data", "inspect|verify", "inspect DATA, or verify LATENTS")
     match what:
@@ -105,7 +111,7 @@ def _inspect(arguments: list[str]) -> None:
         raise UsageError(f"the contact sheet {options.sheet} would become one of the images of {place}; set --sheet")
     if latents.is_cache(place):
         return _print_manifest(Path(place), latents.read_manifest(Path(place)))
-    images = load_images(DataConfig(name=place, **vars(options.source)), "train", scan=False)
+    images = load_images(DataConfig(**_named(place), **vars(options.source)), "train", scan=False)
     assert images is not None
     found = inspect_images(images, most=options.most)
     table = _table(place)
@@ -118,29 +124,34 @@ def _inspect(arguments: list[str]) -> None:
         if count:
             table.add_row(kind, f"{count:,}")
     table.add_row("unreadable", f"{len(found.unreadable):,}")
-    if found.ignored:
-        table.add_row("other files", f"{found.ignored:,}, not of an image's ending")
     empty = sum(n == 0 for n in found.class_sizes.values())
     classes = f"{len(found.class_sizes) - empty:,}" + (f", and {empty:,} without images" if empty else "")
     table.add_row("classes", classes if found.class_sizes else "no labels")
+    if images.labels is not None and not images.class_names:
+        low, high = int(images.labels.min()), int(images.labels.max())
+        below = int((images.labels < 0).sum())
+        told = f", {below:,} of them below 0, which training refuses" if below else ""
+        table.add_row("labels", f"{low:,} to {high:,}{told}")
     if small := found.small_classes(options.sequence):
         table.add_row(
             f"fewer than {options.sequence} images", f"{len(small):,} classes, too small for ARFlow's sequence"
         )
-    console = Console()
-    console.print(table)
-    _print_classes(console, found.class_sizes)
+    printer = console()
+    printer.print(table)
+    _print_classes(printer, found.class_sizes)
     if small:
         print(f"fewer than {options.sequence} images: {_some([f'{name} ({n})' for name, n in small.items()])}")
     for error in found.unreadable[:20]:
         print(f"unreadable: {error}")
     if len(found.unreadable) > 20:
         print(f"and {len(found.unreadable) - 20} more")
+    if found.left_out:
+        print(found.left_out)
     if len(found.sheet):
         print(pictures.save_grid(found.sheet, options.sheet))
 
 
-def _print_classes(console: Console, sizes: dict[str, int]) -> None:
+def _print_classes(printer: Console, sizes: dict[str, int]) -> None:
     """A bar a class: the largest and the smallest if there are many."""
     if not sizes:
         return
@@ -150,7 +161,7 @@ def _print_classes(console: Console, sizes: dict[str, int]) -> None:
     for name, count in shown:
         bar = "#" * round(20 * count / max(1, ordered[0][1]))
         table.add_row(name, "" if name == "..." else f"{count:,}", bar)
-    console.print(table)
+    printer.print(table)
 
 
 def _print_manifest(folder: Path, manifest: latents.Manifest) -> None:
@@ -160,7 +171,7 @@ def _print_manifest(folder: Path, manifest: latents.Manifest) -> None:
         table.add_row(key, _some(value) if isinstance(value, tuple) else str(value))
     for name, values in (("mean", manifest.mean), ("standard deviation", manifest.std)):
         table.add_row(f"{name} by channel", " ".join(f"{v:.3f}" for v in values))
-    Console().print(table)
+    console().print(table)
     for line in manifest.skipped[:20]:
         print(f"left out: {line}")
 
@@ -178,8 +189,8 @@ def _some(names: Sequence[str], most: int = 10) -> str:
 
 def _verify(arguments: list[str]) -> None:
     place, rest = positional(arguments, "data verify", "LATENTS", "a folder that `fluvial encode` wrote")
-    if rest:
-        raise UsageError(f"fluvial data verify takes no options, got {' '.join(rest)}")
+    about = "Check latents against the checksums that were written with them."
+    nothing_more(rest, "data verify LATENTS", about, what="options")
     if wrong := latents.verify(Path(place)):
         listed = "\n  ".join(wrong)
         raise ValueError(
@@ -195,7 +206,7 @@ def encode(arguments: list[str]) -> None:
     description += "torchrun, it does what is not done yet."
     options = parse(EncodeOptions, None, rest, "fluvial encode DATA", description)
     config = DataConfig(
-        name=place,
+        **_named(place),
         size=options.image_size,
         crop=options.crop,
         channels=options.channels,
@@ -217,6 +228,7 @@ def encode(arguments: list[str]) -> None:
         device=device,
         rank=rank,
         world=world,
+        tell=print if rank == 0 else lambda text: None,
     )
     if manifest is None:
         print(f"rank {rank} of {world} is done with its part of {options.out}")

@@ -4,22 +4,26 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from fluvial import estimate
+from fluvial.cli.output import console
 from fluvial.config import Run, to_json
 from fluvial.data import images, latents
 from fluvial.experiment import images_per_step
 
 
 def show(run: Run, device: estimate.Device) -> None:
-    """Prints parameters, FLOPs, memory, the length of the run, and its configuration as JSON."""
+    """Prints parameters, FLOPs, memory, the length of the run, and its configuration as JSON.
+
+    Raises ValueError for guidance that training would refuse.
+    """
+    run.check_guidance()
     table = Table("what", "value", title="nothing is trained", title_justify="left")
     table.columns[1].justify = "right"
     for what, value in rows(run, device):
         table.add_row(what, value)
-    Console().print(table)
+    console().print(table)
     print("memory: the most at any moment, on one device; data, autoencoder and what PyTorch takes are not counted")
     print(json.dumps(to_json(run), indent=2))
 

@@ -1,5 +1,6 @@
 """fluvial recipes, train, sample, compare."""
 
+import argparse
 import inspect
 import os
 from dataclasses import dataclass, replace
@@ -8,17 +9,17 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from fluvial import experiment, finetune, pictures, recipes
 from fluvial.checks import at_least, positive
 from fluvial.cli import dry
-from fluvial.cli.arguments import UsageError, device_of, of_a_run, parse, positional
+from fluvial.cli.arguments import UsageError, device_of, nothing_more, of_a_run, parse, positional
+from fluvial.cli.output import console
 from fluvial.compare import compare as compare_runs
 from fluvial.config import Run
 from fluvial.evaluation.images import RECORD, SAMPLES
-from fluvial.files import atomic_files, checksum, write_json
+from fluvial.files import atomic_files, checksum, json_checksum, write_json
 from fluvial.generate import Frames, Generated, SampleConfig
 
 COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
@@ -65,6 +66,7 @@ class SampleOptions:
 
     def __post_init__(self) -> None:
         at_least(1, self, "count", "columns")
+        at_least(0, self, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +86,7 @@ class CompareOptions:
 
 
 def list_recipes(arguments: list[str]) -> None:
-    if arguments:
-        raise UsageError(f"fluvial recipes takes no arguments, got {' '.join(arguments)}")
+    nothing_more(arguments, "recipes", "List the recipes.")
     for name, recipe in recipes.RECIPES.items():
         print(f"{name}\n    {(recipe.__doc__ or '').strip().splitlines()[0]}")
 
@@ -101,41 +102,43 @@ def train(arguments: list[str]) -> None:
         run = recipes.get(name)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    rest, only_told = _without("--dry-run", rest)
-    rest, small = _without("--smoke", rest)
-    if small:
+    flags, rest = _flags(rest)
+    if flags.smoke:
         run, name = recipes.smoke(run), f"{name}-smoke"
     doc = f"{inspect.getdoc(recipes.RECIPES[name.removesuffix('-smoke')])}\n\n{SMOKE}\n\n{DRY_RUN}"
     options = parse(TrainOptions, TrainOptions(run=run), rest, f"fluvial train {name}", doc)
-    if only_told:
+    if flags.dry_run:
         return _tell(options.run, options.device)
     _train(options.run, options.out or Path("runs") / name, options, recipe=name)
 
 
-def _without(flag: str, arguments: list[str]) -> tuple[list[str], bool]:
-    """The other arguments, and whether the flag is among them."""
-    return [argument for argument in arguments if argument != flag], flag in arguments
+def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What has to be known before the other options have defaults, and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("smoke", "dry-run"):
+        parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", action="store_true")
+    return parser.parse_known_args(arguments)
 
 
 def _train_further(folder: Path, arguments: list[str]) -> None:
     """Goes on with a run, or with --out starts another from its weights."""
     run = experiment.read_run(folder)
-    if "--smoke" in arguments:
+    flags, arguments = _flags(arguments)
+    if flags.smoke:
         raise UsageError("--smoke is for recipes: the model of a run is as large as its weights")
     doc = f"Go on with the run in {folder}, with its own settings; or with --out start another from its weights, with "
     doc += (
         f"any setting changed but those that shape the network. Other classes and image sizes are fitted.\n\n{DRY_RUN}"
     )
-    arguments, only_told = _without("--dry-run", arguments)
-    options = parse(TrainOptions, TrainOptions(run=run, out=folder), arguments, f"fluvial train {folder}", doc)
+    # what was found of the images is found anew for another run, and taken from the folder for the same
+    asked = replace(run, data=replace(run.data, class_names=(), digest=""))
+    options = parse(TrainOptions, TrainOptions(run=asked, out=folder), arguments, f"fluvial train {folder}", doc)
     out, new = options.out or folder, options.run
-    if only_told:
+    if flags.dry_run:
         return _tell(finetune.fitted(new, run) if out.resolve() != folder.resolve() else new, options.device)
     if out.resolve() == folder.resolve():
         return _train(new, out, options)
-    if "--data.class-names" not in arguments:  # those of the images that it was trained on: found anew
-        new = replace(new, data=replace(new.data, class_names=()))
-    _train(replace(new, data=replace(new.data, digest="")), out, options, start=folder)
+    _train(new, out, options, start=folder)
 
 
 def _tell(run: Run, device: Literal["auto", "cpu", "cuda"]) -> None:
@@ -190,7 +193,8 @@ def _save(
     if options.npz:
         saved.append(pictures.save_npz(generated.images, generated.labels, folder / SAMPLES))
         grey = generated.images.shape[1] == 1
-        write_json(folder / RECORD, {**about, "grey": grey, "sha256": checksum(folder / SAMPLES)})
+        record = {**about, "grey": grey, "file_sha256": checksum(folder / SAMPLES)}
+        write_json(folder / RECORD, {**record, "sha256": json_checksum(record)})
     if generated.images.shape[1] in (1, 3):
         saved.append(pictures.save_grid(generated.images[:GRID], folder / "grid.png", options.columns))
         if options.gif:
@@ -212,6 +216,6 @@ def compare(arguments: list[str]) -> None:
     table = Table("", *(row["method"] for row in rows))
     for key in list(rows[0])[1:]:
         table.add_row(key, *(f"{row[key]:,}" if isinstance(row[key], int) else str(row[key]) for row in rows))
-    Console().print(table)
+    console().print(table)
     print(out / "compare.json")
     print(out / "compare.png")

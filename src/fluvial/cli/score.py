@@ -1,18 +1,17 @@
 """fluvial score."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from fluvial import experiment, scoring
 from fluvial.checks import at_least
 from fluvial.cli.arguments import UsageError, device_of, of_a_run, parse, positional
+from fluvial.cli.output import console
 from fluvial.files import write_json
 from fluvial.generate import SampleConfig
 from fluvial.metrics import report
@@ -90,6 +89,7 @@ class MeasuredRun(Measured):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(2, self, "count")
+        at_least(0, self, "seed")
 
 
 def score(arguments: list[str]) -> None:
@@ -100,11 +100,11 @@ def score(arguments: list[str]) -> None:
         _, _, options = of_a_run(MeasuredRun, arguments, "score", DESCRIPTION)
     else:
         options = parse(Measured, Measured(), rest, f"fluvial score {name}", DESCRIPTION)
-    there = None if options.against is None else _read(options.against)  # before hours of work
+    there = None if options.against is None else report.read(options.against)  # before hours of work
     if path.suffix == ".json":
         if there is None:
             raise UsageError("a card is put beside another: name it with --against")
-        return _put_beside(_read(path), name, there, str(options.against))
+        return _put_beside(report.read(path), name, there, str(options.against))
     if not is_run and not options.reference:
         raise UsageError(f"{name} is not a run folder (it has no run.json), and images need a --reference")
     out = options.out or (path / "score.json" if is_run else None)
@@ -160,13 +160,6 @@ def _picture(out: Path) -> Path:
     return out.with_name("nearest.png" if out.name == "score.json" else f"{out.stem}-nearest.png")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return report.read(json.loads(path.read_text()), str(path))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
 def _show(card: Mapping[str, Any]) -> None:
     """The scores as a table, and under it all that they depend on."""
     features, reference = card["extractor"]["name"], card["reference"]["name"]
@@ -178,16 +171,16 @@ def _show(card: Mapping[str, Any]) -> None:
     for name, found in card["scores"].items():
         numbers = [f"{found[key]:.{DIGITS[key]}g}" if key in found else "" for key in columns]
         table.add_row(f"{name.replace('_', ' ')} ({features})", *numbers)
-    console = Console()
-    console.print(table)
-    console.print(f"against {reference}", highlight=False, soft_wrap=True)
+    printer = console()
+    printer.print(table)
+    printer.print(f"against {reference}", highlight=False, soft_wrap=True)
     for part, keys in LINES.items():
         known = [(key, card[part].get(key)) for key in keys]
         told = ", ".join(f"{key} {report.short(value)}" for key, value in known if value not in (None, "", {}))
         if told:
-            console.print(f"{part}: {told}", highlight=False, markup=False, soft_wrap=True)
+            printer.print(f"{part}: {told}", highlight=False, markup=False, soft_wrap=True)
     for warning in card["warnings"]:
-        console.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
+        printer.print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _put_beside(a: Mapping[str, Any], name: str, b: Mapping[str, Any], other: str) -> None:
@@ -200,7 +193,7 @@ def _put_beside(a: Mapping[str, Any], name: str, b: Mapping[str, Any], other: st
         values = [f"{e.value:.3g} ±{e.error:.2g}" for e in (row.a, row.b)]
         title = f"{row.name.replace('_', ' ')} ({a['extractor']['name']})"
         table.add_row(title, *values, f"{row.errors:+.1f}")
-    Console().print(table)
+    console().print(table)
     left_out = [name for name in report.OF_TRAINING if name in a["scores"] or name in b["scores"]]
     if left_out and not report.same_training(a, b):
         print(f"left out, as the training images differ: {', '.join(left_out)}")

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fluvial import exporting, importing
 from fluvial.checks import at_least
 from fluvial.cli.arguments import parse, positional
+from fluvial.cli.output import console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +22,11 @@ class ImportOptions:
     """How weights are stored: as in the file, or in 4 or 2 bytes each. They are computed with in float32."""
     autoencoder: str = ""
     """Where the autoencoder is; by default that of the release, on the Hugging Face hub or in kl16.ckpt."""
+    classes: int = 0
+    """Classes of the model, where the file does not tell whether its label table has a row for no class: one row more
+    than classes if it has."""
     heads: int = 0
     """Attention heads, of SiT and FlowAR in sizes that were not published; told from the width by default."""
-    classes: int | None = None
-    """Classes, of which the table of the file has a row each; it has another row for no class if labels were dropped in
-    training. Read off the file's options, if it has them; else the last row is taken for that of no class."""
     scales: tuple[int, ...] = ()
     """FlowAR: rows of tokens of each scale, coarse to fine, if they do not double up to the image."""
     image_size: tuple[int, ...] = ()
@@ -36,9 +35,7 @@ class ImportOptions:
     def __post_init__(self) -> None:
         if len(self.image_size) > 2:
             raise ValueError(f"--image-size takes one or two numbers, got {' '.join(map(str, self.image_size))}")
-        at_least(0, self, "heads")
-        if self.classes is not None:
-            at_least(0, self, "classes")
+        at_least(0, self, "heads", "classes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +46,8 @@ class ExportOptions:
     """Folder to write; RUN/export-<to> by default."""
     repo: str = ""
     """OWNER/NAME on the hub, made if it is not there."""
-    private: bool = False
-    """Whether a repository that is made on the hub is private."""
+    private: bool = True
+    """Whether the repository on the hub is private; --private False publishes."""
     dtype: Literal["file", "fp32", "bf16"] = "file"
     """How weights are stored in the file: as in the run, or in 4 or 2 bytes each."""
     step: int | None = None
@@ -85,23 +82,23 @@ def export(arguments: list[str]) -> None:
 
 
 def import_(arguments: list[str]) -> None:
-    meaning = "weights of SiT, ARFlow, FlowAR or KL-16 (.pt, .pth, .ckpt), or what `fluvial export` wrote"
+    meaning = (
+        "weights of SiT, ARFlow, FlowAR or KL-16 (.pt, .pth, .ckpt), or what `fluvial export` wrote (.safetensors)"
+    )
     file, rest = positional(arguments, "import", "FILE", meaning, has_own_help=True)
     description = "Make a run folder of published weights: to sample, score, and train further."
     options = parse(ImportOptions, None, rest, "fluvial import FILE", description)
-    hints = {name: value for name in ("heads", "scales", "autoencoder") if (value := getattr(options, name))}
-    if options.classes is not None:
-        hints["classes"] = options.classes
+    hints = {name: value for name in ("classes", "heads", "scales", "autoencoder") if (value := getattr(options, name))}
     if options.image_size:
         hints["image_size"] = (*options.image_size, options.image_size[-1])[:2]
     dtype = None if options.dtype == "file" else options.dtype
     found = importing.import_weights(file, options.out, kind=options.kind, dtype=dtype, **hints)
-    Console().print(_summary(file, found))
+    console().print(_summary(file, found))
     print(f"{options.out}: {'an autoencoder' if found.run is None else 'a run'}")
 
 
 def _summary(file: str, found: importing.Imported) -> Table:
-    table = Table("what", title=escape(Path(file).name), title_justify="left")
+    table = Table("what", title=Path(file).name, title_justify="left")
     table.add_column("value", overflow="fold")
     of_size = f"-{found.size}" if found.size else ", of no published size"
     table.add_row(
@@ -109,14 +106,14 @@ def _summary(file: str, found: importing.Imported) -> Table:
     )
     if found.part:
         table.add_row("taken", f"{found.part} of a trainer's checkpoint")
+    if found.assumed:
+        table.add_row("assumed", found.assumed)
     reasons = {
         reason: [key for key in found.dropped if found.dropped[key] == reason] for reason in found.dropped.values()
     }
     for reason, keys in reasons.items():
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-        table.add_row("left out", escape(f"{keys[0]}{more}: {reason}"))
-    for text in found.assumed:
-        table.add_row("assumed", escape(text))
+        table.add_row("left out", f"{keys[0]}{more}: {reason}")
     for what, text in ({} if found.run is None else importing.described(found.run)).items():
-        table.add_row(what, escape(text))
+        table.add_row(what, text)
     return table

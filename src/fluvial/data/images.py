@@ -5,7 +5,7 @@
 digits, mnist-5k            built in
 a folder                    of images, or of a folder of images for each class, or of train/ and val/ with either
 *.parquet *.arrow *.tar     through the `datasets` library, as is a folder of such files; wildcards are allowed
-owner/name                  a data set on the Hugging Face hub
+hub:OWNER/NAME              a data set on the Hugging Face hub
 """
 
 import math
@@ -24,11 +24,12 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from fluvial.checks import at_least, choices
+from fluvial.checks import as_declared, at_least
 from fluvial.data import crop
-from fluvial.data.crop import Crop, UnreadableImage
+from fluvial.data.crop import Crop, Stored, UnreadableImage
 from fluvial.data.sources import Source, class_labels, open_source
 from fluvial.extras import require
+from fluvial.files import HUB, missing, repository
 from fluvial.progress import Bar
 
 T = TypeVar("T")
@@ -40,11 +41,11 @@ SLOW = 10_000  # images that take long enough to show how far it is
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     name: str = "digits"
-    """"digits" (1,797 real handwritten digits, 8 x 8) and "mnist-5k" (5,000, 28 x 28) are built in; else a data set on
-    the Hugging Face hub, or a path as below."""
+    """"digits" (1,797 real handwritten digits, 8 x 8) and "mnist-5k" (5,000, 28 x 28) are built in; else OWNER/NAME of
+    a data set on the Hugging Face hub. Empty where data.path says where the images are."""
     path: str = ""
-    """Where the images are on this machine, in place of the hub: a folder of images (of class folders, or unlabelled),
-    parquet, arrow or webdataset tar files (wildcards allowed), or latents that `fluvial encode` wrote."""
+    """Where the images are on this machine: a folder of images (of class folders, or unlabelled), parquet, arrow or
+    webdataset tar files (wildcards allowed), or latents that `fluvial encode` wrote; or hub:OWNER/NAME."""
     test_path: str = ""
     """The same for the held-out images; by default they are another split of the data set, if it has one."""
     split: str = ""
@@ -74,20 +75,48 @@ class DataConfig:
     """Encode the training images once, into the run's folder, and train on what is there."""
     digest: str = ""
     """Of the names and sizes of the training images; found when training starts, so that it goes on with the same."""
+    names_given: bool = False
+    """Whether class_names were given, or are those of the training images; found when training starts."""
 
     def __post_init__(self) -> None:
-        choices(self)
+        as_declared(self)
         at_least(0, self, "size")
+        if self.path:  # the data set of a recipe is not the one that is used
+            object.__setattr__(self, "name", "")
+        if len(set(self.class_names)) < len(self.class_names):
+            raise ValueError(f"data.class_names must differ, got {', '.join(self.class_names)}")
         if self.crop != "centre" and not self.size:
             raise ValueError(f"data.crop {self.crop} needs data.size, the side of the square")
         if self.cache and self.crop == "random":
             raise ValueError("latents of random crops cannot be cached: set data.crop centre, or data.cache False")
 
+    @property
+    def renames(self) -> bool:
+        """Whether the user gave the class names: those of a run that has not started are not found."""
+        return self.names_given or bool(self.class_names and not self.digest)
+
+    @property
+    def place(self) -> str:
+        """Where the training images are, for `open_source`: a path, hub:OWNER/NAME, or a built-in name.
+
+        Raises ValueError if there is no such path, which is never looked for on the hub.
+        """
+        if self.path or self.name in BUILT_IN or self.name == "given" or self.name.startswith(HUB):
+            return self.path or self.name
+        if not self.name:
+            raise ValueError("no images are named: set data.path, or data.name for a data set on the hub")
+        if Path(self.name).expanduser().exists():
+            return self.name
+        if repository(self.name) is None:
+            raise ValueError(missing(self.name, BUILT_IN))
+        return HUB + self.name
+
 
 class ImageSet(NamedTuple):
     """Pixels (n, c, h, w) in 0 ... 255, labels (n,) or None where there are none, and the names of the classes.
 
-    A set too large for memory holds Files in the place of the tensor. `skipped` are the unreadable images left out.
+    A set too large for memory holds Files in the place of the tensor. `skipped` are the unreadable images left out,
+    `left_out` says which files beside the images are not taken for images.
     """
 
     pixels: "UInt8[Tensor, 'n c h w'] | Files"
@@ -95,6 +124,7 @@ class ImageSet(NamedTuple):
     class_names: tuple[str, ...]
     skipped: tuple[UnreadableImage, ...] = ()
     digest: str = ""
+    left_out: str = ""
 
     def rows(
         self, chosen: Int[Tensor, "b"], flipped: Bool[Tensor, "b"] | None = None, corners: np.ndarray | None = None
@@ -108,6 +138,78 @@ class ImageSet(NamedTuple):
         pixels = self.pixels[kept] if isinstance(self.pixels, Tensor) else self.pixels.subset(kept.tolist())
         labels = None if self.labels is None else self.labels[kept]
         return self._replace(pixels=pixels, labels=labels, skipped=skipped)
+
+
+def checked(images: Any, what: str = "images") -> ImageSet:  # noqa: ANN401 - whatever was given
+    """Images that were given in Python, with labels of 64 bits. Raises ValueError for what is no such set.
+
+    Nothing is guessed: pixels are uint8 of (n, c, h, w) in 0 ... 255, labels one whole number from 0 an image.
+    """
+    if not isinstance(images, ImageSet):
+        raise ValueError(f"{what}: got {type(images).__name__}, expected ImageSet(pixels, labels, class_names)")
+    pixels, labels, names = images.pixels, images.labels, images.class_names
+    if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{what}: class_names must be a tuple of the names, () for none, got {names!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{what}: class_names must differ, got {names!r}")
+    if not isinstance(pixels, Files):
+        _check_pixels(pixels, what)
+    if len(pixels) == 0:
+        raise ValueError(f"{what}: the data set has no images")
+    if labels is not None:
+        labels = _whole_labels(labels, len(pixels), names, what)
+    return images._replace(labels=labels, class_names=tuple(names))
+
+
+def _check_pixels(pixels: Any, what: str) -> None:  # noqa: ANN401 - whatever was given
+    """Raises ValueError with what was got, what is expected, and where one line converts it, that line."""
+    expected = f"{what}: pixels must be a uint8 tensor (n, channels, height, width) in 0 ... 255"
+    if isinstance(pixels, np.ndarray):
+        raise ValueError(f"{expected}, got a numpy array: torch.from_numpy(pixels) makes it a tensor")
+    if not isinstance(pixels, Tensor):
+        raise ValueError(f"{expected}, got {type(pixels).__name__}")
+    got = f"got {str(pixels.dtype).removeprefix('torch.')} of {tuple(pixels.shape)}"
+    if pixels.dtype != torch.uint8:
+        if pixels.numel() == 0 or pixels.is_complex():
+            raise ValueError(f"{expected}, {got}")
+        low, high = float(pixels.min()), float(pixels.max())
+        line = "bring them to 0 ... 255 and convert them with .round().to(torch.uint8)"
+        if 0 <= low and 1 < high <= 255:
+            line = "pixels.round().to(torch.uint8)" if pixels.is_floating_point() else "pixels.to(torch.uint8)"
+        elif 0 <= low and high <= 1:
+            line = "(pixels * 255).round().to(torch.uint8) if they are in [0, 1]"
+        elif -1 <= low and high <= 1:
+            line = "fluvial.data.images.to_uint8(pixels) if they are in [-1, 1]"
+        raise ValueError(f"{expected}, {got} from {low:g} to {high:g}: {line}")
+    if pixels.ndim == 3:
+        raise ValueError(f"{expected}, {got}: pixels[:, None] if they are grey")
+    if pixels.ndim != 4 or 0 in pixels.shape[1:]:
+        raise ValueError(f"{expected}, {got}")
+    if pixels.shape[1] not in (1, 3, 4) and pixels.shape[3] in (1, 3, 4):
+        raise ValueError(f"{expected}, {got}, channels last: pixels.permute(0, 3, 1, 2)")
+    if pixels.device.type != "cpu":
+        raise ValueError(f"{expected} in main memory, got them on {pixels.device}: pixels.cpu()")
+
+
+def _whole_labels(labels: Any, count: int, names: Sequence[str], what: str) -> Int[Tensor, "n"]:  # noqa: ANN401
+    """The labels in 64 bits. Raises ValueError unless they are class ids, one an image."""
+    expected = f"{what}: labels must be a tensor of {count} whole numbers from 0, or None"
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"{expected}, got {type(labels).__name__}: torch.as_tensor(labels) makes it a tensor")
+    got = f"got {str(labels.dtype).removeprefix('torch.')} of {tuple(labels.shape)}"
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"{expected}, {got}: labels.long() if they are class ids")
+    if labels.ndim == 2 and labels.shape[1] > 1 and len(labels) == count:
+        raise ValueError(f"{expected}, {got}: labels.argmax(1) if they are one-hot")
+    if labels.shape != (count,):
+        raise ValueError(f"{expected}, {got}")
+    labels = labels.cpu().long()
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0:
+        raise ValueError(f"{expected}, got {low}")
+    if names and high >= len(names):
+        raise ValueError(f"{what}: labels run from {low} to {high}, but there are {len(names)} class names")
+    return labels
 
 
 class Files:
@@ -173,7 +275,7 @@ class Files:
         """`use(image, ...)` of each decoded image, or the UnreadableImage that it is."""
         sources = self.source.read([self.chosen[i] for i in indices])
 
-        def one(named: tuple[str, bytes | Path], *rest: object) -> T | UnreadableImage:
+        def one(named: tuple[str, Stored], *rest: object) -> T | UnreadableImage:
             try:
                 return crop.decode(named[1], named[0], lambda image: use(image, *rest))
             except UnreadableImage as error:
@@ -193,8 +295,8 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
     those that cannot be; without, nothing is decoded yet.
     Raises ValueError if the data cannot be found or read.
     """
-    place = (config.test_path if split == "test" else "") or config.path or config.name
-    if place in BUILT_IN:
+    place = (config.test_path if split == "test" else "") or config.place
+    if place in BUILT_IN and (config.name == place or not Path(place).exists()):
         return _built_in(BUILT_IN[place](split), config)
     if place == "given":
         raise ValueError("this run was trained on images given to it in Python; pass them again")
@@ -211,7 +313,8 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
     if source is None:
         return None
     labels, names = class_labels(source, config.class_names)
-    images = ImageSet(Files(source, config), labels, names, digest="" if held_out else source.digest())
+    digest = "" if held_out else source.digest()
+    images = ImageSet(Files(source, config), labels, names, digest=digest, left_out=str(source.left_out))
     if not scan:
         return images
     few = math.prod(images.pixels.shape) <= IN_MEMORY and config.crop != "random"
@@ -246,7 +349,7 @@ def refuse(bad: Collection[UnreadableImage]) -> None:
         raise ValueError(f"{listed(list(bad))}. Repair or remove them, or leave them out (unreadable skip)")
 
 
-def listed(bad: Sequence[UnreadableImage], most: int = 5) -> str:
+def listed(bad: Sequence[UnreadableImage | str], most: int = 5) -> str:
     """How many images cannot be read, and the first of them."""
     more = f" and {len(bad) - most} more" if len(bad) > most else ""
     return f"{len(bad)} unreadable image{'s' * (len(bad) > 1)}: {'; '.join(map(str, bad[:most]))}{more}"

@@ -16,6 +16,7 @@ from fluvial.data.groups import index_by_class
 from fluvial.data.images import ImageSet
 from fluvial.progress import Bar
 
+MANY = 100_000  # class ids up to which those without images are listed too
 SHEET, THUMBNAIL = 100, 64  # images on the contact sheet, and their side
 
 
@@ -28,10 +29,11 @@ class Inspection:
     sizes: Int[np.ndarray, "m 2"]
     """(width, height) of the readable ones as they are stored."""
     kinds: dict[str, int]
-    """RGB, grey, palette, alpha, CMYK; and how many are turned by their EXIF data."""
+    """RGB, grey, palette, alpha, CMYK; how many are turned by their EXIF data, and of how many only the first frame is
+    taken."""
     unreadable: tuple[UnreadableImage, ...]
-    ignored: int
-    """Files beside the images that are not images."""
+    left_out: str
+    """The files beside the images that are not taken for images, or nothing."""
     class_sizes: dict[str, int]
     """Images a class by name, in order of the ids; nothing where there are no labels."""
     sheet: UInt8[Tensor, "k 3 t t"]
@@ -46,6 +48,7 @@ class _Seen(NamedTuple):
     size: tuple[int, int]
     kind: str
     rotated: bool
+    animated: bool
 
 
 def inspect(images: ImageSet, *, most: int | None = None) -> Inspection:
@@ -60,13 +63,14 @@ def inspect(images: ImageSet, *, most: int | None = None) -> Inspection:
                 (bad if isinstance(result, UnreadableImage) else seen).append(result)
             bar.show(len(seen) + len(bad))
     kinds = Counter(s.kind for s in seen) + Counter({"turned by EXIF": sum(s.rotated for s in seen)})
+    kinds += Counter({"of several frames": sum(s.animated for s in seen)})
     return Inspection(
         count=count,
         looked_at=len(looked_at),
         sizes=np.array([s.size for s in seen], dtype=int).reshape(-1, 2),
         kinds=dict(kinds.most_common()),
         unreadable=tuple(bad),
-        ignored=0 if isinstance(images.pixels, Tensor) else images.pixels.source.ignored,
+        left_out=images.left_out,
         class_sizes=class_sizes(images),
         sheet=_sheet(images, looked_at[on_sheet].tolist()),
     )
@@ -77,20 +81,22 @@ def class_sizes(images: ImageSet) -> dict[str, int]:
     if images.labels is None:
         return {}
     sizes = {i: len(members) for i, members in index_by_class(images.labels, len(images.labels))}
-    names = images.class_names or [str(i) for i in range(max(sizes) + 1)]
-    return {name: sizes.get(i, 0) for i, name in enumerate(names)}
+    if images.class_names:
+        return {name: sizes.get(i, 0) for i, name in enumerate(images.class_names)}
+    ids = range(max(sizes) + 1) if 0 <= min(sizes) and max(sizes) < MANY else sizes
+    return {str(i): sizes.get(i, 0) for i in ids}
 
 
 def _look(images: ImageSet, indices: list[int]) -> list[_Seen | UnreadableImage]:
     if isinstance(images.pixels, Tensor):
         _, c, h, w = images.pixels.shape
-        return [_Seen((w, h), {1: "grey", 3: "RGB"}.get(c, f"{c} channels"), False)] * len(indices)
+        return [_Seen((w, h), {1: "grey", 3: "RGB"}.get(c, f"{c} channels"), False, False)] * len(indices)
     return images.pixels.each(indices, _see)
 
 
 def _see(image: Image.Image) -> _Seen:
     crop.upright(image, 3)  # raises for what cannot be used
-    return _Seen(image.size, crop.kind(image), crop.is_rotated(image))
+    return _Seen(image.size, crop.kind(image), crop.is_rotated(image), getattr(image, "is_animated", False))
 
 
 def _sheet(images: ImageSet, indices: list[int]) -> UInt8[Tensor, "k 3 t t"]:

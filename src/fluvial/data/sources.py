@@ -4,21 +4,23 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from glob import glob, has_magic
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jp2", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
-)
+from fluvial.data import tars
+from fluvial.data.crop import Stored, regular
+from fluvial.data.labels import named, ordered, own_classes
+from fluvial.data.left_out import LeftOut, image_endings, is_aside, is_image, printable, why_left_out
+from fluvial.data.numbers import holds_numbers, sha256_of_numbers, to_array
+from fluvial.files import HUB, missing, repository
+
 TRAIN, HELD_OUT = ("train", "training"), ("validation", "valid", "val", "test", "testing")
 # how `datasets` names the kinds of file it reads
 BUILDERS = {
@@ -29,69 +31,33 @@ BUILDERS = {
     ".tgz": "webdataset",
 }
 SAVED = ("state.json", "dataset_dict.json")  # what Dataset.save_to_disk leaves
-TAR_END = 1024  # zero bytes that end every tar file
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
 LABEL_COLUMNS = ("label", "labels", "class", "cls", "target", "category")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """`count` image files: read(indices) gives (name, bytes or path) of each."""
+    """`count` images: read(indices) gives name and content of each, as bytes, a path, or numbers."""
 
     name: str
     count: int
-    read: Callable[[Sequence[int]], list[tuple[str, bytes | Path]]]
+    read: Callable[[Sequence[int]], list[tuple[str, Stored]]]
     digest: Callable[[], str]
     """Of the names and sizes of the files, wherever they lie."""
     labels: Sequence[Any] | None
     """Class ids or class names, one an image."""
     class_names: tuple[str, ...]
-    ignored: int = 0
-    """Files beside the images that are not images."""
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """Files beside the images that are not taken for images."""
 
 
 def class_labels(source: Source, given: tuple[str, ...]) -> tuple[Int[Tensor, "n"] | None, tuple[str, ...]]:
-    """Class ids, and the names of the classes: those given, else those found.
-
-    Labels that are names become ids in the order of the class names. Names that are given reorder those found if they
-    contain them, as for held-out images that are to have the ids of the training images; else they rename the ids.
+    """Class ids, and the names of the classes: those given, else those found; see `labels.named`.
 
     Raises ValueError if a label is missing, or has no name among those given.
     """
-    if source.labels is None:
-        return None, ()
-    values: list[Any] = [v.decode() if isinstance(v, bytes) else v for v in source.labels]
-    missing = [i for i, v in enumerate(values) if v is None]
-    if missing:
-        raise ValueError(f"{source.name}: {len(missing)} images have no label, the first is image {missing[0]}")
-    names: Sequence[str] = given or source.class_names
-    renamed = len(given) == len(source.class_names) and not set(given) & set(source.class_names)
-    if given and renamed:
-        ids = {name: i for i, name in enumerate(source.class_names)}
-        values = [ids[v] if isinstance(v, str) else v for v in values]
-    if source.class_names and set(source.class_names) <= set(given) and all(type(v) is int and v >= 0 for v in values):
-        found = list(source.class_names)
-        values = [found[v] for v in values]  # the same names in another order, or some of them
-    if all(isinstance(v, str) for v in values):
-        if not names and all(v.strip().isdigit() for v in values):
-            values = [int(v) for v in values]
-        else:
-            names = names or tuple(sorted(set(values)))
-            if unknown := sorted(set(values) - set(names)):
-                raise ValueError(
-                    f"{source.name}: labels {unknown[:5]} are not among the class names {list(names[:10])}"
-                )
-            ids = {name: i for i, name in enumerate(names)}
-            values = [ids[v] for v in values]
-    if not all(isinstance(v, int | np.integer) for v in values):
-        odd = next(v for v in values if not isinstance(v, int | np.integer))
-        raise ValueError(f"{source.name}: labels must be whole numbers or names, got {odd!r}; set data.label_column")
-    labels = torch.tensor(values, dtype=torch.long)
-    if bool((labels < 0).all()):  # how test splits on the hub say that they have none
-        return None, ()
-    if names and int(labels.max()) >= len(names):
-        raise ValueError(f"{source.name}: labels run to {int(labels.max())}, but there are {len(names)} class names")
-    return labels, tuple(names)
+    ids, own = own_classes(source.labels, source.class_names, source.name)
+    return (None, ()) if ids is None else named(ids, own, given, source.name)
 
 
 def open_source(
@@ -103,24 +69,36 @@ def open_source(
     image_column: str = "",
     label_column: str = "",
 ) -> Source | None:
-    """The images behind a path or a name on the hub; None if it has no split of that kind.
+    """The images behind a path, or behind hub:OWNER/NAME; None if there is no split of that kind.
 
     Held-out images are never the split that is trained on.
 
     Raises ValueError if there is nothing of that name, nothing in it, or it cannot be read.
     """
+    if name.startswith(HUB):
+        dataset = _dataset(str(repository(name)), held_out, split, trained_on, (image_column, label_column))
+        return None if dataset is None else _columns(dataset, name, image_column, label_column)
     path = Path(name).expanduser()
+    if not path.exists() and not has_magic(name):
+        raise ValueError(missing(name))
     if path.is_dir() and not _dataset_files(path):
         folder = _split_folder(path, held_out, split, trained_on)
         return None if folder is None else _folder(folder)
-    place = path if path.exists() or has_magic(name) or _builder(path) else name
-    dataset = _dataset(place, held_out, split, trained_on)
-    return None if dataset is None else _columns(dataset, name, image_column, label_column)
+    dataset = _dataset(path, held_out, split, trained_on, (image_column, label_column))
+    if dataset is None:
+        return None
+    if tars.WHY not in dataset.column_names:
+        return _columns(dataset, name, image_column, label_column)
+    dataset, left_out = tars.taken(dataset)
+    if dataset.num_rows == 0:
+        raise ValueError(f"{name} has no images. {left_out}")
+    found = _columns(dataset, name, tars.IMAGE, tars.LABEL if tars.LABEL in dataset.column_names else "none")
+    return replace(found, left_out=left_out)
 
 
 def _split_folder(path: Path, held_out: bool, split: str, trained_on: str) -> Path | None:
     """The subfolder of that split, if there is a train/ folder; else all is for training."""
-    inside = {p.name.lower(): p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    inside = {p.name.lower(): p for p in path.iterdir() if p.is_dir() and not is_aside(p.name)}
     if split:
         if split.lower() not in inside:
             raise ValueError(f"{path} has no folder {split!r}, only {', '.join(sorted(inside)) or 'no folders'}")
@@ -131,7 +109,7 @@ def _split_folder(path: Path, held_out: bool, split: str, trained_on: str) -> Pa
         rest = [name for name in HELD_OUT if name in inside and name != trained_on.lower()] if trained_on else []
         return inside[rest[0]] if rest else None
     beside = sorted(inside.keys() - {*TRAIN, *HELD_OUT})
-    if beside or any(p.suffix.lower() in SUFFIXES for p in path.iterdir()):
+    if beside or any(is_image(p.name) and not is_aside(p.name) for p in path.iterdir()):
         raise ValueError(
             f"{path} has a folder of training images beside {', '.join(beside[:5]) or 'other images'}: name the folder "
             f"to read with data.split, or, if it is a class, give it another name"
@@ -145,56 +123,92 @@ def _folder(path: Path) -> Source:
     `datasets` has a builder for this too. It copies the list into a cache, guesses splits from words anywhere in a
     path, and lists ImageNet anew for minutes at every start.
     """
-    found: dict[str, list[str]] = {}
-    ignored, seen = 0, set()
-    for folder, below, files in os.walk(path, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link to where we have been
-            below.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        below[:] = sorted(b for b in below if not b.startswith("."))
-        parts = Path(folder).relative_to(path).parts
-        images = sorted(f for f in files if Path(f).suffix.lower() in SUFFIXES and not f.startswith("."))
-        ignored += len(files) - len(images)
-        if images:
-            found.setdefault(parts[0] if parts else "", []).extend(os.path.join(folder, f) for f in images)
+    found, left_out = _listed(path)
     if not found:
         raise ValueError(
-            f"{path} has no images: {ignored} files, none ending in {', '.join(sorted(SUFFIXES))}. Give a folder of "
-            f"images, or of a folder of images for each class"
+            f"{path} has no images: {left_out.total} files, none ending in {', '.join(sorted(image_endings()))}. Give "
+            f"a folder of images, or of a folder of images for each class. {left_out}"
         )
     if "" in found and len(found) > 1:
         raise ValueError(
             f"{path} has {len(found[''])} images beside {len(found) - 1} folders of images; put each image into the "
             f"folder of its class, or all of them into one"
         )
-    names = () if "" in found else tuple(sorted(found))
-    files = [file for name in sorted(found) for file in found[name]]
+    names = () if "" in found else ordered(found)
+    files = [file for name in sorted(found) for file in found[name]]  # in an order that never changes: see `digest`
 
-    def read(indices: Sequence[int]) -> list[tuple[str, bytes | Path]]:
+    def read(indices: Sequence[int]) -> list[tuple[str, Stored]]:
         return [(files[i], Path(files[i])) for i in indices]
 
     def digest() -> str:
-        return _sha256(f"{os.path.relpath(file, path)} {os.path.getsize(file)}" for file in files)
+        return _sha256(f"{os.path.relpath(file, path)} {_size(file)}" for file in files)
 
-    labels = [name for name in names for _ in found[name]] if names else None
+    labels = [printable(name) for name in sorted(found) for _ in found[name]] if names else None
     return Source(
         name=str(path),
         count=len(files),
         read=read,
         digest=digest,
         labels=labels,
-        class_names=names,
-        ignored=ignored,
+        class_names=tuple(map(printable, names)),
+        left_out=left_out,
     )
+
+
+def _listed(path: Path) -> tuple[dict[str, list[str]], LeftOut]:
+    """The images in a folder by the subfolder that they are in, "" for those straight in it; and what is left out.
+
+    Raises ValueError for a folder that cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"the folder {printable(str(error.filename))} cannot be listed: {error.strerror}")
+
+    found, left_out, endings = dict[str, list[str]](), LeftOut(), image_endings()
+    seen = {_identity(parent) for parent in path.resolve().parents}  # a link to one of them is a mistake
+    for folder, below, files in os.walk(path, followlinks=True, onerror=refuse):
+        inside = os.path.relpath(folder, path)
+        if _identity(folder) in seen:
+            left_out.add("link to a folder already read", inside)
+            below.clear()
+            continue
+        seen.add(_identity(folder))
+        below.sort()
+        parts = () if inside == "." else Path(inside).parts
+        aside = next(filter(is_aside, parts), "")
+        images = []
+        for file in sorted(files):
+            inside = os.path.join(*parts, file)
+            if aside:
+                if is_image(file, endings):
+                    left_out.add(f"in {printable(aside)}", inside)
+            elif is_aside(file):
+                left_out.add("hidden", inside)
+            elif is_image(file, endings):
+                images.append(os.path.join(folder, file))
+            else:
+                left_out.add(why_left_out(file), inside)
+        if images:
+            found.setdefault(parts[0] if parts else "", []).extend(images)
+    return found, left_out
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """The same for all links to a folder."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _size(file: str) -> int:
+    """Bytes of a file, 0 of one that is not there: reading it will tell."""
+    return os.path.getsize(file) if os.path.exists(file) else 0
 
 
 def _sha256(lines: Iterable[str]) -> str:
     """The first 16 digits of the SHA-256 of these lines."""
     digest = hashlib.sha256()
     for line in lines:
-        digest.update(f"{line}\n".encode())
+        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))  # names that are not UTF-8 as they are
     return digest.hexdigest()[:16]
 
 
@@ -207,28 +221,35 @@ def _dataset_files(path: Path) -> bool:
     """Whether a folder holds data set files, and no images, itself or one level below."""
     if any((path / mark).exists() for mark in SAVED):
         return True
-    found = False
+    found, endings = False, image_endings()
     for file in chain(path.glob("*"), path.glob("*/*")):
-        if file.suffix.lower() in SUFFIXES:
+        if is_aside(file.name) or is_aside(file.parent.name):
+            continue
+        if is_image(file.name, endings):
             return False
         found = found or _builder(file) is not None
     return found
 
 
-def _dataset(name: Path | str, held_out: bool, split: str, trained_on: str) -> Any:  # noqa: ANN401 - datasets.Dataset
-    """One split of a data set, loaded by `datasets`; None if there is no held-out one."""
+def _dataset(name: Path | str, held_out: bool, split: str, trained_on: str, columns: tuple[str, str]) -> Any:  # noqa: ANN401 - datasets.Dataset
+    """One split of a data set, loaded by `datasets`; None if there is no held-out one.
+
+    `columns` are the image's and the label's of tar files; others are chosen later.
+    """
     import datasets
 
-    load = _loader(name)
+    load = _loader(name, columns)
     try:
         loaded: Any = load()
     except Exception as error:  # datasets, pyarrow, tarfile and the hub's client share no base class
         reason = error.__cause__ or error
+        if isinstance(reason, tars.TarError):
+            raise ValueError(str(reason)) from error
         where = f"{name} cannot be read: it is damaged, or not what its name says"
         if isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             where = f"there is no room for the copy of {name} that `datasets` makes (HF_DATASETS_CACHE says where)"
         elif isinstance(name, str):
-            where = f"{name} is no file or folder here, and cannot be had from the Hugging Face hub"
+            where = f"{name} cannot be had from the Hugging Face hub"
         raise ValueError(f"{where} ({type(reason).__name__}: {reason})") from error
     if isinstance(loaded, datasets.Dataset):
         loaded = datasets.DatasetDict({"train": loaded})
@@ -242,37 +263,45 @@ def _dataset(name: Path | str, held_out: bool, split: str, trained_on: str) -> A
     return loaded[names[0]] if names else None
 
 
-def _loader(name: Path | str) -> Callable[[], Any]:
+def _loader(name: Path | str, columns: tuple[str, str]) -> Callable[[], Any]:
     """How to load it. Raises ValueError for files that are not there or that `datasets` does not read."""
     import datasets
 
     if isinstance(name, str):
         return partial(datasets.load_dataset, name)
     if name.is_dir():
-        _check_tars(sorted(chain(name.glob("*.tar"), name.glob("*/*.tar"))))
-        saved = any((name / mark).exists() for mark in SAVED)
-        return partial(datasets.load_from_disk if saved else datasets.load_dataset, str(name))
+        if any((name / mark).exists() for mark in SAVED):
+            return partial(datasets.load_from_disk, str(name))
+        if _only_kind(name, sorted(name.rglob("*"))) != "webdataset":
+            return partial(datasets.load_dataset, str(name))
+        return lambda: tars.load(_split_files(name), *columns)
     files = [str(name)] if name.exists() else sorted(glob(str(name)))
-    if name.suffix.lower() in SUFFIXES and files:
+    if is_image(name.name) and files:
         raise ValueError(f"{name} is one image; give the folder it is in")
     if not files:
-        raise ValueError(f"{name} does not exist")
+        raise ValueError(missing(str(name)))
     if unknown := sorted({Path(file).name for file in files if _builder(Path(file)) is None}):
         raise ValueError(f"{name}: {unknown[0]} is none of the files that can be read, {', '.join(BUILDERS)}")
-    kinds = sorted({str(_builder(Path(file))) for file in files})
+    kind = _only_kind(name, map(Path, files))
+    if kind == "webdataset":
+        return partial(tars.load, {"train": files}, *columns)
+    return partial(datasets.load_dataset, kind, data_files=files)
+
+
+def _split_files(folder: Path) -> dict[str, list[str]]:
+    """The data set files of each split, which `datasets` tells from their names."""
+    import datasets
+
+    files: Any = datasets.load_dataset_builder(str(folder)).config.data_files
+    return {str(split): list(map(str, names)) for split, names in files.items()}
+
+
+def _only_kind(name: Path, files: Iterable[Path]) -> str:
+    """What `datasets` reads the files with. Raises ValueError for several kinds, of which it would take one."""
+    kinds = sorted({str(_builder(file)) for file in files if _builder(file) and (file.is_dir() or regular(file))})
     if len(kinds) > 1:
-        raise ValueError(f"{name} are files of several kinds: {', '.join(kinds)}")
-    _check_tars([Path(file) for file in files if file.endswith(".tar")])
-    return partial(datasets.load_dataset, kinds[0], data_files=files)
-
-
-def _check_tars(files: list[Path]) -> None:
-    """Raises ValueError for a tar that does not end as tars do: readers may take what is left for the whole."""
-    for file in files:
-        with file.open("rb") as tar:
-            tar.seek(-min(TAR_END, file.stat().st_size), os.SEEK_END)
-            if tar.read() != bytes(TAR_END):
-                raise ValueError(f"{file} is cut short: it has no end-of-archive mark; copy or download it again")
+        raise ValueError(f"{name} are files of several kinds: {', '.join(kinds)}; name those of one with a wildcard")
+    return kinds[0]
 
 
 def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> Source:  # noqa: ANN401
@@ -288,27 +317,36 @@ def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> S
     for option, column in (("data.image_column", image_column), ("data.label_column", labelled)):
         if column and column not in features:
             raise ValueError(f"{name} has no column {column!r}, only {', '.join(features)}; set {option}")
-    try:
-        images = dataset.cast_column(image_column, datasets.Image(decode=False)).select_columns([image_column])
-    except Exception as error:  # pyarrow's errors of casts are of many kinds
-        raise ValueError(
-            f"{name}: column {image_column!r} holds {features[image_column]}, not images; set data.image_column"
-        ) from error
+    images = dataset.select_columns([image_column])
+    numbers = holds_numbers(features[image_column])
+    if not numbers:
+        try:
+            images = images.cast_column(image_column, datasets.Image(decode=False))
+        except Exception as error:  # pyarrow's errors of casts are of many kinds
+            raise ValueError(
+                f"{name}: column {image_column!r} holds {features[image_column]}, not images; set data.image_column"
+            ) from error
 
     def digest() -> str:
         column = images.with_format("arrow")[:][image_column]
+        if numbers:
+            return _sha256((f"{dataset.num_rows}", sha256_of_numbers(column)))
         lengths = compute.binary_length(compute.struct_field(column, "bytes"))  # type: ignore[attr-defined]
         return _sha256(map(str, lengths.to_pylist()))
 
-    def read(indices: Sequence[int]) -> list[tuple[str, bytes | Path]]:
+    def read(indices: Sequence[int]) -> list[tuple[str, Stored]]:
         files = []
         for i, row in zip(indices, images[list(indices)][image_column], strict=True):
+            if numbers:
+                files.append((f"{name}, row {i}", to_array(row)))
+                continue
             path, content = (row["path"], row["bytes"]) if row else (None, None)
-            if content is None:
-                content = Path(path) if path else b""  # a row without an image is unreadable
+            if content is None:  # a row without an image is unreadable
+                content = _inside(roots, path, f"{name}, row {i}") if path else b""
             files.append((f"{name}, row {i} ({path})" if path else f"{name}, row {i}", content))
         return files
 
+    roots = _roots(name)
     if dataset.num_rows == 0:
         raise ValueError(f"{name} has no rows")
     feature = features[labelled] if labelled else None
@@ -320,6 +358,31 @@ def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> S
         labels=dataset[labelled][:] if labelled else None,
         class_names=tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else (),
     )
+
+
+def _roots(name: str) -> list[Path]:
+    """The folders of a data set: its rows may point to files in these."""
+    if name.startswith(HUB):
+        from datasets import config
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        return [Path(HF_HUB_CACHE), Path(config.HF_DATASETS_CACHE)]
+    place = Path(name).expanduser()
+    if place.exists():
+        return [place if place.is_dir() else place.parent]
+    return sorted({Path(file).parent for file in glob(str(place))})
+
+
+def _inside(roots: Sequence[Path], path: str, row: str) -> Path:
+    """The file that a row points to. Raises ValueError unless it is in one of these folders, links followed."""
+    files = [(root / path).resolve() for root in roots if "\0" not in path]
+    inside = [file for file, root in zip(files, roots, strict=False) if file.is_relative_to(root.resolve())]
+    if not inside:
+        raise ValueError(
+            f"{row} points to the file {path!r}, outside the folder of the data set ({roots[0]}); such files are not "
+            f"opened: put the image into the row, or beside it"
+        )
+    return next((file for file in inside if file.exists()), inside[0])
 
 
 def _found(features: Any, name: str, what: str, usual: tuple[str, ...], kind: type) -> str:  # noqa: ANN401

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from fluvial.data import crop
 from fluvial.data import images as data_images
 from fluvial.data.images import DataConfig, Files, ImageSet
 from fluvial.data.latents import is_cache
 from fluvial.evaluation import archive
-from fluvial.files import checksum
+from fluvial.files import HUB, checksum, json_checksum
 from fluvial.randomness import numpy_generator
 
 SAMPLES = "samples.npz"  # what `fluvial sample` writes
@@ -64,7 +65,9 @@ def open_images(name: str, like: DataConfig | None = None) -> Images:
         return _npz(path, like)
     if is_cache(name):
         raise ValueError(f"{name} holds latents, and a score needs images: give those that were encoded")
-    place, _, split = (name, "", "") if path.exists() else name.partition(":")
+    on_hub = HUB if name.startswith(HUB) else ""
+    place, _, split = (name, "", "") if path.exists() else name.removeprefix(on_hub).partition(":")
+    place = on_hub + place
     config = DataConfig(size=like.size, crop=like.crop, channels=like.channels)
     part: data_images.Split = "train"  # of a data set: whatever `split` says
     if place not in data_images.BUILT_IN:
@@ -106,8 +109,7 @@ def _digest(images: ImageSet, config: DataConfig) -> str:
         files: Files = images.pixels
         for start in range(0, len(files), 1024):
             for _, source in files.source.read(list(files.chosen[start : start + 1024])):
-                data = source.read_bytes() if isinstance(source, Path) else source
-                content.update(hashlib.sha256(data).digest())
+                content.update(hashlib.sha256(crop.content(source)).digest())
     if images.labels is not None:
         content.update(images.labels.numpy().data)
     return content.hexdigest()
@@ -119,14 +121,20 @@ def _npz(path: Path, like: DataConfig) -> Images:
     with archive.opened(path) as file:
         names = archive.names(file)
         if "arr_0" not in names:
-            held = "statistics only, which can be a --reference" if "mu" in names else ", ".join(names)
+            held = (
+                "statistics only, which can be a --reference"
+                if "mu" in names
+                else ", ".join(sorted(names)) or "no array"
+            )
             raise ValueError(f"{path} has no arr_0 but {held}; {wanted}")
         images = archive.array(file, "arr_0")
         shape, dtype = images.shape, images.dtype
-        if len(shape) != 4 or shape[-1] not in (1, 3):
+        if len(shape) != 4 or shape[-1] not in (1, 3) or 0 in shape:
             raise ValueError(f"{path}: arr_0 has the shape {shape}; {wanted}, 1 or 3 of them")
         if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
             raise ValueError(f"{path}: arr_0 is {dtype}; pixels are wanted as uint8 in 0 ... 255 or floats in [0, 1]")
+        if images.by_columns:
+            raise ValueError(f"{path}: arr_0 is in Fortran order; write it again through numpy.ascontiguousarray")
         labels = _labels(file, shape[0], path) if "arr_1" in names else None
         archive.verify(file, images)
     opened, at = _content(images, path)
@@ -166,8 +174,10 @@ def _npz(path: Path, like: DataConfig) -> Images:
 def _record(record: Path, path: Path, content: str) -> dict[str, Any]:
     """What `fluvial sample` said of these samples; `content` is the hash of their file."""
     try:
-        about = json.loads(record.read_text())
-        told = about.pop("sha256")
+        about = json.loads(record.read_bytes())
+        if about.pop("sha256") != json_checksum(about):
+            raise ValueError("its content is not what was written, the SHA-256 is another")
+        told = about.pop("file_sha256")
         if not isinstance(about["sampling"], dict):
             raise ValueError(f"sampling is {about['sampling']!r}")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
@@ -187,7 +197,10 @@ def _labels(file: zipfile.ZipFile, count: int, path: Path) -> Int[Tensor, "n"]:
         raise ValueError(f"{path}: arr_1 must be a class id for each image, got {found.dtype}")
     if found.shape != (count,):
         raise ValueError(f"{path}: arr_1 must be a class id for each of {count} images, got {found.shape}")
-    return torch.from_numpy(archive.read(file, "arr_1").astype(np.int64))
+    ids = archive.read(file, "arr_1").astype(np.int64)
+    if count and ids.min() < 0:
+        raise ValueError(f"{path}: arr_1 must be class ids from 0 on, got {ids.min()}")
+    return torch.from_numpy(ids)
 
 
 def _content(found: archive.Array, path: Path) -> tuple[Any, int]:

@@ -13,7 +13,7 @@ import torch
 from fluvial.data.images import DataConfig
 from fluvial.evaluation import archive
 from fluvial.evaluation.images import Images, open_images
-from fluvial.evaluation.statistics import FORMAT, Statistics, load, save, statistics
+from fluvial.evaluation.statistics import FORMAT, Statistics, gaussian, load, save, statistics
 from fluvial.files import checksum, tensors_checksum
 from fluvial.metrics.features import Extractor
 from fluvial.metrics.frechet import Gaussian
@@ -41,13 +41,15 @@ def open_reference(
     path = Path(name).expanduser()
     if path.suffix == ".safetensors":
         found, about = load(path)
+        if missing := {"name", "hash", "cut", "extractor", "extractor_hash"} - about.keys():
+            raise ValueError(f"{path} does not say {', '.join(sorted(missing))} of its images; write it with --keep")
         if about["extractor"] != extractor.name or about["extractor_hash"] != extractor.hash:
             raise ValueError(
                 f"{path} holds statistics by {about['extractor']} ({about['extractor_hash'][:12]}), the extractor is "
                 f"{extractor.name} ({extractor.hash[:12]}); choose the same with --extractor and --weights"
             )
         return Reference(about["name"], about["hash"], found, {"cut": about["cut"]})
-    if path.suffix == ".npz" and path.is_file():
+    if path.suffix == ".npz":
         with archive.opened(path) as file:
             names = archive.names(file)
         if names & {"mu", "sigma"}:
@@ -67,24 +69,25 @@ def reference(
     Pixels are quicker to look at again, and of a function nothing is known that could be hashed.
     """
     digest: str = world.broadcast(images.digest(range(images.n)) if world.first else None)
-    cached = _cache(f"{FORMAT} {digest} {extractor.name} {extractor.hash} {extractor.resize} {extractor.dtype} {kept}")
-    found = world.broadcast(_read(cached) if world.first and extractor.hash else None)
+    key = f"{FORMAT} {digest} {extractor.name} {extractor.hash} {extractor.resize} {extractor.dtype} {kept}"
+    cached = _cache(key)
+    found = world.broadcast(_read(cached, key) if world.first and extractor.hash else None)
     if found is not None:
         return Reference(images.name, digest, found, images.about)
     made = Reference(images.name, digest, statistics(images, extractor, kept=kept, world=world), images.about)
     if extractor.hash and world.first:
         try:
-            save_reference(made, extractor, cached)
+            save_reference(made, extractor, cached, key=key)
         except OSError as error:
             print(f"the statistics of {images.name} are not kept for the next time: {error}", file=sys.stderr)
     return made
 
 
-def save_reference(made: Reference, extractor: Extractor, path: Path) -> None:
+def save_reference(made: Reference, extractor: Extractor, path: Path, **told: str) -> None:
     """Writes a file that `open_reference` reads. Of images that are drawn anew the features are hashed."""
     digest = made.hash or tensors_checksum({"features": made.statistics.features})
     about = {"name": made.name, "hash": digest, "cut": str(made.about.get("cut", "unknown"))}
-    save(made.statistics, path, {**about, "extractor": extractor.name, "extractor_hash": extractor.hash})
+    save(made.statistics, path, {**about, "extractor": extractor.name, "extractor_hash": extractor.hash, **told})
 
 
 def _cache(key: str) -> Path:
@@ -92,12 +95,15 @@ def _cache(key: str) -> Path:
     return root / "fluvial" / "statistics" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
 
-def _read(cached: Path) -> Statistics | None:
+def _read(cached: Path, key: str) -> Statistics | None:
     """What is kept, if it is there and whole; damage is told, and what is computed anew takes its place."""
     if not cached.exists():
         return None
     try:
-        return load(cached)[0]
+        found, about = load(cached)
+        if about.get("key") != key:
+            raise ValueError(f"{cached} is of other images, or of another extractor")
+        return found
     except ValueError as error:
         print(f"statistics are computed anew, since those that were kept cannot be used: {error}", file=sys.stderr)
         return None
@@ -108,12 +114,11 @@ def _adm(path: Path, names: set[str], extractor: Extractor, world: World) -> Ref
     if extractor.name != "inception":
         raise ValueError(f"{path} holds statistics of Inception's features, the extractor is {extractor.name}")
     with archive.opened(path) as file:
-        pairs = [_pair(path, file, pair) if names >= {*pair} else None for pair in PAIRS]
-    pooled, spatial = pairs
-    if pooled is None:
-        raise ValueError(
-            f"{path} has {', '.join(sorted(names))}; mu and sigma are wanted, and arr_0 if there are images"
-        )
+        if not names >= {"mu", "sigma"} or len(names & {"mu_s", "sigma_s"}) == 1:
+            held = ", ".join(sorted(names))
+            raise ValueError(f"{path} has {held}; mu and sigma are wanted, both or none of mu_s and sigma_s, and arr_0")
+        pooled, spatial = (_pair(path, file, pair) if names >= {*pair} else None for pair in PAIRS)
+    assert pooled is not None
     # the file does not say of how many images the statistics are
     found = Statistics(0, (), pooled, spatial, None, torch.zeros(0, len(pooled.mean)), None)
     if "arr_0" in names:
@@ -135,8 +140,4 @@ def _pair(path: Path, file: zipfile.ZipFile, names: tuple[str, str]) -> Gaussian
     if wrong := [f"{name} is {head.dtype}" for name, head in zip(names, heads, strict=True) if head.dtype.kind != "f"]:
         raise ValueError(f"{path}: {' and '.join(wrong)}; floats are wanted")
     mean, covariance = (torch.from_numpy(archive.read(file, name).astype(np.float64)) for name in names)
-    if not (torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
-        raise ValueError(f"{path}: {' and '.join(names)} are not finite")
-    if not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6 * float(covariance.diagonal().abs().max())):
-        raise ValueError(f"{path}: {names[1]} must be a covariance, and is not symmetric")
-    return Gaussian(mean, covariance)
+    return gaussian(mean, covariance, f"{path}: {' and '.join(names)}")

@@ -1,5 +1,6 @@
 """Statistics of samples and of a reference to numbers with error bars, and what to mind about them."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from fluvial.metrics.precision import DENSITY_K, overlap
 FRECHET_PER_DIMENSION = 10  # samples a dimension, below which the bias of a Frechet distance is worth a warning
 FEW, FEW_IN_SPLITS = 1_000, 1_000 * SPLITS  # images below which neighbourhoods, and splits, say little
 SVM_IMAGES, SVM_TESTED = 5_000, 1_000  # real images that the SVM of class accuracy learns from, and is tested on
+ALIKE = 1e-10  # variance of features over their square, below which nothing but rounding tells images apart
 SVM_EACH = 10  # of each class, on average, below which there is no class accuracy
 
 # what a score is called, with Inception's features and with others: their names are not for other features
@@ -105,7 +107,9 @@ def scores(samples: Statistics, reference: Statistics, extractor: str) -> Scores
     if min(len(samples.features), len(reference.features)) > DENSITY_K:
         values[name("kernel_distance")] = kernel_distance(samples.features, reference.features)
         values |= overlap(samples.features, reference.features)._asdict()
-    return Scores(values, bias, list(_warnings(samples, reference, bias)))
+    warnings = list(_warnings(samples, reference, bias))
+    warnings += [f"{name} is not finite" for name, found in values.items() if not math.isfinite(found.value)]
+    return Scores(values, bias, warnings)
 
 
 def _check(samples: Statistics, reference: Statistics, extractor: str) -> None:
@@ -118,6 +122,11 @@ def _check(samples: Statistics, reference: Statistics, extractor: str) -> None:
 
 def _warnings(samples: Statistics, reference: Statistics, bias: dict[str, float]) -> Iterator[str]:
     n, m, d = samples.n, reference.n, len(samples.pooled.mean)  # m is 0 where published statistics do not say
+    for found, what in ((samples, "samples"), (reference, "reference images")):
+        if _alike(found):
+            yield f"all {what} are alike: they have the same features, and scores of them say nothing"
+    if samples.flat:
+        yield f"{samples.flat} of {n} samples are of one colour all over, as those of a model that has diverged"
     for count, what in ((n, "samples"), (m, "reference images")):
         if 0 < count <= d:
             yield f"{count} {what} for {d} features: their covariance is singular, and the Frechet distance mostly bias"
@@ -136,6 +145,12 @@ def _warnings(samples: Statistics, reference: Statistics, bias: dict[str, float]
         yield f"the score of classes is over {SPLITS} splits of the samples{few}; the ADM suite splits by 5,000"
     if not reference.shape:
         yield "the reference does not say of what size its images were: other sizes give other scores"
+
+
+def _alike(found: Statistics) -> bool:
+    """Whether the features do not vary, but for rounding."""
+    spread, size = found.pooled.covariance.trace(), found.pooled.mean.square().sum()
+    return bool(spread <= ALIKE * size)
 
 
 def class_accuracy(real: Statistics) -> Callable[[Statistics], Estimate | None]:

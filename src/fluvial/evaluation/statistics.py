@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -42,6 +42,8 @@ class Statistics(NamedTuple):
     labels: Int[Tensor, "m"] | None
     spatial_features: Float[Tensor, "l e"] | None = None
     """Of fewer of them, for the error of sFID."""
+    flat: int = 0
+    """Images of one colour all over, such as black ones; not known of statistics that were saved."""
 
     def first(self, count: int) -> "Statistics":
         """The statistics of so many images, of the features that were kept."""
@@ -151,6 +153,7 @@ def statistics(
     mine = range(0, images.n, batch)[world.rank :: world.size]  # so that the first, which makes the card, has any
     sums: _Sums | None = None
     rows: list[_Rows] = []
+    flat = 0
     with Bar(len(mine), what=f"{extractor.name} of {images.name}", quiet=not world.first or images.n < SLOW) as bar:
         for done, start in enumerate(mine):
             here = slice(start, min(start + batch, images.n))
@@ -160,9 +163,10 @@ def statistics(
             for features in (found.pooled, found.spatial):
                 _check_finite(features, start, images, extractor)
             rows.append(_kept(found, labels, place[here], kept))
+            flat += int((pixels == pixels[:, :, :1, :1]).flatten(1).all(dim=1).sum())
             sums = _Sums.of(found, split[here], sums)
             bar.show(done + 1)
-    part = None if sums is None else (sums.cpu(), _Rows.joined(rows), shape)
+    part = None if sums is None else (sums.cpu(), _Rows.joined(rows), shape, flat)
     return _together(world.gather(part), images)
 
 
@@ -193,9 +197,9 @@ def _check_finite(features: Tensor | None, start: int, images: Images, extractor
         )
 
 
-def _together(parts: Sequence[tuple[_Sums, _Rows, tuple[int, ...]] | None], images: Images) -> Statistics:
+def _together(parts: Sequence[tuple[_Sums, _Rows, tuple[int, ...], int] | None], images: Images) -> Statistics:
     """The parts of all ranks, of which some may have had nothing to do."""
-    sums, rows, shapes = zip(*(part for part in parts if part is not None), strict=True)
+    sums, rows, shapes, flat = zip(*(part for part in parts if part is not None), strict=True)
     for shape in shapes[1:]:
         _check_shape(images.name, shape, shapes[0], first=False)
     total, kept = reduce(_Sums.plus, sums), _Rows.joined(rows)
@@ -209,6 +213,7 @@ def _together(parts: Sequence[tuple[_Sums, _Rows, tuple[int, ...]] | None], imag
         kept.features[order],
         None if kept.labels is None else kept.labels[order],
         kept.spatial,
+        sum(flat),
     )
 
 
@@ -228,6 +233,8 @@ def save(statistics: Statistics, path: Path, about: dict[str, str]) -> None:
 
 def load(path: Path) -> tuple[Statistics, dict[str, str]]:
     """What `save` wrote, and its metadata. Raises ValueError for another file, or if it is not as it was written."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file")
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
@@ -236,10 +243,45 @@ def load(path: Path) -> tuple[Statistics, dict[str, str]]:
                     f"{path} holds no statistics that this version reads ({FORMAT}); write them again with --keep"
                 )
             check_tensors(path)
-            t = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        return _statistics(tensors, int(about["count"]), json.loads(about["shape"]), path), about
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    spatial = Gaussian(t["spatial.mean"], t["spatial.covariance"]) if "spatial.mean" in t else None
-    pooled = Gaussian(t["mean"], t["covariance"])
-    shape = tuple(json.loads(about["shape"]))
-    return Statistics(int(about["count"]), shape, pooled, spatial, None, t["features"], t.get("labels")), about
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path} holds no whole statistics ({error!r}); write them again with --keep") from error
+
+
+def _statistics(t: dict[str, Tensor], count: int, shape: Any, path: Path) -> Statistics:  # noqa: ANN401 - of JSON
+    """Raises ValueError for what cannot be of images, KeyError for tensors that are missing."""
+    features, labels, spatial = t["features"], t.get("labels"), None
+    pooled = gaussian(t["mean"], t["covariance"], f"{path}: mean and covariance")
+    if "spatial.mean" in t:
+        spatial = gaussian(t["spatial.mean"], t["spatial.covariance"], f"{path}: those of spatial features")
+    if not (isinstance(shape, list) and len(shape) == 3 and all(type(side) is int and side > 0 for side in shape)):
+        raise ValueError(f"{path}: the shape of an image must be (channels, height, width), got {shape}")
+    if features.ndim != 2 or features.shape[1] != len(pooled.mean) or not torch.isfinite(features).all():
+        raise ValueError(f"{path}: features must be rows of {len(pooled.mean)} finite numbers, got {features.shape}")
+    if count < max(2, len(features)):
+        raise ValueError(f"{path} has features of {len(features)} images, and says that there are {count}")
+    if labels is not None and (labels.shape != features.shape[:1] or labels.dtype != torch.long):
+        raise ValueError(f"{path}: labels must be a class id for each row of features, got {tuple(labels.shape)}")
+    return Statistics(count, tuple(shape), pooled, spatial, None, features, labels)
+
+
+def gaussian(mean: Tensor, covariance: Tensor, name: str) -> Gaussian:
+    """A mean and a covariance that were read. Raises ValueError unless they can be those of features."""
+    d = mean.numel()
+    if mean.shape != (d,) or covariance.shape != (d, d) or not d:
+        raise ValueError(f"{name} must be (d,) and (d, d), got {tuple(mean.shape)} and {tuple(covariance.shape)}")
+    if not (mean.dtype == covariance.dtype == torch.float64):
+        raise ValueError(f"{name} must be float64, got {mean.dtype} and {covariance.dtype}")
+    if not (torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
+        raise ValueError(f"{name} are not finite")
+    variances = covariance.diagonal()
+    if not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6 * float(variances.abs().max())):
+        raise ValueError(f"{name} are no mean and covariance: the latter is not symmetric")
+    if variances.min() < -1e-6 * variances.abs().max():
+        raise ValueError(f"{name} are no mean and covariance: a variance is {float(variances.min()):.3g}")
+    return Gaussian(mean, covariance)

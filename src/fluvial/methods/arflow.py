@@ -190,6 +190,7 @@ def sample(
     step_noise: StepNoise | None = None,
     on_step: OnStep | None = None,
     evaluations: Counter[str] | None = None,
+    careful: bool = False,
 ) -> Float[Tensor, "b c h w"]:
     """Latents at the end of `times`, integrated from `noise` along the guided velocity.
 
@@ -198,7 +199,8 @@ def sample(
 
     labels are class ids (b,) or None for no class. `solver` is one of `fluvial.integrate`, with its settings bound;
     the release uses `euler_maruyama`, whose draws are `step_noise`.
-    `evaluations`, if given, counts the calls of each guidance branch.
+    `evaluations`, if given, counts the calls of each guidance branch. Raises RuntimeError for a velocity that is not
+    finite; on a GPU only if `careful`, which waits for it at every step.
     """
 
     def branch(labels: Tensor | None) -> Field:
@@ -209,6 +211,6 @@ def sample(
         return field
 
     guidance = Guidance() if labels is None else guidance  # both branches would be the same
-    field = guided(branch(labels), branch(None), guidance, evaluations=evaluations)
+    field = guided(branch(labels), branch(None), guidance, evaluations=evaluations, careful=careful)
     draws = {} if step_noise is None else {"noise": step_noise}
     return solver(field, noise, times, on_step=on_step, **draws).x

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fluvial.checks import at_least, choices, probabilities, whole_patches
+from fluvial.checks import MOST, as_declared, at_least, at_most, probabilities, whole_patches
 from fluvial.guidance import Guidance, guided
 from fluvial.integrate import Field, OnStep, Solver, Step, StepNoise, euler
 from fluvial.interpolant import InterpolantName, linear, u_t, x_t
@@ -80,8 +80,9 @@ class FlowARConfig:
     interpolant: ClassVar[InterpolantName] = "linear"
 
     def __post_init__(self) -> None:
-        choices(self)
+        as_declared(self)
         at_least(1, self, "channels", "patch", "width", "heads", "head_depth", "head_width", "head_heads")
+        at_most(MOST, self, "channels", "patch", "width", "heads", "depth", "head_depth", "head_width", "head_heads")
         at_least(0, self, "classes")
         probabilities(self, "dropout", "label_drop", "context_noise")
         whole_patches(self.size, self.patch)
@@ -348,6 +349,7 @@ def sample(
     evaluations: Counter[str] | None = None,
     context_noise: float = 0.0,
     level_noise: Float[Tensor, "b n p"] | None = None,
+    careful: bool = False,
 ) -> Float[Tensor, "b c h w"]:
     """Latents, drawn scale by scale (section 3.4): transformer, integral of the head's velocity, enlarge, next scale.
 
@@ -357,7 +359,7 @@ def sample(
     noise is told the level `context_noise`, which is mixed into its inputs with the draws `level_noise`.
     `on_step` sees the map of the present scale enlarged to the full latent; `evaluations` counts "transformer 4x4",
     "conditional 4x4", "null 4x4" and so on. Raises ValueError for a list of times that is not one for each scale,
-    guided channels, or context noise that the model does not know.
+    guided channels, or context noise that the model does not know; RuntimeError as `guided` does.
     """
     assert isinstance(model, FlowAR)
     config, count = model.config, len(model.config.maps)
@@ -393,14 +395,15 @@ def sample(
             z, caches[j] = model.transformer(inputs, ids, scales, caches[j], level)
             fields.append(_field(model.head, z, scales))
         calls = Counter(transformer=len(fields))
+        scale, at = f"{size[0]}x{size[1]}", guidance.at_scale(i, count)
         solution = solver(
-            guided(fields[0], fields[-1], guidance.at_scale(i, count), evaluations=calls),
+            guided(fields[0], fields[-1], at, evaluations=calls, place=f" of scale {scale}", careful=careful),
             noise[:, span],
             grids[i],
             on_step=on_step and _enlarging(on_step, config, i, shown),
             **({} if step_noise is None else {"noise": _part_of(step_noise, span, done)}),
         )
-        tally.update({f"{name} {size[0]}x{size[1]}": n for name, n in calls.items()})
+        tally.update({f"{name} {scale}": n for name, n in calls.items()})
         latents, done = unpatchify(solution.x, config.patch, size), done + len(grids[i]) - 1
     return latents
 

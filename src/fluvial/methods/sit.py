@@ -148,12 +148,14 @@ def sample(
     step_noise: StepNoise | None = None,
     on_step: OnStep | None = None,
     evaluations: Counter[str] | None = None,
+    careful: bool = False,
 ) -> Float[Tensor, "b c h w"]:
     """Latents at the end of `times`, integrated from `noise` along the guided velocity.
 
     labels are class ids (b,) or None for no class. `solver` is one of `fluvial.integrate`, with its settings bound;
     a stochastic one takes its draws from `step_noise`.
-    `on_step` is called after every step; `evaluations`, if given, counts the calls of each guidance branch.
+    `on_step` is called after every step; `evaluations`, if given, counts the calls of each guidance branch. Raises
+    RuntimeError for a velocity that is not finite; on a GPU only if `careful`, which waits for it at every step.
     """
 
     def branch(labels: Tensor | None) -> Field:
@@ -163,6 +165,6 @@ def sample(
         return field
 
     guidance = Guidance() if labels is None else guidance  # both branches would be the same
-    field = guided(branch(labels), branch(None), guidance, evaluations=evaluations)
+    field = guided(branch(labels), branch(None), guidance, evaluations=evaluations, careful=careful)
     draws = {} if step_noise is None else {"noise": step_noise}
     return solver(field, noise, times, on_step=on_step, **draws).x

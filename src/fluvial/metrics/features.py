@@ -5,6 +5,7 @@ compared only if name, hash and resize are the same.
 """
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fluvial.extras import require
-from fluvial.files import checksum, tensors_checksum
+from fluvial.files import checksum, plain, tensors_checksum
 
 NAMES = ("inception", "pixels", "efficientnet-lite0", "dinov2", "clip")
 TORCHSCRIPT = (".pt", ".ts", ".pth", ".torchscript")
@@ -250,11 +251,15 @@ def _hub(name: str, weights: str, device: torch.device) -> Extractor:
 def _torchscript(file: Path, device: torch.device) -> Extractor:
     if not file.is_file():
         raise ValueError(f"there is no TorchScript file {file}; the extractors with names are {', '.join(NAMES)}")
+    known = checksum(file)
+    print(f"{file} is code, which runs now: TorchScript with the SHA-256 {known}", file=sys.stderr, flush=True)
     try:
         network = torch.jit.load(file, map_location=device).eval()
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{file} is not TorchScript, which torch.jit.save writes ({error})") from error
-    return replace(_function(network), name=f"torchscript {file.name}", hash=checksum(file))
+        raise ValueError(
+            f"{file} is damaged or no TorchScript, which torch.jit.save writes ({plain(error)})"
+        ) from error
+    return replace(_function(network), name=f"torchscript {file.name}", hash=known)
 
 
 def _function(function: Callable[..., Any]) -> Extractor:

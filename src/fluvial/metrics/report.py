@@ -1,11 +1,14 @@
 """Cards: numbers with where they come from, as JSON, and whether two of them can be compared."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from fluvial.files import json_checksum
 from fluvial.metrics import Estimate
 
-KIND = "fluvial scores 1"
+KIND = "fluvial scores 2"
 # what has to be the same in two cards: where it is not, the numbers differ whatever the models do
 MATTERS = {
     "extractor.name": "the network that features are taken from",
@@ -20,7 +23,8 @@ MATTERS = {
     "images.rounding": "how their pixels were rounded",
     "images.labels": "how classes were chosen: taking all in turn gives a smaller Frechet distance than drawing them",
 }
-PARTS = {"of", "scores", "images", "extractor", "reference", "training", "sampling", "warnings", "made_by"}
+PARTS = {"of": str, "warnings": list}
+PARTS |= dict.fromkeys(("scores", "images", "extractor", "reference", "training", "sampling", "made_by"), dict)
 OF_TRAINING = ("class_accuracy", "closer_to_training")  # these depend on the training images besides
 
 
@@ -42,16 +46,30 @@ class Row(NamedTuple):
         return self.difference / error if error else float("inf") if self.difference else 0.0
 
 
-def is_card(card: Any) -> bool:  # noqa: ANN401
-    """Whether this is a card that this version reads."""
-    return isinstance(card, dict) and card.get("kind") == KIND and card.keys() >= PARTS
+def sealed(card: Mapping[str, Any]) -> dict[str, Any]:
+    """The card with its SHA-256."""
+    return {**card, "sha256": json_checksum(card)}
 
 
-def read(card: Any, name: str) -> dict[str, Any]:  # noqa: ANN401
-    """The card, if it is one. Raises ValueError if not."""
-    if not is_card(card):
-        raise ValueError(f"{name} is no card of scores that this version reads ({KIND}); make it with `fluvial score`")
-    return card
+def read(path: Path) -> dict[str, Any]:
+    """The card in a file. Raises ValueError if it is none that this version reads, or not as it was written."""
+    try:
+        card = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(card, dict) or card.get("kind") != KIND:
+        raise ValueError(f"{path} is no card of scores that this version reads ({KIND}); make it with `fluvial score`")
+    if card.pop("sha256", None) != json_checksum(card):
+        raise ValueError(f"{path} is damaged, or was changed by hand: its SHA-256 is another; make it again")
+    wrong = [f"{key} is {card.get(key)!r}" for key, kind in PARTS.items() if not isinstance(card.get(key), kind)]
+    wrong += [f"{name} is {found!r}" for name, found in (card.get("scores") or {}).items() if not _is_score(found)]
+    if wrong:
+        raise ValueError(f"{path} is no whole card of scores: {'; '.join(wrong)}; make it again")
+    return sealed(card)
+
+
+def _is_score(found: Any) -> bool:  # noqa: ANN401
+    return isinstance(found, dict) and all(isinstance(found.get(key), float | int) for key in ("value", "error"))
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

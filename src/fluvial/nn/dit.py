@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from fluvial.checks import at_least, choices, positive, probabilities, whole_patches
+from fluvial.checks import MOST, as_declared, at_least, at_most, positive, probabilities, whole_patches
 from fluvial.interpolant import InterpolantName
 from fluvial.timesteps import TimeSampling
 
@@ -42,8 +42,9 @@ class DiTConfig:
         return self.channels, *self.size
 
     def __post_init__(self) -> None:
-        choices(self)
+        as_declared(self)
         at_least(1, self, "channels", "patch", "depth", "width", "heads")
+        at_most(MOST, self, "channels", "patch", "depth", "width", "heads", "mlp_ratio")
         at_least(0, self, "classes")
         positive(self, "mlp_ratio")
         probabilities(self, "label_drop")

@@ -20,7 +20,7 @@ def photos_256() -> Run:
         method=flowar.preset(
             "S", size=(32, 32), channels=4, classes=0, patch=2, width=384, heads=6, head_width=512, head_heads=8
         ),
-        data=DataConfig(name="photos", size=256, flip=True, cache=True),
+        data=DataConfig(path="photos", size=256, flip=True, cache=True),
         autoencoder=AutoencoderConfig(name="madebyollin/taesd"),
         optim=OptimConfig(lr=4e-4, warmup=500, schedule="cosine", clip="norm", clip_at=1.0),
         train=TrainConfig(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fluvial.checks import at_least, choices
+from fluvial.checks import as_declared, at_least
 from fluvial.precision import Precision
 from fluvial.train import power_ema
 from fluvial.train.distributed import Parallel
@@ -65,7 +65,7 @@ class TrainConfig:
     """Steps between sample grids; 0 for never."""
 
     def __post_init__(self) -> None:
-        choices(self)
+        as_declared(self)
         at_least(1, self, "steps", "batch", "accumulate", "log_every", "save_every", "keep", "patience")
         at_least(0, self, "eval_every", "sample_every", "score_every", "blocks_every", "keep_every", "recompute")
         at_least(2, self, "score_count")

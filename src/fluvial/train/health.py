@@ -73,6 +73,20 @@ def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
             yield from _tensors(part)
 
 
+def check_finite_weights(tensors: Mapping[str, Tensor], what: str) -> None:
+    """Raises RuntimeError naming the first of these tensors that is not finite, and how many are not.
+
+    `what` is what has them, such as "the model after step 100".
+    """
+    wrong = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if wrong:
+        more = f", and {len(wrong) - 1} more of {len(tensors)}" if len(wrong) > 1 else ""
+        raise RuntimeError(
+            f"{what} has weights that are not finite: {wrong[0]}{more}. Go back to an earlier checkpoint, or train "
+            f"anew with a lower optim.lr, the gradient clipped (optim.clip norm), or in fp32"
+        )
+
+
 def gradient_norms(blocks: Mapping[str, nn.Module]) -> dict[str, float]:
     """The norm of each block's gradient."""
     return {

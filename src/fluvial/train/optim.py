@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from fluvial.checks import choices
+from fluvial.checks import as_declared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class OptimConfig:
     """Bound used by clip."""
 
     def __post_init__(self) -> None:
-        choices(self)
+        as_declared(self)
         if self.lr <= 0 or self.final_lr < 0 or self.clip_at <= 0:
             raise ValueError(
                 f"lr and clip_at must be above 0 and final_lr at least 0, "

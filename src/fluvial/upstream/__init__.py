@@ -51,8 +51,8 @@ class Translated:
     tensors: dict[str, Lazy]
     dropped: dict[str, str]
     """What was left out, with the reason."""
-    assumed: tuple[str, ...] = ()
-    """What neither the weights nor hints told."""
+    assumed: str = ""
+    """What the file does not tell, and was taken for granted."""
 
 
 def from_state_dict(state_dict: Mapping[str, Tensor], **hints: Any) -> tuple[nn.Module, Run]:  # noqa: ANN401
@@ -129,7 +129,7 @@ def translated(
     with reading(kind):
         settings = _settings(kind, hints)
         told = {name: settings.pop(name, None) for name in ("classes", "label_drop")}
-        classes = labels.classes_of(len(state_dict[family.CLASSES]), **told)
+        classes = labels.classes_of(len(state_dict[family.LABELS]), **told)
         settings["classes"] = classes.known
         if told["label_drop"] is not None or not classes.has_null:
             settings["label_drop"] = float(told["label_drop"] or 0)
@@ -137,14 +137,13 @@ def translated(
         expected = expected_tensors(config, state_dict)
         translation = family.translation(state_dict, expected, config)
         if not classes.has_null:
-            translation = labels.with_null_row(translation, family.CLASSES)
+            translation = labels.with_null_row(translation, family.LABELS)
         tensors = translate(state_dict, translation, expected, dtype)
     dropped = {**translation.dropped}
     dropped |= {key: "a fixed table, which the model makes itself" for key in translation.fixed if key in state_dict}
     size = size_of(config)
     run = _run(kind, size, config, hints.get("autoencoder", ""))
-    assumed = (classes.assumed,) if classes.assumed else ()
-    return Translated(kind=kind, size=size, run=run, tensors=tensors, dropped=dropped, assumed=assumed)
+    return Translated(kind=kind, size=size, run=run, tensors=tensors, dropped=dropped, assumed=classes.assumed)
 
 
 def expected_tensors(config: Config, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -217,7 +216,8 @@ def _run(kind: str, size: str, config: Config, autoencoder: str) -> Run:
         raise ValueError(f"no autoencoder of the releases has {config.channels} channels: give autoencoder")
     side = config.size[0] * stride if config.size[0] == config.size[1] else 0
     optim = replace(run.optim, warmup=0)  # that of a new network, over a quarter of its training
-    guidance = run.sample.guidance if config.label_drop or not config.classes else Guidance()  # that has no null branch
+    # without label drop there is no null branch to guide away from
+    guidance = run.sample.guidance if config.classes and config.label_drop else Guidance()
     sample = replace(run.sample, guidance=guidance)
     data = replace(run.data, size=side)
     return replace(run, method=config, autoencoder=ours, data=data, optim=optim, sample=sample)

@@ -6,10 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from fluvial.methods import arflow
-from fluvial.upstream.sit import CLASSES as CLASSES
 from fluvial.upstream.sit import settings_from, source_of, transformer
 from fluvial.upstream.translation import Translation, stacked
 
+LABELS = "y_embedder.embedding_table.weight"
 TELLTALE = r"blocks\.\d+\.attn\.gt?_proj\."
 ATTENTION = {"attention.gate.": "attn.gt_proj.", "attention.out.": "attn.out_proj."}
 

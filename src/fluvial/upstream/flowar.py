@@ -12,8 +12,8 @@ from fluvial.methods import flowar
 from fluvial.nn.rope import axial_frequencies
 from fluvial.upstream.translation import Source, Translation, count, latent_size, renamed, stacked
 
+LABELS = "class_emb.weight"  # a row a class, and one of no class
 TELLTALE = r"(flownet|encoder_blocks|decoder_blocks)\."
-CLASSES = "class_emb.weight"  # the table of classes
 # our prefix -> the release's: outside the blocks, in a block of the transformer, in one of the head
 OUTSIDE = {
     "embed_label.table.": "class_emb.",
@@ -58,7 +58,7 @@ def config_from(state_dict: Mapping[str, Tensor], **hints: Any) -> flowar.Config
     `hints` are settings that shapes do not tell: scales that do not double up to a square latent, a patch, and heads
     where the file has no rotary frequencies. Raises ValueError naming the one that is needed.
     """
-    width = state_dict[CLASSES].shape[1]
+    width = state_dict[LABELS].shape[1]
     head_width, token = state_dict["flownet.input_proj.weight"].shape
     patch, image_size = hints.get("patch", 1), hints.pop("image_size", None)
     rows = hints.get("scales") or _doubling(state_dict[POSITIONS[0]].shape[1])

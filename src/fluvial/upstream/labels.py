@@ -25,12 +25,13 @@ def classes_of(rows: int, *, classes: int | None = None, label_drop: float | Non
     labels were: all published weights are trained so. Raises ValueError if the numbers contradict each other.
     """
     if classes is None and label_drop is None:
-        assumed = f"the last of {rows:,} rows of classes stands for no class; if it does not, give --classes {rows}"
+        assumed = f"the last of {rows:,} rows of the label table is that of no class; if not, give --classes {rows}"
         return Classes(rows - 1, True, assumed)
     if classes is None:
         return Classes(rows - bool(label_drop), bool(label_drop), "")
     if rows not in (classes, classes + 1):
-        raise ValueError(f"{classes:,} classes need {classes:,} rows, or one more, and the class table has {rows:,}")
+        told = f"{rows} rows, which are not {classes} classes, with a row of none or without"
+        raise ValueError(f"the label table has {told}")
     if rows == classes and label_drop:
         raise ValueError(
             f"{rows:,} rows for {classes:,} classes leave none for no class, yet labels were dropped (probability "

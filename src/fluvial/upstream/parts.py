@@ -60,7 +60,8 @@ def find(content: Mapping[Any, Any], telltales: Sequence[str] = ()) -> Part:
         elif short in COUNTERS and value.numel() == 1:
             dropped[path] = "a counter of the averaging"
         elif short in paths:
-            raise ValueError(f"has two tensors {short}, but for wrappers of their names: {paths[short]} and {path}")
+            pair = f"{paths[short]} and {path}"
+            raise ValueError(f"has two tensors that are called {short} without their wrappers: {pair}")
         else:
             weights[short], paths[short] = value, path
     part = root.removesuffix(".")

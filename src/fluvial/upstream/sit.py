@@ -15,7 +15,7 @@ from fluvial.nn.layers import sincos_positions
 from fluvial.upstream.translation import Source, Translation, count, latent_size, renamed
 
 TELLTALE = r"blocks\.\d+\.attn\.qkv\."  # names that no other family has
-CLASSES = "y_embedder.embedding_table.weight"  # the table of classes
+LABELS = "y_embedder.embedding_table.weight"  # a row a class, and one of no class
 # our prefix -> the release's, outside a block and inside
 OUTSIDE = {
     "embed_t.hidden.": "t_embedder.mlp.0.",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fluvial.files import Lazy
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # the last becomes float32
 
 
 class Source(NamedTuple):
@@ -79,7 +79,7 @@ def translate(
     wrong = [f"{key} is missing" for key in used if key not in state_dict]
     wrong += [f"{key} is unknown" for key in state_dict if not (key in used or key in fixed or key in dropped)]
     wrong += [
-        f"{key} has the type {str(value.dtype).removeprefix('torch.')}, not float64, float32, bfloat16 or float16"
+        f"{key} has the type {str(value.dtype).removeprefix('torch.')}, not float32, bfloat16, float16 or float64"
         for key, value in state_dict.items()
         if key in used and value.dtype not in DTYPES
     ]

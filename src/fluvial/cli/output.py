@@ -1,0 +1,8 @@
+"""How the commands print tables."""
+
+from rich.console import Console
+
+
+def console() -> Console:
+    """A console that prints text as it is: names of classes and files may look like rich's markup."""
+    return Console(markup=False, highlight=False)

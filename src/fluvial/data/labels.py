@@ -1,0 +1,153 @@
+"""Class ids and class names: how classes are ordered, and which class of one data set is which of another.
+
+Labels are ids with the names of the classes in the order of the ids; or whole numbers, where nothing names the classes.
+Names that are all digits are ordered by value, and say which whole numbers they stand for. '1' and '01' are two names.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+Labels = Int[Tensor, "n"]
+Names = tuple[str, ...]
+SHOWN = 20  # names of a list in a message
+
+
+class Classes(NamedTuple):
+    """The classes of the training images."""
+
+    own: Names
+    """What they are called where the images are; () for whole numbers."""
+    names: Names
+    """What they are called in the run, in the order of the ids."""
+    given: bool
+    """Whether the user gave these names."""
+
+
+def numbers(names: Collection[str]) -> dict[int, int]:
+    """By number, the place of the name that says it; empty unless all names are digits and none say the same number."""
+    found = {int(name): place for place, name in enumerate(names) if name.isascii() and name.isdigit()}
+    return found if len(found) == len(names) else {}
+
+
+def ordered(names: Collection[str]) -> Names:
+    """Class names in the order of their ids: by value if all of them are digits, else as text."""
+    if all(name.isascii() and name.isdigit() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def own_classes(values: Sequence[Any] | None, names: Names, where: str) -> tuple[Labels | None, Names]:
+    """Class ids and class names as a data set has them: of ids, or of names, one an image.
+
+    Without `names`, names become ids in their order, and digits as `str(int)` writes them are whole numbers. None for
+    no labels, which test splits on the hub write as -1. Raises ValueError for a label that is neither.
+    """
+    if values is None:
+        return None, ()
+    values = [v.decode(errors="surrogateescape").strip() if isinstance(v, bytes) else v for v in values]
+    if missing := [i for i, v in enumerate(values) if v is None]:
+        raise ValueError(f"{where}: {len(missing)} images have no label, the first is image {missing[0]}")
+    if all(isinstance(v, str) for v in values):
+        if not names and {str(number) for number in numbers(set(values))} == set(values):
+            values = [int(v) for v in values]
+        else:
+            names = names or ordered(set(values))
+            ids = {name: i for i, name in enumerate(names)}
+            values = [ids[v] for v in values]
+    for i, v in enumerate(values):
+        if not isinstance(v, int | np.integer):
+            raise ValueError(
+                f"{where}: labels must be whole numbers or names, got {v!r} of image {i}; set data.label_column"
+            )
+        if not -(2**63) <= v < 2**63:
+            raise ValueError(f"{where}: labels must fit into 64 bits, got {v} of image {i}; set data.label_column")
+    labels = torch.tensor(values, dtype=torch.long)
+    if bool((labels < 0).all()):
+        return None, ()
+    _check_range(labels, names, where)
+    return labels, names
+
+
+def named(labels: Labels, own: Names, given: Names, where: str) -> tuple[Labels, Names]:
+    """Class ids in the order of the given names, and these names; as they are if none are given.
+
+    Given names that contain the data set's own are another order of them, as many others are new names for them, and
+    digits are matched to whole numbers. Raises ValueError with both lists for names that are none of these.
+    """
+    _check_range(labels, own, where)
+    if not given or own == given:
+        return labels, given or own
+    if own:
+        if _used(labels, own) <= set(given):
+            return _by_name(labels, own, given), given
+        if len(own) == len(given) and not set(own) & set(given):
+            return labels, given
+    elif said := numbers(given):
+        if set(labels[labels >= 0].unique().tolist()) <= said.keys():
+            return _through(labels, said), given
+    else:
+        _check_range(labels, given, where)
+        return labels, given
+    unknown = sorted(_used(labels, own) - set(given))
+    raise ValueError(
+        f"{where}: labels {unknown[:5]} are not among the class names {_listed(given)} (data.class_names); the classes "
+        f"there are {_listed(own)}"
+    )
+
+
+def aligned(labels: Labels, own: Names, training: Classes, what: str = "held-out images") -> Labels:
+    """Class ids as in training, of labels whose classes are called `own` where they are; () for whole numbers.
+
+    Classes are the same if their names are, or if one is called by the number that the other is. Names that the user
+    gave also stand for as many others, in their order. Raises ValueError with both lists for other names.
+    """
+    known, names = training.own, training.names
+    where = f"the {what}"
+    _check_range(labels, own, where)
+    if known and not own and (said := numbers(known)):
+        if set(labels[labels >= 0].unique().tolist()) <= said.keys():
+            return named(_through(labels, said), known, names, where)[0]
+    elif own and not known and (said := numbers(own)):
+        return named(_through(labels, dict(enumerate(said))), (), names, where)[0]
+    elif own and (used := _used(labels, own)) <= set(known):
+        return named(_by_name(labels, own, known), known, names, where)[0]
+    elif own and used <= set(names):
+        return _by_name(labels, own, names)
+    elif own and training.given and len(own) == len(names) and not set(own) & {*known, *names}:
+        return labels
+    elif not own and (training.given or not known):
+        return named(labels, (), names, where)[0]
+    raise ValueError(
+        f"the {what} have the classes {_listed(own)}, the training images {_listed(known or names)}: classes are "
+        f"matched by name. Rename them, or give data.class_names: the names of both in the order of their ids"
+    )
+
+
+def _used(labels: Labels, names: Names) -> set[str]:
+    """The names of the classes that have images."""
+    return {names[i] if names else str(i) for i in labels.unique().tolist() if i >= 0}
+
+
+def _by_name(labels: Labels, own: Names, others: Names) -> Labels:
+    places = {name: place for place, name in enumerate(others)}
+    return _through(labels, {i: places[name] for i, name in enumerate(own) if name in places})
+
+
+def _through(labels: Labels, table: dict[int, int]) -> Labels:
+    """The labels looked up; what is below 0 is no class, and stays as it is."""
+    return torch.tensor([table[v] if v >= 0 else v for v in labels.tolist()], dtype=torch.long)
+
+
+def _check_range(labels: Labels, names: Names, where: str) -> None:
+    if names and int(labels.max()) >= len(names):
+        raise ValueError(f"{where}: labels run to {int(labels.max())}, but there are {len(names)} class names")
+
+
+def _listed(names: Names) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{list(names[:SHOWN])}{more}" if names else "whole numbers without names"

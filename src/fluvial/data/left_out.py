@@ -1,0 +1,81 @@
+"""Which files are images by their names, and a record of the files that are left out."""
+
+import os
+from collections import Counter
+
+from PIL import Image
+
+# Of what Pillow has a name for: no pixels of its own (drawings, which Ghostscript or Windows renders), or formats that
+# it tells from others but has no decoder for. All others that it opens are taken, whoever registered them
+NOT_DECODED = frozenset(("EPS", "WMF", "PDF", "MPEG", "BUFR", "GRIB", "HDF5"))
+ASIDE = frozenset(  # folders of thumbnails and of system files, beside all whose name begins with a dot
+    ("@eadir", "__macosx", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "lost+found")
+)
+CONVERT = frozenset(  # images all the same, which a user expects to be trained on
+    (
+        *(".heic", ".heif", ".hif", ".avif", ".avifs", ".jxl", ".jxr", ".bpg", ".svg", ".eps", ".wmf", ".exr", ".hdr"),
+        *(".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".xcf"),
+    )
+)
+NAMED = 3  # files named for each reason
+
+
+def image_formats() -> list[str]:
+    """The formats that images are looked for in, by Pillow's names."""
+    Image.init()
+    return [name for name in Image.ID if name not in NOT_DECODED]
+
+
+def image_endings() -> frozenset[str]:
+    """The endings of images, in small letters, that Pillow opens here: more if an extension of it is registered."""
+    formats = {*image_formats(), "MPO"}  # which Pillow opens as the JPEG that it begins with
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in formats)
+
+
+def is_image(name: str, endings: frozenset[str] | None = None) -> bool:
+    """Whether a file's name is that of an image; `endings` saves finding them for each of many files."""
+    return os.path.splitext(name)[1].lower() in (image_endings() if endings is None else endings)
+
+
+def is_aside(name: str) -> bool:
+    """Whether a file or folder of this name is not for the user of the folder that it is in."""
+    return name.startswith(".") or name.lower() in ASIDE
+
+
+def printable(name: str) -> str:
+    """A file name as text that any terminal, log and JSON file takes: bytes that are not UTF-8 and controls escaped."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+class LeftOut:
+    """Files that are left out: how many for each reason, and the names of the first few."""
+
+    def __init__(self) -> None:
+        self.counts, self.names = Counter[str](), dict[str, list[str]]()
+
+    def add(self, reason: str, name: str) -> None:
+        self.counts[reason] += 1
+        names = self.names.setdefault(reason, [])
+        if len(names) < NAMED:
+            names.append(printable(name))
+
+    @property
+    def total(self) -> int:
+        return self.counts.total()
+
+    def __str__(self) -> str:
+        """Such as "3 files left out: 2 .txt (a.txt, b.txt); 1 without an ending (README)"; "" if there are none."""
+        parts = []
+        for reason, count in self.counts.most_common():
+            more = ", ..." if count > len(self.names[reason]) else ""
+            parts.append(f"{count:,} {reason} ({', '.join(self.names[reason])}{more})")
+        return f"{self.total:,} file{'s' * (self.total != 1)} left out: {'; '.join(parts)}" if parts else ""
+
+
+def why_left_out(name: str) -> str:
+    """Why a file that has no image's ending is left out."""
+    ending = os.path.splitext(name)[1].lower()
+    if ending in CONVERT:
+        return f"{ending}, which Pillow does not open here: convert them"
+    return f"{printable(ending)}" if ending else "without an ending"
