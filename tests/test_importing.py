@@ -206,6 +206,122 @@ def test_the_command(tmp_path, capsys, monkeypatch, tiny):
     assert "gone.pt does not exist" in capsys.readouterr().err
 
 
+def sit_with(rows, golden):
+    """The golden SiT with so many rows of classes, which differ."""
+    table = "y_embedder.embedding_table.weight"
+    return {**golden.state_dict, table: torch.randn(rows, golden.state_dict[table].shape[1])}
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "hints", "classes", "label_drop", "assumed"),
+    [
+        (6, None, {}, 5, 0.1, True),
+        (6, {"num_classes": 5}, {}, 5, 0.1, False),
+        (5, {"num_classes": 5}, {}, 5, 0.0, False),
+        (5, {"class_num": 5, "class_dropout_prob": 0.0}, {}, 5, 0.0, False),
+        (5, {"class_dropout_prob": 0}, {}, 5, 0.0, False),
+        (6, {"label_drop_prob": 0.2}, {}, 5, 0.2, False),
+        (6, {"num_classes": 5, "class_dropout_prob": 0.0}, {}, 5, 0.0, False),
+        (5, None, {"classes": 5}, 5, 0.0, False),
+        (6, None, {"classes": 5}, 5, 0.1, False),
+        (5, {"num_classes": 5, "class_dropout_prob": 0.1}, {"classes": 5}, 5, 0.0, False),
+        (1, None, {}, 0, 0.1, True),
+    ],
+)
+def test_every_class_of_the_table_is_kept(tmp_path, sit_golden, rows, options, hints, classes, label_drop, assumed):
+    weights = sit_with(rows, sit_golden)
+    file = {"ema": weights} if options is None else {"ema": weights, "args": argparse.Namespace(**options)}
+    torch.save(file, tmp_path / "a.pt")
+    found = import_weights(tmp_path / "a.pt", tmp_path / "run", heads=2, autoencoder="pixels", **hints)
+    trained = fluvial.load(tmp_path / "run", device="cpu")
+    assert (trained.run.method.classes, trained.run.method.label_drop) == (classes, label_drop)
+    table, there = trained.model.embed_label.table.weight, weights["y_embedder.embedding_table.weight"]
+    assert len(table) == classes + 1 and torch.equal(table[:rows], there)
+    assert not table[rows:].any()  # of no class, where the file has none
+    assert bool(found.assumed) == assumed
+    assert experiment.read_record(tmp_path / "run")["imported"].get("assumed", "") == found.assumed
+    guided = trained.run.sample.guidance.weight != 1
+    assert guided == (label_drop > 0 and classes > 0)
+    if classes:
+        settings = replace(trained.run.sample, steps=2)
+        assert trained.sample(1, classes=(classes - 1,), settings=settings).images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "hints", "says"),
+    [
+        ({"num_classes": 7}, {}, "the label table has 5 rows, which are not 7 classes"),
+        ({}, {"classes": 3}, "5 rows, which are not 3 classes"),
+        ({"num_classes": 5, "class_dropout_prob": 0.1}, {}, "give --classes 5, or 4 if the last row"),
+        ({"num_classes": 10**12}, {}, "5 rows, which are not 1000000000000 classes"),
+        ({"num_classes": "five"}, {}, "options say num_classes 'five', a number from 0 on"),
+        ({"class_dropout_prob": float("nan")}, {}, "options say class_dropout_prob nan, a probability"),
+    ],
+)
+def test_numbers_of_classes_that_contradict_the_table_are_refused(tmp_path, sit_golden, options, hints, says):
+    torch.save({"ema": sit_with(5, sit_golden), "args": options}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=rf"a.pt: .*{says}"):
+        import_weights(tmp_path / "a.pt", tmp_path / "run", heads=2, **hints)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_flowar_without_a_row_of_no_class(tmp_path):
+    golden = read_golden("flowar_tiny_spatial_adaln")
+    rows = len(golden.state_dict["class_emb.weight"])
+    torch.save({"model_ema": golden.state_dict, "args": argparse.Namespace(class_num=rows)}, tmp_path / "a.pt")
+    import_weights(tmp_path / "a.pt", tmp_path / "run", autoencoder="pixels")
+    trained = fluvial.load(tmp_path / "run", device="cpu")
+    assert (trained.run.method.classes, trained.run.method.label_drop) == (rows, 0.0)
+    assert torch.equal(trained.model.embed_label.table.weight[:-1], golden.state_dict["class_emb.weight"])
+    assert trained.run.sample.guidance.weight == 1 and not trained.run.sample.guidance.scale_weights
+
+
+def test_float64_is_stored_as_float32(file, tmp_path):
+    path, golden, hints = file
+    torch.save({key: value.double() for key, value in golden.state_dict.items()}, tmp_path / "double.pt")
+    for name in (path, tmp_path / "double.pt"):
+        import_weights(name, tmp_path / "runs" / name.stem, **hints)
+    ours, theirs = (fluvial.load(tmp_path / "runs" / name, device="cpu").model for name in (path.stem, "double"))
+    for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    sizes = [file.stat().st_size for file in (tmp_path / "runs").rglob("weights.safetensors")]
+    assert len(sizes) == 2 and sizes[0] == sizes[1]
+    key = next(name for name in golden.state_dict if "qkv.weight" in name or "q_proj.weight" in name)
+    large = {**golden.state_dict, key: torch.full(golden.state_dict[key].shape, 1e300, dtype=torch.float64)}
+    torch.save(large, tmp_path / "large.pt")
+    with pytest.raises(ValueError, match=rf"{key}.* numbers that are too large for torch.float32"):
+        import_weights(tmp_path / "large.pt", tmp_path / "large", **hints)
+
+
+def test_a_folder_stands_for_the_one_file_in_it(tmp_path, sit_golden):
+    torch.save(sit_golden.state_dict, tmp_path / "sit.pt")
+    (tmp_path / "notes.txt").touch()
+    import_weights(tmp_path, tmp_path / "runs" / "a", heads=2, autoencoder="pixels")
+    with pytest.raises(ValueError, match="runs/a is a run folder already: sample it, or train it further"):
+        import_weights(tmp_path / "runs" / "a", tmp_path / "b")
+    with pytest.raises(ValueError, match=r"runs is a folder with 0 files of weights \(none\)"):
+        import_weights(tmp_path / "runs", tmp_path / "b")
+    torch.save(sit_golden.state_dict, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="2 files of weights \\(other.ckpt, sit.pt\\): name the one"):
+        import_weights(tmp_path, tmp_path / "b")
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match="is a pipeline of diffusers"):
+        import_weights(tmp_path, tmp_path / "b")
+
+
+def test_a_fixed_table_of_another_size_is_not_made(tmp_path, sit_golden, monkeypatch):
+    """Of a million positions, 64 numbers each, for a file of four megabytes that has one number each."""
+
+    def positions(*sizes):
+        assert torch.get_default_device().type == "meta"
+        return sincos_positions(*sizes)
+
+    monkeypatch.setattr("fluvial.upstream.sit.sincos_positions", positions)
+    torch.save({**sit_golden.state_dict, "pos_embed": torch.zeros(1, 2**20, 1)}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"pos_embed is \(1, 1048576, 1\) and not \(1, 1048576, 64\)"):
+        import_weights(tmp_path / "a.pt", tmp_path / "run", heads=2)
+
+
 def labelled(path, rows, **options):
     """A tiny SiT of a trainer whose label table has so many rows."""
     state = dict(read_golden("sit_tiny").state_dict)

@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import uuid
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -156,6 +158,8 @@ class Lazy(NamedTuple):
 # names of the safetensors format; see its README for the layout of a file
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
 
+# what zipfile raises for damaged archives
+ZIP_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError, OverflowError)
 NOTHING_LOST = "what was there before is as it was"
 REPLACED = "replaced already:"
 NO_SHA256 = "0" * 64  # in the place of the checksum while it is computed
@@ -254,9 +258,11 @@ def repository(name: str) -> str | None:
 
 
 def plain(error: BaseException) -> str:
-    """The first line of an error, without what libraries advise about loading pickles, which runs their code."""
-    lines = [line for line in str(error).splitlines() if line.strip() and "weights_only" not in line]
-    return lines[0].strip() if lines else type(error).__name__
+    """What a library's error says first, in one line, without advice to unpickle what it refuses, which runs code."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    unsafe = re.compile(r"weights_only|torch\.load|trust|arbitrary code", re.IGNORECASE)
+    told = [" ".join(s for s in re.split(r"(?<=[.!?])\s+", line) if not unsafe.search(s)) for line in lines]
+    return next(filter(None, told), type(error).__name__)
 
 
 def checksum(file: Path) -> str:
@@ -328,3 +334,28 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         for folder in made:
             with suppress(OSError):
                 folder.rmdir()
+
+
+def check_zip(path: Path, *, unpacked: int) -> list[zipfile.ZipInfo]:
+    """The members of a zip archive, after comparing the CRC-32 of each, which PyTorch does not.
+
+    Raises ValueError that names the file and what is wrong: it is damaged, has two members of one name, or would unpack
+    to more than so many bytes.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            names = [member.filename for member in members]
+            if len(set(names)) < len(names):
+                raise ValueError(f"{path} is refused: it has two members of one name")
+            size, unpacks_to = path.stat().st_size, sum(member.file_size for member in members)
+            if unpacks_to > unpacked:
+                raise ValueError(f"{path} is refused: it has {size:,} bytes and would unpack to {unpacks_to:,}")
+            wrong = archive.testzip()
+    except (OSError, *ZIP_DAMAGE) as error:
+        if getattr(error, "filename", None):  # it cannot be opened; without a name, a place to read at is nonsense
+            raise
+        raise ValueError(f"{path} is truncated or damaged ({error}); download it again") from error
+    if wrong is not None:
+        raise ValueError(f"{path} is damaged: the checksum of {wrong} is another; download it again")
+    return members

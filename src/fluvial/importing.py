@@ -1,6 +1,7 @@
 """A file of published weights becomes a run folder, which samples, scores and trains like any other."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from fluvial import experiment, upstream
 from fluvial.config import Run, from_json, to_json
 from fluvial.files import Lazy, atomic_folder, check_tensors, write_tensors
-from fluvial.methods import method_of, name_of
+from fluvial.methods import name_of
 from fluvial.methods.flowar import FlowARConfig
 from fluvial.upstream.files import WeightFile, read, weight_file
 from fluvial.upstream.translation import Translation, renamed, translate
@@ -23,6 +24,9 @@ EXPORT = "fluvial"  # in the metadata of what `fluvial export` wrote: the run, a
 QUIRKS = ("qkv_norm", "history_decay", "image_decay", "floor_time", "enlarge")  # settings that the weights rely on
 NAMES = {"sit": "SiT", "arflow": "ARFlow", "flowar": "FlowAR", "kl16": "KL-16"}
 PATHS = {"Linear": "linear", "GVP": "gvp", "VP": "vp"}  # --path-type of SiT's trainer
+CLASSES = ("num_classes", "class_num")  # of the options of trainers: how many classes there are,
+LABEL_DROP = ("class_dropout_prob", "label_drop_prob")  # and how often labels were dropped
+MOST_STEPS = 10**12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +59,20 @@ def import_weights(
 ) -> Imported:
     """Writes the weights in a file as a run folder, or MAR's KL-16 as a folder of diffusers.
 
-    The file is one of the releases of SiT, ARFlow, FlowAR or KL-16, a checkpoint of their trainers, or what
-    `fluvial export` wrote. `dtype` is what weights are stored in, by default as they are; they are computed with in
-    float32. `hints` are those of `upstream.from_state_dict`.
+    The file is one of the releases of SiT, ARFlow, FlowAR or KL-16, a checkpoint of their trainers, what
+    `fluvial export` wrote, or a folder with one such file. `dtype` is what weights are stored in, by default as they
+    are (float64 as float32); they are computed with in float32. `hints` are those of `upstream.from_state_dict`.
 
-    Raises ValueError naming what is wrong with the file; then nothing is left at `out`.
+    Raises ValueError naming what is wrong with the file, such as an export whose checksum is another; then nothing is
+    left at `out`.
     """
-    file, to = Path(file), None if dtype is None else DTYPES[dtype]
-    weights = read(file)
+    file, to = weight_file(Path(file)), None if dtype is None else DTYPES[dtype]
+    weights = read(file, upstream.telltales(kind))
+    if EXPORT in weights.metadata:
+        _check_export(file)
     with atomic_folder(Path(out)) as folder:
         try:
             if EXPORT in weights.metadata:
-                check_tensors(weight_file(file))
                 return _import_export(weights, kind, to, hints, folder)
             name = upstream.kind_of(weights.state_dict) if kind == "auto" else kind
             if name == "kl16":
@@ -80,15 +86,12 @@ def import_weights(
 def _import_release(
     weights: WeightFile, kind: str, dtype: torch.dtype | None, hints: dict[str, Any], file: Path, folder: Path
 ) -> Imported:
-    told = _labels_of(weights.options) | (_hints_of(weights.options) if kind != "flowar" else {})
-    hints = {**told, **hints}
-    found = upstream.translated(weights.state_dict, kind=kind, dtype=dtype, **hints)
-    origin = {
-        "file": file.name,
-        "bytes": weight_file(file).stat().st_size,
-        "weights": weights.part,
-        "left_out": found.dropped,
-    }
+    told = _classes_told(weights.options) | ({} if kind == "flowar" else _path_told(weights.options))
+    if "classes" in hints and told.get("label_drop"):  # what the user says settles what contradicts it
+        del told["label_drop"]
+    found = upstream.translated(weights.state_dict, kind=kind, dtype=dtype, **{**told, **hints})
+    found = replace(found, dropped={**weights.dropped, **found.dropped})
+    origin = {"file": file.name, "bytes": file.stat().st_size, "weights": weights.part, "left_out": found.dropped}
     origin |= {"assumed": found.assumed} if found.assumed else {}
     experiment.create(folder, experiment.record_of(found.run, imported=origin), found.tensors)
     return Imported(part=weights.part, **vars(found))
@@ -98,7 +101,16 @@ def _import_autoencoder(weights: WeightFile, dtype: torch.dtype | None, folder: 
     model, tensors, dropped = upstream.translated_autoencoder(weights.state_dict, dtype=dtype)
     cast(Any, model).save_config(folder)
     write_tensors(folder / "diffusion_pytorch_model.safetensors", tensors)
+    dropped = {**weights.dropped, **dropped}
     return Imported(kind="kl16", size="", part=weights.part, tensors=tensors, dropped=dropped, run=None)
+
+
+def _check_export(file: Path) -> None:
+    """Raises ValueError unless an export is as it was written: weights, run, and all else in the file."""
+    try:
+        check_tensors(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; copy or download it again, or repeat `fluvial export`") from error
 
 
 def _import_export(
@@ -113,9 +125,10 @@ def _import_export(
         for key, types in experiment.RECORD.items():
             if key in record and not isinstance(record[key], types):
                 raise ValueError(f"{key} is {record[key]!r}")
-        if type(progress["step"]) is not int or not (progress["step"] >= 0 and float(progress["seconds"]) >= 0):
+        step, seconds = progress["step"], float(progress["seconds"])
+        if type(step) is not int or not (0 <= step <= MOST_STEPS and 0 <= seconds < math.inf):
             raise ValueError(f"step and seconds are {progress['step']!r} and {progress['seconds']!r}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*upstream.WRONG_SHAPES, KeyError) as error:
         raise ValueError(f"the run in its metadata cannot be read: {error}") from error
     if kind not in ("auto", name_of(type(run.method))):
         raise ValueError(f"this is an export of {name_of(type(run.method))}, not of {kind}")
@@ -123,8 +136,8 @@ def _import_export(
     if autoencoder:  # where it is here
         run = replace(run, autoencoder=replace(run.autoencoder, name=autoencoder))
         record["run"] = to_json(run)
-    with torch.device("meta"):
-        expected = method_of(run.method).Model(run.method).state_dict()
+    with upstream.reading("the run in its metadata"):
+        expected = upstream.expected_tensors(run.method, weights.state_dict)
     translation = Translation({name: renamed(name) for name in expected}, {}, {})
     tensors = translate(weights.state_dict, translation, expected, dtype)
     experiment.create(folder, record, tensors, **progress)
@@ -137,8 +150,22 @@ def _no_hints(hints: Mapping[str, Any], what: str) -> None:
         raise ValueError(f"{', '.join(hints)} cannot be given for {what}")
 
 
-def _hints_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the options of SiT's and ARFlow's trainers say that shapes do not.
+def _classes_told(options: Mapping[str, Any]) -> dict[str, Any]:
+    """How many classes there are and how often labels were dropped, if the options of a trainer say so.
+
+    Raises ValueError for a value that cannot be meant.
+    """
+    classes = next(((key, options[key]) for key in CLASSES if options.get(key) is not None), None)
+    drop = next(((key, options[key]) for key in LABEL_DROP if options.get(key) is not None), None)
+    if classes and (type(classes[1]) is not int or classes[1] < 0):
+        raise ValueError(f"its options say {classes[0]} {classes[1]!r}, a number from 0 on was expected")
+    if drop and (type(drop[1]) not in (int, float) or not 0 <= drop[1] <= 1):
+        raise ValueError(f"its options say {drop[0]} {drop[1]!r}, a probability was expected")
+    return ({"classes": classes[1]} if classes else {}) | ({"label_drop": float(drop[1])} if drop else {})
+
+
+def _path_told(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options of SiT's and ARFlow's trainers say of the path from noise to data.
 
     Raises ValueError for a model that predicts something else than the velocity.
     """
@@ -148,17 +175,6 @@ def _hints_of(options: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(path, str) or path not in PATHS:
         raise ValueError(f"the model was trained on the path {path!r}; there are {', '.join(PATHS)}")
     return {"interpolant": PATHS[path]}
-
-
-def _labels_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a trainer's options say of the classes, and of the share of labels that it dropped."""
-    found: dict[str, Any] = {}
-    if type(classes := options.get("num_classes")) is int and classes > 0:
-        found["classes"] = classes
-    drop = options.get("class_dropout_prob")
-    if isinstance(drop, int | float) and not isinstance(drop, bool) and 0 <= drop < 1:
-        found["label_drop"] = float(drop)
-    return found
 
 
 def described(run: Run) -> dict[str, str]:
@@ -177,6 +193,8 @@ def described(run: Run) -> dict[str, str]:
     else:
         words["grid"] = sample.grid
     words["guidance"] = f"{guidance.weight:g}"
+    if method.classes and not method.label_drop:
+        words["guidance"] += ", no other: the model was trained without label drop, and has no null branch"
     if guidance.ramp != "constant":
         words["guidance"] += f", {guidance.ramp} over the scales"
     words["guided"] = "all channels" if guidance.channels is None else f"the first {guidance.channels} channels"

@@ -1,6 +1,9 @@
 import argparse
+import json
 import os
 import pickle
+import tarfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -108,19 +111,21 @@ def test_wrappers_anywhere_in_names(tmp_path, wrapper):
 
 
 def test_checkpoints_of_other_trainers(tmp_path):
-    averaged = {"n_averaged": torch.tensor(9), **{f"module.{key}": value for key, value in WEIGHTS.items()}}
-    lightning = {f"model.{key}": value for key, value in OTHER.items()}
-    lightning |= {f"ema_model.{key}": value for key, value in WEIGHTS.items()}
+    weights, other = ({f"{key}.weight": value for key, value in values.items()} for values in (WEIGHTS, OTHER))
+    averaged = {"n_averaged": torch.tensor(9), **{f"module.{key}": value for key, value in weights.items()}}
+    lightning = {f"model.{key}": value for key, value in other.items()}
+    lightning |= {f"ema_model.{key}": value for key, value in weights.items()}
     for content, part in (
         ({"ema": averaged}, "ema"),
-        ({"ema": {}, "model": WEIGHTS}, "model (ema is empty)"),
-        ({"state_dict": WEIGHTS, "epoch": 3}, "state_dict"),
-        ({"state_dict": lightning, "pytorch-lightning_version": "2"}, "state_dict, ema_model"),
-        ({"state_dict": {f"net.{key}": value for key, value in WEIGHTS.items()}}, "state_dict, net"),
+        ({"ema": {}, "model": weights}, "model"),
+        ({"state_dict": weights, "epoch": 3}, "state_dict"),
+        ({"state_dict": lightning, "pytorch-lightning_version": "2"}, "state_dict.ema_model"),
+        ({"state_dict": {f"net.{key}": value for key, value in weights.items()}}, "state_dict.net"),
     ):
         torch.save(content, tmp_path / "a.pt")
-        found = read(tmp_path / "a.pt")
-        assert same(found.state_dict) and found.part == part
+        found = read(tmp_path / "a.pt", [r"a\."])
+        assert same({key.removesuffix(".weight"): value for key, value in found.state_dict.items()})
+        assert found.part == part
 
 
 def test_what_would_fill_the_memory_is_refused_before(tmp_path):
@@ -134,7 +139,7 @@ def test_what_would_fill_the_memory_is_refused_before(tmp_path):
     ):
         for name in plain.namelist():
             bomb.writestr(name, plain.read(name))
-    with pytest.raises(ValueError, match=r"bomb.pt is damaged.* bytes and would unpack to 4,0"):
+    with pytest.raises(ValueError, match=r"bomb.pt is refused: .* bytes and would unpack to 4,0"):
         read(tmp_path / "bomb.pt")
 
 
@@ -196,3 +201,112 @@ def test_what_zip_checksums_tell_is_told(tmp_path):
     (tmp_path / "a.pt").write_bytes(content)
     with pytest.raises(ValueError, match="a.pt is damaged.*checksum of .* is another; download it again"):
         read(tmp_path / "a.pt")
+
+
+def rezipped(source, to, compression=zipfile.ZIP_STORED, extra=()):
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(to, "w", compression) as new, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of two members of one name
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+        for name, content in extra:
+            new.writestr(name, content)
+
+
+def test_a_file_that_unpacks_to_more_is_refused_before_it_is_unpacked(tmp_path):
+    torch.save({"a": torch.zeros(2**20)}, tmp_path / "plain.pt")
+    rezipped(tmp_path / "plain.pt", tmp_path / "bomb.pt", zipfile.ZIP_DEFLATED)
+    torch.save({"a": torch.rand(2**10)}, tmp_path / "noise.pt")  # which deflating makes no smaller
+    rezipped(tmp_path / "noise.pt", tmp_path / "noise-deflated.pt", zipfile.ZIP_DEFLATED)
+    rezipped(tmp_path / "noise.pt", tmp_path / "twice.pt", extra=[("noise/data/0", bytes(2**12))])
+    for name, says in (
+        ("bomb.pt", r"bomb.pt is refused: it has [\d,]+ bytes and would unpack to 4,19\d,\d+"),
+        ("noise-deflated.pt", "noise-deflated.pt (is refused: it has .* would unpack|is compressed inside)"),
+        ("twice.pt", "twice.pt is refused: it has two members of one name"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "says"),
+    [
+        (torch.zeros(1).expand(2**30), r"a is \(1073741824,\), and holds fewer numbers"),
+        (torch.arange(4.0).as_strided((2**20, 2), (0, 1)), "a is .*, and holds fewer numbers"),
+        (torch.ones(3).to_sparse(), "a is no plain tensor|damaged"),
+        (torch.empty(3, device="meta"), "a is no plain tensor"),
+        (torch.empty(0, 10**12), "a is empty, of the shape"),
+    ],
+)
+def test_tensors_that_are_no_plain_numbers(tmp_path, tensor, says):
+    torch.save({"a": tensor}, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=rf"a.pt .*{says}"):
+        read(tmp_path / "a.pt")
+
+
+def test_many_views_of_one_storage_are_refused_and_tied_weights_are_not(tmp_path):
+    value = torch.rand(2**12)
+    torch.save({"a": value, "b": value}, tmp_path / "tied.pt")
+    assert torch.equal(read(tmp_path / "tied.pt").state_dict["b"], value)
+    torch.save({f"a{i}": value for i in range(20)}, tmp_path / "many.pt")
+    with pytest.raises(ValueError, match=r"many.pt is refused: its tensors would take 327,680 bytes, and the file has"):
+        read(tmp_path / "many.pt")
+
+
+def test_parameters_are_read_as_tensors(tmp_path):
+    torch.save({"a": torch.nn.Parameter(torch.ones(2))}, tmp_path / "a.pt")
+    assert not read(tmp_path / "a.pt").state_dict["a"].requires_grad
+
+
+def test_programs_tars_and_pipes_are_named(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
+    with tarfile.open(tmp_path / "old.pt", "w") as tar:
+        for name in ("sys_info", "pickle", "storages", "tensors"):
+            tar.addfile(tarfile.TarInfo(name))
+    os.mkfifo(tmp_path / "pipe.pt")
+    for name, says in (
+        ("script.pt", "is TorchScript, a program, and is not run"),
+        ("old.pt", "is a tar, as PyTorch wrote before 2017"),
+        ("pipe.pt", "is no regular file"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} {says}") as refused:
+            read(tmp_path / name)
+        assert "weights_only" not in str(refused.value)
+
+
+def header(**entries):
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        (2**62).to_bytes(8, "little") + b"{",
+        header(a=ONE, b=ONE) + bytes(4),
+        header(a={**ONE, "dtype": "F31"}) + bytes(4),
+        header(a={**ONE, "shape": [10**12]}) + bytes(4),
+        header(a={**ONE, "data_offsets": [0, 10**12]}) + bytes(4),
+        header(a={**ONE, "shape": [2**40, 2**40]}) + bytes(4),
+    ],
+)
+def test_safetensors_with_a_false_header(tmp_path, content):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="a.safetensors is truncated, damaged or no safetensors file"):
+        read(tmp_path / "a.safetensors")
+
+
+def test_no_flipped_byte_of_a_zip_is_read(tmp_path):
+    torch.save(WEIGHTS, tmp_path / "a.pt")
+    content, file = (tmp_path / "a.pt").read_bytes(), tmp_path / "flipped.pt"
+    refused = 0
+    for place in range(0, len(content), 7):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :])
+        try:
+            assert same(read(file).state_dict), place  # padding between members
+        except ValueError as error:
+            assert "flipped.pt" in str(error) and "weights_only" not in str(error)
+            refused += 1
+    assert refused > len(content) // 7 // 4

@@ -23,7 +23,8 @@ class ImportOptions:
     autoencoder: str = ""
     """Where the autoencoder is; by default that of the release, on the Hugging Face hub or in kl16.ckpt."""
     classes: int = 0
-    """Classes of the model, where the file does not tell whether its label table has a row for no class."""
+    """Classes of the model, where the file does not tell whether its label table has a row for no class: one row more
+    than classes if it has."""
     heads: int = 0
     """Attention heads, of SiT and FlowAR in sizes that were not published; told from the width by default."""
     scales: tuple[int, ...] = ()
@@ -97,7 +98,7 @@ def import_(arguments: list[str]) -> None:
 
 
 def _summary(file: str, found: importing.Imported) -> Table:
-    table = Table("what", title=(Path(file).name), title_justify="left")
+    table = Table("what", title=Path(file).name, title_justify="left")
     table.add_column("value", overflow="fold")
     of_size = f"-{found.size}" if found.size else ", of no published size"
     table.add_row(
@@ -112,7 +113,7 @@ def _summary(file: str, found: importing.Imported) -> Table:
     }
     for reason, keys in reasons.items():
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-        table.add_row("left out", (f"{keys[0]}{more}: {reason}"))
+        table.add_row("left out", f"{keys[0]}{more}: {reason}")
     for what, text in ({} if found.run is None else importing.described(found.run)).items():
-        table.add_row(what, (text))
+        table.add_row(what, text)
     return table

@@ -22,7 +22,7 @@ from fluvial.methods.flowar import PRESETS as FLOWAR_PRESETS
 from fluvial.methods.flowar import FlowARConfig
 from fluvial.nn.dit import PRESETS
 from fluvial.recipes import imagenet
-from fluvial.upstream import arflow, files, flowar, kl16, sit
+from fluvial.upstream import arflow, files, flowar, kl16, labels, sit
 from fluvial.upstream.translation import translate
 
 FAMILIES: dict[str, ModuleType] = {"sit": sit, "arflow": arflow, "flowar": flowar, "kl16": kl16}
@@ -36,6 +36,10 @@ FLOWAR_RUNS = {
 }
 STRIDE = {"sit": 8, "arflow": 8, "flowar": 16}  # image pixels along the side of a latent pixel
 SCALE = {"sit": 0.18215, "arflow": 0.18215, "flowar": kl16.SCALE}  # of the latents, in all three releases
+
+
+# raised on the way for shapes that no release has
+WRONG_SHAPES = (ValueError, IndexError, TypeError, ArithmeticError, AttributeError, RuntimeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +60,9 @@ def from_state_dict(state_dict: Mapping[str, Tensor], **hints: Any) -> tuple[nn.
 
     Family and sizes are read off names and shapes. `hints` say what those do not tell: heads, scales (rows of tokens,
     coarse to fine), image_size (one number or height and width, in pixels or latent pixels, whichever fits the tokens),
-    and any other setting of the method. The run has the release's sampling settings. Tensors on the meta device give a
-    model there.
+    classes or label_drop (else the last row of the class table is taken for that of no class), and any other setting
+    of the method. The run has the release's sampling settings, but no guidance where labels were not dropped. Tensors
+    on the meta device give a model there.
 
     Raises ValueError naming what is missing, too many, of another shape or type, not finite, or needed as a hint.
     """
@@ -86,11 +91,16 @@ def autoencoder_from_state_dict(
 
 def load_autoencoder(file: Path | str) -> Vae:
     """KL-16 from the released file, or its weights as safetensors. Raises ValueError naming the file."""
-    state_dict = files.read(file).state_dict
+    state_dict = files.read(file, [kl16.TELLTALE]).state_dict
     try:
         return autoencoder_from_state_dict(state_dict, identity=str(file))
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+
+
+def telltales(kind: str = "auto") -> list[str]:
+    """Patterns of names that weights of this kind have and no others; of any kind by default."""
+    return [family.TELLTALE for name, family in FAMILIES.items() if kind in ("auto", name)]
 
 
 def kind_of(state_dict: Mapping[str, Tensor]) -> str:
@@ -115,42 +125,37 @@ def translated(
     kind = kind_of(state_dict) if kind == "auto" else kind
     if kind not in METHODS:
         raise ValueError(f"the weights are those of {kind}, an autoencoder; a generator was expected")
-    family, method = FAMILIES[kind], METHODS[kind]
-    with _reading(kind):
-        state_dict, hints, assumed = _with_null_row(state_dict, family.LABELS, hints)
-        config = family.config_from(state_dict, **_settings(kind, hints))
-        with torch.device("meta"):
-            expected = method.Model(config).state_dict()
+    family = FAMILIES[kind]
+    with reading(kind):
+        settings = _settings(kind, hints)
+        told = {name: settings.pop(name, None) for name in ("classes", "label_drop")}
+        classes = labels.classes_of(len(state_dict[family.LABELS]), **told)
+        settings["classes"] = classes.known
+        if told["label_drop"] is not None or not classes.has_null:
+            settings["label_drop"] = float(told["label_drop"] or 0)
+        config = family.config_from(state_dict, **settings)
+        expected = expected_tensors(config, state_dict)
         translation = family.translation(state_dict, expected, config)
+        if not classes.has_null:
+            translation = labels.with_null_row(translation, family.LABELS)
         tensors = translate(state_dict, translation, expected, dtype)
     dropped = {**translation.dropped}
     dropped |= {key: "a fixed table, which the model makes itself" for key in translation.fixed if key in state_dict}
     size = size_of(config)
     run = _run(kind, size, config, hints.get("autoencoder", ""))
-    return Translated(kind=kind, size=size, run=run, tensors=tensors, dropped=dropped, assumed=assumed)
+    return Translated(kind=kind, size=size, run=run, tensors=tensors, dropped=dropped, assumed=classes.assumed)
 
 
-def _with_null_row(
-    state_dict: Mapping[str, Tensor], table: str, hints: Mapping[str, Any]
-) -> tuple[Mapping[str, Tensor], dict[str, Any], str]:
-    """A label table whose last row is that of no class, the hints that say so, and what was assumed of it.
+def expected_tensors(config: Config, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the configured model, on the meta device.
 
-    A model trained without label drop has no such row. Its classes tell, or that no labels were dropped; the row is
-    then made of zeros, and never used. Raises ValueError for a number of classes that the table does not have.
+    Raises ValueError for a model with more blocks than there are tensors, before hours are spent on making it.
     """
-    rows, hints = len(state_dict[table]), dict(hints)
-    classes, drop = hints.get("classes"), hints.get("label_drop")
-    if classes is None and drop != 0:
-        return state_dict, hints, f"the last of the {rows} rows of {table} is that of no class (--classes tells)"
-    if classes is None:
-        classes = rows
-    if classes == rows - 1:
-        return state_dict, hints, ""
-    if classes != rows:
-        raise ValueError(f"{table} has {rows} rows, which are not {classes} classes, with a row of none or without")
-    none = state_dict[table].new_zeros(1, state_dict[table].shape[1])
-    hints |= {"classes": classes, "label_drop": 0.0}
-    return {**state_dict, table: torch.cat([state_dict[table], none])}, hints, ""
+    blocks = config.depth + getattr(config, "head_depth", 0)
+    if blocks > len(given):
+        raise ValueError(f"a model of {blocks:,} blocks has more than the {len(given):,} tensors that are given")
+    with torch.device("meta"):
+        return method_of(config).Model(config).state_dict()
 
 
 def translated_autoencoder(
@@ -158,7 +163,7 @@ def translated_autoencoder(
 ) -> tuple[nn.Module, dict[str, Lazy], dict[str, str]]:
     """KL-16 as a diffusers model on the meta device, its weights to be made one by one, and what was left out."""
     diffusers = require("diffusers", extra="vae", why="KL-16")
-    with _reading("KL-16"):
+    with reading("KL-16"):
         config = kl16.config_from(state_dict, scale=scale)
         with torch.device("meta"):
             model = diffusers.AutoencoderKL(**config)
@@ -167,13 +172,13 @@ def translated_autoencoder(
 
 
 @contextmanager
-def _reading(what: str) -> Iterator[None]:
+def reading(what: str) -> Iterator[None]:
     """Turns what is missing or wrong in a state dict into one ValueError."""
     try:
         yield
     except KeyError as error:
         raise ValueError(f"not the weights of {what}: {error.args[0]} is missing") from error
-    except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:  # of shapes that no release has
+    except WRONG_SHAPES as error:
         raise ValueError(f"not the weights of {what}: {error}") from error
 
 
@@ -211,8 +216,8 @@ def _run(kind: str, size: str, config: Config, autoencoder: str) -> Run:
         raise ValueError(f"no autoencoder of the releases has {config.channels} channels: give autoencoder")
     side = config.size[0] * stride if config.size[0] == config.size[1] else 0
     optim = replace(run.optim, warmup=0)  # that of a new network, over a quarter of its training
-    sample = run.sample
-    if not config.classes or not config.label_drop:  # there is no null branch to guide away from
-        sample = replace(sample, guidance=Guidance())
+    # without label drop there is no null branch to guide away from
+    guidance = run.sample.guidance if config.classes and config.label_drop else Guidance()
+    sample = replace(run.sample, guidance=guidance)
     data = replace(run.data, size=side)
     return replace(run, method=config, autoencoder=ours, data=data, optim=optim, sample=sample)

@@ -58,7 +58,7 @@ def config_from(state_dict: Mapping[str, Tensor], **hints: Any) -> flowar.Config
     `hints` are settings that shapes do not tell: scales that do not double up to a square latent, a patch, and heads
     where the file has no rotary frequencies. Raises ValueError naming the one that is needed.
     """
-    classes, width = state_dict["class_emb.weight"].shape
+    width = state_dict[LABELS].shape[1]
     head_width, token = state_dict["flownet.input_proj.weight"].shape
     patch, image_size = hints.get("patch", 1), hints.pop("image_size", None)
     rows = hints.get("scales") or _doubling(state_dict[POSITIONS[0]].shape[1])
@@ -73,7 +73,6 @@ def config_from(state_dict: Mapping[str, Tensor], **hints: Any) -> flowar.Config
     settings = {
         "size": (last[0] * patch, last[1] * patch),
         "channels": token // patch**2,
-        "classes": classes - 1,
         "scales": rows,
         "depth": 2 * count(state_dict, r"encoder_blocks\.(\d+)\."),
         "width": width,
@@ -119,7 +118,7 @@ def _source_of(name: str, config: flowar.Config) -> Source:
 
 def _mask(sizes: tuple[int, ...]) -> Tensor:
     """0 where a token sees another, -inf where it does not: those of later scales."""
-    scale = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    scale = torch.cat([torch.full((size,), i) for i, size in enumerate(sizes)])
     return torch.zeros(len(scale), len(scale)).masked_fill(scale[:, None] < scale, -torch.inf)[None, None]
 
 

@@ -58,7 +58,6 @@ def settings_from(
     return {
         "size": size or (isqrt(tokens) * patch,) * 2,
         "channels": channels,
-        "classes": len(state_dict["y_embedder.embedding_table.weight"]) - 1,
         "patch": patch,
         "depth": count(state_dict, r"blocks\.(\d+)\."),
         "width": width,
