@@ -218,6 +218,8 @@ def _run(kind: str, size: str, config: Config, autoencoder: str) -> Run:
     optim = replace(run.optim, warmup=0)  # that of a new network, over a quarter of its training
     # without label drop there is no null branch to guide away from
     guidance = run.sample.guidance if config.classes and config.label_drop else Guidance()
+    if guidance.channels is not None and guidance.channels > config.channels:
+        guidance = replace(guidance, channels=None)  # all that there are
     sample = replace(run.sample, guidance=guidance)
     data = replace(run.data, size=side)
     return replace(run, method=config, autoencoder=ours, data=data, optim=optim, sample=sample)
