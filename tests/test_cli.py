@@ -90,8 +90,10 @@ def test_compare_puts_the_methods_side_by_side(tmp_path, capsys):
     assert Image.open(tmp_path / "c" / "compare.png").width > 500
     assert main(["compare", "digits", *options]) == 0  # what is there is not trained again
     assert [r["steps"] for r in json.loads((tmp_path / "c" / "compare.json").read_text())] == [r["steps"] for r in rows]
-    assert main(["compare", "digits", *options, "--seconds", "1"]) == 1
+    assert main(["compare", "digits", "--seconds", "1", *options[2:]]) == 1
     assert "compares runs of 0.5 s" in capsys.readouterr().err
+    (tmp_path / "c" / "budget.json").write_text("[0.5]")
+    assert main(["compare", "digits", *options]) == 1 and "budget.json cannot be read" in capsys.readouterr().err
     assert main(["compare", "cifar"]) == 2 and "unknown data set 'cifar'" in capsys.readouterr().err
 
 

@@ -190,6 +190,13 @@ def test_an_error_after_the_rename_says_what_was_replaced(tmp_path, monkeypatch)
     assert [(tmp_path / name).read_text() for name in sorted(os.listdir(tmp_path))] == ["new", "new", "old"]
 
 
+def test_a_file_of_several_is_named_by_its_place(tmp_path, small_files):
+    for several in (atomic_files(tmp_path / "out"), atomic_folder(tmp_path / "out.d")):
+        with pytest.raises(OSError, match=r"as it was: '.*/out(\.d)?/a\.json'$") as caught, several as folder:
+            write_json(folder / "a.json", [1] * 5000)
+        assert ".tmp" not in str(caught.value) and ".partial" not in str(caught.value)
+
+
 def test_an_error_of_a_library_is_named_too(tmp_path):
     with pytest.raises(OSError, match=r"^encoder error -2; what was there before is as it was: .*a\.png"):
         with atomic_file(tmp_path / "a.png"):

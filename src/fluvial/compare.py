@@ -65,8 +65,13 @@ def compare(
 
 def _claim(out: Path, seconds: float) -> None:
     """Notes the budget in the folder, or raises ValueError if the runs there had another."""
-    note = out / "budget.json"
-    if note.exists() and (there := json.loads(note.read_text())["seconds"]) != seconds:
+    note, there = out / "budget.json", seconds
+    if note.exists():
+        try:
+            there = float(json.loads(note.read_bytes())["seconds"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{note} cannot be read ({error!r}); choose another folder with --out") from error
+    if there != seconds:
         raise ValueError(f"{out} compares runs of {there} s, asked for {seconds} s; choose another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     write_json(note, {"seconds": seconds})

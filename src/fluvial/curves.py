@@ -94,7 +94,7 @@ def figure(histories: Sequence[History], *, by: By = "steps") -> "Figure":
         _tidy(axes, label, last_row=i + columns >= len(panels))
     first = result.axes[0]
     if len(histories) == 1:
-        result.suptitle(histories[0].name, fontsize=12, fontweight="bold")
+        result.suptitle(_plain(histories[0].name), fontsize=12, fontweight="bold")
     else:
         _legend(result, first, histories)
     return result
@@ -137,7 +137,7 @@ def _panel(histories: Sequence[History], key: str, part: str | None = None) -> D
                 values = smoothed(values)
             sparse = key in ("score", "held_out_loss") or len(steps) == 1
             marker = {"marker": "o", "markersize": 3.5 if len(steps) < 30 else 0} if sparse else {}
-            axes.plot(scale(steps), values, style, color=colour, linewidth=1.6, label=history.name, **marker)
+            axes.plot(scale(steps), values, style, color=colour, linewidth=1.6, label=_plain(history.name), **marker)
             if key == "loss":
                 for step in [row["step"] for row in history.rows if "rolled_back_to" in row]:
                     at = float(scale(np.array([float(step)]))[0])
@@ -247,13 +247,19 @@ def _tidy(axes: "Axes", label: str, *, last_row: bool) -> None:
         axes.set_xlabel(label, fontsize=9)
 
 
+def _plain(name: str) -> str:
+    """A name that is shown as it is: matplotlib reads formulas between $ and leaves out what begins with _."""
+    name = name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
+
+
 def _legend(result: "Figure", first: "Axes", histories: Sequence[History]) -> None:
     """One legend of the runs above all panels."""
     handles = {}
     for axes in result.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    names = [history.name for history in histories if history.name in handles]
+    names = [name for name in (_plain(history.name) for history in histories) if name in handles]
     columns = min(len(names), max(1, int(result.get_figwidth() // 3)))
     result.legend(
         [handles[name] for name in names],

@@ -27,9 +27,9 @@ from fluvial.config import Run, differences, from_json, to_json
 from fluvial.data.images import ImageSet
 from fluvial.evaluation.against import against, real_images
 from fluvial.evaluation.statistics import statistics
-from fluvial.files import Lazy, json_checksum, only_one, write_json
+from fluvial.files import Lazy, closest, is_held, json_checksum, only_one, write_json
 from fluvial.held_out import held_out_losses
-from fluvial.inputs import Inputs, batches_of, open_autoencoder, open_inputs
+from fluvial.inputs import Inputs, batches_of, check_data, on_the_hub, open_autoencoder, open_inputs
 from fluvial.methods import empty_model, method_of
 from fluvial.metrics.features import extractor
 from fluvial.randomness import address
@@ -120,13 +120,9 @@ def _train(
     start_over: bool,
 ) -> "Trained":
     method = method_of(run.method)
-    if start is not None:
-        run = finetune.fitted(run, read_run(start))
     if images is not None:  # in place of whatever data the run names
         run = replace(run, data=replace(run.data, name="given", path="", test_path=""))
-    run = _as_it_was(run, out)
-    _check_folder(out, run)
-    run.check_guidance()  # before hours of training, after which its pictures would be refused
+    run = _continued(run, out, start)
     tell = partial(print, flush=True) if world.first else lambda text: None
     with world.one_by_one():  # the first writes what is cached
         options = {"cache": out / "latents", "device": device, "tell": tell}
@@ -177,11 +173,60 @@ def _train(
         return checkpoint.read(out, partial(_trained, average, run, autoencoder))
 
 
+def check(
+    run: Run,
+    out: Path | str,
+    *,
+    start: Path | str | None = None,
+    tell: Callable[[str], None] = print,
+) -> int | None:
+    """Makes the checks that `train` makes before its first step, on the CPU, and writes nothing to `out`.
+
+    Returns the number of training images; None if they are on the hub, from where nothing is downloaded. `tell` is
+    called with what is not checked, what is left out of the data, and what is changed in the weights of `start`.
+    Raises ValueError as `train` does.
+    """
+    out = Path(out)
+    run = _continued(run, out, start)
+    if is_held(out):
+        raise ValueError(f"another process is training in {out}; wait for it, or choose another folder")
+    first = _start(out, start, start_over=False)
+    unchecked = on_the_hub(run)
+    for what in unchecked.values():
+        tell(f"not checked: {what}")
+    if checkpoint.newest(out) is not None:
+        tell(f"not checked: the checkpoints in {out / 'checkpoints'}; they are verified when training goes on")
+    if run.train.score_every:
+        tell("not checked: what train.score_every measures against; it is read when training starts")
+    if "data" in unchecked:
+        if "autoencoder" not in unchecked:
+            open_autoencoder(run.autoencoder)
+        return None
+    if "autoencoder" in unchecked:
+        return len(check_data(run, tell)[0])
+    inputs = open_inputs(replace(run, data=replace(run.data, cache=False)), tell=tell)
+    batches_of(inputs, inputs.train, run.train.batch, "cpu")  # says which classes are too small
+    _check_folder(out, replace(inputs.run, data=replace(inputs.run.data, cache=run.data.cache)))
+    if first is not None:
+        _first_weights(first, inputs.run, build(run), tell)
+    return len(inputs.train[0])
+
+
+def _continued(run: Run, out: Path, start: Path | str | None) -> Run:
+    """The run as it goes on in the folder, or as weights start it. Raises ValueError if the folder is not for it."""
+    if start is not None:
+        run = finetune.fitted(run, read_run(start))
+    run = _as_it_was(run, out)
+    _check_folder(out, run)
+    run.check_guidance()  # before hours of training, after which its pictures would be refused
+    return run
+
+
 def _scorer(run: Run, inputs: Inputs, device: torch.device) -> Callable[[Trained], dict[str, Any]]:
     """A function from a model to the scores of its samples, for the log."""
     look = extractor(run.train.score_extractor, device=device)
     given = [part if isinstance(part, ImageSet) else None for part in (inputs.train, inputs.held_out)]
-    measure = against("test", real_images(run.data, *given), look).measure
+    measure = against("test", real_images(run.data, *given, labelled=run.method.classes > 0), look).measure
 
     def score(trained: Trained) -> dict[str, Any]:
         drawn = trained.draw(run.train.score_count)
@@ -197,6 +242,18 @@ def _begin(
     out: Path, run: Run, recipe: str | None, start: Path | str | None, model: nn.Module, start_over: bool
 ) -> None:
     """Claims the folder, and writes the weights that the run starts from, if it does."""
+    first = _start(out, start, start_over)
+    weights = None if first is None else _first_weights(first, run, model)
+    _claim(out, run, recipe, read_record(out).get("start") if (out / "run.json").exists() else start)
+    if weights is not None:
+        checkpoint.write_weights(out, 0, weights, {})
+
+
+def _start(out: Path, start: Path | str | None, start_over: bool) -> Path | str | None:
+    """The run folder whose weights are to be the first of this run; None for new weights, or if it goes on.
+
+    Raises ValueError if the folder started from others, or has lost those that it was made of.
+    """
     record = read_record(out) if (out / "run.json").exists() else {}
     if record:
         there = record.get("start")
@@ -208,10 +265,7 @@ def _begin(
     if checkpoint.newest(out) is None and start is None and record.keys() & {"imported", "ema"}:
         raise ValueError(f"the weights that {out} was made of are gone; make it again with fluvial import, or ema")
     afresh = start is not None and checkpoint.newest(out) is None and (start_over or not checkpoint.damaged(out))
-    first = _first_weights(start, run, model) if afresh and start is not None else None
-    _claim(out, run, recipe, start)
-    if first is not None:
-        checkpoint.write_weights(out, 0, first, {})
+    return start if afresh else None
 
 
 def create(
@@ -299,7 +353,8 @@ def read_run(folder: Path | str) -> Run:
         if wrong := [key for key, types in RECORD.items() if key in record and not isinstance(record[key], types)]:
             raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r}")
     except FileNotFoundError as error:
-        raise ValueError(f"{folder} is not a run folder: it has no run.json") from error
+        hint = "" if Path(folder).exists() else closest(str(folder))
+        raise ValueError(f"{folder} is not a run folder: it has no run.json{hint}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     if told not in (None, json_checksum(record)):
@@ -337,10 +392,12 @@ def _claim(out: Path, run: Run, recipe: str | None, start: Path | str | None) ->
     write_record(out, record)
 
 
-def _first_weights(start: Path | str, run: Run, model: nn.Module) -> dict[str, Tensor]:
-    """The weights of another run for this one; what was changed in them is printed."""
+def _first_weights(
+    start: Path | str, run: Run, model: nn.Module, tell: Callable[[str], None] = partial(print, flush=True)
+) -> dict[str, Tensor]:
+    """The weights of another run for this one; `tell` is called with what was changed in them."""
     adapted, changes = finetune.adapted(weights(start)[0], read_run(start), run, model.state_dict())
-    print("\n".join([f"starts from the weights in {start}", *changes]), flush=True)
+    tell("\n".join([f"starts from the weights in {start}", *changes]))
     return adapted
 
 

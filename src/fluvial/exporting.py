@@ -173,7 +173,7 @@ def _card(folder: Path, license: str, use: str, meta: Mapping[str, Any], paramet
     data = ModelCardData(
         library_name="fluvial", license=license or None, pipeline_tag=TASK, tags=[kind, "flow-matching"]
     )
-    images = run.data.path or run.data.name or "images"
+    images = (run.data.path or run.data.name or "images").removeprefix(HUB)
     origin = f"trained on {images} for {meta['step']:,} steps of {experiment.images_per_step(run):,} images"
     if imported := record.get("imported"):
         source = f"imported from the published file {imported['file']}"

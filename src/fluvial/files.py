@@ -119,10 +119,17 @@ def naming(path: Path, replaced: Sequence[str] = ()) -> Iterator[None]:
         if NOTHING_LOST in str(error) or REPLACED in str(error):
             raise
         kept = f"{REPLACED} {', '.join(replaced)}" if replaced else NOTHING_LOST
+        path = _final(path)
         if error.errno is None:  # of a library
             raise OSError(f"{error}; {kept}: {path}") from error
         of = path if error.filename is None else f"{path} ({Path(os.fsdecode(error.filename)).name})"
         raise type(error)(error.errno, f"{error.strerror}; {kept}", str(of)) from error
+
+
+def _final(path: Path) -> Path:
+    """Where a file in a temporary folder is going to be."""
+    moved = re.sub(r"/\.files\.[0-9a-f]{8}\.tmp/", "/", str(path))
+    return Path(re.sub(r"/\.([^/]+)\.[0-9a-f]{8}\.partial/", r"/\1/", moved))
 
 
 def flush(path: Path) -> None:
@@ -206,21 +213,28 @@ LISTED = 10_000  # names in a folder among which the closest is looked for
 
 
 def missing(place: str, known: Iterable[str] = ()) -> str:
-    """What to say of a path that does not exist, with the closest path or known name there is."""
+    """What to say of images or weights that are not at a path, with the closest path or known name there is."""
+    return f"{place} does not exist{closest(place, known)} (of the Hugging Face hub it would be {HUB}OWNER/NAME)"
+
+
+def closest(place: str, known: Iterable[str] = ()) -> str:
+    """What to add to "PLACE does not exist": the closest path or known name, or where a link points; or nothing."""
     path = Path(place).expanduser()
     if path.is_symlink():
-        return f"{place} is a link to {path.readlink()}, which does not exist"
+        return f": it is a link to {path.readlink()}"
+    if not path.parents:  # the root, or the folder that we are in
+        return ""
     there = next((parent for parent in path.parents if parent.is_dir()), Path("."))
     wanted, *rest = path.relative_to(there).parts or ("",)
     try:
         names = [entry.name for entry in islice(there.iterdir(), LISTED)]
     except OSError:  # a folder that may not be listed
         names = []
-    hint = ""
-    if close := difflib.get_close_matches(wanted, [*names, *known], n=1):
-        whole = Path(there, close[0], *rest)
-        hint = f"; did you mean {whole if whole.exists() else there / close[0]}?"
-    return f"{place} does not exist{hint} (of the Hugging Face hub it would be {HUB}OWNER/NAME)"
+    close = difflib.get_close_matches(wanted, [*names, *known], n=1)
+    if not close:
+        return ""
+    whole = Path(there, close[0], *rest)
+    return f"; did you mean {whole if whole.exists() else there / close[0]}?"
 
 
 def repository(name: str) -> str | None:
@@ -269,6 +283,18 @@ def tensors_checksum(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether another process holds the folder: see `only_one`."""
+    if not (folder / ".lock").exists():
+        return False
+    with (folder / ".lock").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fluvial.checks import as_declared
-from fluvial.integrate import Field, State, check_finite, is_finite
+from fluvial.integrate import Field, State, can_look, check_finite, is_finite
 from fluvial.interpolant import expand
 
 
@@ -92,7 +92,7 @@ def guided(
     low, high = guidance.interval
 
     def look(v: Tensor, t: Tensor, **branches: Tensor) -> None:
-        if (careful or not v.is_cuda) and not is_finite(v):
+        if (careful or can_look(v)) and not is_finite(v):
             for name, velocity in branches.items():
                 check_finite(velocity, t, f"the {name} velocity{place}")
             check_finite(v, t, f"the velocity{place} under guidance of weight {guidance.weight:g}")

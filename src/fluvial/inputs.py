@@ -18,11 +18,14 @@ from fluvial.data.batches import Batch, batches
 from fluvial.data.images import DataConfig, ImageSet, Split, checked, listed, to_signed
 from fluvial.data.labels import Classes, aligned, named
 from fluvial.data.latents import LatentSet, Manifest, Plan, is_cache
+from fluvial.data.sources import check_there
+from fluvial.files import HUB, missing, repository
 from fluvial.randomness import generator, numpy_generator
 from fluvial.upstream import load_autoencoder
 
 Examples = ImageSet | LatentSet
-E, T = TypeVar("E", bound=Examples), TypeVar("T", bound=Examples)
+E = TypeVar("E", bound=Examples)
+T = TypeVar("T", bound=Examples)
 WEIGHT_FILES = (".ckpt", ".pt", ".pth", ".safetensors")
 MEASURED = 1024  # images behind the measured shift and scale, where no cache has those of all
 
@@ -43,7 +46,10 @@ def open_autoencoder(config: AutoencoderConfig) -> Autoencoder:
     """
     file = Path(config.name).suffix in WEIGHT_FILES
     if file and not Path(config.name).exists():
-        raise ValueError(f"the autoencoder {config.name} is not there: name its file or folder with --autoencoder")
+        raise ValueError(
+            f"the autoencoder {config.name} is not there: name its file or folder with --autoencoder; "
+            f"{missing(config.name)}"
+        )
     autoencoder = load_autoencoder(config.name) if file else autoencoders.load(config.name)
     if config.hash and autoencoder.hash != config.hash:
         raise ValueError(
@@ -68,7 +74,57 @@ def open_inputs(
 
     Raises ValueError if something cannot be found or read, or does not fit.
     """
+    for place in (run.data.place, run.data.test_path) if images is None else ():
+        if place and place not in (*data_images.BUILT_IN, "given"):
+            check_there(place)  # before anything is downloaded or read
     autoencoder = open_autoencoder(run.autoencoder).to(device)
+    run, train, test = _open_data(run, autoencoder, images, held_out, cache, device, tell)
+    if not run.autoencoder.shift and run.autoencoder.statistics == "measured":
+        autoencoder.standardised(*_measured(train, autoencoder, device))
+    for part in (train, *([] if test is None else [test])):
+        _check_fit(run, part, autoencoder, device, whole=part is train)
+    found = replace(
+        run.autoencoder, shift=autoencoder.shift, scale=autoencoder.scale, hash=run.autoencoder.hash or autoencoder.hash
+    )
+    return Inputs(run=replace(run, autoencoder=found), autoencoder=autoencoder, train=train, held_out=test)
+
+
+def check_data(run: Run, tell: Callable[[str], None] = print) -> Examples:
+    """The training examples of a run whose autoencoder is not here: all is checked that does not depend on it.
+
+    Raises ValueError if something cannot be found or read, or does not fit.
+    """
+    run, train, test = _open_data(run, None, None, None, None, "cpu", tell)
+    for part in (train, *([] if test is None else [test])):
+        _check_labels(run, part, whole=part is train)
+    settings = {"images_per_sequence": run.method.images_per_sequence, "small_classes": run.data.small_classes}
+    batches(train, lambda rows, *_: rows, batch=run.train.batch, seed=run.seed, **settings)  # the size of the classes
+    return train
+
+
+def on_the_hub(run: Run) -> dict[Literal["data", "autoencoder"], str]:
+    """What of a run's inputs has to be downloaded from the hub, and what to name instead."""
+    found: dict[Literal["data", "autoencoder"], str] = {}
+    places = [run.data.place, *([run.data.test_path] if run.data.test_path else [])]
+    if any(place.startswith(HUB) for place in places):
+        found["data"] = f"the images {' and '.join(places)}, on the hub; name files here with --data.path"
+    name = run.autoencoder.name
+    is_here = name == "pixels" or Path(name).suffix in WEIGHT_FILES or Path(name).expanduser().exists()
+    if not is_here and repository(name) is not None:
+        found["autoencoder"] = f"the autoencoder {name}, on the hub; name its folder with --autoencoder.name"
+    return found
+
+
+def _open_data(
+    run: Run,
+    autoencoder: Autoencoder | None,
+    images: ImageSet | None,
+    held_out: ImageSet | None,
+    cache: Path | None,
+    device: torch.device | str,
+    tell: Callable[[str], None],
+) -> tuple[Run, Examples, Examples | None]:
+    """Training and validation examples, and the run with what they tell: see `open_inputs`."""
     if images is None and held_out is not None:
         raise ValueError("held-out images were given without training images: give both, or name both with run.data")
     given = run.data
@@ -90,14 +146,7 @@ def open_inputs(
     train, test = of_one_naming(train, test, given)
     found = {"class_names": train.class_names or given.class_names, "names_given": given.renames}
     run = replace(run, data=replace(run.data, **found))
-    if not run.autoencoder.shift and run.autoencoder.statistics == "measured":
-        autoencoder.standardised(*_measured(train, autoencoder, device))
-    for part in (train, *([] if test is None else [test])):
-        _check_fit(run, part, autoencoder, device, whole=part is train)
-    used = replace(
-        run.autoencoder, shift=autoencoder.shift, scale=autoencoder.scale, hash=run.autoencoder.hash or autoencoder.hash
-    )
-    return Inputs(run=replace(run, autoencoder=used), autoencoder=autoencoder, train=train, held_out=test)
+    return run, train, test
 
 
 def of_one_naming(train: E, test: T | None, given: DataConfig) -> tuple[E, T | None]:
@@ -196,7 +245,7 @@ def encode(
 
 def _examples(
     data: DataConfig,
-    autoencoder: Autoencoder,
+    autoencoder: Autoencoder | None,
     split: Split,
     cache: Path | None,
     device: torch.device | str,
@@ -205,11 +254,12 @@ def _examples(
     place = data.test_path if split == "test" else data.place
     if is_cache(place):
         folder = Path(place).expanduser()
-        _check_cache(folder, data, autoencoder, flips=split == "train" and data.flip)
+        if autoencoder is not None:
+            _check_cache(folder, data, autoencoder, flips=split == "train" and data.flip)
         return latents.load(folder)
-    if split == "test" and not data.test_path and is_cache(data.path or data.name):
+    if split == "test" and not data.test_path and is_cache(data.place):
         return None
-    if split == "train" and data.cache:
+    if split == "train" and data.cache and autoencoder is not None:
         if cache is None:
             raise ValueError("data.cache needs the folder of a run, which is not known here")
         if encode(data, autoencoder, cache, flip=data.flip, device=device, tell=tell) is None:
@@ -257,10 +307,9 @@ def _check_encodes(examples: Examples, autoencoder: Autoencoder) -> None:
 def _check_fit(
     run: Run, examples: Examples, autoencoder: Autoencoder, device: torch.device | str, *, whole: bool
 ) -> None:
-    """Raises ValueError unless one example, encoded, has the shape the model takes, and the labels are its classes."""
+    """Raises ValueError unless the labels are the model's classes, and one example, encoded, has the shape it takes."""
     _check_encodes(examples, autoencoder)
-    if len(examples[0]) == 0:
-        raise ValueError("the data set has no images")
+    _check_labels(run, examples, whole=whole)
     first = examples.rows(torch.tensor([0])).to(device)
     shape = tuple(encoder(autoencoder, examples)(first, None).shape[1:])
     expected = (run.method.channels, *run.method.size)
@@ -269,6 +318,12 @@ def _check_fit(
             f"the data gives latents of {shape} (channels, height, width), the model takes {expected}; "
             f"set method.channels and method.size"
         )
+
+
+def _check_labels(run: Run, examples: Examples, *, whole: bool) -> None:
+    """Raises ValueError unless there are examples, and their labels are the classes of the model."""
+    if len(examples[0]) == 0:
+        raise ValueError("the data set has no images")
     if run.method.classes == 0:
         return
     labels, names = examples.labels, examples.class_names

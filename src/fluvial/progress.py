@@ -18,7 +18,12 @@ class Bar:
         console = Console(stderr=True)
         self.total, self.first, self.what = total, done, what
         self.every_call, self.started, self.shown = every_call, time.perf_counter(), time.perf_counter()
-        columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn()
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False),
+            TimeRemainingColumn(),
+        )
         self.quiet = quiet
         self.bar = Progress(*columns, console=console) if console.is_terminal and not quiet else None
         self.task = self.bar.add_task(what or "starting", total=total, completed=done) if self.bar else None

@@ -10,6 +10,7 @@ import torch
 import fluvial
 from fluvial import experiment, pictures
 from fluvial.data.images import BUILT_IN, DataConfig, ImageSet, checked
+from fluvial.data.labels import Classes
 from fluvial.data.latents import is_cache
 from fluvial.evaluation.against import Against, Real, Which, against, real_images
 from fluvial.evaluation.images import Images, open_images
@@ -66,13 +67,14 @@ def score_run(
     if 1 in (trained.autoencoder.image_channels, trained.run.method.channels):  # latents have more
         channels = 1
     like = DataConfig(size=size or data.size or side * is_cache(data.path or data.name), channels=channels)
+    classes = Classes(data.class_names, data.class_names, False) if trained.run.method.classes else None
     own, which = None, cast(Which, reference)
     if reference in ("test", "train"):
-        own = real_images(data, real, held_out)
+        own = real_images(data, real, held_out, labelled=trained.run.method.classes > 0)
     else:
-        which = open_reference(reference, look, like, world=world)
+        which = open_reference(reference, look, like, classes=classes, world=world)
     if training:
-        own = Real(open_images(training, like), None if own is None else own.test)
+        own = Real(open_images(training, like, classes), None if own is None else own.test)
     batch = (settings or trained.run.sample).batch
     options: dict[str, Any] = {"nearest": nearest, "keep": keep, "batch": batch, "world": world}
     return measure(samples, look, which, own, **options)
@@ -99,9 +101,10 @@ def score_images(
     device = torch.device(device or experiment.default_device())
     look = extractor(features or _usual(name.partition(":")[0]), weights=weights, device=device)
     like = DataConfig(size=size, channels=channels)
-    samples = open_images(name, like)
-    which = open_reference(reference, look, like, world=world)
     real = Real(open_images(training, like), None) if training else None
+    classes = None if real is None else real.training.classes
+    samples = open_images(name, like, classes)
+    which = open_reference(reference, look, like, classes=classes, world=world)
     return measure(samples, look, which, real, nearest=nearest, keep=keep, world=world)
 
 

@@ -330,7 +330,7 @@ def test_a_snapshot_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
             power_ema.save(tmp_path / "ema", step, ["weight"], tracks)
     assert {file: file.read_bytes() for file in (tmp_path / "ema").iterdir()} == kept
     monkeypatch.undo()
-    (tmp_path / "ema" / f".{first[0].name}.12345678.tmp").write_bytes(b"of a run that was killed")
+    (tmp_path / "ema" / ".step-00000007-0.100.12345678.tmp.safetensors").write_bytes(b"of a run that was killed")
     power_ema.save(tmp_path / "ema", 5, ["weight"], tracks)  # a run that is repeated from a checkpoint before
     assert list(load_file(first[0])["weight"]) == [2, 2, 2] and len(os.listdir(tmp_path / "ema")) == 2
     with pytest.raises(ValueError, match="step 1 or later, got 0"):

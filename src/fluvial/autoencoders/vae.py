@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fluvial.extras import require
-from fluvial.files import HUB, missing, plain, repository, tensors_checksum
+from fluvial.files import missing, plain, repository, tensors_checksum
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 # images that go through an autoencoder at a time: they need far more memory than latents do, and a CPU's cache is small
@@ -97,20 +97,21 @@ class UnknownKind(ValueError):
 
 
 def from_pretrained(name: str) -> Vae:
-    """A diffusers autoencoder by its name on the hub or its folder, or that of a pipeline which has one in vae/.
+    """A diffusers autoencoder by its folder or OWNER/NAME on the hub, or that of a pipeline which has one in vae/.
 
-    Its shift and scale are those of its configuration. Raises ValueError if there is none, or it is of another kind.
+    A subfolder on the hub is named by hub:OWNER/NAME/SUBFOLDER. Its shift and scale are those of its configuration.
+    Raises ValueError if there is none, or it is of another kind.
     """
     diffusers = require("diffusers", extra="vae", why=f"the autoencoder {name!r}")
-    # a pipeline keeps its autoencoder in vae/; on the hub the subfolder may be named: owner/name/vae
-    here = Path(name).exists() or repository("/".join(name.split("/")[:2])) is None
-    folder, *inside = [str(Path(name).expanduser())] if here else _split(name.removeprefix(HUB))
+    on_hub = None if Path(name).exists() else repository(name)
+    here = on_hub is None
+    folder, *inside = [str(Path(name).expanduser())] if on_hub is None else _split(on_hub)
     if here and not Path(folder).is_dir():
         raise ValueError(
             f"the autoencoder {name!r} is not there; if it was moved, name its folder with --autoencoder. "
-            f"{missing(name)}"
+            f"{missing(name, ('pixels',))}"
         )
-    options = {"subfolder": inside[0]} if inside else {}
+    options: dict[str, Any] = {"subfolder": inside[0]} if inside else {}
     if Path(folder, "vae", "config.json").exists():
         options = {"subfolder": "vae"}
     try:
@@ -119,8 +120,12 @@ def from_pretrained(name: str) -> Vae:
         if kind not in KINDS:
             raise UnknownKind(f"{name!r} is {kind or 'no diffusers model'}; image autoencoders are {', '.join(KINDS)}")
         # never a .bin, which is a pickle
-        how = {"low_cpu_mem_usage": False, "use_safetensors": True}
-        model = getattr(diffusers, kind).from_pretrained(folder, **how, **options)
+        how = {"low_cpu_mem_usage": False, "use_safetensors": True, "output_loading_info": True}
+        model, told = getattr(diffusers, kind).from_pretrained(folder, **how, **options)
+        if told["missing_keys"]:  # which diffusers draws at random, with a warning
+            raise ValueError(f"{sorted(told['missing_keys'])[0]} is missing")
+        if odd := [key for key, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]:
+            raise ValueError(f"{odd[0]} holds numbers that are not finite")
     except UnknownKind:
         raise
     except Exception as error:  # diffusers and the hub's client share no base class

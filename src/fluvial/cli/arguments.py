@@ -1,6 +1,6 @@
 """What the commands share: parsing options, positional arguments, and the device."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -29,34 +29,48 @@ def parse(kind: type[T], default: T | None, arguments: list[str], prog: str, des
     try:
         if default is None:  # some options must be given
             return tyro.cli(kind, **options)
-        return _steps_for_every_scale(tyro.cli(kind, default=_told_apart(default), **options), default)
+        return tyro.cli(kind, default=_in_place(default, arguments), **options)
     except ValueError as error:  # a __post_init__ that refuses a value
         raise UsageError(str(error)) from error
 
 
-class _Default(int):
-    """A default that can be told from the same number when it is given."""
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    steps: int | None = None
+    scale_steps: tuple[int, ...] | None = None
 
 
-def _told_apart(value: Any) -> Any:  # noqa: ANN401 - options of any command
-    """These defaults, sample.steps such that `_steps_for_every_scale` knows whether it is given."""
-    if hasattr(value, "run"):
-        return replace(value, run=_told_apart(value.run))
-    if not hasattr(value, "sample"):
-        return value
-    return replace(value, sample=replace(value.sample, steps=_Default(value.sample.steps)))
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    name: str | None = None
+    path: str | None = None
 
 
-def _steps_for_every_scale(parsed: Any, default: Any) -> Any:  # noqa: ANN401 - options of any command
-    """The options; without the run's own steps of each scale where sample.steps alone is given in their place."""
-    if hasattr(parsed, "run"):
-        return replace(parsed, run=_steps_for_every_scale(parsed.run, default.run))
-    if not hasattr(parsed, "sample"):
-        return parsed
-    sample = parsed.sample
-    given, alone = type(sample.steps) is not _Default, sample.scale_steps == default.sample.scale_steps
-    steps = {"steps": int(sample.steps), "scale_steps": () if given and alone else sample.scale_steps}
-    return replace(parsed, sample=replace(sample, **steps))
+@dataclass(frozen=True, kw_only=True)
+class _Given:
+    """Options that stand in place of others: None where they are not given."""
+
+    sample: _Sample = _Sample()
+    data: _Data = _Data()
+
+
+def _in_place(default: Any, arguments: list[str]) -> Any:  # noqa: ANN401 - options of any command
+    """The defaults without what an option stands in place of: sample.steps of scale_steps, data.name of data.path."""
+    given, _ = tyro.cli(_Given, args=arguments, return_unknown_args=True, add_help=False, registry=VALUES)
+    if hasattr(default, "run"):
+        return replace(default, run=_replaced(default.run, given))
+    return _replaced(default, given)
+
+
+def _replaced(default: Any, given: _Given) -> Any:  # noqa: ANN401
+    sample, data = given.sample, given.data
+    if hasattr(default, "sample") and sample.steps is not None and sample.scale_steps is None:
+        default = replace(default, sample=replace(default.sample, scale_steps=()))
+    if hasattr(default, "data") and data.name is not None:
+        if data.path is not None:
+            raise UsageError(f"--data.name {data.name} and --data.path {data.path} are two data sets: give one of them")
+        default = replace(default, data=replace(default.data, path=""))
+    return default
 
 
 def _refuse_repeated(arguments: list[str]) -> None:

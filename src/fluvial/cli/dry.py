@@ -1,4 +1,4 @@
-"""fluvial train --dry-run: what a run needs and what it would do, before anything is read or written."""
+"""fluvial train --dry-run: what a run needs and what it would do, and whether training would start."""
 
 import json
 from dataclasses import asdict
@@ -6,32 +6,40 @@ from pathlib import Path
 
 from rich.table import Table
 
-from fluvial import estimate
+from fluvial import estimate, experiment
 from fluvial.cli.output import console
 from fluvial.config import Run, to_json
-from fluvial.data import images, latents
-from fluvial.experiment import images_per_step
 
 
-def show(run: Run, device: estimate.Device) -> None:
-    """Prints parameters, FLOPs, memory, the length of the run, and its configuration as JSON.
+def show(run: Run, device: estimate.Device, out: Path, start: Path | None = None) -> None:
+    """Prints parameters, FLOPs, memory, the length of the run, what was checked, and its configuration as JSON.
 
-    Raises ValueError for guidance that training would refuse.
+    Raises ValueError afterwards if training would.
     """
-    run.check_guidance()
+    said, wrong, count = list[str](), None, None
+    try:
+        count = experiment.check(run, out, start=start, tell=said.append)
+    except (ValueError, OSError, RuntimeError) as error:
+        wrong = error
     table = Table("what", "value", title="nothing is trained", title_justify="left")
     table.columns[1].justify = "right"
-    for what, value in rows(run, device):
+    for what, value in rows(run, device, count):
         table.add_row(what, value)
     console().print(table)
     print("memory: the most at any moment, on one device; data, autoencoder and what PyTorch takes are not counted")
+    for line in said:
+        print(line)
+    if wrong is None:
+        print(f"checked: training would start in {out}")
     print(json.dumps(to_json(run), indent=2))
+    if wrong is not None:
+        raise ValueError(f"training would not start: {wrong}") from wrong
 
 
-def rows(run: Run, device: estimate.Device) -> list[tuple[str, str]]:
-    """The lines of the table, name and value."""
-    parts, step, steps = estimate.parameters(run), images_per_step(run), run.train.steps
-    flops, memory, count = estimate.flops(run), estimate.memory(run, device=device), known_images(run)
+def rows(run: Run, device: estimate.Device, count: int | None) -> list[tuple[str, str]]:
+    """The lines of the table, name and value; `count` is the number of training images, if it is known."""
+    parts, step, steps = estimate.parameters(run), experiment.images_per_step(run), run.train.steps
+    flops, memory = estimate.flops(run), estimate.memory(run, device=device)
     lines = [("parameters", f"{sum(parts.values()):,}")]
     lines += [(f"  {part}", f"{number:,}") for part, number in parts.items()]
     lines += [
@@ -53,20 +61,6 @@ def rows(run: Run, device: estimate.Device) -> list[tuple[str, str]]:
         ("steps an epoch", f"{count / step:,.1f}"),
         ("epochs", f"{steps * step / count:,.1f}"),
     ]
-
-
-def known_images(run: Run) -> int | None:
-    """Images to train on, if they are built in or a folder of images or latents on this machine; else None.
-
-    Raises ValueError for a local folder that cannot be read.
-    """
-    place = run.data.path or run.data.name
-    if latents.is_cache(place):
-        return latents.read_manifest(Path(place).expanduser()).plan.images
-    if place not in images.BUILT_IN and not Path(place).expanduser().is_dir():
-        return None
-    found = images.load(run.data, "train", scan=False)
-    return None if found is None else len(found.pixels)
 
 
 def scaled(value: float | int) -> str:

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fluvial import curves
 from fluvial.cli.arguments import parse, positional
+from fluvial.cli.output import console
 from fluvial.doctor import doctor as check_all
 from fluvial.doctor.check import Check
 
@@ -46,11 +46,11 @@ def doctor(arguments: list[str]) -> None:
     description = "Compare a run with what is expected of it. Exit code 1 if something is wrong."
     options = parse(DoctorOptions, DoctorOptions(), rest, "fluvial doctor RUN", description)
     checks = check_all(folder, fetch=options.fetch)
-    console = Console()
-    wide = console.width >= 120
-    console.print(_table(folder, checks, advice=wide))
+    printer = console()
+    wide = printer.width >= 120
+    printer.print(_table(folder, checks, advice=wide))
     for check in () if wide else (check for check in checks if check.advice):
-        console.print(f"[{COLOURS[check.verdict]}]{check.verdict}[/] [bold]{check.name}[/]: {escape(check.advice)}")
+        printer.print(Text.assemble(_coloured(check.verdict), " ", (check.name, "bold"), f": {check.advice}"))
     verdicts = [check.verdict for check in checks]
     print(", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in COLOURS if verdict in verdicts))
     if "wrong" in verdicts:
@@ -59,14 +59,17 @@ def doctor(arguments: list[str]) -> None:
 
 def _table(folder: str, checks: list[Check], *, advice: bool) -> Table:
     """A row a check; in a narrow terminal the advice comes after the table."""
-    table = Table("check", title=escape(folder), title_justify="left", show_lines=True)
+    table = Table("check", title=folder, title_justify="left", show_lines=True)
     table.add_column("found", ratio=3)
     table.add_column("expected", ratio=3)
     table.add_column("verdict", no_wrap=True)
     if advice:
         table.add_column("likely cause, and what to do", ratio=5)
     for check in checks:
-        colour = COLOURS[check.verdict]
-        row = [check.name, escape(check.found), escape(check.expected), f"[{colour}]{check.verdict}[/]"]
-        table.add_row(*row, *([escape(check.advice)] if advice else []))
+        row = [check.name, check.found, check.expected, _coloured(check.verdict)]
+        table.add_row(*row, *([check.advice] if advice else []))
     return table
+
+
+def _coloured(verdict: str) -> Text:
+    return Text(verdict, style=COLOURS[verdict])

@@ -18,13 +18,15 @@ from fluvial.cli.arguments import UsageError, device_of, nothing_more, of_a_run,
 from fluvial.cli.output import console
 from fluvial.compare import compare as compare_runs
 from fluvial.config import Run
+from fluvial.data.labels import numbers
 from fluvial.evaluation.images import RECORD, SAMPLES
 from fluvial.files import atomic_files, checksum, json_checksum, write_json
 from fluvial.generate import Frames, Generated, SampleConfig
 
 COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
 SMOKE = "--smoke tries the recipe with a small model and few steps, in runs/RECIPE-smoke: a minute or so on a CPU."
-DRY_RUN = "--dry-run trains nothing: it prints parameters, FLOPs, memory and the whole configuration."
+DRY_RUN = "--dry-run trains nothing: it prints parameters, FLOPs, memory and the whole configuration, and checks data, "
+DRY_RUN += "autoencoder and folder as training does, but for what is on the hub."
 GRID = 1000  # images in the grid at most; the .npz has all
 
 
@@ -44,7 +46,8 @@ class SampleOptions:
     count: int = 100
     """Number of images."""
     classes: tuple[int, ...] = ()
-    """Class ids, given to the images in turn; all of them by default."""
+    """Class ids, given to the images in turn; all of them by default. Classes that are called by numbers are meant by
+    these: 10 is the class of the folder 10."""
     seed: int = 0
     """Seed; image i depends on (seed, i) alone."""
     columns: int = 10
@@ -108,16 +111,18 @@ def train(arguments: list[str]) -> None:
     doc = f"{inspect.getdoc(recipes.RECIPES[name.removesuffix('-smoke')])}\n\n{SMOKE}\n\n{DRY_RUN}"
     options = parse(TrainOptions, TrainOptions(run=run), rest, f"fluvial train {name}", doc)
     if flags.dry_run:
-        return _tell(options.run, options.device)
+        return _tell(options.run, options.device, options.out or Path("runs") / name)
     _train(options.run, options.out or Path("runs") / name, options, recipe=name)
 
 
 def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """What has to be known before the other options have defaults, and the other arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("smoke", "dry-run"):
-        parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}", action="store_true")
-    return parser.parse_known_args(arguments)
+    parser = argparse.ArgumentParser("fluvial train", add_help=False, allow_abbrev=False)
+    for name in ("smoke", "dry-run"):  # alone, or as other options with True or False
+        spellings = sorted({f"--{name}", f"--{name.replace('-', '_')}"})
+        parser.add_argument(*spellings, nargs="?", const="True", default="False", choices=("True", "False"))
+    flags, rest = parser.parse_known_args(arguments)
+    return argparse.Namespace(**{name: value == "True" for name, value in vars(flags).items()}), rest
 
 
 def _train_further(folder: Path, arguments: list[str]) -> None:
@@ -131,20 +136,21 @@ def _train_further(folder: Path, arguments: list[str]) -> None:
         f"any setting changed but those that shape the network. Other classes and image sizes are fitted.\n\n{DRY_RUN}"
     )
     # what was found of the images is found anew for another run, and taken from the folder for the same
-    asked = replace(run, data=replace(run.data, class_names=(), digest=""))
+    asked = replace(run, data=replace(run.data, class_names=(), digest="", names_given=False))
     options = parse(TrainOptions, TrainOptions(run=asked, out=folder), arguments, f"fluvial train {folder}", doc)
     out, new = options.out or folder, options.run
     if flags.dry_run:
-        return _tell(finetune.fitted(new, run) if out.resolve() != folder.resolve() else new, options.device)
+        another = out.resolve() != folder.resolve()
+        return _tell(finetune.fitted(new, run) if another else new, options.device, out, folder if another else None)
     if out.resolve() == folder.resolve():
         return _train(new, out, options)
     _train(new, out, options, start=folder)
 
 
-def _tell(run: Run, device: Literal["auto", "cpu", "cuda"]) -> None:
+def _tell(run: Run, device: Literal["auto", "cpu", "cuda"], out: Path, start: Path | None = None) -> None:
     """A dry run, which may be for a GPU that is not here."""
     here = "cuda" if torch.cuda.is_available() else "cpu"
-    dry.show(run, here if device == "auto" else device)
+    dry.show(run, here if device == "auto" else device, out, start)
 
 
 def _train(run: Run, out: Path, options: TrainOptions, **origin: Any) -> None:  # noqa: ANN401
@@ -157,24 +163,34 @@ def _train(run: Run, out: Path, options: TrainOptions, **origin: Any) -> None:  
         print(f"{out}: {trained.step} steps in {trained.seconds:.0f} s; pictures in {out / 'samples'}")
 
 
+def _ids(classes: tuple[int, ...], run: Run) -> tuple[int, ...]:
+    """The ids of these classes, which are meant by their numbers where all class names are numbers."""
+    known, names = run.method.classes, run.data.class_names
+    ids = numbers(names) if len(names) == known else {}
+    ids = ids or {i: i for i in range(known)}
+    if not ids.keys() >= set(classes):
+        all_ids = list(ids) == list(range(known))
+        which = f"(0 to {known - 1})" if all_ids else f"({', '.join(names[:20])}{', ...' * (known > 20)})"
+        raise UsageError(f"--classes must be of the model's {known} {which}, got {list(classes)}")
+    return tuple(ids[c] for c in classes)
+
+
 def sample(arguments: list[str]) -> None:
     folder, run, options = of_a_run(SampleOptions, arguments, "sample", "Draw images from a run folder.")
     device = device_of(options.device)
     trained = experiment.load(folder, autoencoder=options.autoencoder, device=device, step=options.step)
-    known = trained.run.method.classes
-    if any(not 0 <= c < known for c in options.classes):
-        raise UsageError(f"--classes must be of the model's {known} (0 to {known - 1}), got {list(options.classes)}")
+    classes = _ids(options.classes, trained.run) or None
     out = options.out or folder / "samples"
     large = run.method.size[0] * trained.autoencoder.stride > 64  # a frame of many large images takes long to decode
     frames = Frames(trained.autoencoder.decode, min(options.count, 10 if large else 100), ends_only=not options.gif)
     generated = trained.sample(
         options.count,
-        classes=options.classes or None,
+        classes=classes,
         seed=options.seed,
         settings=options.sample,
         on_step=frames,
     )
-    told = {"seed": options.seed, "settings": options.sample, "classes": options.classes or None}
+    told = {"seed": options.seed, "settings": options.sample, "classes": classes}
     about = trained.provenance(**told, evaluations=generated.nfe)
     with atomic_files(out) as folder:
         saved = _save(folder, generated, frames, options, about)

@@ -93,7 +93,8 @@ class DataConfig:
     @property
     def renames(self) -> bool:
         """Whether the user gave the class names: those of a run that has not started are not found."""
-        return self.names_given or bool(self.class_names and not self.digest)
+        found = self.digest or self.name in (*BUILT_IN, "given")  # these have no files to digest
+        return self.names_given or bool(self.class_names and not found)
 
     @property
     def place(self) -> str:

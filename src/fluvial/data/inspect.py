@@ -82,7 +82,8 @@ def class_sizes(images: ImageSet) -> dict[str, int]:
         return {}
     sizes = {i: len(members) for i, members in index_by_class(images.labels, len(images.labels))}
     if images.class_names:
-        return {name: sizes.get(i, 0) for i, name in enumerate(images.class_names)}
+        named = {name: sizes.get(i, 0) for i, name in enumerate(images.class_names)}
+        return named | {str(i): n for i, n in sizes.items() if i < 0}  # no class, as training will say
     ids = range(max(sizes) + 1) if 0 <= min(sizes) and max(sizes) < MANY else sizes
     return {str(i): sizes.get(i, 0) for i in ids}
 

@@ -109,12 +109,13 @@ def aligned(labels: Labels, own: Names, training: Classes, what: str = "held-out
     known, names = training.own, training.names
     where = f"the {what}"
     _check_range(labels, own, where)
+    used = _used(labels, own) if own else set()
     if known and not own and (said := numbers(known)):
         if set(labels[labels >= 0].unique().tolist()) <= said.keys():
             return named(_through(labels, said), known, names, where)[0]
     elif own and not known and (said := numbers(own)):
         return named(_through(labels, dict(enumerate(said))), (), names, where)[0]
-    elif own and (used := _used(labels, own)) <= set(known):
+    elif own and used <= set(known):
         return named(_by_name(labels, own, known), known, names, where)[0]
     elif own and used <= set(names):
         return _by_name(labels, own, names)

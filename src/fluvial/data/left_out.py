@@ -1,7 +1,8 @@
-"""Which files are images by their names, and a record of the files that are left out."""
+"""Which files of a folder are images, by their names, and a record of the files that are left out."""
 
 import os
 from collections import Counter
+from pathlib import Path
 
 from PIL import Image
 
@@ -79,3 +80,52 @@ def why_left_out(name: str) -> str:
     if ending in CONVERT:
         return f"{ending}, which Pillow does not open here: convert them"
     return f"{printable(ending)}" if ending else "without an ending"
+
+
+def list_images(path: Path) -> tuple[dict[str, list[str]], LeftOut]:
+    """The images in a folder by the subfolder that they are in, "" for those straight in it; and what is left out.
+
+    Raises ValueError for a folder that cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"the folder {printable(str(error.filename))} cannot be listed: {error.strerror}")
+
+    found, left_out, endings = dict[str, list[str]](), LeftOut(), image_endings()
+    seen = {_identity(parent) for parent in path.resolve().parents}  # a link to one of them is a mistake
+    for folder, below, files in os.walk(path, followlinks=True, onerror=refuse):
+        inside = os.path.relpath(folder, path)
+        if _identity(folder) in seen:
+            left_out.add("link to a folder already read", inside)
+            below.clear()
+            continue
+        seen.add(_identity(folder))
+        below.sort()
+        parts = () if inside == "." else Path(inside).parts
+        aside = next(filter(is_aside, parts), "")
+        images = []
+        for file in sorted(files):
+            inside = os.path.join(*parts, file)
+            if aside:
+                if is_image(file, endings):
+                    left_out.add(f"in {printable(aside)}", inside)
+            elif is_aside(file):
+                left_out.add("hidden", inside)
+            elif is_image(file, endings):
+                images.append(os.path.join(folder, file))
+            else:
+                left_out.add(why_left_out(file), inside)
+        if images:
+            found.setdefault(parts[0] if parts else "", []).extend(images)
+    return found, left_out
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    """The same for all links to a folder."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def size_of(file: str) -> int:
+    """Bytes of a file, 0 of one that is not there: reading it will tell."""
+    return os.path.getsize(file) if os.path.exists(file) else 0

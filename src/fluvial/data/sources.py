@@ -17,7 +17,7 @@ from torch import Tensor
 from fluvial.data import tars
 from fluvial.data.crop import Stored, regular
 from fluvial.data.labels import named, ordered, own_classes
-from fluvial.data.left_out import LeftOut, image_endings, is_aside, is_image, printable, why_left_out
+from fluvial.data.left_out import LeftOut, image_endings, is_aside, is_image, list_images, printable, size_of
 from fluvial.data.numbers import holds_numbers, sha256_of_numbers, to_array
 from fluvial.files import HUB, missing, repository
 
@@ -60,6 +60,15 @@ def class_labels(source: Source, given: tuple[str, ...]) -> tuple[Int[Tensor, "n
     return (None, ()) if ids is None else named(ids, own, given, source.name)
 
 
+def check_there(name: str) -> None:
+    """Raises ValueError, with the closest name, for a path or wildcard where nothing is. The hub is not asked."""
+    path = Path(name).expanduser()
+    if name.startswith(HUB):
+        repository(name)
+    elif not path.exists() and not (has_magic(name) and glob(str(path))):
+        raise ValueError(missing(name))
+
+
 def open_source(
     name: str,
     *,
@@ -78,9 +87,8 @@ def open_source(
     if name.startswith(HUB):
         dataset = _dataset(str(repository(name)), held_out, split, trained_on, (image_column, label_column))
         return None if dataset is None else _columns(dataset, name, image_column, label_column)
+    check_there(name)
     path = Path(name).expanduser()
-    if not path.exists() and not has_magic(name):
-        raise ValueError(missing(name))
     if path.is_dir() and not _dataset_files(path):
         folder = _split_folder(path, held_out, split, trained_on)
         return None if folder is None else _folder(folder)
@@ -123,7 +131,7 @@ def _folder(path: Path) -> Source:
     `datasets` has a builder for this too. It copies the list into a cache, guesses splits from words anywhere in a
     path, and lists ImageNet anew for minutes at every start.
     """
-    found, left_out = _listed(path)
+    found, left_out = list_images(path)
     if not found:
         raise ValueError(
             f"{path} has no images: {left_out.total} files, none ending in {', '.join(sorted(image_endings()))}. Give "
@@ -141,7 +149,7 @@ def _folder(path: Path) -> Source:
         return [(files[i], Path(files[i])) for i in indices]
 
     def digest() -> str:
-        return _sha256(f"{os.path.relpath(file, path)} {_size(file)}" for file in files)
+        return _sha256(f"{os.path.relpath(file, path)} {size_of(file)}" for file in files)
 
     labels = [printable(name) for name in sorted(found) for _ in found[name]] if names else None
     return Source(
@@ -153,55 +161,6 @@ def _folder(path: Path) -> Source:
         class_names=tuple(map(printable, names)),
         left_out=left_out,
     )
-
-
-def _listed(path: Path) -> tuple[dict[str, list[str]], LeftOut]:
-    """The images in a folder by the subfolder that they are in, "" for those straight in it; and what is left out.
-
-    Raises ValueError for a folder that cannot be listed.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise ValueError(f"the folder {printable(str(error.filename))} cannot be listed: {error.strerror}")
-
-    found, left_out, endings = dict[str, list[str]](), LeftOut(), image_endings()
-    seen = {_identity(parent) for parent in path.resolve().parents}  # a link to one of them is a mistake
-    for folder, below, files in os.walk(path, followlinks=True, onerror=refuse):
-        inside = os.path.relpath(folder, path)
-        if _identity(folder) in seen:
-            left_out.add("link to a folder already read", inside)
-            below.clear()
-            continue
-        seen.add(_identity(folder))
-        below.sort()
-        parts = () if inside == "." else Path(inside).parts
-        aside = next(filter(is_aside, parts), "")
-        images = []
-        for file in sorted(files):
-            inside = os.path.join(*parts, file)
-            if aside:
-                if is_image(file, endings):
-                    left_out.add(f"in {printable(aside)}", inside)
-            elif is_aside(file):
-                left_out.add("hidden", inside)
-            elif is_image(file, endings):
-                images.append(os.path.join(folder, file))
-            else:
-                left_out.add(why_left_out(file), inside)
-        if images:
-            found.setdefault(parts[0] if parts else "", []).extend(images)
-    return found, left_out
-
-
-def _identity(folder: str | Path) -> tuple[int, int]:
-    """The same for all links to a folder."""
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
-
-
-def _size(file: str) -> int:
-    """Bytes of a file, 0 of one that is not there: reading it will tell."""
-    return os.path.getsize(file) if os.path.exists(file) else 0
 
 
 def _sha256(lines: Iterable[str]) -> str:

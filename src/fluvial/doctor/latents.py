@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
-from fluvial.data.images import BUILT_IN
 from fluvial.data.latents import is_cache
 from fluvial.doctor.check import Check, judge
+from fluvial.files import HUB
 from fluvial.inputs import batches_of, open_inputs
 
 STD, FAR = (0.7, 1.4), (0.5, 2.0)
@@ -24,10 +24,10 @@ def training_latents(run: Run, folder: Path, *, fetch: bool = False) -> Float[Te
 
     Raises ValueError if the data cannot be opened, or, without `fetch`, if that takes more than this machine's files.
     """
-    place, cache = run.data.path or run.data.name, folder / "latents"
+    place, cache = run.data.place, folder / "latents"
     if run.data.cache and not is_cache(str(cache)):
         raise ValueError(f"the latents are to be cached in {cache}, and are not there")
-    if not fetch and place not in BUILT_IN and not run.data.path and not Path(place).exists():
+    if not fetch and place.startswith(HUB):
         raise ValueError(f"{place} is not on this machine; --fetch True gets it")
     name = run.autoencoder.name
     if not fetch and name != AutoencoderConfig().name and not Path(name).expanduser().exists():

@@ -1,6 +1,7 @@
 """The real images of a data set as what samples are measured against."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from fluvial.data import images as data_images
@@ -10,6 +11,7 @@ from fluvial.evaluation.images import Images, of_set
 from fluvial.evaluation.reference import Reference, reference
 from fluvial.evaluation.scores import Scores, measuring
 from fluvial.evaluation.statistics import Statistics
+from fluvial.inputs import of_one_naming
 from fluvial.metrics.features import Extractor
 from fluvial.train.distributed import ALONE, World
 
@@ -23,8 +25,13 @@ class Real(NamedTuple):
     test: Images | None
 
 
-def real_images(data: DataConfig, training: ImageSet | None = None, test: ImageSet | None = None) -> Real:
-    """The images of a run's data, or those that are given. Raises ValueError if there are latents in their place."""
+def real_images(
+    data: DataConfig, training: ImageSet | None = None, test: ImageSet | None = None, *, labelled: bool = True
+) -> Real:
+    """The images of a run's data, or those that are given, with the class ids of the run if it has any.
+
+    Raises ValueError if there are latents in their place, or the classes of the test images have other names.
+    """
     name = data.path or data.name
     if training is None:
         if is_cache(name) or is_cache(data.test_path):
@@ -33,8 +40,11 @@ def real_images(data: DataConfig, training: ImageSet | None = None, test: ImageS
                 "--training those that were encoded"
             )
         scan = data.unreadable == "skip"  # else they are decoded as they are needed
-        training, test = (data_images.load(data, split, scan=scan) for split in ("train", "test"))
+        as_it_is = replace(data, class_names=())
+        training, test = (data_images.load(as_it_is, split, scan=scan) for split in ("train", "test"))
         assert training is not None
+    if labelled:
+        training, test = of_one_naming(training, test, data)
     of_test = data.test_path or f"{name}, held out"
     return Real(of_set(training, name, data), None if test is None else of_set(test, of_test, data))
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from torch import Tensor
 from fluvial.data import crop
 from fluvial.data import images as data_images
 from fluvial.data.images import DataConfig, Files, ImageSet
+from fluvial.data.labels import Classes, aligned
 from fluvial.data.latents import is_cache
 from fluvial.evaluation import archive
 from fluvial.files import HUB, checksum, json_checksum
@@ -37,6 +39,8 @@ class Images(NamedTuple):
     """SHA-256 of the content of some of them, labels included; "" where it is drawn anew."""
     about: dict[str, Any]
     """What a card says of them: how they were cut, rounded, labelled, and for samples how they were drawn."""
+    classes: Classes | None = None
+    """What their labels mean; None without labels."""
 
     def some(self, most: int) -> "Images":
         """At most so many of them, at random but always the same ones, in their order."""
@@ -52,11 +56,12 @@ class Images(NamedTuple):
         )
 
 
-def open_images(name: str, like: DataConfig | None = None) -> Images:
+def open_images(name: str, like: DataConfig | None = None, classes: Classes | None = None) -> Images:
     """Images by the name of a folder, .npz or data set; NAME:SPLIT is one split of it.
 
-    Those of a folder or data set are cut as `like` says, else taken as they are. Raises ValueError if there is nothing
-    of that name, or it holds no images.
+    Those of a folder or data set are cut as `like` says, else taken as they are, and their labels become ids of these
+    classes; if their classes have other names, that is printed, and they are taken without labels. Raises ValueError if
+    there is nothing of that name, or it holds no images.
     """
     path, like = Path(name).expanduser(), like or DataConfig()
     if path.is_dir() and (path / SAMPLES).exists():
@@ -78,7 +83,18 @@ def open_images(name: str, like: DataConfig | None = None) -> Images:
         raise ValueError(f"{place} has two splits: say {place}:train or {place}:test")
     images = data_images.load(config, part, scan=False)  # decoded as they are needed
     assert images is not None
-    return of_set(images, name, config)
+    return of_set(images if classes is None else _labelled_as(images, classes, name), name, config)
+
+
+def _labelled_as(images: ImageSet, classes: Classes, name: str) -> ImageSet:
+    if images.labels is None:
+        return images
+    try:
+        labels = aligned(images.labels, images.class_names, classes, f"images of {name}")
+    except ValueError as error:
+        print(f"the labels of {name} are left aside: {error}", file=sys.stderr, flush=True)
+        return images._replace(labels=None, class_names=())
+    return images._replace(labels=labels, class_names=classes.names)
 
 
 def of_set(images: ImageSet, name: str, config: DataConfig) -> Images:
@@ -95,7 +111,8 @@ def of_set(images: ImageSet, name: str, config: DataConfig) -> Images:
         whole = len(wanted) == len(images.pixels)
         return _digest(images if whole else images.subset(torch.tensor(wanted)), config)
 
-    return Images(name, len(images.pixels), read, digest, about)
+    classes = None if images.labels is None else Classes(images.class_names, images.class_names, False)
+    return Images(name, len(images.pixels), read, digest, about, classes)
 
 
 def _digest(images: ImageSet, config: DataConfig) -> str:
@@ -168,7 +185,7 @@ def _npz(path: Path, like: DataConfig) -> Images:
         rows = "" if len(wanted) == shape[0] else f"{list(wanted)}"
         return hashlib.sha256(f"{content()} {grey} {rows}".encode()).hexdigest()
 
-    return Images(str(path), shape[0], read, digest, about)
+    return Images(str(path), shape[0], read, digest, about, None if labels is None else Classes((), (), False))
 
 
 def _record(record: Path, path: Path, content: str) -> dict[str, Any]:

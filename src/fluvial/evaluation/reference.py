@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fluvial.data.images import DataConfig
+from fluvial.data.labels import Classes
 from fluvial.evaluation import archive
 from fluvial.evaluation.images import Images, open_images
 from fluvial.evaluation.statistics import FORMAT, Statistics, gaussian, load, save, statistics
@@ -32,9 +33,14 @@ class Reference(NamedTuple):
 
 
 def open_reference(
-    name: str, extractor: Extractor, like: DataConfig | None = None, *, world: World = ALONE
+    name: str,
+    extractor: Extractor,
+    like: DataConfig | None = None,
+    *,
+    classes: Classes | None = None,
+    world: World = ALONE,
 ) -> Reference:
-    """A data set or folder (NAME:SPLIT for a split), an .npz, or a file that `save` wrote.
+    """A data set or folder (NAME:SPLIT for a split), an .npz, or a file that `save` wrote; see `open_images`.
 
     Raises ValueError if it cannot be read, or is of another extractor.
     """
@@ -54,7 +60,7 @@ def open_reference(
             names = archive.names(file)
         if names & {"mu", "sigma"}:
             return _adm(path, names, extractor, world)
-    return reference(open_images(name, like), extractor, world=world)
+    return reference(open_images(name, like, classes), extractor, world=world)
 
 
 def reference(

@@ -83,7 +83,7 @@ def save(folder: Path, step: int, names: Sequence[str], tracks: Tracks, *, write
         raise ValueError(f"a snapshot is of step 1 or later, got {step}")
     if writes:
         folder.mkdir(parents=True, exist_ok=True)
-        for left_over in folder.glob(".step-*.tmp"):  # of a run that was killed while saving
+        for left_over in folder.glob(".step-*.tmp.safetensors"):  # of a run that was killed while saving
             left_over.unlink()
     files = []
     for length, averages in tracks.items():
