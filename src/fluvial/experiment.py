@@ -288,7 +288,7 @@ def load(
     """The newest checkpoint of a run folder, or that of `step`, verified against its checksums.
 
     `autoencoder` says where the run's is now, if no longer where it was. Raises ValueError if the folder is not a run,
-    or its checkpoint is missing, damaged, not finite or another model's.
+    or its checkpoint is missing, damaged or another model's; RuntimeError if it is not finite.
     """
     folder = Path(folder)
     run = read_run(folder)
@@ -300,7 +300,7 @@ def load(
 
     def fill(there: Path) -> Trained:
         checkpoint.fill({f"ema/{name}": value for name, value in model.state_dict().items()}, there)
-        _check_finite(model.state_dict(), there)
+        check_finite_weights(model.state_dict(), f"the weights in {there}")
         return _trained(model, run, decoder, there)
 
     trained = checkpoint.read(folder, fill, step=step)
@@ -309,25 +309,14 @@ def load(
 
 
 def weights(folder: Path | str, *, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights that samples are drawn from, on the CPU, and the description of their checkpoint; verified.
-
-    Raises ValueError if there is no whole checkpoint.
-    """
+    """The weights that samples are drawn from, on the CPU, and the description of their checkpoint: see `load`."""
 
     def load(there: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         found = checkpoint.load(there, "ema")
-        _check_finite(found, there)
+        check_finite_weights(found, f"the weights in {there}")
         return found, checkpoint.load_meta(there)
 
     return checkpoint.read(Path(folder), load, step=step)
-
-
-def _check_finite(tensors: Mapping[str, Tensor], there: Path) -> None:
-    """Raises ValueError for weights that are not finite, which give black images."""
-    try:
-        check_finite_weights(tensors, f"the weights in {there}")
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
 
 
 def _trained(average: nn.Module, run: Run, autoencoder: Autoencoder, there: Path) -> Trained:

@@ -265,7 +265,7 @@ def load_meta(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Damaged(file, f"not the JSON that was written: {error!r}") from error
+        raise Damaged(file, f"not the JSON that was written: {type(error).__name__}") from error
     if not intact:
         raise Damaged(file, "its content is not what was written, or of another step than its folder")
     if written != FORMAT:
