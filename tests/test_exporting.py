@@ -19,6 +19,7 @@ from conftest import randomise, read_golden
 from fluvial import cli, experiment, exporting, scoring
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
+from fluvial.data.images import DataConfig
 from fluvial.files import write_tensors
 from fluvial.generate import SampleConfig
 from fluvial.guidance import Guidance
@@ -263,13 +264,18 @@ def upload(hub, *arguments):
 
 def test_a_run_goes_to_the_hub(tmp_path, hub):
     run = folder_of(Run(method=config("arflow", 1)), tmp_path / "run")
-    done = upload(hub, run, "--repo", "me/model", "--private", "True", "--license", "mit")
+    done = upload(hub, run, "--repo", "me/model", "--license", "mit")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("/me/model")
+    announced, address = done.stdout.strip().splitlines()
+    assert address.endswith("/me/model")
     assert (hub.created["name"], hub.created["organization"]) == ("model", "me")
     assert hub.created.get("visibility") == "private" or hub.created.get("private")  # by version of the client
     assert hub.tokens == {"Bearer hf_secret"}
     exporting.to_safetensors(run, tmp_path / "out", license="mit")
+    listed = [
+        f"{name} ({(tmp_path / 'out' / name).stat().st_size:,} bytes)" for name in ("README.md", "model.safetensors")
+    ]
+    assert announced == f"to the private repository me/model: {', '.join(listed)}"
     small = [line["value"] for line in hub.commit if line["key"] == "file"]
     inline = {file["path"]: base64.b64decode(file["content"]) for file in small}
     assert inline == {"README.md": (tmp_path / "out" / "README.md").read_bytes()}
@@ -277,9 +283,12 @@ def test_a_run_goes_to_the_hub(tmp_path, hub):
     assert large["path"] == "model.safetensors"
     assert hub.files[f"/put/{large['oid']}"] == (tmp_path / "out" / "model.safetensors").read_bytes()
     hub.private = False  # a repository that is there already, for all to see
-    refused = upload(hub, run, "--repo", "me/model", "--private", "True")
+    refused = upload(hub, run, "--repo", "me/model")
     assert refused.returncode == 1 and "it is there already, and public" in refused.stderr
     hub.refuse = True
+    seen = len(hub.seen)
+    refused = upload(hub, run, "--repo", "me/model/more")
+    assert "a repository on the hub is OWNER/NAME, got 'me/model/more'" in refused.stderr and len(hub.seen) == seen
     refused = upload(hub, run, "--repo", "me/model")
     assert (
         refused.returncode == 1
@@ -318,3 +327,93 @@ def test_a_light_import_has_load_and_upstream():
     assert done.stdout.startswith("load <module 'fluvial.upstream.files'"), done.stderr
     with pytest.raises(AttributeError, match="has no attribute 'lod'"):
         fluvial.lod  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("value", "published"),
+    [
+        ({"path": "/home/alice/cats"}, {"path": "cats"}),
+        ({"path": "data/alice/cats/"}, {"path": "cats"}),
+        ({"test_path": "../../alice/val"}, {"test_path": "val"}),
+        ({"path": "/home/alice"}, {"path": ""}),
+        ({"path": "~"}, {"path": ""}),
+        ({"start": "C:\\Users\\alice\\runs\\one"}, {"start": "one"}),
+        ({"path": "hub:alice/cats"}, {"path": "hub:alice/cats"}),
+        ({"name": "stabilityai/sd-vae-ft-ema"}, {"name": "stabilityai/sd-vae-ft-ema"}),
+        ({"name": "~alice/vae"}, {"name": "vae"}),
+        ({"cells": ["file:///home/alice/vae", 3, None, True]}, {"cells": ["vae", 3, None, True]}),
+        ({"class_names": ["/m/01g317", "~", "a/b"]}, {"class_names": ["/m/01g317", "~", "a/b"]}),
+        ("see /home/alice/cats, or https://arxiv.org/abs/2401.08740", "see cats, or https://arxiv.org/abs/2401.08740"),
+        ("SiT-XL/2 and/or 1/2 of it", "SiT-XL/2 and/or 1/2 of it"),
+    ],
+)
+def test_of_a_path_only_the_last_part_is_published(value, published):
+    assert exporting.public(value) == published
+
+
+def test_nothing_of_this_machine_is_in_an_export(tmp_path, monkeypatch, tiny):
+    home = tmp_path / "home" / "alice"
+    monkeypatch.setenv("HOME", str(home))
+    vae = tiny("AutoencoderKL")
+    vae.save_pretrained(home / "vae")
+    run = Run(
+        method=config("sit", 4),
+        data=DataConfig(path=str(home / "cats"), test_path=str(home), class_names=("a", "b", "c")),
+        autoencoder=AutoencoderConfig(name=str(home / "vae"), shift=(0.1,), scale=(0.7,)),
+        sample=SampleConfig(steps=2),
+    )
+    folder = folder_of(run, home / "runs" / "one")
+    record = experiment.read_record(folder)
+    experiment.write_record(folder, {**record, "start": str(home / "runs" / "zero"), "imported": {"file": "sit.pt"}})
+    exporting.to_safetensors(folder, tmp_path / "file")
+    exporting.to_diffusers(folder, tmp_path / "pipeline")
+    written = {**files(tmp_path / "file"), **{f"p/{k}": v for k, v in files(tmp_path / "pipeline").items()}}
+    assert len(written) >= 8
+    for name, content in written.items():
+        for word in (b"alice", bytes(tmp_path), b"_name_or_path"):
+            assert word not in content, name
+    found = import_weights(tmp_path / "file", tmp_path / "again", autoencoder=str(home / "vae"))
+    assert (found.run.data.path, found.run.data.test_path, found.run.data.class_names) == ("cats", "", ("a", "b", "c"))
+    trained = fluvial.load(tmp_path / "again", device="cpu")
+    assert torch.equal(trained.sample(2).images, fluvial.load(folder, device="cpu").sample(2).images)
+    assert pipeline_of(tmp_path / "pipeline")([1]).images[0].size == (32, 32)
+
+
+def edited(file, change):
+    values = json.loads(file.read_text())
+    change(values)
+    file.write_text(json.dumps(values))
+
+
+def flipped(file):
+    weights = load_file(file)
+    next(iter(weights.values())).view(-1)[0] += 1e-3
+    save_file(weights, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "says"),
+    [
+        ("model/diffusion_pytorch_model.safetensors", flipped, "the model in the pipeline is damaged, or not the one"),
+        ("vae/diffusion_pytorch_model.safetensors", flipped, "the autoencoder in the pipeline is damaged"),
+        ("model/config.json", lambda f: edited(f, lambda v: v["run"]["sample"].update(steps=9)), "the run in the pipe"),
+        (
+            "model/config.json",
+            lambda f: edited(f, lambda v: v["written"].pop("vae")),
+            "the autoencoder in the pipeline",
+        ),
+        ("model/config.json", lambda f: edited(f, lambda v: v.pop("written")), "carries no checksums of its parts"),
+        ("vae/config.json", lambda f: edited(f, lambda v: v.update(norm_num_groups=2)), "configuration of the autoenc"),
+    ],
+)
+def test_a_damaged_pipeline_is_not_loaded(tmp_path, tiny, file, damage, says):
+    tiny("AutoencoderKL").save_pretrained(tmp_path / "vae")
+    autoencoder = AutoencoderConfig(name=str(tmp_path / "vae"))
+    folder_of(Run(method=config("sit", 4), autoencoder=autoencoder), tmp_path / "run")
+    out = exporting.to_diffusers(tmp_path / "run", tmp_path / "out")
+    pipeline_of(out)
+    with pytest.raises(ValueError, match="is loaded as float32.*got torch.bfloat16"):
+        pipeline_of(out, torch_dtype=torch.bfloat16)
+    damage(out / file)
+    with pytest.raises(ValueError, match=says):
+        pipeline_of(out)

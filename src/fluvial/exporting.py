@@ -1,21 +1,29 @@
-"""A run folder becomes files to publish: one safetensors with a model card, a pipeline of diffusers, a hub page."""
+"""A run folder becomes files to publish: one safetensors with a model card, a pipeline of diffusers, a hub page.
+
+Nothing of this machine is in them: of a path its last part, and no name of a user.
+"""
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from fluvial import experiment
 from fluvial.autoencoders import Vae
-from fluvial.config import to_json
+from fluvial.config import from_json, to_json
 from fluvial.extras import require
-from fluvial.files import HUB, atomic_folder, repository, write_tensors
+from fluvial.files import HUB, atomic_folder, write_json, write_tensors
 from fluvial.importing import DTYPES, EXPORT, NAMES, Precision, described
 from fluvial.methods import name_of
 from fluvial.metrics import report
 
+PLACES = ("path", "test_path", "start", "from", "file")  # entries of run.json that are paths, relative ones too
+PATH = re.compile(r"[/~\\]|\.{1,2}(?:[/\\]|$)|[A-Za-z]:[/\\]|file:")  # what a path begins with
+PATH_INSIDE = re.compile(r"(?<![\w.:/\\-])(?:~|\.{1,2})?(?:/[^\s/'\",;:()]+){2,}/?|\b[A-Za-z]:\\\S+")
 TASK = "unconditional-image-generation"  # the hub knows no task with class labels
 PAPERS = {"sit": "2401.08740", "arflow": "2501.16085", "flowar": "2412.15205"}
 PIPELINE = '''"""Run by DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True).
@@ -51,10 +59,13 @@ def to_hub(
 ) -> str:
     """Uploads what `to_safetensors` writes to `repo` (owner/name) on the Hugging Face hub; returns its address.
 
-    Raises ValueError if there is no such run, or the hub refuses.
+    The repository and the files are printed before anything is sent. Raises ValueError if there is no such run, the hub
+    refuses, or the repository is there already, and public without private=False.
     """
     from huggingface_hub import HfApi
 
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ValueError(f"a repository on the hub is OWNER/NAME, got {repo!r}")
     with TemporaryDirectory() as folder:
         _write(Path(run), Path(folder), dtype, license, step)
         files = sorted(Path(folder).iterdir())
@@ -64,7 +75,7 @@ def to_hub(
             api = HfApi()
             url = api.create_repo(repo, private=private, exist_ok=True)
             if private and not api.model_info(url.repo_id).private:
-                raise ValueError("it is there already, and public")
+                raise ValueError("it is there already, and public; to show the weights to all, set --private False")
             api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Weights and model card")
         except Exception as error:  # the hub's client and what it is built on share no base class
             raise ValueError(
@@ -81,19 +92,22 @@ def to_diffusers(run: Path | str, out: Path | str, *, license: str = "", step: i
     `fluvial sample` draws. Raises ValueError if there is no such run, or something at `out` already.
     """
     require("diffusers", extra="vae", why="a pipeline of diffusers")
-    from fluvial.pipeline import FluvialModel, FluvialPipeline
+    from fluvial.pipeline import FluvialModel, FluvialPipeline, contents
 
     trained = experiment.load(run, device="cpu", step=step)
     autoencoder, vae = trained.autoencoder, None
     settings = replace(trained.run.autoencoder, shift=autoencoder.shift, scale=autoencoder.scale)
     if isinstance(autoencoder, Vae):
         vae = autoencoder.model
-    model = FluvialModel(run=_without_places({"run": to_json(replace(trained.run, autoencoder=settings))})["run"])
+    values = public(to_json(replace(trained.run, autoencoder=settings)))
+    model = FluvialModel(run=values, written=contents(values, trained.model, vae))
     model.network.load_state_dict(trained.model.state_dict())
     parameters = sum(p.numel() for p in trained.model.parameters())
     meta = {"step": trained.step, "weights_only": trained.average == "as imported"}
     with atomic_folder(Path(out)) as folder:
         FluvialPipeline(model=model, vae=vae).save_pretrained(folder)
+        for file in folder.rglob("*.json"):  # diffusers notes where it loaded an autoencoder from
+            write_json(file, public({k: v for k, v in json.loads(file.read_text()).items() if k != "_name_or_path"}))
         (folder / "pipeline.py").write_text(PIPELINE)
         (folder / "README.md").write_text(_card(Path(run), license, USE_DIFFUSERS, meta, parameters))
     return Path(out)
@@ -102,31 +116,30 @@ def to_diffusers(run: Path | str, out: Path | str, *, license: str = "", step: i
 def _write(run: Path, folder: Path, dtype: Precision | None, license: str, step: int | None) -> None:
     experiment.read_run(run)  # says what is wrong with it
     weights, meta = experiment.weights(run, step=step)
-    record = {**_without_places(experiment.read_record(run)), "step": meta["step"], "seconds": meta["seconds"]}
+    record = {**public(experiment.read_record(run)), "step": meta["step"], "seconds": meta["seconds"]}
     stored = {name: value if dtype is None else value.to(DTYPES[dtype]) for name, value in weights.items()}
     write_tensors(folder / "model.safetensors", stored, {EXPORT: json.dumps(record)})
     (folder / "README.md").write_text(_card(run, license, USE, meta, sum(value.numel() for value in weights.values())))
 
 
-def _without_places(record: Mapping[str, Any]) -> dict[str, Any]:
-    """run.json without where things lie on this machine, which nobody else has: the names of folders are kept."""
-    run = record["run"]
-    data = {key: _name(value) if key in ("path", "test_path") else value for key, value in run["data"].items()}
-    autoencoder = {**run["autoencoder"], "name": _name(run["autoencoder"]["name"])}
-    cleaned = {**record, "run": {**run, "data": data, "autoencoder": autoencoder}}
-    if "start" in record:
-        cleaned["start"] = Path(record["start"]).name
-    if "ema" in record:
-        cleaned["ema"] = {**record["ema"], "from": Path(record["ema"]["from"]).name}
-    return cleaned
+def public(value: Any, key: str = "") -> Any:  # noqa: ANN401 - JSON
+    """JSON values without places of this machine: a path is cut to its last part, and to nothing if that is a user."""
+    if isinstance(value, dict):
+        return {name: public(each, name) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [public(each, key) for each in value]
+    if not isinstance(value, str) or key == "class_names" or value.startswith(HUB):
+        return value
+    if key in PLACES or PATH.match(value) or ("/" in value and os.path.exists(value)):
+        return _last_part(value)
+    return PATH_INSIDE.sub(lambda found: _last_part(found[0]), value)
 
 
-def _name(place: str) -> str:
-    """The last part of a path; a name on the hub as it is."""
-    if place.startswith(HUB):
-        return place
-    is_hub = not place or repository(place) is not None
-    return place if is_hub and not Path(place).exists() else Path(place).name
+def _last_part(place: str) -> str:
+    path = PurePosixPath(place.replace("\\", "/"))
+    users = {Path.home().name, os.environ.get("USER"), os.environ.get("LOGNAME")}
+    is_home = path.parent.name.lower() in ("home", "users") or path.name.startswith("~") or path.name in users
+    return "" if is_home or path.name in (".", "..") else path.name
 
 
 USE = """```
@@ -154,13 +167,13 @@ def _card(folder: Path, license: str, use: str, meta: Mapping[str, Any], paramet
     """The model card: what the model is, how to use it, how it is sampled, and what was measured."""
     from huggingface_hub import ModelCardData
 
-    run, record = experiment.read_run(folder), experiment.read_record(folder)
+    record = public(experiment.read_record(folder))
+    run = from_json(record["run"])
     kind = name_of(type(run.method))
     data = ModelCardData(
         library_name="fluvial", license=license or None, pipeline_tag=TASK, tags=[kind, "flow-matching"]
     )
-    path, name = run.data.path, run.data.name
-    images = (name or path).removeprefix(HUB) if name or path.startswith(HUB) else Path(path).name  # not where it is
+    images = (run.data.path or run.data.name or "images").removeprefix(HUB)
     origin = f"trained on {images} for {meta['step']:,} steps of {experiment.images_per_step(run):,} images"
     if imported := record.get("imported"):
         source = f"imported from the published file {imported['file']}"
@@ -198,7 +211,7 @@ def _measured(card: Mapping[str, Any]) -> dict[str, str]:
         "guidance": str(sampling["guidance"]),
         "weights": f"{sampling['weights']}, {sampling['dtype']}",
         "pixels": f"rounded {images['rounding']}, {images['cut']}",
-        "to mind": "; ".join(card["warnings"]) or "nothing",
+        "to mind": public("; ".join(card["warnings"])) or "nothing",
     }
 
 

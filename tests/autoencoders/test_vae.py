@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fluvial import autoencoders
 from fluvial.autoencoders import AutoencoderConfig, Pixels
@@ -123,3 +124,26 @@ def test_statistics_of_the_wrong_length_are_refused(tiny):
     for wrong in (0.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match="scale must be (above 0, shift and scale )?finite|scale must be above 0"):
             AutoencoderConfig(shift=(1.0,), scale=(wrong,))
+
+
+def test_an_autoencoder_with_missing_or_damaged_weights_is_refused(tiny, tmp_path):
+    tiny("AutoencoderKL").save_pretrained(tmp_path)
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    name = "decoder.conv_in.weight"
+    without = {key: value for key, value in weights.items() if key != name}
+    for wrong, says in (
+        (without, f"{name} is missing"),
+        ({**weights, name: weights[name] * torch.nan}, f"{name} holds numbers that are not finite"),
+    ):
+        save_file(wrong, file, {"format": "pt"})
+        with pytest.raises(ValueError, match=f"is damaged .*{says}"):
+            from_pretrained(str(tmp_path))
+
+
+def test_no_pickle_is_read(tiny, tmp_path):
+    tiny("AutoencoderKL").save_pretrained(tmp_path, safe_serialization=False)
+    assert [path.name for path in tmp_path.glob("*.bin")] == ["diffusion_pytorch_model.bin"]
+    with pytest.raises(ValueError, match="has its weights in a .bin alone, a pickle") as refused:
+        from_pretrained(str(tmp_path))
+    assert "weights_only" not in str(refused.value)

@@ -299,7 +299,7 @@ def test_a_torchscript_file_that_is_not_there_or_is_none(tmp_path):
     with pytest.raises(ValueError, match=r"there is no TorchScript file .*net\.pt; the extractors with names are"):
         extractor(str(tmp_path / "net.pt"))
     torch.save({"weight": torch.zeros(2)}, tmp_path / "net.pt")
-    with pytest.raises(ValueError, match=r"net\.pt is not TorchScript, which torch\.jit\.save writes"):
+    with pytest.raises(ValueError, match=r"net\.pt is damaged or no TorchScript, which torch\.jit\.save writes"):
         extractor(str(tmp_path / "net.pt"))
 
 
@@ -312,3 +312,44 @@ def test_without_the_library_the_extra_is_named(monkeypatch, name, library):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ValueError, match=rf"needs {library}: pip install 'fluvial\[features\]'"):
         extractor(name)
+
+
+class Sides(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(1000.0))
+
+    def forward(self, x):
+        if x.shape[2] > 40:
+            raise ValueError("too tall")
+        return x.float().mean((2, 3)) + self.weight[:3]
+
+
+def test_a_torchscript_file_is_named_as_code_before_it_runs(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "net.pt"
+    torch.jit.script(Sides()).save(file)
+    extractor(str(file))
+    said = capsys.readouterr().err
+    assert said == f"{file} is code, which runs now: TorchScript with the SHA-256 {checksum(file)}\n"
+    monkeypatch.setattr("torch.jit.load", lambda *_, **__: pytest.fail("a damaged file was loaded"))
+    content = bytearray(file.read_bytes())
+    place = content.index(torch.arange(1000.0).numpy().tobytes())
+    content[place + 7] ^= 64
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"net\.pt is damaged: the checksum of .* is another"):
+        extractor(str(file))
+    file.write_bytes(content[: len(content) // 2])
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"net\.pt is damaged or no TorchScript"):
+        extractor(str(file))
+
+
+def test_a_torchscript_program_that_fails_says_so_in_one_line(tmp_path):
+    torch.jit.script(Sides()).save(tmp_path / "net.pt")
+    look = extractor(str(tmp_path / "net.pt"))
+    assert look.extract(images()).pooled.shape == (3, 3)
+    with pytest.raises(
+        ValueError, match=r"net\.pt fails on images \(3, 3, 41, 40\) of torch\.uint8: .*too tall"
+    ) as error:
+        look.extract(images(height=41))
+    assert "\n" not in str(error.value)

@@ -120,8 +120,12 @@ def from_pretrained(name: str) -> Vae:
         if kind not in KINDS:
             raise UnknownKind(f"{name!r} is {kind or 'no diffusers model'}; image autoencoders are {', '.join(KINDS)}")
         # never a .bin, which is a pickle
-        how = {"low_cpu_mem_usage": False, "use_safetensors": True}
-        model = getattr(diffusers, kind).from_pretrained(folder, **how, **options)
+        how = {"low_cpu_mem_usage": False, "use_safetensors": True, "output_loading_info": True}
+        model, told = getattr(diffusers, kind).from_pretrained(folder, **how, **options)
+        if told["missing_keys"]:  # which diffusers draws at random, with a warning
+            raise ValueError(f"{sorted(told['missing_keys'])[0]} is missing")
+        if odd := [key for key, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]:
+            raise ValueError(f"{odd[0]} holds numbers that are not finite")
     except UnknownKind:
         raise
     except Exception as error:  # diffusers and the hub's client share no base class

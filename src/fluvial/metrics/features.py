@@ -6,6 +6,7 @@ compared only if name, hash and resize are the same.
 
 import json
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fluvial.extras import require
-from fluvial.files import checksum, missing, plain, repository, tensors_checksum
+from fluvial.files import check_zip, checksum, missing, plain, repository, tensors_checksum
 
 NAMES = ("inception", "pixels", "efficientnet-lite0", "dinov2", "clip")
 TORCHSCRIPT = (".pt", ".ts", ".pth", ".torchscript")
+UNPACKED = 100  # times its size that a TorchScript file may unpack to
 PIXELS_SIDE = 32  # larger images are averaged to this side: statistics of more pixels are not to be had
 CHUNK = 4  # images that go through a network at a time on a CPU, whose cache is small: half as fast again as 16
 
@@ -148,7 +150,7 @@ def _inception(weights: str, device: torch.device) -> Extractor:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise nearly anything
-        raise ValueError(f"{file} is damaged, or holds more than tensors, and is not read ({error})") from error
+        raise ValueError(f"{file} is damaged, or holds more than tensors, and is not read ({plain(error)})") from error
     # torch-fidelity unpickles whatever its file holds: it gets one with these tensors alone
     tensors = BytesIO()
     torch.save(state, tensors)
@@ -235,7 +237,7 @@ def _hub(name: str, weights: str, device: torch.device) -> Extractor:
     except Exception as error:  # transformers and the hub's client share no base class
         raise ValueError(
             f"{name} needs the model {place!r} from the hub, or a folder with its config.json, model.safetensors and "
-            f"preprocessor_config.json, named with --weights ({type(error).__name__}: {error})"
+            f"preprocessor_config.json, named with --weights ({type(error).__name__}: {plain(error)})"
         ) from error
     if kind not in kinds or report["missing_keys"]:
         lacks = f" without {sorted(report['missing_keys'])[0]}" if report["missing_keys"] else ""
@@ -256,6 +258,8 @@ def _hub(name: str, weights: str, device: torch.device) -> Extractor:
 def _torchscript(file: Path, device: torch.device) -> Extractor:
     if not file.is_file():
         raise ValueError(f"there is no TorchScript file {file}; the extractors with names are {', '.join(NAMES)}")
+    if zipfile.is_zipfile(file):  # TorchScript compresses what is no weights, and looks at no checksum
+        check_zip(file, unpacked=UNPACKED * file.stat().st_size)
     known = checksum(file)
     print(f"{file} is code, which runs now: TorchScript with the SHA-256 {known}", file=sys.stderr, flush=True)
     try:
@@ -264,7 +268,15 @@ def _torchscript(file: Path, device: torch.device) -> Extractor:
         raise ValueError(
             f"{file} is damaged or no TorchScript, which torch.jit.save writes ({plain(error)})"
         ) from error
-    return replace(_function(network), name=f"torchscript {file.name}", hash=known)
+
+    def extract(images: Tensor) -> Features:
+        try:
+            return Features(network(images))
+        except (RuntimeError, torch.jit.Error) as error:  # with a traceback of the program in it
+            last = str(error).strip().splitlines()[-1]
+            raise ValueError(f"{file} fails on images {tuple(images.shape)} of {images.dtype}: {last}") from error
+
+    return Extractor(name=f"torchscript {file.name}", hash=known, resize="its own", extract=extract)
 
 
 def _function(function: Callable[..., Any]) -> Extractor:
