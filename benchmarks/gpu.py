@@ -28,9 +28,11 @@ OPTIMISATIONS = {
     "bf16": Optimisation(("--dtype", "bf16"), ("--dtype", "tf32")),
     "compile": Optimisation(("--compile", "True"), ("--compile", "False")),
 }
-TINY = "--method.size 8 8 --method.depth 2 --method.width 32 --method.heads 2 --method.classes 10 --batch 2".split()
-TINY += "--sample.steps 2 --warmup 1 --repeats 2 --compile False".split()
-TINY_FLOWAR = "--method.scales 1 8 --method.head-width 32 --method.head-heads 2 --method.head-depth 1".split()
+TINY = {"--method.size": "8 8", "--method.depth": "2", "--method.width": "32", "--method.heads": "2"}
+TINY |= {"--method.classes": "10", "--batch": "2", "--sample.steps": "2", "--warmup": "1", "--repeats": "2"}
+TINY |= {"--compile": "False"}
+TINY_FLOWAR = {"--method.scales": "1 8", "--method.head-width": "32", "--method.head-heads": "2"}
+TINY_FLOWAR |= {"--method.head-depth": "1"}
 
 
 def cases() -> list[Case]:
@@ -47,8 +49,11 @@ def cases() -> list[Case]:
 
 
 def tiny(case: Case) -> Case:
-    more = TINY + (TINY_FLOWAR if "FlowAR" in case.name else [])
-    return case._replace(name=f"{case.name} (tiny)", arguments=(*case.arguments, *more))
+    """The same options, with small values."""
+    recipe, *given = case.arguments
+    options = dict(zip(given[::2], given[1::2], strict=True)) | TINY | (TINY_FLOWAR if "FlowAR" in case.name else {})
+    arguments = (word for option, values in options.items() for word in (option, *values.split()))
+    return case._replace(name=f"{case.name} (tiny)", arguments=(recipe, *arguments))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

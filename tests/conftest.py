@@ -1,6 +1,10 @@
 import json
 import os
+import resource
+import signal
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +30,19 @@ def shared(name: str) -> Path:
     if not (SHARED / name).exists():
         pytest.skip(f"{SHARED / name} is not there")
     return SHARED / name
+
+
+@contextmanager
+def small_files(limit: int) -> Iterator[None]:
+    """No file may grow beyond `limit` bytes, as on a full disk. Only around what is tested: pytest writes too."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handled = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handled)
 
 
 def read_golden(name: str, folder: Path = GOLDEN) -> SimpleNamespace:

@@ -3,8 +3,6 @@ import fcntl
 import hashlib
 import json
 import os
-import resource
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from conftest import small_files
 from fluvial import pictures
 from fluvial.files import (
     Lazy,
@@ -68,17 +67,6 @@ def test_no_changed_byte_of_a_safetensors_file_is_accepted(tmp_path):
         check_tensors(file)
 
 
-@pytest.fixture
-def small_files():
-    """A limit on the size of files stands in for a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, ignored)
-
-
 def write_bytes(path, seed):
     rng = np.random.default_rng(seed)
     with atomic_file(path) as temporary:
@@ -99,10 +87,10 @@ def noise(seed):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_write_that_fails_leaves_the_file_as_it_was_and_names_it(tmp_path, name, small_files):
+def test_a_write_that_fails_leaves_the_file_as_it_was_and_names_it(tmp_path, name):
     path, write = tmp_path / name, WRITERS[name]
     path.write_bytes(b"precious")
-    with pytest.raises(OSError, match=rf"what was there before is as it was: .*{name}"):
+    with small_files(4096), pytest.raises(OSError, match=rf"what was there before is as it was: .*{name}"):
         write(path, 1)
     assert path.read_bytes() == b"precious" and os.listdir(tmp_path) == [name]
 
@@ -125,11 +113,15 @@ def test_what_another_process_is_writing_is_left_alone(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "outer" and os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_files_that_belong_together_change_together(tmp_path, small_files):
+def test_files_that_belong_together_change_together(tmp_path):
     with atomic_files(tmp_path / "out") as folder:
         (folder / "a").write_text("1")
         (folder / "b").write_text("1")
-    with pytest.raises(OSError, match=r"as it was: .*out"), atomic_files(tmp_path / "out") as folder:
+    with (
+        small_files(4096),
+        pytest.raises(OSError, match=r"as it was: .*out"),
+        atomic_files(tmp_path / "out") as folder,
+    ):
         (folder / "a").write_text("2")
         (folder / "b").write_bytes(bytes(10_000))
     assert [(tmp_path / "out" / name).read_text() for name in "ab"] == ["1", "1"]
@@ -190,10 +182,11 @@ def test_an_error_after_the_rename_says_what_was_replaced(tmp_path, monkeypatch)
     assert [(tmp_path / name).read_text() for name in sorted(os.listdir(tmp_path))] == ["new", "new", "old"]
 
 
-def test_a_file_of_several_is_named_by_its_place(tmp_path, small_files):
+def test_a_file_of_several_is_named_by_its_place(tmp_path):
     for several in (atomic_files(tmp_path / "out"), atomic_folder(tmp_path / "out.d")):
-        with pytest.raises(OSError, match=r"as it was: '.*/out(\.d)?/a\.json'$") as caught, several as folder:
-            write_json(folder / "a.json", [1] * 5000)
+        with small_files(4096), pytest.raises(OSError, match=r"as it was: '.*/out(\.d)?/a\.json'$") as caught:
+            with several as folder:
+                write_json(folder / "a.json", [1] * 5000)
         assert ".tmp" not in str(caught.value) and ".partial" not in str(caught.value)
 
 

@@ -1,11 +1,11 @@
 import errno
 import json
-import resource
 
 import pytest
 import torch
 from PIL import Image
 
+from conftest import small_files
 from fluvial.data import latents
 from fluvial.data.images import DataConfig, ImageSet, load
 from fluvial.data.latents import Plan
@@ -335,13 +335,8 @@ def test_only_what_encode_wrote_is_a_cache(cache, tmp_path, monkeypatch):
 
 
 def test_a_file_that_may_grow_no_further_is_an_error_too(tmp_path):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
-    try:
-        with pytest.raises(ValueError, match="cannot write .*shard-00000"):
-            write(tmp_path / "c")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with small_files(3000), pytest.raises(ValueError, match="cannot write .*shard-00000"):
+        write(tmp_path / "c")
     assert write(tmp_path / "c").images == N
 
 
