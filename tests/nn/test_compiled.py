@@ -143,8 +143,8 @@ def begun(config, **settings):
 for config, sequence in ((far, (3,)), (near, ())):
     batch = torch.randn(4, *sequence, 2, 4, 4), torch.tensor([0, 1, 2, 0])
     plain, fast = (
-        step(begun(config, compile=c, recompute=c), lambda number: batch, Health(torch.device("cpu")), 0, looks=True)
-        for c in (False, True)
+        step(learner, lambda number: batch, Health(torch.device("cpu")), 0, looks=True)
+        for learner in (begun(config), begun(config, compile=True, recompute=1))
     )
     torch.testing.assert_close(fast.loss, plain.loss), torch.testing.assert_close(fast.norm, plain.norm)
     for name, numbers in plain.blocks.items():
