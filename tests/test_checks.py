@@ -15,6 +15,12 @@ from fluvial.train.config import TrainConfig
 from fluvial.train.optim import OptimConfig
 
 
+def test_a_message_quotes_the_beginning_of_a_long_value():
+    for kind in (int, bool, tuple[int, ...], tuple[int, int], int | None):
+        assert len(misfit("x" * 100_000, kind)) < 300
+        assert len(misfit(["x"] * 100_000, kind)) < 300
+
+
 @pytest.mark.parametrize(
     ("config", "wrong"),
     [

@@ -1,8 +1,5 @@
-"""Every command, struck at its operations on files: nothing old is lost, nothing half is taken for whole."""
+"""Every command, killed or failing at its operations on files: nothing old is lost, nothing half is taken for whole."""
 
-import errno
-import hashlib
-import json
 import os
 import shutil
 import sys
@@ -10,54 +7,44 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import load_file
 
-from faults import Commands
+from contents import content, held, names, temporary
+from faults import KINDS, READ, Commands
+from fluvial.evaluation.images import open_images
 from fluvial.files import check_tensors
 from fluvial.train import checkpoint
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="the shim needs Linux and a C compiler"
 )
-MODEL = "--method.width 16 --method.heads 2 --method.depth 1 --train.batch 4".split()
-TRAIN = ["train", "digits-sit", *MODEL, *"--optim.schedule constant --train.sample-every 2 --sample.steps 2".split()]
-TRAIN += "--train.save-every 2 --train.eval-every 2 --train.log-every 1 --train.keep 1".split()
-TRAIN += "--train.ema-lengths 0.05 0.1 --train.ema-every 2".split()
-# by name: the command in a folder, and what it writes there
-COMMANDS = {
-    name: (words.split(), where)
-    for name, words, where in (
-        ("train", " ".join([*TRAIN, "--train.steps 4 --out {}/new"]), "new"),
-        ("resume", " ".join([*TRAIN, "--train.steps 6 --out {}/run"]), "run"),
-        ("encode", "encode {}/photos --autoencoder pixels --image-size 8 --out {}/latents", "latents"),
-        ("sample", "sample {}/run --count 2 --seed 1", "run/samples"),
-        (
-            "score",
-            "score {}/run/samples --reference {}/photos --size 8 --channels 1 --extractor pixels "
-            "--out {}/card.json --keep {}/kept.safetensors",
-            ".",
-        ),
-        ("export", "export {}/run --to safetensors --out {}/exported", "exported"),
-        ("import", "import {}/published/model.safetensors --out {}/imported", "imported"),
-        ("ema", "ema {}/run --length 0.08 --out {}/averaged", "averaged"),
-        ("plot", "plot {}/run --out {}/curves.png", "."),
-    )
-}
-VOLATILE = (
-    "time",
-    "images_per_second",
-    "seconds",
-    "train_seconds",
-    "sha256",
-    "checksum",
-    "files",
-    "file",
-    "of",
-    "name",
-    "from",
+TRAIN = (
+    "train digits-sit --method.width 16 --method.heads 2 --method.depth 1 --train.batch 64 --optim.schedule constant "
+    "--sample.steps 2 --train.save-every 2 --train.eval-every 2 --train.log-every 1 --train.sample-every 2 "
+    "--train.ema-lengths 0.05 0.1 --train.ema-every 2"
 )
+COMMANDS = {  # by name, in a folder {}; the first trains with keep 2, and is gone on with keeping 1
+    "train": f"{TRAIN} --train.steps 4 --train.keep 2 --out {{}}/new",
+    "resume": f"{TRAIN} --train.steps 6 --train.keep 1 --out {{}}/run",
+    "encode": "encode {}/photos --autoencoder pixels --image-size 8 --shard 4 --out {}/latents",
+    "sample": "sample {}/run --count 2 --seed 1",
+    "score": "score {}/run/samples --reference {}/photos --size 8 --channels 1 --extractor pixels --out {}/card.json "
+    "--keep {}/kept.safetensors",
+    "export": "export {}/run --to safetensors --out {}/exported",
+    "import": "import {}/published/model.safetensors --out {}/imported",
+    "ema": "ema {}/run --length 0.08 --out {}/averaged",
+    "plot": "plot {}/run --out {}/curves.png",
+}
+BEFORE = (  # what there is already
+    f"{TRAIN} --train.steps 4 --train.keep 2 --out {{}}/run",
+    "sample {}/run --count 4",
+    "export {}/run --to safetensors --out {}/published",
+    "score {}/run/samples --reference {}/photos --size 8 --channels 1 --extractor pixels --out {}/card.json "
+    "--keep {}/kept.safetensors",
+    "plot {}/run --out {}/curves.png",
+)
+AT_ONCE = ("exported", "imported", "averaged")  # folders that are there with all their files, or not at all
+PASSING = ("latents/plan.json", "latents/shard-")  # what is there while latents are encoded
 
 
 @pytest.fixture(scope="module")
@@ -69,145 +56,158 @@ def commands(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, commands):
-    """A trained run with samples, photos, an export, a card and curves: what there is before a command is struck."""
-    root = tmp_path_factory.mktemp("prepared") / "root"
-    rng = np.random.default_rng(0)
+    """A folder with photos and what the commands in BEFORE have written, to be copied to a folder `root` beside it."""
+    root, rng = tmp_path_factory.mktemp("faults") / "root", np.random.default_rng(0)
     for i in range(6):
         (root / "photos" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / "photos" / "ab"[i % 2] / f"{i}.png")
-    for arguments in (
-        [*TRAIN, "--train.steps", "4", "--out", f"{root}/run"],
-        ["sample", f"{root}/run", "--count", "2"],
-        ["export", f"{root}/run", "--to", "safetensors", "--out", f"{root}/published"],
-        filled("score", root),
-        filled("plot", root),
-    ):
-        outcome = commands.run(*arguments, root=root)
-        assert outcome.code == 0, outcome.printed
-    return root
+    for words in BEFORE:
+        outcome = commands.run(*filled(words, root), root=root)
+        assert outcome.code == 0, outcome.err
+    return root.rename(root.with_name("prepared"))
 
 
-def filled(name, root):
-    return [argument.format(root) for argument in COMMANDS[name][0]]
+def filled(words, root):
+    return [word.format(root) for word in words.split()]
 
 
-def content(root):
-    """What the files below hold, but for times: by path, tensors, arrays, pixels, rows, or a hash of bytes."""
-    return {
-        str(path.relative_to(root)): held(path, root)
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
+class Undisturbed:
+    """What a command does if nothing happens: its operations, what it leaves, and what it leaves in between."""
+
+    def __init__(self, name, commands, prepared):
+        self.name, self.words, self.prepared, self.commands = name, COMMANDS[name], prepared, commands
+        self.before, self.root = content(prepared), prepared.with_name("root")
+        self.changes, self.after = self._done(self.words, "none")
+        self.reads, _ = self._done(self.words, "none, read")
+        self.between = self.after
+        if "--train.keep" in self.words:
+            _, self.between = self._done(self.words.replace("--train.keep 1", "--train.keep 9"), "none")
+
+    def _done(self, words, kind):
+        shutil.rmtree(self.root, ignore_errors=True)
+        shutil.copytree(self.prepared, self.root)
+        outcome = self.commands.run(*filled(words, self.root), root=self.root, kind=kind)
+        assert outcome.code == 0, outcome.err
+        found = content(self.root)
+        shutil.rmtree(self.root)
+        return outcome.operations, found
+
+    def places(self, kind):
+        """The operations at which something of this kind can happen, counted from 1."""
+        operations = self.reads if KINDS[kind][0] == READ else self.changes
+        if kind == "full":
+            return [i for i, operation in enumerate(operations, 1) if operation.grows]
+        if kind in ("short", "short read"):
+            return [i for i, operation in enumerate(operations, 1) if operation.size > 1]
+        return list(range(1, len(operations) + 1))
+
+    def strike(self, kind, at):
+        """Strikes the command once, looks at what is left, and gives it again. Raises AssertionError."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        shutil.copytree(self.prepared, self.root)
+        outcome = self.commands.run(*filled(self.words, self.root), root=self.root, kind=kind, at=at)
+        struck = outcome.operations[0] if outcome.operations else None
+        try:
+            self._check(kind, outcome, removing=struck is not None and struck.name == "remove")
+        except Exception as error:
+            where = f"{struck.name} {Path(struck.path).relative_to(self.root)}" if struck else "nothing"
+            raise AssertionError(f"{self.name}, {kind} at {at} ({where}): {error}") from error
+
+    def _check(self, kind, outcome, removing):
+        self._check_left()
+        if kind == "killed" and outcome.operations:
+            assert outcome.code == -9, f"ends with {outcome.code}"
+        elif kind.startswith("short") or not outcome.operations:
+            assert outcome.code == 0, f"ends with {outcome.code}: {outcome.err}"
+        else:
+            assert outcome.code in (0, 1), f"ends with {outcome.code}: {outcome.err}"
+        if outcome.code == 1:
+            said = [line for line in outcome.err.splitlines() if line.startswith("fluvial: error: ")]
+            assert len(said) == 1 and "Traceback" not in outcome.err, f"says {outcome.err}"
+            assert str(self.root) in said[0], f"names no file: {said[0]}"
+            assert removing or not self._left_over(), f"leaves {self._left_over()}"
+        if outcome.code == 0:
+            return self._check_done(removing)
+        again = self.commands.run(*filled(self.words, self.root), root=self.root)
+        done = "is there already" in again.err  # by the first, before it was struck
+        assert again.code == 0 or done, f"given again, it ends with {again.code}: {again.err}"
+        self._check_done(removing and done)
+
+    def _left_over(self):
+        return [path for path in names(self.root) if temporary(path)]
+
+    def _check_left(self):
+        """Whatever has its name is whole, and is what it was before or will be."""
+        found = {path: held(self.root / path) for path in names(self.root) if not temporary(path)}
+        for path, old in self.before.items():
+            if path not in found:
+                assert path not in self.after, f"{path} is lost"
+            elif path.endswith("log.jsonl"):
+                assert found[path][: len(old)] == old, f"rows of {path} are lost"
+            else:
+                assert found[path] in (old, self.after.get(path)), f"{path} is neither what it was nor as it will be"
+        for path in found.keys() - self.before.keys():
+            if path.endswith("log.jsonl"):
+                assert found[path] == self.between[path][: len(found[path])], f"{path} has other rows"
+            elif not path.startswith(PASSING):
+                assert path in self.between, f"{path} is left"
+                assert found[path] in (self.after.get(path), self.between[path]), f"{path} is not what it will be"
+        for folder in AT_ONCE:
+            whole = {path for path in self.after if path.startswith(folder)}
+            assert not whole or folder not in found or whole <= found.keys(), f"{folder} is there in part"
+        self._check_readers()
+
+    def _check_readers(self):
+        newest = {run: checkpoint.newest(self.root / run) for run in ("run", "new")}
+        for run, folder in newest.items():
+            for folder in (self.root / run).glob("checkpoints/step-*"):
+                checkpoint.verify(folder)
+        assert checkpoint.step_of(newest["run"]) >= 4, "the newest checkpoint is lost"
+        for pattern in ("[!.]*/ema/step-*.safetensors", "[!.]*/model.safetensors", "kept.safetensors"):
+            for file in self.root.glob(pattern):
+                check_tensors(file)
+        if self.name == "sample":
+            try:
+                samples = open_images(str(self.root / "run" / "samples"))
+            except ValueError:
+                return  # refused: a record of other samples
+            seed = samples.about.get("sampling", {}).get("seed")
+            assert seed in (None, {4: 0, 2: 1}[samples.n]), f"{samples.n} samples are taken for those of seed {seed}"
+
+    def _check_done(self, removing):
+        found = content(self.root)
+        if removing:
+            found = {path: value for path, value in found.items() if not temporary(path)}
+        different = {p for p in found.keys() | self.after.keys() if p not in found or p not in self.after}
+        assert not different, f"{sorted(different)} should not be there, or should"
+        different = {path for path in found if found[path] != self.after[path]}
+        assert not different, f"{sorted(different)} are not what they would have been"
 
 
-def held(path, root):
-    if path.suffix == ".safetensors":
-        return {
-            name: hashlib.sha256(t.reshape(-1).view(torch.uint8).numpy()).hexdigest()
-            for name, t in load_file(path).items()
-        }
-    if path.suffix == ".npz":
-        with np.load(path) as arrays:
-            return {name: arrays[name].tolist() for name in arrays}
-    if path.suffix == ".jsonl":
-        return [without_times(json.loads(line)) for line in path.read_text().splitlines()]
-    if path.suffix == ".json":
-        return json.dumps(without_times(json.loads(path.read_text()))).replace(str(root), "")
-    if path.suffix in (".png", ".gif"):
-        with Image.open(path) as image:
-            image.load()
-            return image.size
-    return hashlib.sha256(path.read_bytes().replace(str(root).encode(), b"")).hexdigest()
+@pytest.fixture(scope="module", params=COMMANDS)
+def undisturbed(request, commands, prepared):
+    return Undisturbed(request.param, commands, prepared)
 
 
-def without_times(value):
-    if isinstance(value, dict):
-        return {key: without_times(part) for key, part in value.items() if key not in VOLATILE}
-    return [without_times(part) for part in value] if isinstance(value, list) else value
+STRIKES = [kind for kind in KINDS if not kind.startswith("none")]
 
 
-def check_whole(root, before):
-    """Nothing half has a name that is taken for whole, and what the command does not replace is as it was."""
-    for folder in root.glob("[!.]*/checkpoints/step-*"):
-        checkpoint.verify(folder)
-    for file in [
-        *root.glob("[!.]*/ema/step-*.safetensors"),
-        *root.glob("[!.]*/model.safetensors"),
-        *root.glob("kept*"),
-    ]:
-        check_tensors(file)
-    for name, old in before.items():
-        path = root / name
-        if "checkpoints" not in name and not name.endswith(("log.jsonl", "run.json")):
-            assert path.exists(), f"{name} is gone"
-        if path.exists() and not path.name.startswith("."):
-            held(path, root)  # it can be read
-        if name.startswith(("photos", "published")):
-            assert held(path, root) == old, f"{name} has changed"
-
-
-def strike(name, at, error, lasting, commands, prepared, folder, expected):
-    """Strikes a command once, looks at what is left, and gives the same command again."""
-    root, case = folder / "root", f"{name}, operation {at}, {errno.errorcode.get(error, 'killed')}"
-    shutil.copytree(prepared, root)
-    before = content(root)
-    outcome = commands.run(*filled(name, root), root=root, at=at, error=error, lasting=lasting)
-    assert "Traceback" not in outcome.printed, f"{case}: {outcome.printed[-2000:]}"
-    assert outcome.code == (-9 if error == 0 else outcome.code), case
-    assert outcome.code in (-9, 0, 1), f"{case}: {outcome.code} {outcome.printed[-500:]}"
-    check_whole(root, before)
-    again = commands.run(*filled(name, root), root=root)
-    done = "is there already" in again.printed  # by the first, before it was struck
-    assert again.code == 0 or done, f"{case}, again: {again.printed[-1000:]}"
-    found = content(root)
-    left = [path for path in found if any(part.endswith((".tmp", ".partial", ".removed")) or ".tmp." in part
-                                          for part in Path(path).parts)]  # fmt: skip
-    assert not left or error, f"{case}: left {left}"
-    for path, value in expected.items():
-        assert path in found, f"{case}: {path} is missing"
-        assert found[path] == value, f"{case}: {path} is not what it would have been"
-    shutil.rmtree(root)
-
-
-def undisturbed(name, commands, prepared, folder):
-    """What the command leaves if nothing happens, and the number of its operations."""
-    root = folder / "whole"
-    shutil.copytree(prepared, root)
-    outcome = commands.run(*filled(name, root), root=root, at=0)
-    assert outcome.code == 0, outcome.printed
-    return content(root), outcome.seen
-
-
-MANY = 12
-KINDS = {"killed": (0, False), "input/output error": (errno.EIO, False), "full disk": (errno.ENOSPC, True)}
-
-
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_that_is_struck_loses_nothing_and_is_finished_by_the_same_command(name, commands, prepared, tmp_path):
-    """At a few of its operations, spread evenly."""
-    expected, count = undisturbed(name, commands, prepared, tmp_path)
-    assert count >= 3
-    for i, (error, lasting) in enumerate(KINDS.values()):
-        strike(name, 1 + (count - 1) * (i + 1) // 4, error, lasting, commands, prepared, tmp_path, expected)
+def test_a_struck_command_loses_nothing_and_is_finished_by_the_same_command(undisturbed):
+    """At one operation of each kind."""
+    for i, kind in enumerate(STRIKES):
+        places = undisturbed.places(kind)
+        undisturbed.strike(kind, places[(2 * i + 1) * len(places) // (2 * len(STRIKES))])
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("FAULTS" not in os.environ, reason="takes an hour; FAULTS=some or FAULTS=all asks for it")
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", COMMANDS)
-def test_at_many_operations(name, kind, commands, prepared, tmp_path):
-    """FAULTS=some: at most 12, spread evenly; FAULTS=all: at every one."""
-    expected, count = undisturbed(name, commands, prepared, tmp_path)
-    tried = range(1, count + 1)
-    if os.environ.get("FAULTS") != "all" and count > MANY:
-        tried = sorted({1 + (count - 1) * i // (MANY - 1) for i in range(MANY)})
-    failed = []
-    for at in tried:
+@pytest.mark.parametrize("kind", STRIKES)
+def test_at_every_operation(undisturbed, kind):
+    places, failed = undisturbed.places(kind), []
+    for at in places[:: int(os.environ.get("FAULTS_EVERY", 1))]:
         try:
-            strike(name, at, *KINDS[kind], commands, prepared, tmp_path, expected)
+            undisturbed.strike(kind, at)
         except AssertionError as error:
-            failed.append(str(error).splitlines()[0])
-            shutil.rmtree(tmp_path / "root", ignore_errors=True)
-    print(f"{name}, {kind}: {len(tried)} of {count} operations tried, {len(tried) - len(failed)} right")
+            failed.append(str(error))
+    print(f"\n{undisturbed.name}, {kind}: {len(places)} tried, {len(places) - len(failed)} right")
     assert not failed, "\n".join(failed)

@@ -141,21 +141,26 @@ def files(tmp_path_factory):
 
 
 def mutated(content, draw, head):
-    """The content with one of ten kinds of damage; of pictures in their head."""
-    data, size = bytearray(content), min(head, len(content))
-    at, length = draw.randrange(size), draw.choice((1, 2, 8, 64))
-    match draw.randrange(10 if content[:1] in b"{[" else 6):
+    """The content with damage of one kind; of pictures in their head."""
+    data, size = bytearray(content), max(1, min(head, len(content)))
+    at, length = draw.randrange(size), draw.choice((1, 2, 8, 64, 1000))
+    part = slice(at, at + length)
+    match draw.randrange(12 if content[:1] in b"{[" else 8):
         case 0 | 1:
             data[at] ^= 1 << draw.randrange(8)
         case 2:
             del data[at:]
         case 3:
-            data[at : at + length] = bytes(len(data[at : at + length]))
+            data[part] = bytes(len(data[part]))
         case 4:
             data[at:at] = draw.randbytes(length)
         case 5:
+            data[at:at] = data[part]
+        case 6:
+            del data[part]
+        case 7:
             other = draw.randrange(size)
-            data[at : at + length], data[other : other + length] = data[other : other + length], data[at : at + length]
+            data[part], data[other : other + length] = data[other : other + length], data[part]
         case _:
             return json_damaged(content, draw)
     return bytes(data)
@@ -172,12 +177,16 @@ def json_damaged(content, draw):
         inside = draw.choice(deeper)
     key = draw.choice(list(inside))
     odd = (None, -1, 1e999, float("nan"), 10**30, "x" * 100_000, [], {}, True, [[[[1]]]], "../../x", 0.5)
-    if draw.random() < 0.2:
-        del inside[key]
-    elif draw.random() < 0.1:
-        return b'{"a":' * 50_000
-    else:
-        inside[key] = draw.choice(odd)
+    match draw.randrange(10):
+        case 0 | 1:
+            del inside[key]
+        case 2:
+            return b'{"a":' * 50_000
+        case 3:  # twice, of which readers take the last
+            twice = f'"{key}": {json.dumps(draw.choice(odd))}, "{key}":'
+            return content.replace(f'"{key}":'.encode(), twice.encode(), 1)
+        case _:
+            inside[key] = draw.choice(odd)
     return json.dumps(values).encode()
 
 
@@ -213,7 +222,7 @@ def test_damage_is_an_error_or_changes_nothing(files):
             assert name in UNSIGNED or same(found, expected[name]), f"case {case}: a changed {name} is accepted"
         except ERRORS as error:
             assert not isinstance(error, TimeoutError), f"case {case}: {name} hangs"
-            assert str(error) and "weights_only" not in str(error)
+            assert str(error) and "weights_only" not in str(error) and len(str(error)) < 3_000
             refused += 1
         finally:
             file.write_bytes(whole)

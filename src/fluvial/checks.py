@@ -52,27 +52,27 @@ def misfit(value: Any, kind: Any) -> str:  # noqa: ANN401
     parts, origin = get_args(kind), get_origin(kind)
     if origin is Literal:
         fits = any(value == choice and type(value) is type(choice) for choice in parts)
-        return "" if fits else f"must be one of {', '.join(map(str, parts))}, got {value!r}"
+        return "" if fits else f"must be one of {', '.join(map(str, parts))}, got {value!r:.100}"
     if origin in (Union, UnionType):
         reasons = [misfit(value, part) for part in parts]
         return "" if "" in reasons else " or ".join(reasons)
     if origin is tuple:
         if not isinstance(value, (tuple, list)):
-            return f"must be several values, got {value!r}"
+            return f"must be several values, got {value!r:.100}"
         each = [parts[0]] * len(value) if parts[-1] is Ellipsis else list(parts)
         if len(each) != len(value):
-            return f"must be {len(each)} values, got {value!r}"
+            return f"must be {len(each)} values, got {value!r:.100}"
         return next(filter(None, map(misfit, value, each)), "")
     if kind in (int, float):
         return _not_a_number(value, kind)
     names = {bool: "True or False", str: "a text", type(None): "None"}
-    return f"must be {names[kind]}, got {value!r}" if kind in names and not isinstance(value, kind) else ""
+    return f"must be {names[kind]}, got {value!r:.100}" if kind in names and not isinstance(value, kind) else ""
 
 
 def _not_a_number(value: Any, kind: type) -> str:  # noqa: ANN401
     numbers: Any = Integral if kind is int else Real
     if isinstance(value, bool) or not isinstance(value, numbers):
-        return f"must be a {'whole ' if kind is int else ''}number, got {value!r}"
+        return f"must be a {'whole ' if kind is int else ''}number, got {value!r:.100}"
     if kind is int:
         return "" if abs(value) < LARGEST else f"must be below 2^63, got a number of {int(value).bit_length()} bits"
     try:

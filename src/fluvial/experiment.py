@@ -340,12 +340,12 @@ def read_run(folder: Path | str) -> Run:
         if unknown := record.keys() - RECORD.keys():
             raise ValueError(f"it has the unknown entries {', '.join(sorted(unknown))}")
         if wrong := [key for key, types in RECORD.items() if key in record and not isinstance(record[key], types)]:
-            raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r}")
+            raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r:.100}")
     except FileNotFoundError as error:
         hint = "" if Path(folder).exists() else closest(str(folder))
         raise ValueError(f"{folder} is not a run folder: it has no run.json{hint}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+        raise ValueError(f"{file} cannot be read: {error!s:.1000}") from error
     if told not in (None, json_checksum(record)):
         raise ValueError(
             f"{file} is not as it was written: damaged, or edited. Settings are changed by options of `fluvial train`; "

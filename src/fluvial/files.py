@@ -81,7 +81,11 @@ def _new(folder: Path, begin: str, end: str, is_folder: bool) -> tuple[Path, int
         temporary = folder / f"{begin}{uuid.uuid4().hex[:8]}{end}"
         temporary.mkdir() if is_folder else temporary.touch()
         with suppress(FileNotFoundError):
-            lock = os.open(temporary, os.O_RDONLY)
+            try:
+                lock = os.open(temporary, os.O_RDONLY)
+            except OSError:
+                _remove(temporary)
+                raise
             with suppress(OSError):  # a file system without locks: nothing is removed there that was left
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if temporary.exists():

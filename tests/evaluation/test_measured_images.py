@@ -106,6 +106,13 @@ def test_folders_and_parts_of_data_sets(tmp_path, pixels):
     assert open_images(str(tmp_path / "val"), DataConfig(size=2)).read([0])[0].shape == (1, 3, 2, 2)
 
 
+def test_files_beside_the_images_are_named(tmp_path, pixels, capsys):
+    Image.fromarray(pixels[0]).save(tmp_path / "a.png")
+    (tmp_path / "b.heic").touch()
+    assert open_images(str(tmp_path)).n == 1
+    assert "b.heic" in capsys.readouterr().err
+
+
 def test_some_of_them_are_always_the_same_in_their_order(pixels, tmp_path):
     np.savez(tmp_path / "a.npz", pixels, np.arange(7))
     images = open_images(str(tmp_path / "a.npz"))

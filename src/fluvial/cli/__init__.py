@@ -35,7 +35,7 @@ from fluvial.cli.arguments import UsageError
 from fluvial.train.loop import Stopped
 
 TRACEBACK = "--traceback"
-LONGEST = 2000  # characters of a message that was not written to be read
+LONGEST = 2000  # characters of a message: what it quotes may be damaged, or not written to be read
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "recipes": runs.list_recipes,
     "train": runs.train,
@@ -104,7 +104,7 @@ def _run(arguments: list[str]) -> int:
 def _told(error: BaseException, in_full: bool) -> str:
     """What went wrong, with its type where it is none that is raised to be read."""
     if type(error) in (ValueError, UsageError):
-        return f"error: {error}"
+        return f"error: {error!s:.{LONGEST}}"
     text = " ".join(str(error).split())[:LONGEST]
     if isinstance(error, OSError) or type(error) is RuntimeError:
         return f"error: {text or type(error).__name__}"

@@ -83,6 +83,8 @@ def open_images(name: str, like: DataConfig | None = None, classes: Classes | No
         raise ValueError(f"{place} has two splits: say {place}:train or {place}:test")
     images = data_images.load(config, part, scan=False)  # decoded as they are needed
     assert images is not None
+    if images.left_out:
+        print(f"{name}: {images.left_out}", file=sys.stderr, flush=True)
     return of_set(images if classes is None else _labelled_as(images, classes, name), name, config)
 
 

@@ -91,6 +91,8 @@ class Saver:
                 _prune(self.run, self.keep, self.keep_every)
             done.set_result(None)
         except BaseException as error:
+            if self.world.first:
+                shutil.rmtree(_partial(self.run, step), ignore_errors=True)
             done.set_exception(error)
 
     def wait(self) -> None:
@@ -108,8 +110,6 @@ class Saver:
             error = str(_cause(found))
         error = next((found for found in self.world.gather(error) if found is not None), None)
         if error is not None:
-            if self.world.first:
-                shutil.rmtree(_partial(self.run, self.step), ignore_errors=True)
             raise _not_written(self.run, self.step, error)
 
 
