@@ -11,7 +11,7 @@ import torch
 
 from fluvial import experiment, pictures, scoring
 from fluvial.config import Run
-from fluvial.files import write_json
+from fluvial.files import brief, write_json
 
 CALIBRATION = 40  # steps taken to learn how long a step lasts; the last half is timed
 
@@ -70,7 +70,7 @@ def _claim(out: Path, seconds: float) -> None:
         try:
             there = float(json.loads(note.read_bytes())["seconds"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{note} cannot be read ({error!r}); choose another folder with --out") from error
+            raise ValueError(f"{note} cannot be read ({brief(error)}); choose another folder with --out") from error
     if there != seconds:
         raise ValueError(f"{out} compares runs of {there} s, asked for {seconds} s; choose another folder with --out")
     out.mkdir(parents=True, exist_ok=True)

@@ -269,6 +269,11 @@ def plain(error: BaseException) -> str:
     return next(filter(None, told), type(error).__name__)
 
 
+def brief(error: BaseException) -> str:
+    """An error's type and message in at most 300 characters; a repr may quote all of a damaged file."""
+    return f"{type(error).__name__}: {error}"[:300]
+
+
 def checksum(file: Path) -> str:
     """The SHA-256 of a file."""
     with file.open("rb") as opened:

@@ -10,7 +10,7 @@ import cattrs
 from cattrs.v import format_exception
 
 from fluvial.checks import at_least
-from fluvial.files import json_checksum, write_json
+from fluvial.files import brief, json_checksum, write_json
 
 T = TypeVar("T")
 FORMAT = 2
@@ -147,7 +147,7 @@ def _read(file: Path, kind: type[T]) -> T:
             return _structured(values, kind)
     except (ValueError, KeyError, TypeError, RecursionError, cattrs.BaseValidationError) as error:
         grouped = isinstance(error, ExceptionGroup)
-        reason = "; ".join(cattrs.transform_error(error, format_exception=_reason)) if grouped else repr(error)
+        reason = "; ".join(cattrs.transform_error(error, format_exception=_reason)) if grouped else brief(error)
         raise ValueError(f"{file} is damaged ({reason}); move it away and encode again") from error
     advice = "update fluvial" if isinstance(written, int) and written > FORMAT else "encode again, to another folder"
     raise ValueError(f"{file} has format {written!r}, this version of fluvial reads {FORMAT}; {advice}")

@@ -22,7 +22,7 @@ from fluvial.data.images import DataConfig, Files, ImageSet
 from fluvial.data.labels import Classes, aligned
 from fluvial.data.latents import is_cache
 from fluvial.evaluation import archive
-from fluvial.files import HUB, checksum, json_checksum
+from fluvial.files import HUB, brief, checksum, json_checksum
 from fluvial.randomness import numpy_generator
 
 SAMPLES = "samples.npz"  # what `fluvial sample` writes
@@ -200,7 +200,7 @@ def _record(record: Path, path: Path, content: str) -> dict[str, Any]:
         if not isinstance(about["sampling"], dict):
             raise ValueError(f"sampling is {about['sampling']!r}")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"{record} cannot be read: {error!r}; sample again, or move it away") from error
+        raise ValueError(f"{record} cannot be read: {brief(error)}; sample again, or move it away") from error
     if told != content:
         raise ValueError(
             f"{record} is of another {path.name} than the one beside it: one is damaged, or was replaced; "

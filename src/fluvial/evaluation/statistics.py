@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fluvial.evaluation.images import Images
-from fluvial.files import atomic_file, check_tensors, write_tensors
+from fluvial.files import atomic_file, brief, check_tensors, write_tensors
 from fluvial.metrics.classifier_score import Classified, classified, splits
 from fluvial.metrics.features import Extractor, Features
 from fluvial.metrics.frechet import Gaussian, Moments, fit, merged, moments
@@ -250,7 +250,7 @@ def load(path: Path) -> tuple[Statistics, dict[str, str]]:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         if str(path) in str(error):
             raise
-        raise ValueError(f"{path} holds no whole statistics ({error!r}); write them again with --keep") from error
+        raise ValueError(f"{path} holds no whole statistics ({brief(error)}); write them again with --keep") from error
 
 
 def _statistics(t: dict[str, Tensor], count: int, shape: Any, path: Path) -> Statistics:  # noqa: ANN401 - of JSON
