@@ -137,10 +137,12 @@ def _final(path: Path) -> Path:
 
 
 def flush(path: Path) -> None:
-    """Flushes a file or folder to disk."""
+    """Flushes a file or folder to disk. Raises OSError that names it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(descriptor)
 

@@ -1,5 +1,7 @@
 import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -226,3 +228,27 @@ def test_optimizer_state_survives_the_round_trip(tmp_path):
     assert torch.equal(model.weight, twin.weight) and torch.equal(model.bias, twin.bias)
     with pytest.raises(CheckpointError, match="optimizer state of gate, which the model has not"):
         checkpoint.begin_optimizer(twin, twin_optimizer, ["gate/exp_avg"])
+
+
+def test_what_a_killed_process_left_is_removed_when_the_run_goes_on(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, keep=4)
+    for name in (".step-00000004.partial", ".step-00000000.removed"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    Saver(tmp_path, keep=1).tidy()
+    assert os.listdir(tmp_path / "checkpoints") == ["step-00000003"]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_does_not_fail_the_new_one(tmp_path, monkeypatch, capsys):
+    rename = Path.rename
+
+    def stuck(path, target):
+        if path.name.startswith("step-"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", stuck)
+    for step in (1, 2):
+        save(tmp_path, step, keep=1)
+    assert "step-00000001 cannot be removed (Permission denied), and is left" in capsys.readouterr().out
+    assert checkpoint.newest(tmp_path).name == "step-00000002"

@@ -15,6 +15,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,6 +95,12 @@ class Saver:
             if self.world.first:
                 shutil.rmtree(_partial(self.run, step), ignore_errors=True)
             done.set_exception(error)
+
+    def tidy(self) -> None:
+        """Removes what a process left that was killed while it saved or removed checkpoints; the newest is whole."""
+        with suppress(OSError):  # the next save tries again
+            _clean_up(self.run)
+            _prune(self.run, self.keep, self.keep_every)
 
     def wait(self) -> None:
         """Returns on every rank when the checkpoint that was begun has its name, so that any rank may read it.
@@ -326,7 +333,10 @@ def _prune(run: Path, keep: int, keep_every: int) -> None:
     """Removes all but the newest few, and every n-th step's."""
     for old in _all(run)[:-keep]:
         if not keep_every or step_of(old) % keep_every:
-            _remove(old)
+            try:
+                _remove(old)
+            except OSError as error:
+                print(f"{old} cannot be removed ({error.strerror}), and is left", flush=True)
 
 
 def _remove(folder: Path) -> None:
@@ -350,9 +360,13 @@ def _set_aside(folder: Path) -> Path:
 def _clean(partial: Path) -> None:
     """An empty folder, and no others that were left by a run killed while saving or removing."""
     partial.parent.mkdir(exist_ok=True)  # not its parents: a run that was renamed must not come back without run.json
-    for left_over in (*partial.parent.glob(".*.partial"), *partial.parent.glob(".*.removed")):
-        shutil.rmtree(left_over)
+    _clean_up(partial.parent.parent)
     partial.mkdir()
+
+
+def _clean_up(run: Path) -> None:
+    for left_over in (*(run / "checkpoints").glob(".*.partial"), *(run / "checkpoints").glob(".*.removed")):
+        shutil.rmtree(left_over)
 
 
 def _partial(run: Path, step: int) -> Path:

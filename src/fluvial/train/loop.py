@@ -73,6 +73,8 @@ def train(
     folder = _checkpoint_to_resume(run, config, world, start_over=start_over)
     at = _At() if folder is None else _resume(folder, bare, averages, optimizer, world)
     saver = checkpoint.Saver(run, keep=config.keep, keep_every=config.keep_every, world=world)
+    if folder is not None and world.first:
+        saver.tidy()
     log = Log(run, config.log_to, last_step=at.step) if world.first else None
     health, meter = Health(device), Meter(device, world)
     batch = batches(at.order)
