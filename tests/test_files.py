@@ -19,6 +19,7 @@ from fluvial.files import (
     atomic_files,
     atomic_folder,
     check_tensors,
+    read_bytes,
     tensors_checksum,
     write_json,
     write_tensors,
@@ -243,3 +244,12 @@ def test_an_empty_folder_is_replaced_by_a_whole_one(tmp_path, monkeypatch):
     with atomic_folder(tmp_path / "out") as folder:
         (folder / "a").touch()
     assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["a"]
+
+
+def test_an_error_of_reading_names_the_file(tmp_path, monkeypatch):
+    def broken(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    with pytest.raises(OSError, match=r"Input/output error: '.*a\.json'"):
+        read_bytes(tmp_path / "a.json")

@@ -27,7 +27,7 @@ from fluvial.config import Run, differences, from_json, to_json
 from fluvial.data.images import ImageSet
 from fluvial.evaluation.against import against, real_images
 from fluvial.evaluation.statistics import statistics
-from fluvial.files import Lazy, closest, is_held, json_checksum, only_one, write_json
+from fluvial.files import Lazy, closest, is_held, json_checksum, only_one, read_bytes, write_json
 from fluvial.held_out import held_out_losses
 from fluvial.inputs import Inputs, batches_of, check_data, on_the_hub, open_autoencoder, open_inputs
 from fluvial.methods import empty_model, method_of
@@ -335,7 +335,7 @@ def read_run(folder: Path | str) -> Run:
     """The configuration of a run folder. Raises ValueError if there is none or it cannot be read."""
     file = Path(folder) / "run.json"
     try:
-        record = json.loads(file.read_bytes())
+        record = json.loads(read_bytes(file))
         run, told = from_json(record["run"]), record.pop("sha256", None)
         if unknown := record.keys() - RECORD.keys():
             raise ValueError(f"it has the unknown entries {', '.join(sorted(unknown))}")
@@ -421,7 +421,7 @@ def _named_anew(key: str, there: Any, here: Any) -> bool:  # noqa: ANN401 - a se
 
 def read_record(folder: Path | str) -> dict[str, Any]:
     """run.json as it is, but for its checksum."""
-    record = json.loads((Path(folder) / "run.json").read_bytes())
+    record = json.loads(read_bytes(Path(folder) / "run.json"))
     return {key: value for key, value in record.items() if key != "sha256"}
 
 

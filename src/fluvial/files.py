@@ -136,15 +136,31 @@ def _final(path: Path) -> Path:
     return Path(re.sub(r"/\.([^/]+)\.[0-9a-f]{8}\.partial/", r"/\1/", moved))
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Names the path in errors of the operating system that name none, as those of reading an open file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def flush(path: Path) -> None:
     """Flushes a file or folder to disk. Raises OSError that names it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(path)) from error
+        with named(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. Raises OSError that names it."""
+    with named(path):
+        return path.read_bytes()
 
 
 def write_json(path: Path, values: Mapping[str, Any] | Sequence[Any]) -> None:

@@ -33,7 +33,7 @@ from torch import Tensor
 from fluvial.data.images import ImageSet, refuse, to_signed
 from fluvial.data.manifest import FORMAT, Manifest, Plan, Record, read_manifest, read_plan, read_record, shard_name
 from fluvial.data.manifest import write as write_record
-from fluvial.files import atomic_file, checksum, write_tensors
+from fluvial.files import atomic_file, checksum, read_bytes, write_tensors
 from fluvial.progress import Bar
 
 MOMENTS = ("moments", "moments_flip")
@@ -269,7 +269,7 @@ def is_cache(place: str) -> bool:
         return True
     for name in ("manifest.json", "plan.json"):
         try:
-            if "plan" in json.loads((folder / name).read_text()):
+            if "plan" in json.loads(read_bytes(folder / name)):
                 return True
         except (OSError, ValueError, TypeError):
             continue

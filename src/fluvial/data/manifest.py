@@ -10,7 +10,7 @@ import cattrs
 from cattrs.v import format_exception
 
 from fluvial.checks import at_least
-from fluvial.files import brief, json_checksum, write_json
+from fluvial.files import brief, json_checksum, read_bytes, write_json
 
 T = TypeVar("T")
 FORMAT = 2
@@ -132,7 +132,7 @@ def read_plan(folder: Path) -> Plan | None:
 def read_record(file: Path) -> Record | None:
     """The record of a shard; None if it is not there, damaged, or of another shard."""
     try:
-        record = _structured(json.loads(file.read_bytes()), Record)
+        record = _structured(json.loads(read_bytes(file)), Record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, cattrs.BaseValidationError):
         return None
     return record if record.file == file.with_suffix(".safetensors").name else None
@@ -141,7 +141,7 @@ def read_record(file: Path) -> Record | None:
 def _read(file: Path, kind: type[T]) -> T:
     """Raises ValueError if the file is of another version of the format, or damaged."""
     try:
-        values = json.loads(file.read_bytes())
+        values = json.loads(read_bytes(file))
         written = values["format"]
         if written == FORMAT:
             return _structured(values, kind)

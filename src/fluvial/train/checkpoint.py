@@ -10,12 +10,13 @@ RUN/checkpoints/.step-00000500.partial    one that is being written, or was when
 """
 
 import json
+import logging
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -230,6 +231,8 @@ def shapes(folder: Path) -> dict[str, Any]:
         return dict(HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
     except CheckpointError:
         raise
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read ({error})") from error
     except Exception as error:  # a damaged header raises nearly anything
         raise Damaged(folder, error) from error
 
@@ -248,13 +251,16 @@ def fill(tensors: Mapping[str, Tensor], folder: Path, world: World = ALONE, *, v
     if wrong := other_weights(tensors, there):
         raise CheckpointError(f"{folder} holds another model: {wrong}")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore")
             reader = HuggingFaceStorageReader(str(folder))
             alone = world.size == 1
             read_sharded(dict(tensors), storage_reader=reader, process_group=world.saving, no_dist=alone)
     except (Exception, CheckpointException) as error:
-        raise Damaged(folder, _cause(error)) from error
+        cause = _cause(error)
+        if isinstance(cause, OSError):
+            raise CheckpointError(f"{folder} cannot be read ({cause})") from error
+        raise Damaged(folder, cause) from error
 
 
 def load_meta(folder: Path) -> dict[str, Any]:
@@ -405,6 +411,17 @@ def _older(folder: Path, there: list[Path]) -> str:
                 f"goes on from it"
             )
     return "No other checkpoint is whole"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracebacks that PyTorch's checkpoints log before they raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _cause(error: BaseException) -> BaseException:

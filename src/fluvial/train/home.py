@@ -3,6 +3,8 @@
 import tempfile
 from pathlib import Path
 
+from fluvial.files import read_bytes
+
 
 class Home:
     """A run folder, told by its place on the disk: another folder of the same name is not the same."""
@@ -10,7 +12,7 @@ class Home:
     def __init__(self, folder: Path) -> None:
         self.folder, self.identity = folder, _identity(folder)
         run = folder / "run.json"
-        self.run = run.read_bytes() if run.exists() else None
+        self.run = read_bytes(run) if run.exists() else None
 
     def gone(self) -> bool:
         """Whether the folder was removed or renamed."""

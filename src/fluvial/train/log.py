@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fluvial.extras import require
-from fluvial.files import atomic_file, flush, naming
+from fluvial.files import atomic_file, flush, naming, read_bytes
 from fluvial.train.distributed import World
 
 Row = dict[str, Any]
@@ -142,7 +142,7 @@ def _parsed(path: Path) -> tuple[list[tuple[Row, bytes]], list[tuple[int, bytes]
     A row is a JSON object with a whole number as its step. A last line cut short by a crash is in neither.
     """
     rows, foreign = [], []
-    lines = path.read_bytes().split(b"\n")
+    lines = read_bytes(path).split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
