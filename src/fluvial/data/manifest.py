@@ -129,11 +129,14 @@ def read_plan(folder: Path) -> Plan | None:
         return None
 
 
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, cattrs.BaseValidationError)
+
+
 def read_record(file: Path) -> Record | None:
-    """The record of a shard; None if it is not there, damaged, or of another shard."""
+    """The record of a shard; None if it is not there, damaged, or of another shard. OSError if it is unreadable."""
     try:
         record = _structured(json.loads(read_bytes(file)), Record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, cattrs.BaseValidationError):
+    except (FileNotFoundError, *DAMAGE):
         return None
     return record if record.file == file.with_suffix(".safetensors").name else None
 
