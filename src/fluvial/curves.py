@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -53,8 +54,10 @@ def plot(folders: Sequence[Path], out: Path, *, by: By = "steps") -> Path:
     ]
     drawn = figure(histories, by=by)
     out.parent.mkdir(parents=True, exist_ok=True)
+    encoded = BytesIO()
+    drawn.savefig(encoded, format="png")
     with atomic_file(out) as temporary:
-        drawn.savefig(temporary, format="png")
+        temporary.write_bytes(encoded.getvalue())
     return out
 
 

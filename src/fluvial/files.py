@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,10 +158,17 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[BufferedReader]:
+    """A file to read from. Raises OSError that names it, also where reading fails later."""
+    with named(path), path.open("rb") as file:
+        yield file
+
+
 def read_bytes(path: Path) -> bytes:
     """The content of a file. Raises OSError that names it."""
-    with named(path):
-        return path.read_bytes()
+    with reading(path) as file:
+        return file.read()
 
 
 def write_json(path: Path, values: Mapping[str, Any] | Sequence[Any]) -> None:
@@ -217,7 +225,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor | Lazy], metadata: Ma
 
 def check_tensors(path: Path) -> None:
     """Raises ValueError if a file of `write_tensors` is not as it was written; OSError if it cannot be read."""
-    with path.open("rb") as file:
+    with reading(path) as file:
         first = file.read(HEAD)
         found = re.match(rb'.{8}\{"__metadata__": \{"sha256": "([0-9a-f]{64})"', first, re.DOTALL)
         if found is None:
@@ -294,7 +302,7 @@ def brief(error: BaseException) -> str:
 
 def checksum(file: Path) -> str:
     """The SHA-256 of a file."""
-    with file.open("rb") as opened:
+    with reading(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Pictures of images: grids as PNG, trajectories as GIF, and the .npz that evaluators read."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,10 @@ def save_gif(
 def _save(picture: Image.Image, path: Path, **options: Any) -> Path:  # noqa: ANN401 - any of the format's
     """An atomic write in the format of the path's ending."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = BytesIO()  # Pillow takes what the system writes of its data for all, however little it is
+    picture.save(encoded, format=path.suffix[1:], **options)
     with atomic_file(path) as temporary:
-        picture.save(temporary, **options)
+        temporary.write_bytes(encoded.getvalue())
     return path
 
 

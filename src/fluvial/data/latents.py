@@ -33,7 +33,7 @@ from torch import Tensor
 from fluvial.data.images import ImageSet, refuse, to_signed
 from fluvial.data.manifest import FORMAT, Manifest, Plan, Record, read_manifest, read_plan, read_record, shard_name
 from fluvial.data.manifest import write as write_record
-from fluvial.files import atomic_file, checksum, read_bytes, write_tensors
+from fluvial.files import atomic_file, checksum, read_bytes, reading, write_tensors
 from fluvial.progress import Bar
 
 MOMENTS = ("moments", "moments_flip")
@@ -162,7 +162,7 @@ def _crc32(moments: Float[Tensor, "n m h w"]) -> Int[Tensor, "n"]:
 
 def _begins_with(file: Path, count: int) -> str:
     """The SHA-256 of the first bytes of a file."""
-    with file.open("rb") as opened:
+    with reading(file) as opened:
         return hashlib.sha256(opened.read(count)).hexdigest()
 
 
@@ -317,7 +317,7 @@ class _Shard:
     def __init__(self, path: Path, record: Record) -> None:
         """Raises ValueError if what comes before the moments is not what was written."""
         self.path = path
-        with path.open("rb") as file:
+        with reading(path) as file:
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if hashlib.sha256(self.map[: record.head]).hexdigest() != record.head_sha256:
             raise ValueError(f"{path} is another shard, or was altered: its labels are not those written; {RESTORE}")

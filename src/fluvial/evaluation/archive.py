@@ -2,7 +2,6 @@
 
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -12,12 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fluvial.files import ZIP_DAMAGE, reading
+
 CHUNK = 2**22
 END = 22 + 2**16  # bytes of the end of a zip with the longest comment
 HEADER = 2**16  # bytes of an array's header at most
 LARGEST = 2**30  # bytes of an array that is read whole: labels, mean and covariance
 VERSIONS = ((1, 0), (2, 0), (3, 0))  # of numpy's format; in 3.0 names of fields may be outside Latin-1
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError, OverflowError)
 
 
 class Array(NamedTuple):
@@ -49,13 +49,13 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-    except (OSError, *DAMAGE) as error:
+    except (OSError, *ZIP_DAMAGE) as error:
         raise ValueError(f"{path} cannot be read as .npz: {error}") from error
 
 
 def _count(path: Path) -> int:
     """How many members the end of a zip says that it has; zipfile misses those that damage hides in a comment."""
-    with path.open("rb") as file:
+    with reading(path) as file:
         file.seek(-min(path.stat().st_size, END), os.SEEK_END)
         tail = file.read()
     at = tail.rfind(b"PK\x05\x06")

@@ -22,7 +22,7 @@ from fluvial.data.images import DataConfig, Files, ImageSet
 from fluvial.data.labels import Classes, aligned
 from fluvial.data.latents import is_cache
 from fluvial.evaluation import archive
-from fluvial.files import HUB, brief, checksum, json_checksum
+from fluvial.files import HUB, brief, checksum, json_checksum, named
 from fluvial.randomness import numpy_generator
 
 SAMPLES = "samples.npz"  # what `fluvial sample` writes
@@ -162,8 +162,9 @@ def _npz(path: Path, like: DataConfig) -> Images:
     def read(wanted: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         rows = []
         for i in wanted:
-            opened.seek(at + i * step)
-            content = opened.read(step)
+            with named(path):
+                opened.seek(at + i * step)
+                content = opened.read(step)
             if len(content) < step:
                 raise ValueError(f"{path} is cut short: it ends in image {i} of {shape[0]}")
             rows.append(np.frombuffer(content, dtype).reshape(shape[1:]))

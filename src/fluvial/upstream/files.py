@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fluvial.files import check_zip, plain
+from fluvial.files import check_zip, plain, reading
 from fluvial.upstream import parts
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
@@ -131,7 +131,7 @@ def _check_memory(weights: Mapping[str, Tensor], size: int) -> None:
 
 
 def _begins(file: Path, count: int) -> bytes:
-    with file.open("rb") as opened:
+    with reading(file) as opened:
         return opened.read(count)
 
 
