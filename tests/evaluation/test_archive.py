@@ -182,7 +182,7 @@ def test_saved_statistics_that_cannot_be_of_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match="does not say cut, extractor, extractor_hash, hash, name of its images"):
         open_reference(str(file), extractor("pixels"))
     write_tensors(file, tensors, {"made": FORMAT})
-    with pytest.raises(ValueError, match=r"no whole statistics \(KeyError\('count'\)\)"):
+    with pytest.raises(ValueError, match=r"no whole statistics \(KeyError: 'count'\)"):
         load(file)
     with pytest.raises(ValueError, match="is no file"):
         load(tmp_path)
