@@ -112,3 +112,10 @@ def test_every_float_of_a_configuration_is_finite(config, bad):
 def test_sizes_that_would_hang_a_machine_are_refused(config, wrong):
     with pytest.raises(ValueError, match=f"(?=.*at most)(?=.*{next(iter(wrong))})"):
         config(**wrong)
+
+
+def test_numbers_beyond_float32_are_refused():
+    assert "float32" in misfit(1e39, float) and misfit(3.4e38, float) == "" and "float32" in misfit(-1e300, float)
+    for kind in (sit, flowar):
+        with pytest.raises(ValueError, match="classes must be at most 10,000,000"):
+            kind.Config(classes=10**12)

@@ -280,3 +280,14 @@ def test_a_path_that_is_not_there_is_never_asked_of_the_hub(tmp_path, monkeypatc
 def test_a_run_never_names_a_data_set_that_it_did_not_use():
     assert recipes.get("cifar10-sit").data.name == "uoft-cs/cifar10"
     assert dataclasses.replace(recipes.get("cifar10-sit").data, path="data/animals").name == ""
+
+
+def test_labels_below_zero_are_refused_before_anything_is_encoded(tmp_path, monkeypatch):
+    bad = digits("train")._replace(labels=torch.cat([torch.tensor([0, 1, -1]), digits("train").labels[3:]]))
+    monkeypatch.setattr(data_images, "load", lambda *_, **__: bad)
+    says = r"1 of 1,257 are below: that of image 2 is -1"
+    with pytest.raises(ValueError, match=says):
+        encode(DataConfig(name="digits"), open_autoencoder(AutoencoderConfig()), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(ValueError, match=says):
+        open_inputs(recipes.get("digits-sit"))

@@ -8,6 +8,8 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 LARGEST = 2**63  # whole numbers stay below it, as in tensors
+FLOAT32 = (2 - 2**-23) * 2.0**127  # the largest number of the models' dtype
+MANY = 10_000_000  # classes: a table of more rows than any data set has
 MOST = 100_000  # of blocks, channels, pixels along a side: far above any model, and below what hangs a machine
 
 
@@ -79,6 +81,8 @@ def _not_a_number(value: Any, kind: type) -> str:  # noqa: ANN401
         finite = math.isfinite(value)
     except OverflowError:  # a whole number above all floats
         finite = False
+    if finite and abs(value) > FLOAT32:
+        return f"must be within {FLOAT32:.2g}, the largest of float32, got {value!r:.40}"
     return "" if finite else f"must be finite, got {value!r:.40}"
 
 

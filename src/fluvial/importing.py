@@ -90,6 +90,9 @@ def _import_release(
     if "classes" in hints and told.get("label_drop"):  # what the user says settles what contradicts it
         del told["label_drop"]
     found = upstream.translated(weights.state_dict, kind=kind, dtype=dtype, **{**told, **hints})
+    if "classes" in hints and told.get("classes", hints["classes"]) != hints["classes"]:
+        given = f"{hints['classes']:,} classes, as given; the file's own options say {told['classes']:,}"
+        found = replace(found, assumed=given)
     found = replace(found, dropped={**weights.dropped, **found.dropped})
     origin = {"file": file.name, "bytes": file.stat().st_size, "weights": weights.part, "left_out": found.dropped}
     origin |= {"assumed": found.assumed} if found.assumed else {}

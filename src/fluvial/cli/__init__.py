@@ -103,7 +103,8 @@ def _run(arguments: list[str]) -> int:
 
 def _told(error: BaseException, in_full: bool) -> str:
     """What went wrong, with its type where it is none that is raised to be read."""
-    if type(error) in (ValueError, UsageError):
+    ours = type(error).__module__.partition(".")[0] == "fluvial"
+    if ours or type(error) is ValueError:
         return f"error: {error!s:.{LONGEST}}"
     text = " ".join(str(error).split())[:LONGEST]
     if isinstance(error, OSError) or type(error) is RuntimeError:

@@ -82,8 +82,8 @@ def _refuse_repeated(arguments: list[str]) -> None:
     names = [word.partition("=")[0].replace("_", "-") for word in words]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(
-            f"given more than once: {', '.join(repeated)}; give each option once, with all of its values after it, "
-            f"as in --classes 3 7"
+            f"given more than once: {', '.join(repeated)}; give each option once (several values go after one name, "
+            f"as in --classes 3 7)"
         )
 
 

@@ -160,7 +160,8 @@ def _train(run: Run, out: Path, options: TrainOptions, **origin: Any) -> None:  
     device = device_of(options.device)
     trained = experiment.train(run, out, device=device, start_over=options.start_over, **origin)
     if first:
-        print(f"{out}: {trained.step} steps in {trained.seconds:.0f} s; pictures in {out / 'samples'}")
+        drawn = f"; pictures in {out / 'samples'}" if (out / "samples").exists() else ""
+        print(f"{out}: {trained.step} steps in {trained.seconds:.0f} s{drawn}")
 
 
 def _ids(classes: tuple[int, ...], run: Run) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """From whatever an image file holds to a square of 8-bit pixels."""
 
 import stat
+import warnings
 from collections.abc import Callable
 from io import BufferedReader, BytesIO
 from pathlib import Path
@@ -150,7 +151,9 @@ def is_rotated(image: Image.Image) -> bool:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     """How EXIF wants the image turned. Of EXIF data that cannot be read nothing is known, and nothing is turned."""
     try:
-        return TURNS.get(image.getexif().get(ORIENTATION, 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged EXIF data, by no name
+            return TURNS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # as for decoders: nearly anything
         return None
 

@@ -49,8 +49,10 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-    except (OSError, *ZIP_DAMAGE) as error:
+    except OSError as error:
         raise ValueError(f"{path} cannot be read as .npz: {error}") from error
+    except ZIP_DAMAGE as error:
+        raise ValueError(f"{path} cannot be read as .npz: {error}; copy it again, or make it again") from error
 
 
 def _count(path: Path) -> int:

@@ -137,7 +137,8 @@ def train(
                     log.write(step=at.step, **line)
                     if skipped := int(health.total):
                         log.write(step=at.step, skipped=skipped)
-                bar.show(at.step, f"loss {mean:.4f}  {speed:,.0f} images/s")
+                told = f"  {int(health.total)} steps skipped, not finite" if int(health.total) else ""
+                bar.show(at.step, f"loss {mean:.4f}  {speed:,.0f} images/s{told}")
             if looks and log is not None:
                 log.write(step=at.step, blocks=taken.blocks)
             if at.step % config.save_every == 0 or last or stopped:
