@@ -18,7 +18,7 @@ def content(root):
 
 
 def names(root):
-    return [str(path.relative_to(root)) for path in sorted(root.rglob("*")) if path.name != ".lock"]
+    return [str(path.relative_to(root)) for path in sorted(root.rglob("*")) if path.name not in (".lock", ".saved")]
 
 
 def temporary(path):

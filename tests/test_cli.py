@@ -496,3 +496,29 @@ def test_a_smoke_run_tries_everything(tmp_path, capsys, monkeypatch):
 def test_a_wrong_data_command_is_code_2(arguments, says, capsys):
     assert main(arguments) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "digits-sit", "--dry-run", "--dry_run", "False"],
+        ["train", "digits-sit", "--smoke", "True", "--smoke", "False"],
+        ["plot", "{run}", "--out", "{run}/run.json"],
+        ["plot", "{run}", "--out", "{run}/curves"],
+        ["score", "{run}", "--out", "{run}/run.json"],
+        ["score", "{run}", "--keep", "{run}/checkpoints/step-00000001/a.safetensors"],
+    ],
+)
+def test_what_would_replace_files_of_a_run_or_is_given_twice_is_refused(tmp_path, arguments, capsys):
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    for name in ("run.json", "checkpoints/step-00000001/checkpoint.json"):
+        (tmp_path / name).write_text("precious")
+    assert main([argument.format(run=tmp_path) for argument in arguments]) != 0
+    assert "precious" in (tmp_path / "run.json").read_text()
+    said = capsys.readouterr().err
+    assert (
+        "given more than once" in said
+        or "among the files of a run" in said
+        or "writes a .png" in said
+        or "cannot be read" in said
+    )

@@ -181,9 +181,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         experiment.load(tmp_path / "run")
     del written["sha256"]  # an edit that is meant
     (tmp_path / "run" / "run.json").write_text(json.dumps(written))
-    with pytest.raises(
-        checkpoint.CheckpointError, match=r"another model: ema/blocks\.0\.mlp\.expand\.weight is \(32, 16\)"
-    ):
+    with pytest.raises(checkpoint.CheckpointError, match="step-00000003 is of another run, with another model"):
         experiment.load(tmp_path / "run")
 
 

@@ -117,7 +117,8 @@ class Undisturbed:
     def _removes(self, kind, struck):
         """Whether it is an operation of removing something temporary, which may stay until the next time."""
         listing = kind == "unread" and struck.name == "open" and Path(struck.path).is_dir()
-        return struck.name == "remove" or (listing and temporary(Path(struck.path).relative_to(self.root)))
+        losing = struck.name == "rename" and struck.path.endswith(".removed")  # a checkpoint that is pruned
+        return struck.name == "remove" or losing or (listing and temporary(Path(struck.path).relative_to(self.root)))
 
     def _check(self, kind, outcome, removing):
         self._check_left()

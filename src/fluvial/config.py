@@ -10,7 +10,7 @@ from cattrs.v import format_exception
 
 from fluvial import methods
 from fluvial.autoencoders import AutoencoderConfig
-from fluvial.checks import as_declared, misfit
+from fluvial.checks import MANY, as_declared, at_most, misfit
 from fluvial.data.images import DataConfig
 from fluvial.generate import SampleConfig
 from fluvial.methods import flowar
@@ -37,6 +37,7 @@ class Run:
 
     def __post_init__(self) -> None:
         as_declared(self)
+        at_most(MANY, self.method, "classes")
         self._check_sampling()
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")

@@ -262,10 +262,9 @@ def _start(out: Path, start: Path | str | None, start_over: bool) -> Path | str 
         start = there
     if start_over and (whole := checkpoint.newest_whole(out)):
         raise ValueError(f"--start-over is for runs without a whole checkpoint, and {whole} is whole; leave it out")
-    if checkpoint.newest(out) is None and start is None and record.keys() & {"imported", "ema"}:
+    if (none := checkpoint.newest(out) is None) and start is None and record.keys() & {"imported", "ema"}:
         raise ValueError(f"the weights that {out} was made of are gone; make it again with fluvial import, or ema")
-    afresh = start is not None and checkpoint.newest(out) is None and (start_over or not checkpoint.damaged(out))
-    return start if afresh else None
+    return start if none and (start_over or not (out / checkpoint.SAVED).exists()) else None
 
 
 def create(

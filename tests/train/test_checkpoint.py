@@ -10,7 +10,7 @@ from torch import nn
 from fluvial.files import write_tensors
 from fluvial.train import checkpoint
 from fluvial.train.checkpoint import CheckpointError, Saver
-from fluvial.train.optim import OptimConfig, adamw
+from fluvial.train.optim import OptimConfig, adamw, begin_optimizer, optimizer_tensors
 
 
 def save(run, step, value=0.0, **options):
@@ -178,7 +178,7 @@ def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch, when):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "checkpoints").touch()
-    with pytest.raises(CheckpointError, match="cannot write the checkpoint of step 5 .*There is none yet; make room"):
+    with pytest.raises(CheckpointError, match="cannot write the checkpoint of step 5 .*There is none yet"):
         save(tmp_path, 5)
 
 
@@ -215,19 +215,19 @@ def test_optimizer_state_survives_the_round_trip(tmp_path):
     for _ in range(3):
         step(model, optimizer)
     saver = Saver(tmp_path, keep=1)
-    saver.save(3, {"optimizer": checkpoint.optimizer_tensors(model, optimizer)}, {"seconds": 0.0})
+    saver.save(3, {"optimizer": optimizer_tensors(model, optimizer)}, {"seconds": 0.0})
     saver.wait()
     twin = nn.Linear(3, 2)
     twin.load_state_dict(model.state_dict())
     twin_optimizer = adamw(twin, OptimConfig(lr=0.1))
     folder = checkpoint.newest(tmp_path)
     fields = [name.removeprefix("optimizer/") for name in checkpoint.shapes(folder)]
-    state = checkpoint.begin_optimizer(twin, twin_optimizer, fields)
+    state = begin_optimizer(twin, twin_optimizer, fields)
     checkpoint.fill({f"optimizer/{name}": value for name, value in state.items()}, folder)
     step(model, optimizer), step(twin, twin_optimizer)
     assert torch.equal(model.weight, twin.weight) and torch.equal(model.bias, twin.bias)
-    with pytest.raises(CheckpointError, match="optimizer state of gate, which the model has not"):
-        checkpoint.begin_optimizer(twin, twin_optimizer, ["gate/exp_avg"])
+    with pytest.raises(ValueError, match="optimizer state of gate, which the model has not"):
+        begin_optimizer(twin, twin_optimizer, ["gate/exp_avg"])
 
 
 def test_what_a_killed_process_left_is_removed_when_the_run_goes_on(tmp_path):
@@ -252,3 +252,39 @@ def test_an_old_checkpoint_that_cannot_be_removed_does_not_fail_the_new_one(tmp_
         save(tmp_path, step, keep=1)
     assert "step-00000001 cannot be removed (Permission denied), and is left" in capsys.readouterr().out
     assert checkpoint.newest(tmp_path).name == "step-00000002"
+
+
+def test_links_are_removed_and_not_what_they_point_to(tmp_path):
+    kept = save(tmp_path, 1)
+    elsewhere = tmp_path / "elsewhere"
+    kept.rename(elsewhere)
+    kept.symlink_to(elsewhere)
+    for step in (2, 3):
+        save(tmp_path, step, keep=1)
+    assert os.listdir(tmp_path / "checkpoints") == ["step-00000003"]
+    assert (elsewhere / "checkpoint.json").exists()
+
+
+def test_what_is_no_folder_is_no_checkpoint(tmp_path):
+    whole = save(tmp_path, 1)
+    (tmp_path / "checkpoints" / "step-00000008").write_text("hi")
+    (tmp_path / "checkpoints" / "step-00000009").symlink_to("nowhere")
+    assert checkpoint.newest_whole(tmp_path) == whole and checkpoint.read(tmp_path, lambda folder: folder) == whole
+    odd = save(tmp_path, 2)
+    (odd / "checkpoint.json").unlink()
+    (odd / "checkpoint.json").mkdir()
+    with pytest.raises(CheckpointError, match="it is no file.*The newest whole checkpoint is step-00000001"):
+        checkpoint.read(tmp_path, checkpoint.verify)
+    assert checkpoint.newest_whole(tmp_path) == whole
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    for name, seed in (("a", 0), ("b", 5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({"run": {"method": {"width": 8}, "seed": seed}}))
+        save(tmp_path / name, 1)
+    checkpoint.verify(checkpoint.newest(tmp_path / "a"))
+    (tmp_path / "b" / "checkpoints" / "step-00000001").rename(tmp_path / "a" / "checkpoints" / "step-00000002")
+    for use in (checkpoint.newest_whole, lambda run: checkpoint.read(run, checkpoint.verify)):
+        with pytest.raises(CheckpointError, match="step-00000002 is of another run"):
+            use(tmp_path / "a")

@@ -42,8 +42,8 @@ def test_weights_that_are_not_finite_are_named(value):
     weights = model(nn.GELU()).state_dict()
     check_finite_weights(weights, "the model")
     weights["2.bias"][0] = value
-    with pytest.raises(RuntimeError, match=r"^the model at step 3 has weights that are not finite: 2.bias\. Go back"):
-        check_finite_weights(weights, "the model at step 3")
+    with pytest.raises(RuntimeError, match=r"^the weights at step 3 are not finite: 2.bias\. Go back"):
+        check_finite_weights(weights, "the weights at step 3")
     weights["0.weight"][1, 2] = value
     with pytest.raises(RuntimeError, match="not finite: 0.weight, and 1 more of 4"):
         check_finite_weights(weights, "the model")

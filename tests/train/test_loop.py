@@ -187,7 +187,7 @@ def test_a_run_of_damaged_checkpoints_is_not_trained_from_scratch(tmp_path):
             run(tmp_path, steps=10)
         assert (tmp_path / "log.jsonl").read_bytes() == rows
     shutil.rmtree(tmp_path / "checkpoints")  # as earlier versions advised
-    with pytest.raises(checkpoint.CheckpointError, match="has no checkpoint, and its log goes to step 10"):
+    with pytest.raises(checkpoint.CheckpointError, match="has none now; its log goes to step 10"):
         run(tmp_path, steps=10, save_every=4)
     model, _ = run(tmp_path, steps=10, start_over=True)
     assert same(model, run(tmp_path / "new", steps=10)[0])
@@ -385,3 +385,25 @@ def test_a_finished_run_is_left_alone(tmp_path):
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="must be|cannot be split"):
         TrainConfig(**wrong)
+
+
+def test_weights_that_are_not_finite_replace_no_checkpoint(tmp_path, capsys):
+    run(tmp_path, steps=4, save_every=2, keep=1)
+    model = start()
+
+    def spoiling(model, *arguments, **chance):
+        with torch.no_grad():
+            model.weight.fill_(float("nan"))
+        return loss(model, *arguments, **chance)
+
+    run(tmp_path, model, loss=spoiling, steps=8, save_every=2, keep=1)
+    assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
+    assert "no checkpoint is written" in capsys.readouterr().out
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_start_over_in_silence(tmp_path):
+    run(tmp_path, steps=4, save_every=100)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(checkpoint.CheckpointError, match="has had checkpoints, and has none now"):
+        run(tmp_path, steps=4, save_every=100)
+    run(tmp_path, steps=4, save_every=100, start_over=True)

@@ -23,7 +23,7 @@ class UsageError(ValueError):
 
 
 def parse(kind: type[T], default: T | None, arguments: list[str], prog: str, description: str | None) -> T:
-    _refuse_repeated(arguments)
+    refuse_repeated(arguments)
     config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
     options: Any = {"args": arguments, "prog": prog, "description": description, "config": config, "registry": VALUES}
     try:
@@ -73,7 +73,20 @@ def _replaced(default: Any, given: _Given) -> Any:  # noqa: ANN401
     return default
 
 
-def _refuse_repeated(arguments: list[str]) -> None:
+RECORDS = ("run.json", "log.jsonl", "samples.json", "manifest.json", "plan.json", "checkpoint.json")
+
+
+def check_output(option: str, file: Path | None, ending: str) -> None:
+    """Raises ValueError for a file of another ending, or one that would replace a record of a run or of samples."""
+    if file is None:
+        return
+    if file.suffix != ending:
+        raise ValueError(f"{option} writes a {ending} file, got {file}")
+    if file.name in RECORDS or (file.parent / "checkpoint.json").exists():
+        raise ValueError(f"{option} {file} would take a place among the files of a run; choose another name")
+
+
+def refuse_repeated(arguments: list[str]) -> None:
     """Raises UsageError for an option given twice, in whatever spelling: tyro lets the last win, and has no hook.
 
     What begins with -- and a letter is an option: as a value tyro takes it only where it is attached, --name=--value.

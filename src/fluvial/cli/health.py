@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fluvial import curves
-from fluvial.cli.arguments import parse, positional
+from fluvial.cli.arguments import check_output, parse, positional
 from fluvial.cli.output import console
 from fluvial.doctor import doctor as check_all
 from fluvial.doctor.check import Check
@@ -21,6 +21,9 @@ class PlotOptions:
     """PNG file; RUN/curves.png by default, of several runs curves.png beside the first."""
     by: curves.By = "steps"
     """What runs along: steps, images seen, or hours of training without the stops."""
+
+    def __post_init__(self) -> None:
+        check_output("--out", self.out, ".png")
 
 
 @dataclass(frozen=True, kw_only=True)

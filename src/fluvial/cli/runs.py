@@ -14,7 +14,7 @@ from rich.table import Table
 from fluvial import experiment, finetune, pictures, recipes
 from fluvial.checks import at_least, positive
 from fluvial.cli import dry
-from fluvial.cli.arguments import UsageError, device_of, nothing_more, of_a_run, parse, positional
+from fluvial.cli.arguments import UsageError, device_of, nothing_more, of_a_run, parse, positional, refuse_repeated
 from fluvial.cli.output import console
 from fluvial.compare import compare as compare_runs
 from fluvial.config import Run
@@ -27,6 +27,10 @@ COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
 SMOKE = "--smoke tries the recipe with a small model and few steps, in runs/RECIPE-smoke: a minute or so on a CPU."
 DRY_RUN = "--dry-run trains nothing: it prints parameters, FLOPs, memory and the whole configuration, and checks data, "
 DRY_RUN += "autoencoder and folder as training does, but for what is on the hub."
+DRY_RUN += (
+    "\n\n--start-over trains from the start again where none of the run's checkpoints is whole, which is refused "
+    "otherwise."
+)
 GRID = 1000  # images in the grid at most; the .npz has all
 
 
@@ -37,8 +41,6 @@ class TrainOptions:
     """Folder of the run; runs/<recipe> by default, or that of the run to go on with."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
-    start_over: bool = False
-    """Train from the start again where none of the run's checkpoints is whole, which is refused otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +114,14 @@ def train(arguments: list[str]) -> None:
     options = parse(TrainOptions, TrainOptions(run=run), rest, f"fluvial train {name}", doc)
     if flags.dry_run:
         return _tell(options.run, options.device, options.out or Path("runs") / name)
-    _train(options.run, options.out or Path("runs") / name, options, recipe=name)
+    _train(options.run, options.out or Path("runs") / name, options, start_over=flags.start_over, recipe=name)
 
 
 def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """What has to be known before the other options have defaults, and the other arguments."""
+    refuse_repeated(arguments)
     parser = argparse.ArgumentParser("fluvial train", add_help=False, allow_abbrev=False)
-    for name in ("smoke", "dry-run"):  # alone, or as other options with True or False
+    for name in ("smoke", "dry-run", "start-over"):  # alone, or as other options with True or False
         spellings = sorted({f"--{name}", f"--{name.replace('-', '_')}"})
         parser.add_argument(*spellings, nargs="?", const="True", default="False", choices=("True", "False"))
     flags, rest = parser.parse_known_args(arguments)
@@ -143,8 +146,8 @@ def _train_further(folder: Path, arguments: list[str]) -> None:
         another = out.resolve() != folder.resolve()
         return _tell(finetune.fitted(new, run) if another else new, options.device, out, folder if another else None)
     if out.resolve() == folder.resolve():
-        return _train(new, out, options)
-    _train(new, out, options, start=folder)
+        return _train(new, out, options, start_over=flags.start_over)
+    _train(new, out, options, start_over=flags.start_over, start=folder)
 
 
 def _tell(run: Run, device: Literal["auto", "cpu", "cuda"], out: Path, start: Path | None = None) -> None:
@@ -158,7 +161,7 @@ def _train(run: Run, out: Path, options: TrainOptions, **origin: Any) -> None:  
     if first:
         print(f"training in {out}")
     device = device_of(options.device)
-    trained = experiment.train(run, out, device=device, start_over=options.start_over, **origin)
+    trained = experiment.train(run, out, device=device, **origin)
     if first:
         drawn = f"; pictures in {out / 'samples'}" if (out / "samples").exists() else ""
         print(f"{out}: {trained.step} steps in {trained.seconds:.0f} s{drawn}")

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fluvial import experiment, scoring
 from fluvial.checks import at_least
-from fluvial.cli.arguments import UsageError, device_of, of_a_run, parse, positional
+from fluvial.cli.arguments import UsageError, check_output, device_of, of_a_run, parse, positional
 from fluvial.cli.output import console
 from fluvial.files import write_json
 from fluvial.generate import SampleConfig
@@ -69,8 +69,8 @@ class Measured:
 
     def __post_init__(self) -> None:
         at_least(0, self, "size")
-        if self.keep is not None and self.keep.suffix != ".safetensors":
-            raise ValueError(f"--keep writes a .safetensors file, got {self.keep}")
+        check_output("--keep", self.keep, ".safetensors")
+        check_output("--out", self.out, ".json")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -347,7 +347,9 @@ def _decoded(images: ImageSet, *, keep: bool) -> ImageSet:
 def refuse(bad: Collection[UnreadableImage]) -> None:
     """Raises ValueError if there are any."""
     if bad:
-        raise ValueError(f"{listed(list(bad))}. Repair or remove them; training and encoding leave them out with unreadable skip")
+        raise ValueError(
+            f"{listed(list(bad))}. Repair or remove them; training and encoding leave them out with unreadable skip"
+        )
 
 
 def listed(bad: Sequence[UnreadableImage | str], most: int = 5) -> str:

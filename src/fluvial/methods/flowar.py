@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fluvial.checks import MANY, MOST, as_declared, at_least, at_most, probabilities, whole_patches
+from fluvial.checks import MOST, as_declared, at_least, at_most, probabilities, whole_patches
 from fluvial.guidance import Guidance, guided
 from fluvial.integrate import Field, OnStep, Solver, Step, StepNoise, euler
 from fluvial.interpolant import InterpolantName, linear, u_t, x_t
@@ -84,7 +84,6 @@ class FlowARConfig:
         at_least(1, self, "channels", "patch", "width", "heads", "head_depth", "head_width", "head_heads")
         at_most(MOST, self, "channels", "patch", "width", "heads", "depth", "head_depth", "head_width", "head_heads")
         at_least(0, self, "classes")
-        at_most(MANY, self, "classes")
         probabilities(self, "dropout", "label_drop", "context_noise")
         whole_patches(self.size, self.patch)
         full = self.size[0] // self.patch, self.size[1] // self.patch

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from fluvial.checks import MANY, MOST, as_declared, at_least, at_most, positive, probabilities, whole_patches
+from fluvial.checks import MOST, as_declared, at_least, at_most, positive, probabilities, whole_patches
 from fluvial.interpolant import InterpolantName
 from fluvial.timesteps import TimeSampling
 
@@ -46,7 +46,6 @@ class DiTConfig:
         at_least(1, self, "channels", "patch", "depth", "width", "heads")
         at_most(MOST, self, "channels", "patch", "depth", "width", "heads", "mlp_ratio")
         at_least(0, self, "classes")
-        at_most(MANY, self, "classes")
         positive(self, "mlp_ratio")
         probabilities(self, "label_drop")
         whole_patches(self.size, self.patch)

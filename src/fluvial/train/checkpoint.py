@@ -11,10 +11,11 @@ RUN/checkpoints/.step-00000500.partial    one that is being written, or was when
 
 import json
 import logging
+import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load as read_sharded
@@ -31,9 +32,11 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from fluvial.checks import other_weights
 from fluvial.files import Lazy, checksum, flush, json_checksum, write_tensors
 from fluvial.train.distributed import ALONE, World
+from fluvial.train.home import identity
 
 T = TypeVar("T")
 FORMAT = 3
+SAVED = ".saved"  # in the folder of a run that has had a checkpoint
 NAME = re.compile(r"step-(\d{8,})")
 TRIES = 20  # of a reader whose checkpoint training removes meanwhile: each is a newer one
 Tensors = Mapping[str, Tensor]
@@ -100,6 +103,7 @@ class Saver:
     def tidy(self) -> None:
         """Removes what a process left that was killed while it saved or removed checkpoints; the newest is whole."""
         with suppress(OSError):  # the next save tries again
+            (self.run / SAVED).touch()
             _clean_up(self.run)
             _prune(self.run, self.keep, self.keep_every)
 
@@ -139,11 +143,6 @@ def write_weights(run: Path, step: int, tensors: Mapping[str, Tensor | Lazy], me
 def newest(run: Path) -> Path | None:
     """The checkpoint of the highest step, or None; whether it is damaged is not looked at."""
     return max(_all(run), default=None, key=step_of)
-
-
-def step_of(folder: Path) -> int:
-    """The training step that a checkpoint's name says."""
-    return int(folder.name.removeprefix("step-"))
 
 
 def newest_whole(run: Path) -> Path | None:
@@ -193,7 +192,10 @@ def verify(folder: Path) -> None:
 
     Takes about a second for 1.2 GB that are in the page cache (one core, 2-core AMD EPYC).
     """
-    files = load_meta(folder)["files"]
+    meta, own = load_meta(folder), identity(folder.parent.parent)
+    files = meta["files"]
+    if own and meta.get("run") not in ("", own):
+        raise CheckpointError(f"{folder} is of another run, with another model or seed than run.json; move it away")
     for name, noted in files.items():
         file = folder / name
         try:
@@ -275,6 +277,8 @@ def load_meta(folder: Path) -> dict[str, Any]:
         intact = written != FORMAT or (told == json_checksum(meta) and meta["step"] == step_of(folder))
     except FileNotFoundError as error:
         raise Damaged(file, "it is gone") from error
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise Damaged(file, "it is no file") from error
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -294,45 +298,21 @@ def is_untrained(folder: Path) -> bool:
         return False
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name: "<parameter>/exp_avg" and so on."""
-    return {
-        f"{name}/{key}": value
-        for name, p in model.named_parameters()
-        for key, value in optimizer.state.get(p, {}).items()
-    }
-
-
-def begin_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, fields: Iterable[str]) -> dict[str, Tensor]:
-    """Gives the optimizer empty state of those fields ("<parameter>/exp_avg" ...), for a checkpoint to be read into.
-
-    A parameter that never had a gradient has no state in either. Raises CheckpointError for an unknown parameter.
-    """
-    known = dict(model.named_parameters())
-    for key in fields:
-        name, _, field = key.rpartition("/")
-        if name not in known:
-            raise CheckpointError(f"the checkpoint has optimizer state of {name}, which the model has not")
-        p = known[name]
-        # AdamW(fused=True) keeps its step count beside the parameter
-        optimizer.state[p][field] = torch.zeros((), device=p.device) if field == "step" else torch.zeros_like(p)
-    return optimizer_tensors(model, optimizer)
-
-
 def _publish(run: Path, step: int, meta: Mapping[str, Any]) -> None:
     """Gives a complete folder its name."""
     partial, final = _partial(run, step), run / "checkpoints" / f"step-{step:08d}"
     paths = sorted(partial.iterdir())
     files = {path.name: {"bytes": path.stat().st_size, "sha256": checksum(path)} for path in paths}
-    description = {"format": FORMAT, "step": step, **meta, "files": files}
+    description = {"format": FORMAT, "step": step, "run": identity(run), **meta, "files": files}
     text = json.dumps({**description, "sha256": json_checksum(description)}, indent=2)
     (partial / "checkpoint.json").write_text(text + "\n")
     for path in (*partial.iterdir(), partial):
         flush(path)
-    if final.exists():
+    if os.path.lexists(final):
         _remove(final)
     partial.rename(final)
     flush(final.parent)
+    (run / SAVED).touch()
 
 
 def _prune(run: Path, keep: int, keep_every: int) -> None:
@@ -348,9 +328,17 @@ def _prune(run: Path, keep: int, keep_every: int) -> None:
 def _remove(folder: Path) -> None:
     """Removes a checkpoint: it loses its name first, so that no reader sees half of it."""
     gone = folder.with_name(f".{folder.name}.removed")
-    shutil.rmtree(gone, ignore_errors=True)
+    _erase(gone)
     folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    _erase(gone)
+
+
+def _erase(path: Path) -> None:
+    """Removes a folder, or a file or link and not what that points to; what cannot be removed is left."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _set_aside(folder: Path) -> Path:
@@ -372,7 +360,7 @@ def _clean(partial: Path) -> None:
 
 def _clean_up(run: Path) -> None:
     for left_over in (*(run / "checkpoints").glob(".*.partial"), *(run / "checkpoints").glob(".*.removed")):
-        shutil.rmtree(left_over)
+        _erase(left_over)
 
 
 def _partial(run: Path, step: int) -> Path:
@@ -383,7 +371,7 @@ def _not_written(run: Path, step: int, error: object) -> CheckpointError:
     last = newest(run)
     return CheckpointError(
         f"cannot write the checkpoint of step {step} to {run / 'checkpoints'}: {error}. "
-        f"{f'The last one is {last}' if last else 'There is none yet'}; make room and repeat the command"
+        f"{f'The last one is {last}' if last else 'There is none yet'}; once that is mended, the same command goes on"
     )
 
 
@@ -431,6 +419,12 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
+def step_of(folder: Path) -> int:
+    """The training step that a checkpoint's name says."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def _all(run: Path) -> list[Path]:
     """The complete checkpoints, by step."""
-    return sorted((p for p in (run / "checkpoints").glob("step-*") if NAME.fullmatch(p.name)), key=step_of)
+    named = (path for path in (run / "checkpoints").glob("step-*") if NAME.fullmatch(path.name))
+    return sorted((path for path in named if path.is_dir()), key=step_of)  # links to folders too, but not dangling ones

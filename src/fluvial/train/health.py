@@ -1,11 +1,12 @@
 """Numbers that go wrong: steps that are not finite are skipped on the device, and the module that began it is found."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from fluvial.train.distributed import ALONE, World
 from fluvial.train.ema import whole
@@ -76,15 +77,21 @@ def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
 def check_finite_weights(tensors: Mapping[str, Tensor], what: str) -> None:
     """Raises RuntimeError naming the first of these tensors that is not finite, and how many are not.
 
-    `what` is what has them, such as "the model after step 100".
+    `what` is what they are, such as "the weights in runs/digits".
     """
     wrong = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
     if wrong:
         more = f", and {len(wrong) - 1} more of {len(tensors)}" if len(wrong) > 1 else ""
         raise RuntimeError(
-            f"{what} has weights that are not finite: {wrong[0]}{more}. Go back to an earlier checkpoint, or train "
-            f"anew with a lower optim.lr, the gradient clipped (optim.clip norm), or in fp32"
+            f"{what} are not finite: {wrong[0]}{more}. Go back to an earlier checkpoint, or train anew with a lower "
+            f"optim.lr, the gradient clipped (optim.clip norm), or in fp32"
         )
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all are finite, of sharded ones this rank's part: one wait for the device."""
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in (tensor.detach() for tensor in tensors)]
+    return bool(torch.stack([t.isfinite().all() for t in local]).all())
 
 
 def gradient_norms(blocks: Mapping[str, nn.Module]) -> dict[str, float]:

@@ -1,22 +1,23 @@
 """The folder of a run while it trains: whether it is still there, and where to save if it is not."""
 
+import json
 import tempfile
 from pathlib import Path
 
-from fluvial.files import read_bytes
+from fluvial.files import json_checksum, read_bytes
 
 
 class Home:
     """A run folder, told by its place on the disk: another folder of the same name is not the same."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.identity = folder, _identity(folder)
+        self.folder, self.identity = folder, _place(folder)
         run = folder / "run.json"
         self.run = read_bytes(run) if run.exists() else None
 
     def gone(self) -> bool:
         """Whether the folder was removed or renamed."""
-        return _identity(self.folder) != self.identity
+        return _place(self.folder) != self.identity
 
     def shelter(self) -> Path:
         """A new folder beside, in the temporary directory if that cannot be made, with the run.json of this one."""
@@ -35,9 +36,18 @@ class Home:
         raise OSError(f"no folder could be made to save {self.folder} in")
 
 
-def _identity(folder: Path) -> tuple[int, int] | None:
+def _place(folder: Path) -> tuple[int, int] | None:
     try:
         status = folder.stat()
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def identity(run: Path) -> str:
+    """A checksum of what never changes in a run, its method and seed; "" for a folder without a readable run.json."""
+    try:
+        told = json.loads(read_bytes(run / "run.json"))["run"]
+        return json_checksum({"method": told["method"], "seed": told["seed"]})[:16]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""

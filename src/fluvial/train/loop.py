@@ -14,10 +14,10 @@ from fluvial.progress import Bar
 from fluvial.train import checkpoint, ema, power_ema
 from fluvial.train.config import TrainConfig
 from fluvial.train.distributed import ALONE, World
-from fluvial.train.health import Health, first_not_finite, stop_requests
+from fluvial.train.health import Health, all_finite, first_not_finite, stop_requests
 from fluvial.train.home import Home
 from fluvial.train.log import Log, Meter, last_step
-from fluvial.train.optim import OptimConfig
+from fluvial.train.optim import OptimConfig, begin_optimizer, optimizer_tensors
 from fluvial.train.step import Batch, begin, loss_of, step
 
 ORDERS = 3  # of the data that are tried when steps are not finite
@@ -83,7 +83,11 @@ def train(
         return ema.module(averages["ema"], bare, replica)
 
     def save(saver: checkpoint.Saver) -> None:
-        parts = {"model": dict(bare.named_parameters()), "optimizer": checkpoint.optimizer_tensors(bare, optimizer)}
+        if world.agree(not all_finite(bare.parameters())):  # the checkpoint before is worth more
+            if world.first:
+                print(f"the weights after step {at.step} are not finite: no checkpoint is written", flush=True)
+            return
+        parts = {"model": dict(bare.named_parameters()), "optimizer": optimizer_tensors(bare, optimizer)}
         parts |= {name: ema.tensors(average, bare) for name, average in averages.items()}
         if log is not None:
             log.sync()
@@ -240,8 +244,8 @@ def _checkpoint_to_resume(run: Path, config: TrainConfig, world: World, *, start
             return folder, ""
         if aside := checkpoint.damaged(run):
             return None, f"no checkpoint of {run} is whole: {', '.join(path.name for path in aside)}"
-        if (logged := last_step(run)) > 2 * config.save_every:  # by then one must have been written
-            return None, f"{run} has no checkpoint, and its log goes to step {logged}"
+        if (run / checkpoint.SAVED).exists():
+            return None, f"{run} has had checkpoints, and has none now; its log goes to step {last_step(run)}"
         return None, ""
 
     folder, wrong = world.broadcast(find() if world.first else None)
@@ -269,7 +273,7 @@ def _resume(
             ema.fill(average, list(weights.values()))
         return _At(meta["step"], meta["seconds"], weights_only=True)
     fields = [name.removeprefix("optimizer/") for name in there if name.startswith("optimizer/")]
-    state = checkpoint.begin_optimizer(model, optimizer, fields)
+    state = begin_optimizer(model, optimizer, fields)
     wanted = {f"model/{name}": p.detach() for name, p in model.named_parameters()}
     wanted |= {f"optimizer/{name}": value for name, value in state.items()}
     for part, average in averages.items():

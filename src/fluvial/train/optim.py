@@ -1,7 +1,7 @@
 """AdamW with the releases' parameter groups, the learning rate of a step, and gradient clipping."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,3 +75,28 @@ def clip_gradients(parameters: Sequence[Tensor], config: OptimConfig) -> Float[T
     elif config.clip == "value":
         nn.utils.clip_grad_value_(parameters, config.clip_at, foreach=True)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name: "<parameter>/exp_avg" and so on."""
+    return {
+        f"{name}/{key}": value
+        for name, p in model.named_parameters()
+        for key, value in optimizer.state.get(p, {}).items()
+    }
+
+
+def begin_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, fields: Iterable[str]) -> dict[str, Tensor]:
+    """Gives the optimizer empty state of those fields ("<parameter>/exp_avg" ...), for a checkpoint to be read into.
+
+    A parameter that never had a gradient has no state in either. Raises ValueError for an unknown parameter.
+    """
+    known = dict(model.named_parameters())
+    for key in fields:
+        name, _, field = key.rpartition("/")
+        if name not in known:
+            raise ValueError(f"the checkpoint has optimizer state of {name}, which the model has not")
+        p = known[name]
+        # AdamW(fused=True) keeps its step count beside the parameter
+        optimizer.state[p][field] = torch.zeros((), device=p.device) if field == "step" else torch.zeros_like(p)
+    return optimizer_tensors(model, optimizer)
