@@ -279,12 +279,12 @@ def test_what_is_no_folder_is_no_checkpoint(tmp_path):
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-    for name, seed in (("a", 0), ("b", 5)):
+    for name, seed, step in (("a", 0, 1), ("b", 5, 2)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(json.dumps({"run": {"method": {"width": 8}, "seed": seed}}))
-        save(tmp_path / name, 1)
+        save(tmp_path / name, step)
     checkpoint.verify(checkpoint.newest(tmp_path / "a"))
-    (tmp_path / "b" / "checkpoints" / "step-00000001").rename(tmp_path / "a" / "checkpoints" / "step-00000002")
+    (tmp_path / "b" / "checkpoints" / "step-00000002").rename(tmp_path / "a" / "checkpoints" / "step-00000002")
     for use in (checkpoint.newest_whole, lambda run: checkpoint.read(run, checkpoint.verify)):
         with pytest.raises(CheckpointError, match="step-00000002 is of another run"):
             use(tmp_path / "a")
