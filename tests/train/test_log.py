@@ -5,6 +5,9 @@ import types
 import numpy as np
 import pytest
 
+from fluvial import cli, recipes
+from fluvial.config import to_json
+from fluvial.doctor import examine
 from fluvial.train import log
 
 
@@ -66,6 +69,7 @@ FOREIGN = {
     "null": b"null",
     "a step in words": b'{"step": "4", "loss": 1}',
     "a step that is no number of steps": b'{"step": true}',
+    "a huge step": b'{"step": 1' + 38 * b"0" + b', "loss": 1.0}',
     "a negative step": b'{"step": -1, "loss": 1}',
     "no step": b'{"epoch": 1}',
     "no UTF-8": b'{"step": 4, "what": "\xff"}',
@@ -86,6 +90,64 @@ def test_a_line_that_is_no_row_is_moved_aside_once_and_training_goes_on(tmp_path
     assert [row["step"] for row in log.read(tmp_path)] == [2, 4, 5] and log.last_step(tmp_path) == 5
     log.Log(tmp_path, last_step=5)
     assert capsys.readouterr() == ("", "")
+
+
+HUGE = "1" + 400 * "0"
+ODD = {  # a row, and the keys that are left out of it
+    "a roll-back in words": ('{"step": 6, "rolled_back_to": "x"}', ["rolled_back_to"]),
+    "a roll-back to null": ('{"step": 6, "rolled_back_to": null}', ["rolled_back_to"]),
+    "a roll-back to less than 0": ('{"step": 6, "rolled_back_to": -1}', ["rolled_back_to"]),
+    "a number as score": ('{"step": 6, "score": 5}', ["score"]),
+    "a list as score": ('{"step": 6, "score": [1, 2]}', ["score"]),
+    "a huge score": (f'{{"step": 6, "score": {{"frechet": {HUGE}}}}}', ["score"]),
+    "a number as losses by time": ('{"step": 6, "held_out_by_time": 5}', ["held_out_by_time"]),
+    "a text as losses by scale": ('{"step": 6, "held_out_by_scale": ["x"]}', ["held_out_by_scale"]),
+    "a huge loss": (f'{{"step": 5, "loss": {HUGE}}}', ["loss"]),
+    "a long loss": (f'{{"step": 5, "loss": {10**30}, "grad_norm": 1e301, "lr": 0.5}}', ["loss", "grad_norm"]),
+    "a truth value as loss": ('{"step": 5, "loss": true}', ["loss"]),
+    "infinitely many skipped": ('{"step": 6, "skipped": Infinity}', ["skipped"]),
+    "a number as module": ('{"step": 6, "rolled_back_to": 2, "first_non_finite": 7}', ["first_non_finite"]),
+    "an infinite time": ('{"step": 6, "loss": 1.0, "time": Infinity}', ["time"]),
+}
+RUN = recipes.get("digits-sit")
+ROWS = [{"step": step, "loss": 2.0 - step / 10, "time": 100.0 + step} for step in (1, 2, 3, 4)]
+
+
+def run_folder(path, *lines):
+    write(path, *ROWS, *lines, {"step": 8, "loss": 0.5, "time": 108.0})
+    (path / "run.json").write_text(json.dumps({"run": to_json(RUN), "recipe": None}))
+    return path
+
+
+@pytest.mark.parametrize(("line", "keys"), ODD.values(), ids=ODD)
+def test_a_value_of_another_kind_is_left_out_and_named(tmp_path, capsys, line, keys):
+    """All is as in a run whose row never had these values."""
+    sound = {key: value for key, value in json.loads(line).items() if key not in keys}
+    odd, expected = run_folder(tmp_path / "odd", line + "\n"), run_folder(tmp_path / "sound", sound)
+    assert log.read(odd) == log.read(expected)
+    more = " and 1 more" if len(keys) > 1 else ""
+    told = capsys.readouterr().err
+    assert told.startswith(f"line 5 of {odd / 'log.jsonl'}: {keys[0]} is ") and f"this value{more} left out" in told
+    assert examine(RUN, log.read(odd)) == examine(RUN, log.read(expected))
+    before = (odd / "log.jsonl").read_bytes()
+    going_on = log.Log(odd, last_step=8)
+    assert (odd / "log.jsonl").read_bytes() == before and not (odd / "log-unreadable.txt").exists()
+    going_on.write(step=9, loss=0.25)
+    assert log.last_step(odd) == 9 and log.Log(odd, last_step=sound["step"]).resumed == set(sound)
+
+
+def test_a_run_with_odd_rows_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    folder = run_folder(tmp_path / "odd", *(line + "\n" for line, _ in ODD.values()), '{"step": 1' + 38 * "0" + "}\n")
+    for by in ("steps", "images", "hours"):
+        assert cli.main(["plot", str(folder), "--by", by]) == 0
+
+
+def test_values_at_the_edge_of_their_kind_are_kept(tmp_path, capsys):
+    far = {"step": 2**63 - 1, "loss": float("inf"), "grad_norm": float("-inf"), "lr": None, "skipped": 2**63 - 1}
+    far |= {"held_out_by_time": [None, float("inf"), 2**63 - 1, 9e299], "score": {"extractor": "pixels", "count": 5}}
+    rows = log.read(run_folder(tmp_path / "a", far))
+    assert rows[4] == far and examine(RUN, rows[:5]) and capsys.readouterr().err == ""
 
 
 def test_what_is_logged_of_the_step_that_training_resumes_from_is_known(tmp_path):

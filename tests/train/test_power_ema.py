@@ -307,9 +307,60 @@ def test_too_few_damaged_and_foreign_snapshots(tmp_path):
     last.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(ValueError, match=f"{last.name} is damaged: its content is not what was written"):
         power_ema.rebuild(tmp_path, length=0.08)
-    files.write_tensors(last, {"weight": torch.zeros(3, dtype=torch.float64), "other": torch.zeros(2, 3)})
+    foreign = {"weight": torch.zeros(3, dtype=torch.float64), "other": torch.zeros(2, 3)}
+    files.write_tensors(last, foreign, {"step": "8", "length": "0.100", "run": "{}"})
     with pytest.raises(ValueError, match=rf"{last.name} is of another model .*: weight is \(3,\) there and \(2,\)"):
         power_ema.rebuild(tmp_path, length=0.08)
+
+
+def run_json(folder, seed=0, **method):
+    settings = {"method": {"width": 16, **method}, "optim": {"lr": 1e-3}, "data": {"digest": ""}, "seed": seed}
+    (folder / "run.json").write_text(json.dumps({"run": settings}))
+
+
+@pytest.mark.parametrize("to", ["step-00000007-0.100", "step-00000009-0.050", "step-00000009-0.100"])
+def test_a_renamed_snapshot_is_refused(tmp_path, to):
+    tracked(walk(steps=8, width=2), LENGTHS, tmp_path, every=1)
+    power_ema.rebuild(tmp_path, length=0.08)
+    (tmp_path / "step-00000008-0.050.safetensors").rename(tmp_path / f"{to}.safetensors")
+    step, length = int(to[5:13]), to[14:]
+    says = rf"{to}.safetensors says that it is of step 8 and length 0.050, expected step {step} and length {length}"
+    for wanted, at in ((float(length), step), (0.08, 7)):
+        with pytest.raises(ValueError, match=says):
+            power_ema.rebuild(tmp_path, length=wanted, step=at)
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"seed": 1}, "it says seed 1, expected 0"),
+        ({"width": 32}, "it says method.width 32, expected 16"),
+        ({"later": 1}, None),  # a setting of another version
+    ],
+)
+def test_a_snapshot_of_another_run_is_refused(tmp_path, other, says):
+    for name, settings in (("mine", {}), ("theirs", other)):
+        (tmp_path / name).mkdir()
+        run_json(tmp_path / name, **settings)
+        tracked(walk(steps=8, width=2), LENGTHS, tmp_path / name / "ema", every=1)
+    copied = tmp_path / "mine" / "ema" / "step-00000005-0.100.safetensors"
+    copied.write_bytes((tmp_path / "theirs" / "ema" / copied.name).read_bytes())
+    rebuilt = power_ema.rebuild(tmp_path / "mine" / "ema", length=0.05)  # for which it is not needed
+    assert rebuilt.snapshots == 1
+    if says is None:
+        assert power_ema.rebuild(tmp_path / "mine" / "ema", length=0.08).snapshots == 16
+    else:
+        with pytest.raises(ValueError, match=rf"{copied.name} is of another run .*: {says}. Move it away"):
+            power_ema.rebuild(tmp_path / "mine" / "ema", length=0.08)
+
+
+def test_a_snapshot_that_does_not_say_what_it_is_is_refused(tmp_path):
+    tracked(walk(steps=8, width=2), LENGTHS, tmp_path, every=1)
+    last = tmp_path / "step-00000008-0.100.safetensors"
+    files.write_tensors(last, {name: value.clone() for name, value in load_file(last).items()})
+    says = rf"{last.name} does not say its length, run, step.*earlier version of fluvial\. Move it away"
+    with pytest.raises(ValueError, match=says):
+        power_ema.rebuild(tmp_path, length=0.1)
 
 
 def test_a_snapshot_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -397,8 +448,8 @@ def test_what_the_command_refuses(run, tmp_path, capsys):
     (file, _, _), *_ = power_ema.snapshots(run / "ema")
     weights = {name: value.clone() for name, value in load_file(file).items()}
     weights["extra"] = torch.zeros(1)
-    for file, _, _ in power_ema.snapshots(run / "ema"):
-        files.write_tensors(file, weights)
+    for file, step, length in power_ema.snapshots(run / "ema"):
+        files.write_tensors(file, weights, {"step": str(step), "length": f"{length:.3f}", "run": "{}"})
     assert cli.main(["ema", str(run), "--length", "0.08"]) == 1
     assert "averages of another model than" in capsys.readouterr().err
     assert sorted(path.name for path in run.parent.iterdir()) == ["tiny"]

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ Row = dict[str, Any]
 EVENTS = ("skipped", "rolled_back_to")
 KNOWN = ("loss", "held_out_loss", "score", "blocks", *EVENTS)
 LogTo = Literal["tensorboard", "wandb", "trackio"]
+LARGEST_INT, LARGEST = 2**63, 1e300  # numbers are below: sums and ratios of them stay within float64
 
 
 class Log:
@@ -32,7 +33,7 @@ class Log:
         self.resumed: set[str] = set()
         """Names of the values that are logged of the step that training resumes from."""
         if self.path.exists():
-            rows, foreign = _parsed(self.path)
+            rows, foreign, _ = _parsed(self.path)
             if foreign:
                 aside = run / "log-unreadable.txt"
                 with aside.open("ab") as file:
@@ -136,31 +137,84 @@ def _tracker(library: str) -> Any:  # noqa: ANN401
 _WRITERS = {"tensorboard": _tensorboard, "wandb": _tracker("wandb"), "trackio": _tracker("trackio")}
 
 
-def _parsed(path: Path) -> tuple[list[tuple[Row, bytes]], list[tuple[int, bytes]]]:
-    """Rows with their lines, and the numbers and text of lines that are no rows.
+def _is_count(value: Any) -> bool:  # noqa: ANN401 - whatever stands in the log
+    return type(value) is int and 0 <= value < LARGEST_INT
 
-    A row is a JSON object with a whole number as its step. A last line cut short by a crash is in neither.
+
+def _is_finite(value: Any) -> bool:  # noqa: ANN401
+    return type(value) in (int, float) and abs(value) < (LARGEST_INT if type(value) is int else LARGEST)
+
+
+def _is_number(value: Any) -> bool:  # noqa: ANN401
+    """Whether it is a number, or NaN or infinite, as of a training that diverged."""
+    return _is_finite(value) or (type(value) is float and not math.isfinite(value))
+
+
+def _is_list(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, list) and all(part is None or _is_number(part) for part in value)
+
+
+def _is_object(value: Any) -> bool:  # noqa: ANN401
+    """Whether it has names, and the numbers among its values are such."""
+    return isinstance(value, dict) and all(_is_number(v) for v in value.values() if isinstance(v, int | float))
+
+
+def _is_text(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, str)
+
+
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("loss", "held_out_loss", "lr", "grad_norm", "images_per_second"), ("a number", _is_number)),
+    "time": ("a finite number", _is_finite),
+    **dict.fromkeys(EVENTS, ("a whole number", _is_count)),
+    **dict.fromkeys(("score", "blocks"), ("an object of numbers", _is_object)),
+    **dict.fromkeys(("held_out_by_time", "held_out_by_scale"), ("a list of numbers", _is_list)),
+    "first_non_finite": ("a text", _is_text),
+}
+
+
+def _odd(row: Row) -> dict[str, str]:
+    """What is wrong with values that are not of the kind of their key; those of measurements may be null."""
+    return {
+        key: f"{key} is {value!r:.40}, expected {kind}"
+        for key, value in row.items()
+        if key in _KINDS and not (value is None and key not in EVENTS)
+        for kind, fits in (_KINDS[key],)
+        if not fits(value)
+    }
+
+
+def _parsed(path: Path) -> tuple[list[tuple[Row, bytes]], list[tuple[int, bytes]], list[tuple[int, str]]]:
+    """Rows with their lines, the numbers and text of lines that are no rows, and what values are left out of which.
+
+    A row is a JSON object with a whole number as its step. A last line cut short by a crash is nowhere.
     """
-    rows, foreign = [], []
+    rows, foreign, left_out = [], [], []
     lines = read_bytes(path).split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line.decode())
-            if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
+            if not isinstance(row, dict) or not _is_count(row.get("step")):
                 raise ValueError("no step")
-            rows.append((row, line))
+            odd = _odd(row)
+            left_out += [(number, text) for text in odd.values()]
+            rows.append(({key: value for key, value in row.items() if key not in odd}, line))
         except (ValueError, RecursionError):
             if number < len(lines):  # the last line has no end
                 foreign.append((number, line))
-    return rows, foreign
+    return rows, foreign, left_out
 
 
 def _told(path: Path, foreign: Sequence[tuple[int, bytes]]) -> str:
     number, line = foreign[0]
-    more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+    more = _more(foreign)
     return f"line {number}{more} of {path} is not a row of a run's log, a JSON object with a step: {line[:40]!r}"
+
+
+def _more(those: Sequence[Any]) -> str:
+    return f" and {len(those) - 1} more" if len(those) > 1 else ""
 
 
 def last_step(run: Path) -> int:
@@ -172,19 +226,23 @@ def last_step(run: Path) -> int:
 def read(folder: Path | str) -> list[Row]:
     """The rows of a run's log.jsonl, in the order they were written; what is not known is passed through.
 
-    A last line cut short is left out, and so are lines that are no rows, which a warning names, and what a roll-back
-    undid: the measurements of later steps before it. Raises ValueError if there is no log, or no row of a run in it.
+    A last line cut short is left out, and so are lines that are no rows and values of another kind than their key's,
+    which a warning names, and what a roll-back undid: the measurements of later steps before it. Raises ValueError if
+    there is no log, or no row of a run in it.
     """
     path = Path(folder) / "log.jsonl"
     if not path.is_file():
         raise ValueError(
             f"{folder} has no log.jsonl; expected a folder that `fluvial train` wrote, such as runs/digits-arflow"
         )
-    found, foreign = _parsed(path)
+    found, foreign, left_out = _parsed(path)
     if foreign and not found:
         raise ValueError(f"{_told(path, foreign)}; expected the log of a run")
     if foreign:
         print(f"{_told(path, foreign)}: left out", file=sys.stderr)
+    if left_out:
+        number, text = left_out[0]
+        print(f"line {number} of {path}: {text}; this value{_more(left_out)} left out", file=sys.stderr)
     rows: list[Row] = []
     for row, _ in found:
         if "rolled_back_to" in row:

@@ -9,8 +9,11 @@ whose standard deviation, relative to t, is called the length of the average. A 
 stored every so often; what a combination of these snapshots best approximates is chosen afterwards.
 
 RUN/ema/step-00001000-0.050.safetensors    a snapshot of the average of length 0.05 after 1000 steps
+
+The metadata of a snapshot say the step, the length and the settings of the run, and are compared when it is read.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -24,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fluvial.checks import other_weights
-from fluvial.files import DTYPES, Lazy, atomic_file, check_tensors, write_tensors
+from fluvial.files import DTYPES, Lazy, atomic_file, check_tensors, read_bytes, write_tensors
 
 LONGEST = 1 / math.sqrt(12)
 """The length of the plain mean of all steps, gamma 0."""
@@ -78,6 +81,7 @@ def save(folder: Path, step: int, names: Sequence[str], tracks: Tracks, *, write
     """Writes a snapshot of every track after `step`, each whole or not at all, and returns the files.
 
     Sharded tensors are gathered one after another, which takes a call on every rank, with `writes` on one of them only.
+    Each says of which step, length and run it is, by the run.json beside `folder` if there is one.
     """
     if step < 1:
         raise ValueError(f"a snapshot is of step 1 or later, got {step}")
@@ -85,7 +89,7 @@ def save(folder: Path, step: int, names: Sequence[str], tracks: Tracks, *, write
         folder.mkdir(parents=True, exist_ok=True)
         for left_over in folder.glob(".step-*.tmp.safetensors"):  # of a run that was killed while saving
             left_over.unlink()
-    files = []
+    files, run = [], json.dumps(_settings(folder.parent)) if writes else ""
     for length, averages in tracks.items():
         file = folder / f"step-{step:08d}-{_label(length)}.safetensors"
         lazy = {
@@ -94,7 +98,7 @@ def save(folder: Path, step: int, names: Sequence[str], tracks: Tracks, *, write
         }
         if writes:
             with atomic_file(file) as temporary:
-                write_tensors(temporary, lazy)
+                write_tensors(temporary, lazy, {"step": str(step), "length": _label(length), "run": run})
         else:
             for tensor in lazy.values():
                 tensor.make()
@@ -154,8 +158,9 @@ def rebuild(folder: Path, *, length: float, step: int | None = None) -> Rebuilt:
     """The average of `length` at `step`, by default the last one stored, from the snapshots in `folder`.
 
     Tensors are summed in float64, one in memory at a time, and have the type of the snapshots. A profile that was
-    stored is given as it is. Raises ValueError if there are fewer than two snapshots, if they are of different models
-    or damaged, or if their best combination leaves a residual above 0.05 (`LARGEST_RESIDUAL`).
+    stored is given as it is. Raises ValueError if there are fewer than two snapshots, if they are of different models,
+    of another run, step or length than their place says, or damaged, or if their best combination leaves a residual
+    above 0.05 (`LARGEST_RESIDUAL`).
     """
     gamma = exponent(length)
     found = snapshots(folder)
@@ -179,8 +184,9 @@ def rebuild(folder: Path, *, length: float, step: int | None = None) -> Rebuilt:
             f"do not span an average of length {length:g} at step {step}: the best fit leaves {error:.1%} of it, more "
             f"than {LARGEST_RESIDUAL:.0%}. Choose a length nearer to those and a stored step, or store more snapshots"
         )
+    settings = _settings(folder.parent)
     for file in files:
-        _check(file)
+        _check(file, settings)
     parts = list(zip(files, coefficients.tolist(), strict=True))
     like = _contents(files[0])
     for file in files[1:]:
@@ -241,12 +247,50 @@ def _read(file: Path, name: str) -> Tensor:
         return opened.get_tensor(name)
 
 
-def _check(file: Path) -> None:
-    """Raises ValueError for a snapshot that is not as it was written."""
+def _check(file: Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError for a snapshot that is not as it was written, or not of the step, length and run expected."""
     try:
         check_tensors(file)
+        _check_origin(file, settings)
     except (OSError, ValueError) as error:
         raise ValueError(f"{error}. Move it away to do without") from error
+
+
+def _check_origin(file: Path, settings: dict[str, Any]) -> None:
+    """Compares what a snapshot says of itself with its name and the settings of the run.
+
+    Settings that one of the two does not know, such as those of a later version, are not compared.
+    """
+    with _opened(file) as opened:
+        about = opened.metadata() or {}
+    if missing := {"step", "length", "run"} - about.keys():
+        raise ValueError(
+            f"{file} does not say its {', '.join(sorted(missing))}, which tells whether it is in its place: it was "
+            f"written by an earlier version of fluvial"
+        )
+    name = NAME.fullmatch(file.name)
+    expected = {"step": str(int(name[1])), "length": name[2]} if name else {}
+    if any(about[key] != value for key, value in expected.items()):
+        raise ValueError(
+            f"{file} says that it is of step {about['step']} and length {about['length']}, expected step "
+            f"{expected['step']} and length {expected['length']} by its name: it was renamed"
+        )
+    theirs = json.loads(about["run"])
+    if wrong := [key for key in settings if key in theirs and theirs[key] != settings[key]]:
+        listed = ", ".join(f"{key} {theirs[key]!r:.40}, expected {settings[key]!r:.40}" for key in wrong[:3])
+        raise ValueError(f"{file} is of another run than the run.json beside its folder: it says {listed}")
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    """What tells a run from another, as its run.json says: seed, data, method and optim; nothing if there is none."""
+    try:
+        there = json.loads(read_bytes(run / "run.json"))["run"]
+        parts = {f"{part}.{key}": value for part in ("method", "optim") for key, value in there[part].items()}
+        if digest := there["data"]["digest"]:
+            parts["data.digest"] = digest
+        return {"seed": there["seed"], **parts}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # while training goes on, no reason to end it
+        return {}
 
 
 def _opened(file: Path) -> Any:  # noqa: ANN401 - an open file
