@@ -222,7 +222,7 @@ def encode(
     if images.left_out:
         tell(images.left_out)
     if images.labels is not None:
-        _check_labels(images.labels)
+        _refuse_negative(images.labels)
     _check_encodes(images, autoencoder)
     plan = Plan(
         source=data.path or data.name,
@@ -331,7 +331,7 @@ def _check_labels(run: Run, examples: Examples, *, whole: bool) -> None:
     labels, names = examples.labels, examples.class_names
     if labels is None:
         raise ValueError("the data has no labels; set method.classes to 0 to train without")
-    _check_labels(labels)
+    _refuse_negative(labels)
     if int(labels.max()) >= run.method.classes:
         raise ValueError(
             f"the labels run from {int(labels.min())} to {int(labels.max())}, the model has "
@@ -367,11 +367,11 @@ def _standardising(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[f
     return tuple(mean), tuple(1 / s for s in std)
 
 
-def _check_labels(labels: Tensor) -> None:
+def _refuse_negative(labels: Tensor) -> None:
     """Raises ValueError for labels below 0, which mean something in some data sets, and are no class."""
     if negative := int((labels < 0).sum()):
         first = int((labels < 0).nonzero()[0])
         raise ValueError(
-            f"labels are class ids from 0 on, and {negative:,} of {len(labels):,} are below: that of image {first:,} is "
-            f"{int(labels[first])}; give these images a class, or leave them out of the data"
+            f"labels are class ids from 0 on, and {negative:,} of {len(labels):,} are below: that of image {first:,} "
+            f"is {int(labels[first])}; give these images a class, or leave them out of the data"
         )
