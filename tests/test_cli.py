@@ -2,6 +2,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -388,6 +389,44 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path):
     for part in ("model", "ema", "optimizer"):
         whole, killed = weights(tmp_path / "whole", part), weights(tmp_path / "killed", part)
         assert whole.keys() == killed.keys() and all(torch.equal(whole[k], killed[k]) for k in whole)
+
+
+@pytest.mark.parametrize("name", ["run.json", "checkpoint.json", "log.jsonl", ".lock"])
+def test_a_pipe_in_a_run_folder_is_not_waited_for(run, tmp_path, name):
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    file = checkpoint.newest(out) / name if name == "checkpoint.json" else out / name
+    file.unlink()
+    os.mkfifo(file)
+    commands = [train(out), ["sample", str(out), "--out", str(tmp_path / "samples")]]
+    if name in ("log.jsonl", ".lock"):  # which sampling does not read
+        commands.pop()
+        shutil.rmtree(out / "checkpoints")
+    says = "No such device or address" if name == ".lock" else "is a pipe, not a file"
+    for arguments in commands:
+        process = command(arguments)
+        try:
+            printed, _ = process.communicate(timeout=100)
+        finally:
+            process.kill()
+        assert process.returncode == 1 and "Traceback" not in printed, printed
+        assert says in printed and str(file) in printed, printed
+
+
+def test_without_a_folder_for_temporary_files_the_error_is_one_line(tmp_path):
+    """No file of any size can be written, which asks for no other user than root."""
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.run(
+        [sys.executable, "-m", "fluvial", "recipes"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+    )
+    assert process.returncode == 1 and not process.stdout
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("fluvial: error: ") and str(tmp_path) in line and "set TMPDIR" in line
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -252,3 +253,32 @@ def test_an_error_of_reading_names_the_file(tmp_path):
     with pytest.raises(OSError, match=r"Input/output error: '.*/a'"), reading(tmp_path / "a"):
         raise OSError(errno.EIO, "Input/output error")
     assert read_bytes(tmp_path / "a") == b"content"
+
+
+@pytest.fixture
+def soon():
+    """A call that waits for longer than 20 s is an error."""
+
+    def stop(number, frame):
+        raise TimeoutError("it waits")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("soon")
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match=f"it is a pipe, not a file: '.*/{name}'"):
+            read_bytes(tmp_path / name)
+    with pytest.raises(OSError, match="it is a device, not a file: '/dev/null'"):
+        read_bytes(Path("/dev/null"))
+    with pytest.raises(IsADirectoryError, match="it is a folder, not a file"):
+        read_bytes(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"missing"):
+        read_bytes(tmp_path / "missing")

@@ -11,7 +11,7 @@ import torch
 
 from fluvial import experiment, pictures, scoring
 from fluvial.config import Run
-from fluvial.files import brief, write_json
+from fluvial.files import brief, read_bytes, write_json
 
 CALIBRATION = 40  # steps taken to learn how long a step lasts; the last half is timed
 
@@ -68,7 +68,7 @@ def _claim(out: Path, seconds: float) -> None:
     note, there = out / "budget.json", seconds
     if note.exists():
         try:
-            there = float(json.loads(note.read_bytes())["seconds"])
+            there = float(json.loads(read_bytes(note))["seconds"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{note} cannot be read ({brief(error)}); choose another folder with --out") from error
     if there != seconds:

@@ -1,12 +1,14 @@
 """Atomic writes of files and folders: they are there whole, or as they were before."""
 
 import difflib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import uuid
 import zipfile
 import zlib
@@ -158,9 +160,23 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def irregular(path: Path) -> str:
+    """What is there if it is no regular file, such as "a pipe", whose reading may never end; of a file, nothing."""
+    mode = path.stat().st_mode
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+    return "" if stat.S_ISREG(mode) else kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def at_once(path: str, flags: int) -> int:
+    """Opens a file, as an `opener`; a pipe without a process at its other end is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[BufferedReader]:
-    """A file to read from. Raises OSError that names it, also where reading fails later."""
+    """A regular file to read from. Raises OSError that names it, also where reading fails later."""
+    if what := irregular(path):
+        raise OSError(errno.EISDIR if what == "a folder" else errno.EINVAL, f"it is {what}, not a file", str(path))
     with named(path), path.open("rb") as file:
         yield file
 
@@ -324,7 +340,7 @@ def is_held(folder: Path) -> bool:
     """Whether another process holds the folder: see `only_one`."""
     if not (folder / ".lock").exists():
         return False
-    with (folder / ".lock").open() as file:
+    with open(folder / ".lock", opener=at_once) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -336,7 +352,7 @@ def is_held(folder: Path) -> bool:
 def only_one(folder: Path) -> Iterator[None]:
     """Holds a folder for this process. Raises ValueError if another holds it; a lock ends with its process."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with open(folder / ".lock", "w", opener=at_once) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

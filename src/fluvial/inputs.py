@@ -222,7 +222,7 @@ def encode(
     if images.left_out:
         tell(images.left_out)
     if images.labels is not None:
-        _check_ids(images.labels)
+        _refuse_negative(images.labels)
     _check_encodes(images, autoencoder)
     plan = Plan(
         source=data.path or data.name,
@@ -331,7 +331,7 @@ def _check_labels(run: Run, examples: Examples, *, whole: bool) -> None:
     labels, names = examples.labels, examples.class_names
     if labels is None:
         raise ValueError("the data has no labels; set method.classes to 0 to train without")
-    _check_ids(labels)
+    _refuse_negative(labels)
     if int(labels.max()) >= run.method.classes:
         raise ValueError(
             f"the labels run from {int(labels.min())} to {int(labels.max())}, the model has "
@@ -367,7 +367,7 @@ def _standardising(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[f
     return tuple(mean), tuple(1 / s for s in std)
 
 
-def _check_ids(labels: Tensor) -> None:
+def _refuse_negative(labels: Tensor) -> None:
     """Raises ValueError for labels below 0, which mean something in some data sets, and are no class."""
     if negative := int((labels < 0).sum()):
         first = int((labels < 0).nonzero()[0])

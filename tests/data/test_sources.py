@@ -11,6 +11,7 @@ from pyarrow import parquet
 
 from fluvial.data import images as data_images
 from fluvial.data import inspect as inspection
+from fluvial.data import sources
 from fluvial.data.images import DataConfig, Files, load
 
 
@@ -96,6 +97,37 @@ def test_the_digest_is_of_the_files_wherever_they_lie(tmp_path):
     assert open_at(tmp_path / "one.parquet").digest == open_at(tmp_path / "two.parquet").digest
     (tmp_path / "two" / "a" / "001.png").write_bytes(encoded(1, 80))
     assert open_at(tmp_path / "one", size=8).digest != open_at(tmp_path / "two", size=8).digest
+
+
+def test_the_digest_of_rows_is_of_their_images_and_labels(tmp_path):
+    def digest(contents, labels=(0, 1, 1), names=("cat", "dog"), size=1000):
+        rows = [None if c is None else {"bytes": c, "path": None} for c in contents]
+        features = datasets.Features({"img": datasets.Image(), "fine": datasets.ClassLabel(names=list(names))})
+        columns = {"img": rows, "fine": list(labels)}
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "a.parquet", batch_size=size)
+        return sources.open_source(str(tmp_path / "a.parquet")).digest()
+
+    def bitmap(pixels):
+        Image.fromarray(pixels).save(buffer := io.BytesIO(), "BMP")
+        return buffer.getvalue()
+
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    plain, inverted = ([bitmap(p) for p in rows] for rows in (pixels, 255 - pixels))
+    assert list(map(len, plain)) == list(map(len, inverted))
+    expected = digest(plain)
+    assert digest(plain) == digest(plain, size=1) == expected
+    others = [
+        digest(plain, labels=(1, 0, 0)),
+        digest(plain, names=("dog", "cat")),
+        digest(inverted),
+        digest([*plain[:2], inverted[2]]),
+        digest(plain[::-1]),
+        digest([plain[0], None, plain[1]]),
+        digest([None, *plain[:2]]),
+        digest([plain[0], plain[1][:-1], plain[1][-1:] + plain[2]]),
+        digest([None] * 3),
+    ]
+    assert len({expected, *others}) == 10
 
 
 def test_rows_without_an_image_are_unreadable(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from fluvial.cli import main
 from fluvial.train import checkpoint, distributed
 from fluvial.train.distributed import World
 
@@ -121,6 +122,43 @@ def test_a_rank_that_hangs_at_the_start_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "SCRIPT", script)
     printed = run(3, tmp_path / "run", "hang=1", "steps=1", code=1)
     assert "rank 1 of 3 did not start within 5 s" in printed
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"RANK": "1"},
+        {"RANK": "5", "WORLD_SIZE": "2"},
+        {"RANK": "-1", "WORLD_SIZE": "2"},
+        {"RANK": "x", "WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": ""},
+        {"WORLD_SIZE": "0"},
+        {"WORLD_SIZE": "2"},
+    ],
+    ids=str,
+)
+def test_ranks_that_torchrun_does_not_set_are_refused(tmp_path, monkeypatch, given, capsys):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert distributed.ranks() == (0, 1)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    got = " and ".join(f"{name}={given.get(name, ' (not set)')}" for name in ("RANK", "WORLD_SIZE"))
+    says = f"the environment has {got}; expected whole numbers, 0 <= RANK < WORLD_SIZE"
+    with pytest.raises(ValueError, match=re.escape(says)), distributed.world(torch.device("cpu")):
+        pass
+    (tmp_path / "data").mkdir()
+    out = str(tmp_path / "out")
+    encode = ["encode", str(tmp_path / "data"), "--autoencoder", "pixels", "--out", out]
+    for arguments in (encode, ["train", "digits-arflow", "--out", out]):
+        assert main(arguments) == 1 and says in capsys.readouterr().err
+    assert not Path(out).exists()
+
+
+def test_ranks_of_torchrun_are_taken(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert distributed.ranks() == (1, 2)
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path):

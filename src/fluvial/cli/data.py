@@ -20,9 +20,9 @@ from fluvial.data import latents
 from fluvial.data.images import BUILT_IN, DataConfig
 from fluvial.data.images import load as load_images
 from fluvial.data.inspect import inspect as inspect_images
+from fluvial.train import distributed
 
 DATA = "a folder of images, parquet, arrow or tar files, or hub:OWNER/NAME for a data set on the Hugging Face hub"
-RANKS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}  # what torchrun tells its processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,10 +213,10 @@ def encode(arguments: list[str]) -> None:
         unreadable=options.unreadable,
         **vars(options.source),
     )
-    rank, world, local = (int(os.environ.get(name, default)) for name, default in RANKS.items())
+    rank, world = distributed.ranks()
     device = device_of(options.device) or experiment.default_device()
     if str(device) == "cuda":
-        device = f"cuda:{local}"
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
     manifest = inputs.encode(
         config,
         inputs.open_autoencoder(AutoencoderConfig(name=options.autoencoder)).to(device),

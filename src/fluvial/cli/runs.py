@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +21,7 @@ from fluvial.data.labels import numbers
 from fluvial.evaluation.images import RECORD, SAMPLES
 from fluvial.files import atomic_files, checksum, json_checksum, write_json
 from fluvial.generate import Frames, Generated, SampleConfig
+from fluvial.train import distributed
 
 COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
 SMOKE = "--smoke tries the recipe with a small model and few steps, in runs/RECIPE-smoke: a minute or so on a CPU."
@@ -157,7 +157,7 @@ def _tell(run: Run, device: Literal["auto", "cpu", "cuda"], out: Path, start: Pa
 
 
 def _train(run: Run, out: Path, options: TrainOptions, **origin: Any) -> None:  # noqa: ANN401
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, one speaks
+    first = distributed.ranks()[0] == 0  # of the processes that torchrun starts, one speaks
     if first:
         print(f"training in {out}")
     device = device_of(options.device)

@@ -1,6 +1,5 @@
 """From whatever an image file holds to a square of 8-bit pixels."""
 
-import stat
 import warnings
 from collections.abc import Callable
 from io import BufferedReader, BytesIO
@@ -12,6 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from fluvial.data.left_out import image_formats, printable
+from fluvial.files import irregular
 
 T = TypeVar("T")
 Stored = bytes | Path | np.ndarray  # an image as it is stored: encoded, in a file, or as plain numbers
@@ -100,13 +100,12 @@ def _told(error: Exception) -> str:
 def regular(path: Path) -> Path:
     """The path of a regular file. Raises UnreadableImage for a pipe or a device, whose reading may never end."""
     try:
-        mode = path.stat().st_mode
+        other = irregular(path)
     except FileNotFoundError:
         what = f"is a link to {path.readlink()}, which is not there" if path.is_symlink() else "is not there"
         raise UnreadableImage(str(path), what) from None
-    if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
-        raise UnreadableImage(str(path), f"is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file")
+    if other:
+        raise UnreadableImage(str(path), f"is {other}, not a file")
     return path
 
 

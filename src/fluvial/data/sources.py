@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import Int
 from torch import Tensor
 
@@ -43,7 +44,7 @@ class Source:
     count: int
     read: Callable[[Sequence[int]], list[tuple[str, Stored]]]
     digest: Callable[[], str]
-    """Of the names and sizes of the files, wherever they lie."""
+    """Of the names and sizes of files, or the images and labels of rows, wherever they lie."""
     labels: Sequence[Any] | None
     """Class ids or class names, one an image."""
     class_names: tuple[str, ...]
@@ -265,7 +266,6 @@ def _only_kind(name: Path, files: Iterable[Path]) -> str:
 
 def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> Source:  # noqa: ANN401
     import datasets
-    from pyarrow import compute
 
     features = dataset.features
     image_column = image_column or _found(features, name, "image", IMAGE_COLUMNS, datasets.Image)
@@ -288,10 +288,8 @@ def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> S
 
     def digest() -> str:
         column = images.with_format("arrow")[:][image_column]
-        if numbers:
-            return _sha256((f"{dataset.num_rows}", sha256_of_numbers(column)))
-        lengths = compute.binary_length(compute.struct_field(column, "bytes"))  # type: ignore[attr-defined]
-        return _sha256(map(str, lengths.to_pylist()))
+        content = sha256_of_numbers(column) if numbers else _sha256_of_files(column)
+        return _sha256(chain((f"{dataset.num_rows}", content, repr(class_names)), map(repr, labels or ())))
 
     def read(indices: Sequence[int]) -> list[tuple[str, Stored]]:
         files = []
@@ -309,14 +307,32 @@ def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> S
     if dataset.num_rows == 0:
         raise ValueError(f"{name} has no rows")
     feature = features[labelled] if labelled else None
+    labels = dataset[labelled][:] if labelled else None
+    class_names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else ()
     return Source(
         name=name,
         count=dataset.num_rows,
         read=read,
         digest=digest,
-        labels=dataset[labelled][:] if labelled else None,
-        class_names=tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else (),
+        labels=labels,
+        class_names=class_names,
     )
+
+
+def _sha256_of_files(column: Any) -> str:  # noqa: ANN401 - pyarrow.ChunkedArray
+    """The SHA-256 of the encoded images in rows, and of their lengths, whatever the chunks."""
+    import pyarrow
+    from pyarrow import compute
+
+    lengths, content = hashlib.sha256(), hashlib.sha256()
+    for files in compute.struct_field(column, "bytes").chunks:  # type: ignore[attr-defined]
+        lengths.update("".join(f"{n}\n" for n in compute.binary_length(files).to_pylist()).encode())  # type: ignore[attr-defined]
+        files = files.drop_null().cast(pyarrow.large_binary())  # copies no content, unless rows are without any
+        if len(files):
+            _, ends, data = files.buffers()
+            bounds = np.frombuffer(ends, np.int64)[files.offset : files.offset + len(files) + 1]
+            content.update(memoryview(data or b"")[bounds[0] : bounds[-1]])
+    return f"{lengths.hexdigest()} {content.hexdigest()}"
 
 
 def _roots(name: str) -> list[Path]:

@@ -22,7 +22,7 @@ from fluvial.data.images import DataConfig, Files, ImageSet
 from fluvial.data.labels import Classes, aligned
 from fluvial.data.latents import is_cache
 from fluvial.evaluation import archive
-from fluvial.files import HUB, brief, checksum, json_checksum, named
+from fluvial.files import HUB, brief, checksum, json_checksum, named, read_bytes
 from fluvial.randomness import numpy_generator
 
 SAMPLES = "samples.npz"  # what `fluvial sample` writes
@@ -194,7 +194,7 @@ def _npz(path: Path, like: DataConfig) -> Images:
 def _record(record: Path, path: Path, content: str) -> dict[str, Any]:
     """What `fluvial sample` said of these samples; `content` is the hash of their file."""
     try:
-        about = json.loads(record.read_bytes())
+        about = json.loads(read_bytes(record))
         if about.pop("sha256") != json_checksum(about):
             raise ValueError("its content is not what was written, the SHA-256 is another")
         told = about.pop("file_sha256")

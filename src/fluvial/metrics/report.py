@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fluvial.files import json_checksum
+from fluvial.files import json_checksum, read_bytes
 from fluvial.metrics import Estimate
 
 KIND = "fluvial scores 2"
@@ -54,7 +54,7 @@ def sealed(card: Mapping[str, Any]) -> dict[str, Any]:
 def read(path: Path) -> dict[str, Any]:
     """The card in a file. Raises ValueError if it is none that this version reads, or not as it was written."""
     try:
-        card = json.loads(path.read_bytes())
+        card = json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(card, dict) or card.get("kind") != KIND:

@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as read_sharded
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from fluvial.checks import other_weights
-from fluvial.files import Lazy, checksum, flush, json_checksum, write_tensors
+from fluvial.files import Lazy, checksum, flush, json_checksum, read_bytes, write_tensors
 from fluvial.train.distributed import ALONE, World
 from fluvial.train.home import identity
 
@@ -272,7 +272,7 @@ def load_meta(folder: Path) -> dict[str, Any]:
     """
     file = folder / "checkpoint.json"
     try:
-        meta = json.loads(file.read_bytes())
+        meta = json.loads(read_bytes(file))
         written, told = meta["format"], meta.pop("sha256", None)
         intact = written != FORMAT or (told == json_checksum(meta) and meta["step"] == step_of(folder))
     except FileNotFoundError as error:

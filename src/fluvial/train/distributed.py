@@ -81,17 +81,32 @@ class World(NamedTuple):
 ALONE = World()
 
 
+def ranks() -> tuple[int, int]:
+    """RANK and WORLD_SIZE, as torchrun sets them; 0 and 1 if neither is set. Raises ValueError for anything else."""
+    given = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
+    try:
+        rank, size = int(given.get("RANK", 0)), int(given.get("WORLD_SIZE", 1))
+    except ValueError:
+        rank, size = 0, 0
+    if not 0 <= rank < size or (size > 1 and "RANK" not in given):
+        got = " and ".join(f"{name}={given.get(name, ' (not set)')}" for name in ("RANK", "WORLD_SIZE"))
+        raise ValueError(
+            f"the environment has {got}; expected whole numbers, 0 <= RANK < WORLD_SIZE, as torchrun sets them, or "
+            f"neither of the two"
+        )
+    return rank, size
+
+
 @contextmanager
 def world(device: torch.device, *, timeout: float = 600.0) -> Iterator[tuple[World, torch.device]]:
     """The processes that torchrun has started, joined, and this one's device; one process alone without torchrun.
 
-    Raises RuntimeError naming the ranks that have not come after `timeout` seconds.
+    Raises RuntimeError naming the ranks that have not come after `timeout` seconds, and ValueError as `ranks` does.
     """
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    rank, size = ranks()
     if size == 1:
         yield ALONE, device
         return
-    rank = int(os.environ["RANK"])
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fluvial.extras import require
-from fluvial.files import atomic_file, flush, naming, read_bytes
+from fluvial.files import at_once, atomic_file, flush, naming, read_bytes
 from fluvial.train.distributed import World
 
 Row = dict[str, Any]
@@ -36,7 +36,7 @@ class Log:
             rows, foreign, _ = _parsed(self.path)
             if foreign:
                 aside = run / "log-unreadable.txt"
-                with aside.open("ab") as file:
+                with open(aside, "ab", opener=at_once) as file:
                     file.write(b"".join(line + b"\n" for _, line in foreign))
                 print(f"{_told(self.path, foreign)}: moved to {aside.name}, and training goes on", flush=True)
             with atomic_file(self.path) as temporary:
@@ -46,7 +46,7 @@ class Log:
     def write(self, step: int, **values: Any) -> None:  # noqa: ANN401
         """A row of values at this step; numbers in it go to the other writers under their path."""
         try:
-            with naming(self.path), self.path.open("a") as file:
+            with naming(self.path), open(self.path, "a", opener=at_once) as file:
                 file.write(json.dumps({"step": step, **values, "time": round(time.time(), 3)}) + "\n")
         except FileNotFoundError:
             return  # the folder is gone: the loop notices and saves elsewhere

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fluvial.checks import other_weights
-from fluvial.files import DTYPES, Lazy, atomic_file, check_tensors, read_bytes, write_tensors
+from fluvial.files import DTYPES, Lazy, atomic_file, check_tensors, read_bytes, reading, write_tensors
 
 LONGEST = 1 / math.sqrt(12)
 """The length of the plain mean of all steps, gamma 0."""
@@ -296,6 +296,7 @@ def _settings(run: Path) -> dict[str, Any]:
 def _opened(file: Path) -> Any:  # noqa: ANN401 - an open file
     """Raises ValueError if it is not a whole safetensors file."""
     try:
-        return safe_open(file, framework="pt")
+        with reading(file):  # never waits for a pipe
+            return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{file} is missing, truncated or damaged ({error}). Move it away to do without") from error
