@@ -407,3 +407,21 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over_in_silence(tmp_pat
     with pytest.raises(checkpoint.CheckpointError, match="has had checkpoints, and has none now"):
         run(tmp_path, steps=4, save_every=100)
     run(tmp_path, steps=4, save_every=100, start_over=True)
+
+
+def test_the_mean_loss_of_a_line_counts_the_steps_before_a_stop(tmp_path):
+    run(tmp_path / "whole", steps=20, log_every=10, save_every=6)
+
+    def dying(*arguments, **chance):
+        dying.left -= 1
+        if not dying.left:
+            raise KeyboardInterrupt
+        return loss(*arguments, **chance)
+
+    dying.left = 9
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", loss=dying, steps=20, log_every=10, save_every=6)
+    assert checkpoint.newest(tmp_path / "cut").name == "step-00000006"
+    run(tmp_path / "cut", steps=20, log_every=10, save_every=6)
+    whole, cut = ([row["loss"] for row in log(tmp_path / name) if "loss" in row] for name in ("whole", "cut"))
+    assert whole == cut and len(whole) == 2

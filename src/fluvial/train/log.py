@@ -90,6 +90,19 @@ class Meter:
         self.restart()
         return found
 
+    def so_far(self) -> tuple[float, float]:
+        """Sum of the losses of all ranks' steps since the last line, and their number, for a checkpoint."""
+        loss = self.loss.clone()
+        if self.world.size > 1:
+            dist.all_reduce(loss)
+            loss /= self.world.size
+        return float(loss), float(self.good)
+
+    def go_on(self, loss: float, good: float) -> None:
+        """Counts the steps that `so_far` counted, too."""
+        self.loss += loss
+        self.good += good
+
     def leave_out(self) -> None:
         """What was done since a line was written, such as evaluation and pictures, does not count as training."""
         if not self.images:

@@ -1,7 +1,7 @@
 """The training loop: batches of (seed, step) in, checkpoints and a log out; started again, it goes on where it was."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ def train(
         saver.tidy()
     log = Log(run, config.log_to, last_step=at.step) if world.first else None
     health, meter = Health(device), Meter(device, world)
+    meter.go_on(*at.since_line)
     batch = batches(at.order)
 
     def averaged() -> nn.Module:
@@ -91,7 +92,8 @@ def train(
         parts |= {name: ema.tensors(average, bare) for name, average in averages.items()}
         if log is not None:
             log.sync()
-        saver.save(at.step, parts, {"seconds": at.seconds + meter.elapsed(), "order": at.order})
+        told = {"seconds": at.seconds + meter.elapsed(), "order": at.order}
+        saver.save(at.step, parts, {**told, "since_line": meter.so_far()})
 
     def look(*, missing: bool = False) -> None:
         """Makes what is due at this step; with `missing` only what is not there yet."""
@@ -133,6 +135,7 @@ def train(
                 at = _roll_back(run, bare, averages, optimizer, world, at, culprit, log)
                 batch, health = batches(at.order), Health(device)
                 meter.restart()
+                meter.go_on(*at.since_line)
                 continue
             if at.step % config.log_every == 0 or last:
                 mean, speed = meter.read()
@@ -161,8 +164,18 @@ def train(
 class _At:
     """How far a run is: its step, the seconds before this process, and how often the data order was changed."""
 
-    def __init__(self, step: int = 0, seconds: float = 0.0, order: int = 0, *, weights_only: bool = False) -> None:
+    def __init__(
+        self,
+        step: int = 0,
+        seconds: float = 0.0,
+        order: int = 0,
+        *,
+        since_line: Sequence[float] = (0.0, 0.0),
+        weights_only: bool = False,
+    ) -> None:
         self.step, self.seconds, self.order, self.weights_only = step, seconds, order, weights_only
+        self.since_line = since_line
+        """Sum of the losses since the last line of the log, and their number."""
 
 
 def _rescue(
@@ -281,7 +294,7 @@ def _resume(
     checkpoint.fill(wanted, folder, world, verified=True)
     for part, average in averages.items():  # those that live elsewhere, or are this rank's part of a sharded one
         ema.fill(average, [wanted[f"{part}/{name}"] for name in names])
-    return _At(meta["step"], meta["seconds"], meta.get("order", 0))
+    return _At(meta["step"], meta["seconds"], meta.get("order", 0), since_line=meta.get("since_line", (0.0, 0.0)))
 
 
 def _roll_back(
@@ -307,4 +320,4 @@ def _roll_back(
     if log is not None:
         log.write(step=at.step, rolled_back_to=back.step, first_non_finite=culprit)
         print(f"{found}: back to step {back.step}, with the data in another order", flush=True)
-    return _At(back.step, at.seconds, order)
+    return _At(back.step, at.seconds, order, since_line=back.since_line)
