@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -92,8 +91,7 @@ def _train(run: Run, steps: int = 3) -> int:
     with tempfile.TemporaryDirectory() as folder:
         loop.train(
             method.Model(run.method),
-            loss=partial(method.loss, config=run.method),
-            draws=partial(method.draws, run.method),
+            method=method_of(run.method),
             batches=lambda order: batch,
             replica=lambda: method.Model(run.method),
             config=replace(run.train, steps=steps + 1),

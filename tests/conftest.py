@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import resource
@@ -16,6 +17,10 @@ os.environ["XDG_CACHE_HOME"] = _CACHE.name
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from safetensors import safe_open  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from fluvial.methods import method_of  # noqa: E402
+from fluvial.train.step import loss_of  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"  # real images and autoencoders, where there are any
@@ -77,6 +82,14 @@ def randomise(module: torch.nn.Module, seed: int = 0, std: float = 0.2) -> None:
     with torch.no_grad():
         for p in module.parameters():
             p.copy_(torch.randn(p.shape, generator=generator) * std)
+
+
+def loss(model: torch.nn.Module, latents: Tensor, labels: Tensor | None, **given: Tensor | None) -> Tensor:
+    """The loss of a model of any method; of its draws, those that are not given come from the global generator."""
+    method = method_of(model.config)
+    draws = method.draws(model.config, latents.shape, device=latents.device)
+    errors = method.errors(model, latents, labels, dataclasses.replace(draws, **given))
+    return loss_of(errors, torch.tensor(method.part_weights(model.config), device=latents.device))
 
 
 @pytest.fixture(scope="session")

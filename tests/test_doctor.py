@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from conftest import loss
 from fluvial import recipes
 from fluvial.cli import main
 from fluvial.config import to_json
@@ -185,8 +186,12 @@ def test_the_level_is_the_loss_itself(weight):
     generator = torch.Generator().manual_seed(2)
     model = flowar.Model(config).eval()
     expected = level(config, x1)
+
+    def drawn():
+        return vars(flowar.draws(config, x1.shape, generator=generator, device="cpu"))
+
     with torch.no_grad():
-        measured = float(flowar.loss(model, x1, None, generator=generator))
+        measured = float(loss(model, x1, None, **drawn()))
     assert measured == pytest.approx(expected.zero, rel=0.02)
 
     moments = torch.tensor([float(m.square().mean()) for m in flowar.pyramid(x1, config)])
@@ -197,10 +202,14 @@ def test_the_level_is_the_loss_itself(weight):
         return ((m * time - (1 - time)) / (m * time**2 + (1 - time) ** 2)).unsqueeze(-1) * x
 
     class Best(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = config
+
         def forward(self, *arguments):
             return best(*arguments)
 
-    measured = float(flowar.loss(Best(), x1, None, config=config, generator=generator))
+    measured = float(loss(Best(), x1, None, **drawn()))
     assert measured == pytest.approx(expected.multiple, rel=0.03)
     assert level(config).zero > expected.zero  # without latents an upper bound: pooling takes variance away
 

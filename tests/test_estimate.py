@@ -112,6 +112,10 @@ def test_a_linear_layers_step_in_closed_form():
     assert tuple(history[-1, :1]) == (4 * (m * n + m),)
 
 
+def tensors_of(batch):
+    return [t for t in (batch.latents, batch.labels, *vars(batch.draws).values()) if t is not None]
+
+
 def saved_by_autograd(run):
     """Bytes of the distinct storages that autograd keeps, parameters and tables left out, on real tensors."""
     model, kept = experiment.build(run), {}
@@ -128,7 +132,7 @@ def saved_by_autograd(run):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         value = estimate._loss(run, model, batch)
     assert value.requires_grad
-    batch_storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in batch.values() if t is not None}
+    batch_storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors_of(batch)}
     return sum(s.nbytes() for s in (kept | batch_storages).values())
 
 

@@ -201,6 +201,7 @@ def test_a_crash_before_the_first_checkpoint_does_not_lose_the_start(tmp_path):
         file.unlink()
     for folder in (tmp_path / "cut" / "checkpoints").iterdir():
         folder.rmdir()
+    (tmp_path / "cut" / checkpoint.SAVED).unlink()
     again = experiment.train(experiment.read_run(tmp_path / "cut"), tmp_path / "cut", images=few, device="cpu")
     for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import twins
 
+from conftest import loss
 from fluvial import bench, experiment, recipes
 from fluvial.autoencoders.vae import Vae
 from fluvial.data.batches import batches
@@ -45,10 +46,9 @@ def test_a_loss_on_the_gpu_is_the_loss_on_the_cpu(name):
         torch.nn.init.normal_(p, std=0.05)
     sequence = (run.method.images_per_sequence,) if run.method.images_per_sequence else ()
     latents, labels = torch.randn(4, *sequence, 1, 8, 8), torch.tensor([0, 1, 2, 9])
-    chance = method.draws(run.method, latents.shape, device="cpu")
-    expected = method.loss(model.eval(), latents, labels, **chance)
-    moved = {k: v.cuda() for k, v in chance.items()}
-    got = method.loss(model.cuda(), latents.cuda(), labels.cuda(), **moved)
+    draws = method.draws(run.method, latents.shape, device="cpu")
+    expected = loss(model.eval(), latents, labels, **vars(draws))
+    got = loss(model.cuda(), latents.cuda(), labels.cuda(), **vars(draws.to("cuda")))
     torch.testing.assert_close(got.cpu(), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -60,8 +60,7 @@ def test_a_training_step_never_waits_for_the_device(name, clip):
     config = dataclasses.replace(run.train, batch=4, precision="bf16", ema_decays=(0.5,))
     learner = begin(
         model,
-        loss=functools.partial(method.loss, config=run.method),
-        draws=functools.partial(method.draws, run.method),
+        method=method,
         config=config,
         optim=dataclasses.replace(run.optim, clip=clip),
         seed=0,

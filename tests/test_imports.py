@@ -55,7 +55,7 @@ def test_imports_point_upwards(file):
             continue
         same_package = there[0] == here[0]
         assert same_package or row(there[0]) < row(here[0]), f"{'.'.join(here)} imports {name}"
-        if here[0] == there[0] == "methods" and here[-1] != "__init__":
+        if here[0] == there[0] == "methods" and here[-1] != "__init__" and there[1] != "method":
             raise AssertionError(f"one method imports another: {'.'.join(here)} imports {name}")
 
 
@@ -63,3 +63,15 @@ def test_imports_point_upwards(file):
 def test_files_stay_readable(file):
     assert len(file.read_text().splitlines()) <= 430
     assert "torchvision" not in file.read_text() and "timm" not in file.read_text()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_methods_and_translators_of_weights_know_which_method_it_is(file):
+    """Everything else asks the module of the method: see methods/method.py."""
+    here = file.relative_to(ROOT).with_suffix("").parts
+    if here[0] in ("methods", "upstream", "importing", "recipes"):
+        return
+    names = {"SiTConfig", "ARFlowConfig", "FlowARConfig", "DiTConfig"}
+    used = {node.id for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Name)}
+    assert here[0] == "nn" or not names & used, f"{'.'.join(here)} asks for {names & used}"
+    assert not {"methods.sit", "methods.arflow", "methods.flowar"} & imported(file)

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from conftest import loss
 from fluvial import experiment, recipes
 from fluvial.guidance import Guidance
 from fluvial.methods import arflow, flowar, method_of, sit
@@ -21,15 +22,15 @@ def test_every_recipe_takes_a_step_at_reduced_width(name):
     sequence = () if run.method.images_per_sequence is None else (run.method.images_per_sequence,)
     latents, labels = torch.randn(2, *sequence, run.method.channels, *run.method.size), torch.tensor([0, 9])
     labels = labels if run.method.classes else None
-    chance = method.draws(run.method, latents.shape, device="cpu")
+    draws = vars(method.draws(run.method, latents.shape, device="cpu"))
     optimizer = adamw(model, dataclasses.replace(run.optim, lr=1e-3))
     losses = []
     for _ in range(2):
-        loss = method.loss(model, latents, labels, **chance)
-        loss.backward()
+        value = loss(model, latents, labels, **draws)
+        value.backward()
         clip_gradients(list(model.parameters()), run.optim)
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(value.item())
     assert losses[1] < losses[0]  # on the same images, times and noise
 
 

@@ -236,11 +236,9 @@ def _training_flops(run: Run) -> int:
 
 def _training(run: Run, device: torch.device) -> tuple[Call, int]:
     """A training step, and the images in it."""
-    method = method_of(run.method)
     learner = begin(
         _model(run, device),
-        loss=partial(method.loss, config=run.method),
-        draws=partial(method.draws, run.method),
+        method=method_of(run.method),
         config=run.train,
         optim=run.optim,
         seed=run.seed,

@@ -13,7 +13,6 @@ from fluvial.autoencoders import AutoencoderConfig
 from fluvial.checks import MANY, as_declared, at_most, misfit
 from fluvial.data.images import DataConfig
 from fluvial.generate import SampleConfig
-from fluvial.methods import flowar
 from fluvial.train.config import TrainConfig
 from fluvial.train.optim import OptimConfig
 
@@ -44,19 +43,18 @@ class Run:
 
     def _check_sampling(self) -> None:
         """Raises ValueError for sampling settings that this method would ignore."""
-        sample, guidance = self.sample, self.sample.guidance
-        method = self.method if isinstance(self.method, flowar.FlowARConfig) else None
-        scales = len(method.maps) if method else 0
+        sample, guidance, method = self.sample, self.sample.guidance, self.method
+        scales = len(methods.method_of(method).scales(method))
         for name, values in (("scale_steps", sample.scale_steps), ("guidance.scale_weights", guidance.scale_weights)):
             if values and len(values) != scales:
                 raise ValueError(f"sample.{name} must be one for each of the method's {scales} scales, got {values}")
-        if method is None and guidance.ramp != "constant":
+        if not scales and guidance.ramp != "constant":
             raise ValueError(f"sample.guidance.ramp is over scales, which this method has not, got {guidance.ramp!r}")
-        if method is not None and guidance.channels is not None:
-            raise ValueError(f"FlowAR guides all channels, got sample.guidance.channels {guidance.channels}")
-        if sample.context_noise > 0 and not (method and method.context_noise > 0):
+        if guidance.channels is not None and not method.guides_channels:
+            raise ValueError(f"this method guides all channels, got sample.guidance.channels {guidance.channels}")
+        if sample.context_noise > 0 and not method.context_noise:
             raise ValueError(
-                f"sample.context_noise needs a FlowAR trained with method.context_noise, got {sample.context_noise}"
+                f"sample.context_noise needs a method trained with method.context_noise, got {sample.context_noise}"
             )
 
     def check_guidance(self) -> None:

@@ -22,10 +22,10 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from fluvial.config import Run
-from fluvial.methods import flowar, method_of
+from fluvial.methods import method_of
 from fluvial.train.distributed import blocks, recomputed
 from fluvial.train.living import Living, Moments
-from fluvial.train.step import split
+from fluvial.train.step import MicroBatch, loss_of, split
 
 Parallel = Literal["none", "ddp", "fsdp"]
 Device = Literal["cpu", "cuda"]
@@ -107,7 +107,7 @@ def sampling_flops(run: Run, evaluations: Mapping[str, int]) -> int:
     The run's own sampler takes two steps, at each scale: the second is one evaluation of the velocity, and what the
     first costs above it is FlowAR's transformer with the cache so far. A null branch costs what the conditional does.
     """
-    scales = [f" {h}x{w}" for h, w in run.method.maps] if isinstance(run.method, flowar.FlowARConfig) else [""]
+    scales = [f" {name}" for name in method_of(run.method).scales(run.method)] or [""]
     times, counts = torch.linspace(0, 1, 3), [0]
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         method_of(run.method).sample(
@@ -176,10 +176,8 @@ def largest_batch(
 
 
 def tokens_per_image(run: Run) -> int:
-    """Tokens that one image is in the sequence of the model, all scales of FlowAR together."""
-    if isinstance(run.method, flowar.FlowARConfig):
-        return sum(run.method.sizes)
-    return run.method.size[0] // run.method.patch * (run.method.size[1] // run.method.patch)
+    """Tokens of one image in the network's sequence, of all scales together."""
+    return method_of(run.method).tokens(run.method)
 
 
 def _check(world: int, parallel: Parallel) -> None:
@@ -195,17 +193,18 @@ def _model(run: Run) -> nn.Module:
     return method_of(run.method).Model(run.method).train()
 
 
-def _batch(run: Run, size: int | None = None) -> dict[str, Tensor | None]:
-    """The loss's arguments for `size` examples, those of a whole step by default."""
+def _batch(run: Run, size: int | None = None) -> MicroBatch:
+    """Latents, labels and draws of `size` examples, those of a whole step by default."""
     method, latents = run.method, torch.empty(batch_shape(run, size))
     labels = torch.zeros(len(latents), dtype=torch.long) if method.classes else None
-    return {"latents": latents, "labels": labels, **method_of(method).draws(method, latents.shape, device="cpu")}
+    return MicroBatch(latents, labels, method_of(method).draws(method, latents.shape, device="cpu"))
 
 
-def _loss(run: Run, model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    autocast = torch.autocast("cpu", torch.bfloat16) if run.train.precision == "bf16" else nullcontext()
-    with autocast:
-        return method_of(run.method).loss(model, **batch, config=run.method)
+def _loss(run: Run, model: nn.Module, batch: MicroBatch) -> Tensor:
+    method = method_of(run.method)
+    with torch.autocast("cpu", torch.bfloat16) if run.train.precision == "bf16" else nullcontext():
+        errors = method.errors(model, *batch)
+    return loss_of(errors, torch.tensor(method.part_weights(run.method)))
 
 
 def _moments(run: Run, micro: int, device: Device) -> tuple[nn.Module, Moments]:

@@ -119,7 +119,6 @@ def _train(
     world: World,
     start_over: bool,
 ) -> "Trained":
-    method = method_of(run.method)
     if images is not None:  # in place of whatever data the run names
         run = replace(run, data=replace(run.data, name="given", path="", test_path=""))
     run = _continued(run, out, start)
@@ -153,8 +152,7 @@ def _train(
         world.barrier()
         average = loop.train(
             model,
-            loss=partial(method.loss, config=run.method),
-            draws=partial(method.draws, run.method),
+            method=method_of(run.method),
             batches=batches,
             config=run.train,
             optim=run.optim,

@@ -2,26 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from math import log, prod
-from typing import cast
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from fluvial.checks import other_weights
 from fluvial.config import Run
 from fluvial.data.labels import numbers
-from fluvial.methods import name_of
-from fluvial.methods.flowar import FlowARConfig
-from fluvial.nn.dit import DiTConfig
+from fluvial.methods import method_of, name_of
 
 # settings of a method that leave the meaning of its weights as it is
 FREE = ("classes", "size", "scales", "scale_columns", "position_size", "images_per_sequence", "sorted_times")
 FREE += ("label_drop", "dropout", "loss_weight", "time_sampling", "init")
 LABELS = "embed_label.table.weight"
-POSITIONS = "positions"  # FlowAR's, which are learned; those of SiT and ARFlow are a fixed table
 
 
 def fitted(run: Run, start: Run) -> Run:
@@ -36,10 +28,7 @@ def fitted(run: Run, start: Run) -> Run:
     changed = {name: (getattr(start.method, name), getattr(run.method, name)) for name in names}
     if wrong := [f"{name} is {old} there and {new} here" for name, (old, new) in changed.items() if old != new]:
         raise ValueError(f"the weights do not fit the run: {', '.join(wrong)}; only {', '.join(FREE)} may differ")
-    if isinstance(run.method, DiTConfig) and isinstance(start.method, DiTConfig) and not run.method.position_size:
-        frame = start.method.position_size or start.method.size
-        return run if frame == run.method.size else replace(run, method=replace(run.method, position_size=frame))
-    return run
+    return replace(run, method=method_of(run.method).framed(run.method, start.method))
 
 
 def adapted(
@@ -63,14 +52,9 @@ def adapted(
             ours[LABELS][row] = table[old]
         how = f"{len(kept)} found by name, {len(new) - 1 - len(kept)} initialised" if kept else "all initialised"
         changes.append(f"labels: {len(new) - 1} classes in place of {len(table) - 1}, {how}; the row of none is kept")
-    before, after = start.method, run.method
-    if isinstance(before, FlowARConfig) and before.maps != cast(FlowARConfig, after).maps:
-        ours[POSITIONS] = _resampled(weights[POSITIONS], before, cast(FlowARConfig, after))
-        maps = [" ".join(f"{h}x{w}" for h, w in cast(FlowARConfig, method).maps) for method in (before, after)]
-        changes.append(f"positions: resampled from maps of {maps[0]} to {maps[1]}")
-    elif before.size != after.size:
-        sizes = [f"{h} x {w}" for h, w in (before.size, after.size)]
-        changes.append(f"positions: resampled from a latent of {sizes[0]} to {sizes[1]}")
+    ours, told = method_of(run.method).resampled(ours, start.method, run.method)
+    if told:
+        changes.append(told)
     if wrong := other_weights(initial, ours):
         raise ValueError(f"the weights do not fit the run: {wrong}")
     return ours, changes
@@ -89,16 +73,3 @@ def _kept(known: int, wanted: int, known_names: tuple[str, ...], names: tuple[st
             else {value: place for value, place in pairs if value < wanted}
         )
     return {i: i for i in range(known)} if known == wanted else {}
-
-
-def _resampled(positions: Float[Tensor, "k n d"], before: FlowARConfig, after: FlowARConfig) -> Float[Tensor, "k m d"]:
-    """Each map from the one there of the same size, else bicubic from the one closest in size."""
-    there = dict(zip(before.maps, positions.split(before.sizes, dim=1), strict=True))
-    parts = []
-    for map_ in after.maps:
-        h, w = map_ if map_ in there else min(there, key=lambda old: abs(log(prod(old) / prod(map_))))
-        grid = there[h, w].unflatten(1, (h, w)).movedim(-1, 1)
-        if (h, w) != map_:
-            grid = F.interpolate(grid.float(), size=map_, mode="bicubic", align_corners=False).to(grid.dtype)
-        parts.append(grid.movedim(1, -1).flatten(1, 2))
-    return torch.cat(parts, dim=1)

@@ -1,7 +1,6 @@
 """The loss on examples that training never sees, at fixed times and noises: the curve that shows overfitting."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from fluvial.inputs import Inputs, batches_of
 from fluvial.methods import method_of
 from fluvial.randomness import generator
-from fluvial.train.step import split
+from fluvial.train.step import MicroBatch, loss_of, split
 
 EXAMPLES = 256
 BUCKETS = 10  # of t, from noise to data
@@ -23,22 +22,21 @@ def held_out_losses(inputs: Inputs, device: torch.device) -> Callable[[nn.Module
     """
     if inputs.held_out is None:
         return None
-    run, method = inputs.run, method_of(inputs.run.method)
+    run, config = inputs.run, inputs.run.method
+    method = method_of(config)
     batch = batches_of(inputs, inputs.held_out, EXAMPLES, device, seed=0, small_classes="repeat")(0)
-    errors, draws = partial(method.errors, config=run.method), partial(method.draws, run.method)
 
     @torch.no_grad()
     def losses(model: nn.Module) -> dict[str, Any]:
         latents, labels = (None if a is None else a.to(device) for a in batch)
         assert latents is not None
-        chance = draws(latents.shape, generator=generator(0, "held-out", device=device), device=device)
-        parts = split({"latents": latents, "labels": labels, **chance}, run.train.batch // run.train.accumulate)
-        values = [method.loss(model, config=run.method, **part) * len(part["t"]) for part in parts]
-        found: dict[str, Any] = {"held_out_loss": float(sum(values)) / EXAMPLES}
-        error = torch.cat([errors(model, **part) for part in parts])
-        found["held_out_by_time"] = by_time(error, chance["t"])
-        if hasattr(run.method, "maps"):
-            found["held_out_by_scale"] = error.mean(dim=0).tolist()
+        draws = method.draws(config, latents.shape, generator=generator(0, "held-out", device=device), device=device)
+        parts = split(MicroBatch(latents, labels, draws), run.train.batch // run.train.accumulate)
+        errors = torch.cat([method.errors(model, *part) for part in parts])
+        weights = torch.tensor(method.part_weights(config), device=device)
+        found = {"held_out_loss": float(loss_of(errors, weights)), "held_out_by_time": by_time(errors, draws.t)}
+        if method.scales(config):
+            found["held_out_by_scale"] = errors.mean(dim=0).tolist()
         return found
 
     return losses

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from conftest import randomise
+from conftest import loss, randomise
 from fluvial import integrate as it
 from fluvial import upstream
 from fluvial.guidance import Guidance
@@ -35,12 +35,11 @@ def test_loss_and_gradients(released, arflow_golden):
     g = arflow_golden.tensors
     x1, labels, t, noise = (g[f"train.{k}"] for k in ("data", "labels", "t", "noise"))
     each = [
-        arflow.loss(released, *(a[i : i + 1] for a in (x1, labels)), t=t[i : i + 1], noise=noise[i : i + 1])
-        for i in range(2)
+        loss(released, *(a[i : i + 1] for a in (x1, labels)), t=t[i : i + 1], noise=noise[i : i + 1]) for i in range(2)
     ]
     torch.testing.assert_close(torch.stack(each), g["train.loss_per_sequence"], atol=2e-5, rtol=0)
     released.zero_grad()
-    arflow.loss(released, x1, labels, t=t, noise=noise).backward()
+    loss(released, x1, labels, t=t, noise=noise).backward()
     attention = released.blocks[0].attention
     got = {"q_proj": attention.qkvg.weight.grad.chunk(4)[0], "gt_proj": attention.gate.weight.grad}
     for name, gradient in got.items():
@@ -149,7 +148,7 @@ def test_any_shape_trains_and_samples(change, solver):
     config = model.config
     labels = None if config.classes == 0 else torch.tensor([0, 4])
     x = torch.randn(2, config.images_per_sequence, config.channels, *config.size)
-    arflow.loss(model, x, labels).backward()
+    loss(model, x, labels).backward()
     assert model.embed.project.weight.grad.abs().max() > 0
     out = arflow.sample(
         model, labels, noise=x[:, 0], times=grid(3), guidance=Guidance(weight=2.0), solver=it.solver(solver)
@@ -185,18 +184,18 @@ def test_labels_are_dropped_by_sequence_and_in_training_only():
     x, labels = torch.randn(3, 4, 3, 4, 6), torch.tensor([0, 1, 2])
     chance = {"t": torch.rand(3, 4), "noise": torch.randn_like(x)}
     second = {**chance, "drop": torch.tensor([False, True, False])}
-    expected = arflow.loss(model, x, torch.tensor([0, 5, 2]), **chance)
-    torch.testing.assert_close(arflow.loss(model.train(), x, labels, **second), expected)
-    assert abs(arflow.loss(model.eval(), x, labels, **second) - expected) > 1e-5
+    expected = loss(model, x, torch.tensor([0, 5, 2]), **chance)
+    torch.testing.assert_close(loss(model.train(), x, labels, **second), expected)
+    assert abs(loss(model.eval(), x, labels, **second) - expected) > 1e-5
 
 
 def test_times_of_a_sequence():
     config = arflow.ARFlowConfig(**TINY)
     drawn = arflow.draws(config, (500, 4, 3, 4, 6), device="cpu")
-    assert (drawn["t"].diff(dim=1) >= 0).all() and drawn["drop"].shape == (500,)
+    assert (drawn.t.diff(dim=1) >= 0).all() and drawn.drop.shape == (500,)
     unsorted = arflow.draws(arflow.ARFlowConfig(**TINY, sorted_times=False), (500, 4, 3, 4, 6), device="cpu")
-    assert (unsorted["t"].diff(dim=1) < 0).any()
-    assert not torch.equal(drawn["noise"][:, 0], drawn["noise"][:, 1])  # every image has its own
+    assert (unsorted.t.diff(dim=1) < 0).any()
+    assert not torch.equal(drawn.noise[:, 0], drawn.noise[:, 1])  # every image has its own
 
 
 @torch.no_grad()

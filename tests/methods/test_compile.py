@@ -15,10 +15,10 @@ for name, method in METHODS.items():
         torch.nn.init.normal_(p, std=0.2)
     sequence = () if config.images_per_sequence is None else (config.images_per_sequence,)
     latents, labels = torch.randn(2, *sequence, 1, 4, 4), torch.tensor([0, 2])
-    chance = method.draws(config, latents.shape, device="cpu")
-    plain = method.loss(model, latents, labels, **chance)
+    draws = method.draws(config, latents.shape, device="cpu")
+    plain = method.errors(model, latents, labels, draws)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(method.loss(compiled, latents, labels, config=config, **chance), plain)
+    torch.testing.assert_close(method.errors(compiled, latents, labels, draws), plain)
 """
 
 

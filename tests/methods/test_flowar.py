@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from conftest import randomise, read_golden
+from conftest import loss, randomise, read_golden
 from fluvial import integrate as it
 from fluvial import upstream
 from fluvial.guidance import Guidance
@@ -54,7 +54,7 @@ def test_the_head_alone(released):
 def test_loss_and_gradients(released):
     model, g = released.model, released.g
     model.zero_grad()
-    value = flowar.loss(
+    value = loss(
         model,
         g["train.latent"],
         g["train.labels"],
@@ -133,7 +133,7 @@ def test_any_pyramid_trains_and_samples(form, shape, solver):
     config = model.config
     labels = None if config.classes == 0 else torch.tensor([0, 2])
     latents = torch.randn(2, config.channels, *config.size)
-    flowar.loss(model, latents, labels).backward()
+    loss(model, latents, labels).backward()
     assert all(
         p.grad is not None and p.grad.abs().max() > 0
         for n, p in model.named_parameters()
@@ -203,15 +203,16 @@ def test_the_loss_counts_tokens_or_scales_alike():
     latents, labels = torch.randn(2, 2, 8, 8), torch.tensor([0, 1])
     chance = flowar.draws(config, latents.shape, device="cpu")
     x1 = flowar.packed(flowar.pyramid(latents, config), 2)
-    per_token = [torch.cat([chance["t"][:, i : i + 1].expand(-1, n) for i, n in enumerate(config.sizes)], 1)]
+    per_token = [torch.cat([chance.t[:, i : i + 1].expand(-1, n) for i, n in enumerate(config.sizes)], 1)]
     t = per_token[0][:, :, None]
-    x_t = t * x1 + (1 - t) * chance["noise"]
-    v = model(x_t, chance["t"], labels, inputs_of(latents, config))
-    errors = [e.square().mean() for e in (v - (x1 - chance["noise"])).split(config.sizes, 1)]
+    x_t = t * x1 + (1 - t) * chance.noise
+    v = model(x_t, chance.t, labels, inputs_of(latents, config))
+    errors = [e.square().mean() for e in (v - (x1 - chance.noise)).split(config.sizes, 1)]
     by_token = sum(n / 16 * e for n, e in zip(config.sizes, errors, strict=True))
-    torch.testing.assert_close(flowar.loss(model, latents, labels, **chance), by_token)
+    torch.testing.assert_close(loss(model, latents, labels, **vars(chance)), by_token)
     by_scale = flowar.FlowARConfig(**TINY, loss_weight="scale")
-    torch.testing.assert_close(flowar.loss(model, latents, labels, config=by_scale, **chance), sum(errors) / 3)
+    model.config = by_scale
+    torch.testing.assert_close(loss(model, latents, labels, **vars(chance)), sum(errors) / 3)
 
 
 def test_at_512_pixels_the_whole_latent_is_trained_on():
@@ -221,8 +222,8 @@ def test_at_512_pixels_the_whole_latent_is_trained_on():
     config = model.config
     assert sum(config.sizes) == 1 + 4 + 16 + 64 + 256 + 1024
     chance = flowar.draws(config, latents.shape, device="cpu")
-    noise = chance["noise"].requires_grad_()
-    flowar.loss(model, latents, torch.tensor([0]), **chance).backward()
+    noise = chance.noise.requires_grad_()
+    loss(model, latents, torch.tensor([0]), **vars(chance)).backward()
     assert (noise.grad.abs().sum(-1) > 0).all()  # every token of every scale is in the loss
     finest = flowar.packed(flowar.pyramid(latents.detach(), config), 1)[:, -1024:]
     assert torch.equal(finest, latents.detach().flatten(2).transpose(1, 2))
@@ -235,7 +236,7 @@ def test_recomputed_blocks_change_no_gradient():
         model = tiny(head="cross_attention", dropout=0.0).train()
         recompute(model, every)
         torch.manual_seed(0)
-        flowar.loss(model, latents, labels).backward()
+        loss(model, latents, labels).backward()
         gradients.append([p.grad for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
@@ -243,14 +244,15 @@ def test_recomputed_blocks_change_no_gradient():
 def test_dropout_and_label_drop_are_of_training_only():
     model = tiny(dropout=0.5)
     latents, labels = torch.randn(2, 2, 8, 8), torch.tensor([0, 1])
-    chance = {**flowar.draws(model.config, latents.shape, device="cpu"), "drop": torch.ones(2, dtype=torch.bool)}
-    held_out = [flowar.loss(model, latents, labels, **chance).item() for _ in range(2)]
-    training = [flowar.loss(model.train(), latents, labels, **chance).item() for _ in range(2)]
+    drawn = flowar.draws(model.config, latents.shape, device="cpu")
+    chance = {**vars(drawn), "drop": torch.ones(2, dtype=torch.bool)}
+    held_out = [loss(model, latents, labels, **chance).item() for _ in range(2)]
+    training = [loss(model.train(), latents, labels, **chance).item() for _ in range(2)]
     assert held_out[0] == held_out[1] and training[0] != training[1]
     undropped = tiny(dropout=0.0)
-    unlabelled = flowar.loss(undropped.eval(), latents, None, **chance)
-    torch.testing.assert_close(flowar.loss(undropped.train(), latents, labels, **chance), unlabelled)
-    assert abs(flowar.loss(undropped.eval(), latents, labels, **chance) - unlabelled) > 1e-5
+    unlabelled = loss(undropped.eval(), latents, None, **chance)
+    torch.testing.assert_close(loss(undropped.train(), latents, labels, **chance), unlabelled)
+    assert abs(loss(undropped.eval(), latents, labels, **chance) - unlabelled) > 1e-5
 
 
 @torch.no_grad()
@@ -258,20 +260,22 @@ def test_training_mixes_noise_into_the_inputs_and_tells_the_level():
     seen = {}
 
     class Recorder(torch.nn.Module):
+        config = flowar.FlowARConfig(**TINY, context_noise=0.5)
+
         def forward(self, x_t, t, labels, inputs, level):
             seen.update(inputs=inputs, level=level)
             return x_t
 
-    config = flowar.FlowARConfig(**TINY, context_noise=0.5)
+    config = Recorder.config
     latents = torch.randn(2, 2, 8, 8)
     chance = flowar.draws(config, latents.shape, device="cpu")
-    flowar.loss(Recorder(), latents, None, config=config, **chance)
+    loss(Recorder(), latents, None, **vars(chance))
     clean = inputs_of(latents, config).split(config.sizes[1:], 1)
-    noise = chance["level_noise"].split(config.sizes, 1)[1:]
+    noise = chance.level_noise.split(config.sizes, 1)[1:]
     for i, part in enumerate(seen["inputs"].split(config.sizes[1:], 1)):
-        share = chance["level"][:, i + 1, None, None]
+        share = chance.level[:, i + 1, None, None]
         torch.testing.assert_close(part, (1 - share) * clean[i] + share * noise[i])
-    assert torch.equal(seen["level"], chance["level"])
+    assert torch.equal(seen["level"], chance.level)
 
 
 @torch.no_grad()
@@ -279,8 +283,8 @@ def test_context_noise_is_mixed_in_and_told():
     model = tiny(context_noise=0.5)
     config = model.config
     drawn = flowar.draws(config, (4000, 2, 8, 8), device="cpu")
-    assert (drawn["level"][:, 0] == 0).all()
-    assert drawn["level"].max() <= 0.5 and abs(drawn["level"][:, 1:].mean() - 0.25) < 0.01
+    assert (drawn.level[:, 0] == 0).all()
+    assert drawn.level.max() <= 0.5 and abs(drawn.level[:, 1:].mean() - 0.25) < 0.01
     noise, labels, level_noise = (
         torch.randn(2, *config.noise_shape),
         torch.tensor([0, 1]),
@@ -432,7 +436,7 @@ def test_maps_of_patches_are_means_of_the_pixels_they_cover():
 def test_a_latent_that_does_not_fit_is_refused():
     for shape in ((1, 2, 16, 16), (1, 3, 8, 8)):
         with pytest.raises(ValueError, match=r"latents of \(2, 8, 8\).*got"):
-            flowar.loss(tiny(), torch.randn(shape), torch.tensor([0]))
+            loss(tiny(), torch.randn(shape), torch.tensor([0]))
 
 
 def test_what_does_not_depend_on_time_is_computed_once_a_scale():
@@ -447,17 +451,17 @@ def test_what_does_not_depend_on_time_is_computed_once_a_scale():
     assert calls == {"project": 3 * 2, "kv": 3 * 2, "out": 3 * 2 * 5}
 
 
-def test_missing_draws_are_drawn_and_the_residual_stream_stays_float32():
+def test_the_level_is_told_and_the_residual_stream_stays_float32():
     model = tiny(context_noise=0.5)
     latents, labels = torch.randn(2, 2, 8, 8), torch.tensor([0, 1])
     chance = flowar.draws(model.config, latents.shape, device="cpu")
     told, seen = [], []
     model.embed_level.register_forward_pre_hook(lambda _, arguments: told.append(arguments[0].max()))
-    flowar.loss(model, latents, labels, **{k: chance[k] for k in ("t", "noise", "drop")})
+    loss(model, latents, labels, **vars(chance))
     assert told[0] > 0
     model.head.blocks[1].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        flowar.loss(model, latents, labels, **chance)
+        loss(model, latents, labels, **vars(chance))
     assert seen == [torch.float32]
 
 

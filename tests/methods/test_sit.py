@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 import torch
 
-from conftest import randomise
+from conftest import loss, randomise
 from fluvial import integrate as it
 from fluvial import upstream
 from fluvial.guidance import Guidance
@@ -57,7 +57,7 @@ def test_loss_is_the_squared_velocity_error(released, sit_golden):
     x1, x0, t, labels = g["data"], g["noise"], g["forward.t"], g["forward.labels"]
     velocity = released(g["path.linear.x_t"], t, labels)
     expected = (velocity - g["path.linear.u_t"]).square().mean()
-    torch.testing.assert_close(sit.loss(released, x1, labels, t=t, noise=x0), expected)
+    torch.testing.assert_close(loss(released, x1, labels, t=t, noise=x0), expected)
 
 
 TINY = {"size": (4, 6), "channels": 3, "classes": 5, "patch": 2, "depth": 2, "width": 16, "heads": 2}
@@ -69,10 +69,10 @@ def test_labels_are_dropped_in_training_only():
     x, labels = torch.randn(6, 3, 4, 6), torch.arange(6) % 5
     chance = {"t": torch.rand(6), "noise": torch.randn_like(x)}
     everything = {**chance, "drop": torch.ones(6, dtype=torch.bool)}
-    unlabelled = sit.loss(model.eval(), x, None, **chance)
-    torch.testing.assert_close(sit.loss(model.train(), x, labels, **everything), unlabelled)
-    assert abs(sit.loss(model.eval(), x, labels, **everything) - unlabelled) > 1e-4
-    drop = sit.draws(sit.SiTConfig(**TINY), (100_000, 1), device="cpu")["drop"]
+    unlabelled = loss(model.eval(), x, None, **chance)
+    torch.testing.assert_close(loss(model.train(), x, labels, **everything), unlabelled)
+    assert abs(loss(model.eval(), x, labels, **everything) - unlabelled) > 1e-4
+    drop = sit.draws(sit.SiTConfig(**TINY), (100_000, 1), device="cpu").drop
     assert abs(drop.float().mean() - 0.1) < 0.01
 
 
@@ -104,7 +104,7 @@ def test_any_shape_trains_and_samples(change):
     randomise(model)
     labels = None if config.classes == 0 else torch.tensor([0, 4])
     x = torch.randn(2, config.channels, *config.size)
-    sit.loss(model, x, labels).backward()
+    loss(model, x, labels).backward()
     assert model.embed.project.weight.grad.abs().max() > 0
     evaluations = Counter()
     out = sit.sample(model, labels, noise=x, times=grid(3), guidance=Guidance(weight=2.0), evaluations=evaluations)

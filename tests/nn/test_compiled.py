@@ -102,7 +102,7 @@ from fluvial.nn import attention, layers
 from fluvial.train.config import TrainConfig
 from fluvial.train.health import Health
 from fluvial.train.optim import OptimConfig
-from fluvial.train.step import begin, loss_of, step
+from fluvial.train.step import MicroBatch, begin, step
 from fluvial.trained import ready
 
 compiled = []
@@ -132,8 +132,7 @@ def begun(config, **settings):
     method = method_of(config)
     return begin(
         model_of(config),
-        loss=functools.partial(method.loss, config=config),
-        draws=functools.partial(method.draws, config),
+        method=method,
         config=TrainConfig(batch=4, **settings),
         optim=OptimConfig(),
         seed=0,
@@ -160,13 +159,13 @@ assert len(compiled) == 12, "in training and sampling the blocks: 2 of ARFlow, 2
 
 # dropout whose draws are made again in the backward pass: the gradient is that of the loss with these draws
 learner = begun(dataclasses.replace(near, dropout=0.5), compile=True, recompute=1)
-batch = {"latents": torch.randn(4, 2, 4, 4), "labels": torch.tensor([0, 1, 2, 0])}
-batch |= learner.draws((4, 2, 4, 4), generator=torch.Generator().manual_seed(0), device="cpu")
+draws = flowar.draws(near, (4, 2, 4, 4), generator=torch.Generator().manual_seed(0), device="cpu")
+batch = MicroBatch(torch.randn(4, 2, 4, 4), torch.tensor([0, 1, 2, 0]), draws)
 
 
 def loss():
     torch.manual_seed(7)
-    return loss_of(learner.model, learner.loss, batch, learner.config)
+    return learner.loss(batch)
 
 
 loss().backward()

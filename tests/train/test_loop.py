@@ -4,11 +4,13 @@ import os
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from fluvial.methods.method import Draws
 from fluvial.train import checkpoint
 from fluvial.train.config import TrainConfig
 from fluvial.train.loop import FolderGone, Stopped, train
@@ -17,19 +19,31 @@ from fluvial.train.optim import OptimConfig
 
 def start():
     torch.manual_seed(0)
-    return nn.Linear(4, 4)
+    model = nn.Linear(4, 4)
+    model.config = None
+    return model
 
 
 def batch(step):
     return torch.randn(8, 1, 2, 2, generator=torch.Generator().manual_seed(step)), None
 
 
-def draws(shape, *, generator, device):
-    return {"noise": torch.randn(shape, generator=generator, device=device)}
+def draws(config, shape, *, generator, device):
+    noise = torch.randn(shape, generator=generator, device=device)
+    return Draws(t=torch.zeros(len(noise)), noise=noise, drop=torch.zeros(len(noise), dtype=torch.bool))
 
 
 def loss(model, latents, labels, *, noise):
     return (model(noise.flatten(1)) - latents.flatten(1)).square().mean()
+
+
+def method_with(loss):
+    """A method whose loss that is: one part, of which every example has the mean."""
+
+    def errors(model, latents, labels, draws):
+        return loss(model, latents, labels, noise=draws.noise).expand(len(latents), 1)
+
+    return SimpleNamespace(draws=draws, errors=errors, part_weights=lambda config: (1.0,))
 
 
 def run(
@@ -48,8 +62,7 @@ def run(
     config = TrainConfig(**{**defaults, **settings})
     average = train(
         model,
-        loss=loss,
-        draws=draws,
+        method=method_with(loss),
         batches=batches,
         replica=start,
         config=config,
@@ -321,6 +334,8 @@ def test_a_stop_request_saves_and_the_run_goes_on_to_the_same_weights(tmp_path):
 
 def test_block_norms_and_further_averages(tmp_path):
     class Two(nn.Module):
+        config = None
+
         def __init__(self):
             super().__init__()
             torch.manual_seed(0)
@@ -337,8 +352,8 @@ def test_block_norms_and_further_averages(tmp_path):
 
     model = Two()
     config = TrainConfig(steps=4, batch=8, blocks_every=4, log_every=4, save_every=4, ema_decays=(0.5,), recompute=1)
-    options = {"draws": draws, "config": config, "optim": OptimConfig(lr=0.01, clip="none"), "seed": 0, "replica": Two}
-    train(model, loss=recording, batches=lambda order: batch, run=tmp_path, **options)
+    options = {"config": config, "optim": OptimConfig(lr=0.01, clip="none"), "seed": 0, "replica": Two}
+    train(model, method=method_with(recording), batches=lambda order: batch, run=tmp_path, **options)
     (line,) = (line["blocks"] for line in log(tmp_path) if "blocks" in line)
     for name, block in (("blocks.0", model.blocks[0]), ("blocks.1", model.blocks[1])):
         moved = torch.cat([(p - before[f"{name}.{n}"]).flatten() for n, p in block.named_parameters()]).norm()

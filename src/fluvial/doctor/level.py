@@ -9,15 +9,13 @@ with w = alpha' sigma - alpha sigma'. On the linear path, with m = 1 and uniform
 The second holds for any data, as a bound that a model which looks at more than one entry is soon below.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
 from fluvial.interpolant import INTERPOLANTS
-from fluvial.methods import Config
-from fluvial.methods.flowar import FlowARConfig, pyramid
+from fluvial.methods import Config, method_of
 from fluvial.randomness import generator
 from fluvial.timesteps import TIME_SAMPLINGS
 
@@ -36,19 +34,12 @@ def level(config: Config, latents: Float[Tensor, "n c h w"] | None = None) -> Le
     t = TIME_SAMPLINGS[config.time_sampling]((TIMES,), generator=generator(0, "level")).double()
     alpha, sigma, d_alpha, d_sigma = INTERPOLANTS[config.interpolant](t)
     w = d_alpha * sigma - alpha * d_sigma
-    weights, moments = _scales(config, latents)
+    method = method_of(config)
+    weights = method.part_weights(config)
+    parts = [] if latents is None else method.targets(config, latents)
+    moments = [float(part.double().square().mean()) for part in parts] or [1.0] * len(weights)
     zero = multiple = 0.0
     for weight, m in zip(weights, moments, strict=True):
         zero += weight * float((d_alpha**2 * m + d_sigma**2).mean())
         multiple += weight * float((m * w**2 / (alpha**2 * m + sigma**2)).nan_to_num().mean())
     return Level(zero, multiple)
-
-
-def _scales(config: Config, latents: Tensor | None) -> tuple[Sequence[float], Sequence[float]]:
-    """Weight in the loss and second moment of each scale; the methods without scales have one."""
-    if not isinstance(config, FlowARConfig):
-        return [1.0], [1.0 if latents is None else float(latents.double().square().mean())]
-    weights = [n / config.sizes[-1] if config.loss_weight == "token" else 1 / len(config.sizes) for n in config.sizes]
-    if latents is None:
-        return weights, [1.0] * len(weights)
-    return weights, [float(scale.double().square().mean()) for scale in pyramid(latents, config)]

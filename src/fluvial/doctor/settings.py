@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fluvial import experiment
 from fluvial.config import Run
 from fluvial.doctor.check import Check, judge, not_checked
-from fluvial.methods.flowar import FlowARConfig
+from fluvial.methods import method_of
 from fluvial.train.log import Row
 
 RATE, BATCH, WIDTH = 1e-4, 256, 1152  # of AdamW in the published SiT-XL/2
@@ -75,7 +75,7 @@ def check_together(run: Run) -> Check:
     """Settings that cannot work together, all that there are."""
     wrong, odd = [], []
     method, guidance = run.method, run.sample.guidance
-    scales = len(method.maps) if isinstance(method, FlowARConfig) else 1
+    scales = len(method_of(method).scales(method)) or 1
     weights = [guidance.at_scale(i, scales).weight for i in range(scales)]
     guided = any(weight != 1 for weight in weights)
     if guided and method.classes and not method.label_drop:
@@ -90,7 +90,7 @@ def check_together(run: Run) -> Check:
         odd.append(f"optim.clip_at {run.optim.clip_at:g} is below optim.lr: nearly every entry is clipped")
     if run.data.flip and (run.data.path or run.data.name) in ("digits", "mnist-5k"):
         odd.append("data.flip with digits: mirror images of them are none")
-    if isinstance(method, FlowARConfig) and method.context_noise and not run.sample.context_noise:
+    if method.context_noise and not run.sample.context_noise:
         odd.append("method.context_noise without sample.context_noise: what it was trained for is not used")
     if run.train.log_every > run.train.steps // 10 and run.train.steps >= 100:
         odd.append(f"train.log_every {run.train.log_every}: fewer than ten lines of log to judge by")

@@ -1,19 +1,19 @@
-"""The methods, one file a paper. Each is a module with Config, Model, preset, draws, loss and sample."""
+"""The methods, one file a paper: what each is to the rest of the library says `methods/method.py`."""
 
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fluvial.methods import arflow, flowar, sit
+from fluvial.methods.method import Method
 
 Config = sit.SiTConfig | arflow.ARFlowConfig | flowar.FlowARConfig
-METHODS: dict[str, ModuleType] = {"sit": sit, "arflow": arflow, "flowar": flowar}
+METHODS: dict[str, Method] = {"sit": sit, "arflow": arflow, "flowar": flowar}
 
 
-def method_of(config: Config) -> ModuleType:
-    """The module that a configuration belongs to: the only dispatch over methods in the library."""
+def method_of(config: Config) -> Method:
+    """The module of a configuration: whatever depends on the method asks it."""
     return METHODS[name_of(type(config))]
 
 

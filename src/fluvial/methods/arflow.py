@@ -4,7 +4,7 @@ A training example is s different images of one class at s ascending times. Toke
 from earlier to later images information passes only through the history of gated linear attention. In sampling the
 sequence is the model's own trajectory: every point that the solver accepts is the next image.
 
-Config, preset, ARFlow, draws, loss, errors and sample, in that order. Latents are of about unit standard deviation.
+The functions are those of `methods/method.py`. Latents are of about unit standard deviation.
 """
 
 from collections import Counter
@@ -13,15 +13,22 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fluvial.checks import at_least
 from fluvial.guidance import Guidance, guided
 from fluvial.integrate import Field, OnStep, Solver, State, StepNoise, euler
 from fluvial.interpolant import INTERPOLANTS, u_t, x_t
+from fluvial.methods.method import Draws
 from fluvial.nn.attention import History, HistoryDecay, HybridLinearAttention, ImageDecay, QkvNorm
+from fluvial.nn.dit import PRESETS as PRESETS
 from fluvial.nn.dit import DiTConfig, preset_settings
+from fluvial.nn.dit import framed as framed
+from fluvial.nn.dit import resampled as resampled
+from fluvial.nn.dit import scales as scales
+from fluvial.nn.dit import small as small
+from fluvial.nn.dit import tokens as tokens
 from fluvial.nn.layers import (
     LabelEmbedding,
     Mlp,
@@ -125,57 +132,42 @@ Model = ARFlow
 
 def draws(
     config: ARFlowConfig, shape: Sequence[int], *, generator: torch.Generator | None = None, device: torch.device | str
-) -> dict[str, Tensor]:
-    """What chance decides in a step on latents of this shape: t (b, s), noise, whose label is dropped (b,).
+) -> Draws:
+    """The draws of a step on latents of this shape: t (b, s), noise, and whose label is dropped (b,).
 
     Every image of a sequence has its own time and its own noise; the label is dropped for the sequence as a whole.
     """
     t = TIME_SAMPLINGS[config.time_sampling](shape[:2], generator=generator, device=device)
-    return {
-        "t": sorted_along_sequence(t) if config.sorted_times else t,
-        "noise": torch.randn(shape, generator=generator, device=device),
-        "drop": torch.rand(shape[:1], generator=generator, device=device) < config.label_drop,
-    }
-
-
-def loss(
-    model: nn.Module,
-    latents: Float[Tensor, "b s c h w"],
-    labels: Int[Tensor, "b"] | None,
-    **chance: Any,  # noqa: ANN401
-) -> Float[Tensor, ""]:
-    """The mean of |v - u_t|^2 over all images and entries (released transport.py `training_losses`).
-
-    The keywords are those of `errors`.
-    """
-    return errors(model, latents, labels, **chance).mean()
+    return Draws(
+        t=sorted_along_sequence(t) if config.sorted_times else t,
+        noise=torch.randn(shape, generator=generator, device=device),
+        drop=torch.rand(shape[:1], generator=generator, device=device) < config.label_drop,
+    )
 
 
 def errors(
-    model: nn.Module,
-    latents: Float[Tensor, "b s c h w"],
-    labels: Int[Tensor, "b"] | None,
-    *,
-    config: ARFlowConfig | None = None,
-    generator: torch.Generator | None = None,
-    t: Float[Tensor, "b s"] | None = None,
-    noise: Float[Tensor, "b s c h w"] | None = None,
-    drop: Bool[Tensor, "b"] | None = None,
+    model: nn.Module, latents: Float[Tensor, "b s c h w"], labels: Int[Tensor, "b"] | None, draws: Draws
 ) -> Float[Tensor, "b s"]:
-    """|v - u_t|^2 of each image of each sequence, the mean over its entries.
+    """|v - u_t|^2 of each image of each sequence, the mean over its entries (released transport.py).
 
-    t, noise and drop are drawn from `generator` unless given; labels are dropped in training mode only. `config` is
-    needed where the model is wrapped (DDP) and defaults to `model.config`.
+    Labels are dropped in training mode only.
     """
-    config = cast(ARFlowConfig, model.config) if config is None else config
-    if t is None or noise is None or drop is None:
-        drawn = draws(config, latents.shape, generator=generator, device=latents.device)
-        t, noise, drop = (drawn[k] if v is None else v for k, v in (("t", t), ("noise", noise), ("drop", drop)))
+    config = cast(ARFlowConfig, model.config)
     if model.training and labels is not None:
-        labels = labels.masked_fill(drop, config.classes)
+        labels = labels.masked_fill(draws.drop, config.classes)
     path = INTERPOLANTS[config.interpolant]
-    velocity, _ = model(x_t(path, noise, latents, t), t, labels)
-    return (velocity.float() - u_t(path, noise, latents, t)).square().mean(dim=(-3, -2, -1))
+    velocity, _ = model(x_t(path, draws.noise, latents, draws.t), draws.t, labels)
+    return (velocity.float() - u_t(path, draws.noise, latents, draws.t)).square().mean(dim=(-3, -2, -1))
+
+
+def part_weights(config: ARFlowConfig) -> Sequence[float]:
+    """All images of a sequence count alike."""
+    return (1 / config.images_per_sequence,) * config.images_per_sequence
+
+
+def targets(config: ARFlowConfig, latents: Float[Tensor, "n c h w"]) -> Sequence[Tensor]:
+    """For each image of a sequence, all images."""
+    return (latents,) * config.images_per_sequence
 
 
 @torch.no_grad()

@@ -7,137 +7,34 @@ map under that condition. Both are trained together by the velocity error of the
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, ClassVar, Literal, cast
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fluvial.checks import MOST, as_declared, at_least, at_most, probabilities, whole_patches
 from fluvial.guidance import Guidance, guided
 from fluvial.integrate import Field, OnStep, Solver, Step, StepNoise, euler
-from fluvial.interpolant import InterpolantName, linear, u_t, x_t
+from fluvial.interpolant import linear, u_t, x_t
+from fluvial.methods.method import Draws
 from fluvial.nn.flow_head import FlowHead
 from fluvial.nn.layers import LabelEmbedding, Linear, TimeEmbedding, patchify, unpatchify
+from fluvial.nn.next_scale import PRESETS as PRESETS
+from fluvial.nn.next_scale import FlowARConfig
+from fluvial.nn.next_scale import framed as framed
+from fluvial.nn.next_scale import part_weights as part_weights
+from fluvial.nn.next_scale import preset as preset
+from fluvial.nn.next_scale import resampled as resampled
+from fluvial.nn.next_scale import scales as scales
+from fluvial.nn.next_scale import small as small
+from fluvial.nn.next_scale import tokens as tokens
 from fluvial.nn.rope import axial_rotary
-from fluvial.nn.scales import CausalBlock, KeysValues, per_token, span_of
-from fluvial.timesteps import TIME_SAMPLINGS, TimeSampling
-
-HeadForm = Literal["spatial_adaln", "cross_attention"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlowARConfig:
-    size: tuple[int, int] = (16, 16)
-    """Height and width of the latent."""
-    channels: int = 16
-    """Channels of the latent."""
-    classes: int = 1000
-    """Number of classes; 0 trains without labels."""
-    patch: int = 1
-    """Side of a patch, in latent pixels; divides the size."""
-    scales: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Rows of tokens of each scale, coarse to fine; the last is the height over patch."""
-    scale_columns: tuple[int, ...] = ()
-    """Columns of tokens of each scale; as many as rows if not given."""
-    depth: int = 12
-    """Blocks of the transformer: half before and half after the second position table."""
-    width: int = 768
-    """Width of the transformer."""
-    heads: int = 12
-    """Attention heads of the transformer."""
-    head: HeadForm = "spatial_adaln"
-    """Form of the flow head: the condition modulates attention and MLP (paper; released S), or enters by
-    cross-attention and modulates the MLP (released L and H)."""
-    head_depth: int = 2
-    """Blocks of the flow head."""
-    head_width: int = 1024
-    """Width of the flow head."""
-    head_heads: int = 16
-    """Attention heads of the flow head (release: width / 64)."""
-    dropout: float = 0.1
-    """Dropout in the transformer; the head has none."""
-    label_drop: float = 0.1
-    """Probability that a label is dropped in training, so that guidance has a null branch."""
-    loss_weight: Literal["token", "scale"] = "token"
-    """Weigh all tokens alike (release, equation 9), or all scales alike."""
-    enlarge: Literal["via_full", "direct"] = "via_full"
-    """Enlarge a map for the next scale by bicubic to the full latent and area down (release), or by bicubic alone."""
-    time_sampling: TimeSampling = "uniform"
-    """How t is drawn in training, for each image and scale."""
-    floor_time: bool = False
-    """Round the noise level down to 1/1000 before it is embedded, as the release does."""
-    init: Literal["zero", "release"] = "zero"
-    """Start with zero gates and zero velocity, or Xavier everywhere: in the release the zeros are overwritten."""
-    context_noise: float = 0.0
-    """Largest noise level mixed into the transformer's inputs in training, and told to it; 0 for clean inputs."""
-
-    images_per_sequence: ClassVar[None] = None
-    """A training example is one image."""
-    interpolant: ClassVar[InterpolantName] = "linear"
-
-    def __post_init__(self) -> None:
-        as_declared(self)
-        at_least(1, self, "channels", "patch", "width", "heads", "head_depth", "head_width", "head_heads")
-        at_most(MOST, self, "channels", "patch", "width", "heads", "depth", "head_depth", "head_width", "head_heads")
-        at_least(0, self, "classes")
-        probabilities(self, "dropout", "label_drop", "context_noise")
-        whole_patches(self.size, self.patch)
-        full = self.size[0] // self.patch, self.size[1] // self.patch
-        if self.scale_columns and len(self.scale_columns) != len(self.scales):
-            raise ValueError(f"scale_columns must be as many as scales, got {self.scale_columns} and {self.scales}")
-        grow = all(a[0] <= b[0] and a[1] <= b[1] and a != b for a, b in pairwise(self.maps))
-        if not self.maps or min(min(m) for m in self.maps) < 1 or not grow or self.maps[-1] != full:
-            raise ValueError(
-                f"scales must be growing maps of tokens that end with {full[0]} x {full[1]} (size over patch), "
-                f"got {' '.join(f'{h}x{w}' for h, w in self.maps) or 'none'}; set scales (rows) and scale_columns"
-            )
-        if self.depth < 2 or self.depth % 2:
-            raise ValueError(f"depth must be even (half of it before the second position table), got {self.depth}")
-        for name, width, heads in (("width", self.width, self.heads), ("head_width", self.head_width, self.head_heads)):
-            if width % (4 * heads):
-                raise ValueError(f"{name} must be divisible by 4 times its heads, got {width} and {heads} heads")
-
-    @property
-    def maps(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of tokens of each scale."""
-        return tuple(zip(self.scales, self.scale_columns or self.scales, strict=True))
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Tokens of each scale."""
-        return tuple(h * w for h, w in self.maps)
-
-    @property
-    def noise_shape(self) -> tuple[int, int]:
-        """Tokens of all scales, and numbers in a token: the noise of one image."""
-        return sum(self.sizes), self.patch**2 * self.channels
-
-    def span(self, scales: range) -> slice:
-        """Where the tokens of these scales are among all."""
-        return span_of(self.sizes, scales)
-
+from fluvial.nn.scales import CausalBlock, KeysValues, per_token
+from fluvial.timesteps import TIME_SAMPLINGS
 
 Config = FlowARConfig
-PRESETS: dict[str, dict[str, Any]] = {
-    "S": {"depth": 12, "width": 768, "heads": 12, "head_depth": 2, "head": "spatial_adaln"},
-    # B is in the paper's Table 7 only; its heads are our reading
-    "B": {"depth": 16, "width": 768, "heads": 12, "head_depth": 6, "head": "spatial_adaln"},
-    "L": {"depth": 16, "width": 1024, "heads": 16, "head_depth": 12, "head": "cross_attention"},
-    # the paper's Table 7 says 18 blocks in the head, the released H has 12
-    "H": {"depth": 30, "width": 1536, "heads": 16, "head_depth": 12, "head": "cross_attention"}
-    | {"head_width": 1536, "head_heads": 24},
-}
-
-
-def preset(name: str, **overrides: Any) -> FlowARConfig:  # noqa: ANN401 - any field of FlowARConfig
-    """The released configuration "S", "B", "L" or "H", with some fields replaced."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown size {name!r}: expected one of {', '.join(PRESETS)}")
-    return FlowARConfig(**{**PRESETS[name], **overrides})
 
 
 def pyramid(latents: Float[Tensor, "b c h w"], config: FlowARConfig) -> list[Float[Tensor, "b c _ _"]]:
@@ -259,80 +156,65 @@ class FlowAR(nn.Module):
 Model = FlowAR
 
 
+@dataclass(frozen=True, kw_only=True)
+class ContextDraws(Draws):
+    """The draws of a step, with those of the noise in the transformer's inputs if `context_noise` is on."""
+
+    level: Float[Tensor, "b s"] | None = None
+    """Noise level of each scale's inputs; 0 at the first, which starts from the class."""
+    level_noise: Float[Tensor, "b n p"] | None = None
+
+
 def draws(
     config: FlowARConfig, shape: Sequence[int], *, generator: torch.Generator | None = None, device: torch.device | str
-) -> dict[str, Tensor]:
-    """What chance decides in a step on latents of this shape: t (b, s), noise (b, n, p), whose label is dropped (b,).
+) -> ContextDraws:
+    """The draws of a step on latents of this shape: t (b, s), noise (b, n, p), whose label is dropped (b,).
 
     Every scale of every image has its own time and noise. With context_noise also the level (b, s) and noise (b, n, p)
     of the transformer's inputs.
     """
     batch, scales = shape[0], len(config.sizes)
-    drawn = {
-        "t": TIME_SAMPLINGS[config.time_sampling]((batch, scales), generator=generator, device=device),
-        "noise": torch.randn(batch, *config.noise_shape, generator=generator, device=device),
-        "drop": torch.rand(batch, generator=generator, device=device) < config.label_drop,
-    }
-    if config.context_noise > 0:
-        drawn["level"] = config.context_noise * torch.rand(batch, scales, generator=generator, device=device)
-        drawn["level"][:, 0] = 0  # the first scale starts from the class, which has no noise
-        drawn["level_noise"] = torch.randn(batch, *config.noise_shape, generator=generator, device=device)
-    return drawn
-
-
-def loss(
-    model: nn.Module,
-    latents: Float[Tensor, "b c h w"],
-    labels: Int[Tensor, "b"] | None,
-    **chance: Any,  # noqa: ANN401
-) -> Float[Tensor, ""]:
-    """sum_i w_i |v^i - u^i|^2 (section 3.3, equation 9); the keywords are those of `errors`.
-
-    w_i is n_i / n_last for tokens n_i of the scale (release: every token counts alike), or 1 / number of scales.
-    """
-    config = cast(FlowARConfig, chance.get("config") or model.config)
-    each = errors(model, latents, labels, **chance).mean(dim=0).unbind()
-    weights = [n / config.sizes[-1] if config.loss_weight == "token" else 1 / len(each) for n in config.sizes]
-    return torch.stack([weight * error for weight, error in zip(weights, each, strict=True)]).sum()
+    drawn = ContextDraws(
+        t=TIME_SAMPLINGS[config.time_sampling]((batch, scales), generator=generator, device=device),
+        noise=torch.randn(batch, *config.noise_shape, generator=generator, device=device),
+        drop=torch.rand(batch, generator=generator, device=device) < config.label_drop,
+    )
+    if not config.context_noise:
+        return drawn
+    level = config.context_noise * torch.rand(batch, scales, generator=generator, device=device)
+    level[:, 0] = 0
+    noise = torch.randn(batch, *config.noise_shape, generator=generator, device=device)
+    return replace(drawn, level=level, level_noise=noise)
 
 
 def errors(
-    model: nn.Module,
-    latents: Float[Tensor, "b c h w"],
-    labels: Int[Tensor, "b"] | None,
-    *,
-    config: FlowARConfig | None = None,
-    generator: torch.Generator | None = None,
-    t: Float[Tensor, "b s"] | None = None,
-    noise: Float[Tensor, "b n p"] | None = None,
-    drop: Bool[Tensor, "b"] | None = None,
-    level: Float[Tensor, "b s"] | None = None,
-    level_noise: Float[Tensor, "b n p"] | None = None,
+    model: nn.Module, latents: Float[Tensor, "b c h w"], labels: Int[Tensor, "b"] | None, draws: ContextDraws
 ) -> Float[Tensor, "b s"]:
-    """|v - u_t|^2 of each scale of each image, the mean over its entries, all scales in one pass.
+    """|v - u_t|^2 of each scale of each image, the mean over its entries, all scales in one pass (equation 9).
 
-    What is not given is drawn from `generator`; labels are dropped in training only. A wrapped model needs `config`.
+    Labels are dropped in training mode only.
     """
-    config = cast(FlowARConfig, model.config) if config is None else config
-    given = {"t": t, "noise": noise, "drop": drop, "level": level, "level_noise": level_noise}
-    drawn = {k: v for k, v in given.items() if v is not None}
-    if not (given.keys() if config.context_noise > 0 else {"t", "noise", "drop"}) <= drawn.keys():
-        drawn = draws(config, latents.shape, generator=generator, device=latents.device) | drawn
+    config = cast(FlowARConfig, model.config)
     if model.training and labels is not None:
-        labels = labels.masked_fill(drawn["drop"], config.classes)
+        labels = labels.masked_fill(draws.drop, config.classes)
 
-    targets = pyramid(latents, config)
-    x1 = packed(targets, config.patch)
-    grown = [enlarged(smaller, config, i + 1) for i, smaller in enumerate(targets[:-1])]
+    maps = pyramid(latents, config)
+    x1 = packed(maps, config.patch)
+    grown = [enlarged(smaller, config, i + 1) for i, smaller in enumerate(maps[:-1])]
     inputs = packed(grown, config.patch) if grown else x1[:, :0]
 
-    if "level" in drawn:
-        mix = per_token(drawn["level"], config.sizes)[:, config.sizes[0] :, None]
-        inputs = (1 - mix) * inputs + mix * drawn["level_noise"][:, config.sizes[0] :]
-    time = per_token(drawn["t"], config.sizes)
-    velocity = model(x_t(linear, drawn["noise"], x1, time), drawn["t"], labels, inputs, drawn.get("level"))
-    error = (velocity.float() - u_t(linear, drawn["noise"], x1, time)).square().mean(dim=2)
+    if draws.level is not None and draws.level_noise is not None:
+        mix = per_token(draws.level, config.sizes)[:, config.sizes[0] :, None]
+        inputs = (1 - mix) * inputs + mix * draws.level_noise[:, config.sizes[0] :]
+    time = per_token(draws.t, config.sizes)
+    velocity = model(x_t(linear, draws.noise, x1, time), draws.t, labels, inputs, draws.level)
+    error = (velocity.float() - u_t(linear, draws.noise, x1, time)).square().mean(dim=2)
     return torch.stack([of_scale.mean(dim=1) for of_scale in error.split(config.sizes, dim=1)], dim=1)
+
+
+def targets(config: FlowARConfig, latents: Float[Tensor, "n c h w"]) -> Sequence[Tensor]:
+    """The maps of all scales."""
+    return pyramid(latents, config)
 
 
 @torch.no_grad()

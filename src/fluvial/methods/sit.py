@@ -1,6 +1,6 @@
 """SiT: a flow transformer on single images (arXiv 2401.08740), the baseline of both papers.
 
-Config, preset, SiT, draws, loss, errors and sample, in that order. Latents are (b, c, h, w) of about unit deviation.
+The functions are those of `methods/method.py`. Latents are (b, c, h, w) of about unit deviation.
 """
 
 from collections import Counter
@@ -9,14 +9,21 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fluvial.guidance import Guidance, guided
 from fluvial.integrate import Field, OnStep, Solver, State, StepNoise, euler
 from fluvial.interpolant import INTERPOLANTS, u_t, x_t
+from fluvial.methods.method import Draws
 from fluvial.nn.attention import Attention
+from fluvial.nn.dit import PRESETS as PRESETS
 from fluvial.nn.dit import DiTConfig, preset_settings
+from fluvial.nn.dit import framed as framed
+from fluvial.nn.dit import resampled as resampled
+from fluvial.nn.dit import scales as scales
+from fluvial.nn.dit import small as small
+from fluvial.nn.dit import tokens as tokens
 from fluvial.nn.layers import (
     LabelEmbedding,
     Mlp,
@@ -87,53 +94,39 @@ Model = SiT
 
 def draws(
     config: SiTConfig, shape: Sequence[int], *, generator: torch.Generator | None = None, device: torch.device | str
-) -> dict[str, Tensor]:
-    """What chance decides in a step on latents of this shape: t (b,), noise, and whose label is dropped (b,)."""
-    return {
-        "t": TIME_SAMPLINGS[config.time_sampling](shape[:1], generator=generator, device=device),
-        "noise": torch.randn(shape, generator=generator, device=device),
-        "drop": torch.rand(shape[:1], generator=generator, device=device) < config.label_drop,
-    }
-
-
-def loss(
-    model: nn.Module,
-    latents: Float[Tensor, "b c h w"],
-    labels: Int[Tensor, "b"] | None,
-    **chance: Any,  # noqa: ANN401
-) -> Float[Tensor, ""]:
-    """The mean of |v - u_t|^2 over all entries (SiT section 2; released transport.py `training_losses`).
-
-    The keywords are those of `errors`.
-    """
-    return errors(model, latents, labels, **chance).mean()
+) -> Draws:
+    """The draws of a step on latents of this shape: t (b,), noise, and whose label is dropped (b,)."""
+    return Draws(
+        t=TIME_SAMPLINGS[config.time_sampling](shape[:1], generator=generator, device=device),
+        noise=torch.randn(shape, generator=generator, device=device),
+        drop=torch.rand(shape[:1], generator=generator, device=device) < config.label_drop,
+    )
 
 
 def errors(
-    model: nn.Module,
-    latents: Float[Tensor, "b c h w"],
-    labels: Int[Tensor, "b"] | None,
-    *,
-    config: SiTConfig | None = None,
-    generator: torch.Generator | None = None,
-    t: Float[Tensor, "b"] | None = None,
-    noise: Float[Tensor, "b c h w"] | None = None,
-    drop: Bool[Tensor, "b"] | None = None,
-) -> Float[Tensor, "b"]:
-    """|v - u_t|^2 of each image, the mean over its entries.
+    model: nn.Module, latents: Float[Tensor, "b c h w"], labels: Int[Tensor, "b"] | None, draws: Draws
+) -> Float[Tensor, "b 1"]:
+    """|v - u_t|^2 of each image, the mean over its entries (SiT section 2; released transport.py `training_losses`).
 
-    t, noise and drop are drawn from `generator` unless given; labels are dropped in training mode only. `config` is
-    needed where the model is wrapped (DDP) and defaults to `model.config`.
+    Labels are dropped in training mode only.
     """
-    config = cast(SiTConfig, model.config) if config is None else config
-    if t is None or noise is None or drop is None:
-        drawn = draws(config, latents.shape, generator=generator, device=latents.device)
-        t, noise, drop = (drawn[k] if v is None else v for k, v in (("t", t), ("noise", noise), ("drop", drop)))
+    config = cast(SiTConfig, model.config)
     if model.training and labels is not None:
-        labels = labels.masked_fill(drop, config.classes)
+        labels = labels.masked_fill(draws.drop, config.classes)
     path = INTERPOLANTS[config.interpolant]
-    velocity = model(x_t(path, noise, latents, t), t, labels)
-    return (velocity.float() - u_t(path, noise, latents, t)).square().mean(dim=(-3, -2, -1))
+    velocity = model(x_t(path, draws.noise, latents, draws.t), draws.t, labels)
+    error = (velocity.float() - u_t(path, draws.noise, latents, draws.t)).square()
+    return error.mean(dim=(-3, -2, -1)).unsqueeze(-1)
+
+
+def part_weights(config: SiTConfig) -> Sequence[float]:
+    """One part, the image."""
+    return (1.0,)
+
+
+def targets(config: SiTConfig, latents: Float[Tensor, "n c h w"]) -> Sequence[Tensor]:
+    """The image itself."""
+    return (latents,)
 
 
 @torch.no_grad()

@@ -1,7 +1,10 @@
-"""The settings that SiT and ARFlow share: both are diffusion transformers of the same published sizes."""
+"""What SiT and ARFlow share: both are diffusion transformers of the same published sizes."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor
 
 from fluvial.checks import MOST, as_declared, at_least, at_most, positive, probabilities, whole_patches
 from fluvial.interpolant import InterpolantName
@@ -36,6 +39,11 @@ class DiTConfig:
     time_sampling: TimeSampling = "uniform"
     """How t is drawn in training."""
 
+    guides_channels: ClassVar[bool] = True
+    """Guidance can be limited to the first channels."""
+    context_noise: ClassVar[float] = 0.0
+    """There are no inputs besides x_t that noise could be mixed into."""
+
     @property
     def noise_shape(self) -> tuple[int, int, int]:
         """The shape of one image's noise: channels, height, width."""
@@ -53,6 +61,37 @@ class DiTConfig:
             raise ValueError(f"position_size must be a height and a width above 0, got {self.position_size}")
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width must be divisible by heads and by 4, got width {self.width}, heads {self.heads}")
+
+
+C = TypeVar("C", bound=DiTConfig)
+
+
+def scales(config: DiTConfig) -> tuple[str, ...]:
+    """None: an image is drawn at once."""
+    return ()
+
+
+def tokens(config: DiTConfig) -> int:
+    """Patches of an image."""
+    return (config.size[0] // config.patch) * (config.size[1] // config.patch)
+
+
+def small(config: C) -> C:
+    """The same settings with two narrow blocks."""
+    return replace(config, width=64, heads=2, depth=2)
+
+
+def framed(config: C, start: C) -> C:
+    """The settings for weights of `start`: positions are stretched over the size that these were trained at."""
+    frame = start.position_size or start.size
+    return config if config.position_size or frame == config.size else replace(config, position_size=frame)
+
+
+def resampled(weights: Mapping[str, Tensor], before: DiTConfig, after: DiTConfig) -> tuple[dict[str, Tensor], str]:
+    """The weights as they are, since positions are a fixed table, which `framed` stretches; and what was done."""
+    sizes = [f"{h} x {w}" for h, w in (before.size, after.size)]
+    told = "" if before.size == after.size else f"positions: resampled from a latent of {sizes[0]} to {sizes[1]}"
+    return dict(weights), told
 
 
 SIZES = {

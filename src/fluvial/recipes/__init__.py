@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from fluvial.config import Run
-from fluvial.methods import flowar
+from fluvial.methods import method_of
 from fluvial.recipes import cifar10, digits, imagenet, mnist, photos
 
 RECIPES: dict[str, Callable[[], Run]] = {
@@ -44,13 +44,10 @@ def get(name: str) -> Run:
 
 def smoke(run: Run) -> Run:
     """The same run with a small model and few steps: shows in about a minute on a CPU whether all of it works."""
-    small = {"width": 64, "heads": 2, "depth": 2}
-    if isinstance(run.method, flowar.FlowARConfig):
-        small |= {"head_width": 64, "head_heads": 2, "head_depth": 1}
     steps, batch = 60, 4 if run.method.images_per_sequence else 16
     return replace(
         run,
-        method=replace(run.method, **small),
+        method=method_of(run.method).small(run.method),
         optim=replace(run.optim, warmup=min(run.optim.warmup, 10)),
         train=replace(
             run.train,

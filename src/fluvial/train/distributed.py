@@ -175,7 +175,9 @@ def parallelise(model: nn.Module, parallel: Parallel, world: World) -> nn.Module
         parallel = "ddp" if _fits(model, device) else "fsdp"
     if parallel == "ddp":
         devices = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)  # all are fixed tables
+        wrapped = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)  # all are fixed tables
+        wrapped.config = model.config  # which a method's errors look at
+        return wrapped
     nodes = world.size // world.local_size
     shape = (world.size,) if nodes == 1 else (nodes, world.local_size)
     names = ("shard",) if nodes == 1 else ("replicate", "shard")

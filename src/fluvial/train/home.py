@@ -45,9 +45,9 @@ def _place(folder: Path) -> tuple[int, int] | None:
 
 
 def identity(run: Path) -> str:
-    """A checksum of what never changes in a run, its method and seed; "" for a folder without a readable run.json."""
+    """A checksum of what never changes in a run, its method and seed; "" for a folder without a whole run.json."""
     try:
         told = json.loads(read_bytes(run / "run.json"))["run"]
         return json_checksum({"method": told["method"], "seed": told["seed"]})[:16]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
         return ""

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from fluvial.methods.method import Objective
 from fluvial.precision import products
 from fluvial.progress import Bar
 from fluvial.train import checkpoint, ema, power_ema
@@ -18,7 +19,7 @@ from fluvial.train.health import Health, all_finite, first_not_finite, stop_requ
 from fluvial.train.home import Home
 from fluvial.train.log import Log, Meter, last_step
 from fluvial.train.optim import OptimConfig, begin_optimizer, optimizer_tensors
-from fluvial.train.step import Batch, begin, loss_of, step
+from fluvial.train.step import Batch, begin, step
 
 ORDERS = 3  # of the data that are tried when steps are not finite
 
@@ -38,8 +39,7 @@ class Stopped(Exception):
 def train(
     model: nn.Module,
     *,
-    loss: Callable[..., Tensor],
-    draws: Callable[..., dict[str, Tensor]],
+    method: Objective,
     batches: Callable[[int], Batch],
     config: TrainConfig,
     optim: OptimConfig,
@@ -54,12 +54,11 @@ def train(
 ) -> nn.Module:
     """Trains the model in place, on all ranks of the world, and returns its moving average.
 
-    `batches(order)(step)` gives this rank's latents and labels, `draws(shape, generator=, device=)` what chance decides
-    for the whole batch, and `loss(model, latents, labels, **draws)` the scalar to minimise. `held_out(ema)` and
-    `score(ema)` are logged and `preview(ema, path)` draws a picture, every so many steps; `replica` makes an empty
-    model for them. The folder `run` receives log.jsonl, checkpoints/ and samples/; if it has a checkpoint, training
-    goes on from there and ends with the same weights as if it had never stopped. What belongs to the checkpoint's step
-    and is missing (validation loss, score, picture, snapshot of averages) is made first.
+    `batches(order)(step)` gives this rank's latents and labels. `held_out(ema)` and `score(ema)` are logged and
+    `preview(ema, path)` draws a picture, every so many steps; `replica` makes an empty model for them. The folder `run`
+    receives log.jsonl, checkpoints/ and samples/; if it has a checkpoint, training goes on from there and ends with the
+    same weights as if it had never stopped. What belongs to the checkpoint's step and is missing (validation loss,
+    score, picture, snapshot of averages) is made first.
 
     Raises Stopped after SIGTERM or SIGINT, with a checkpoint written; CheckpointError if no checkpoint of the run is
     whole, unless told to `start_over` at step 0; FolderGone, with a checkpoint written beside it, if the folder was
@@ -67,7 +66,7 @@ def train(
     another order, does not help.
     """
     bare, device = model, next(model.parameters()).device
-    learner = begin(model, loss=loss, draws=draws, config=config, optim=optim, seed=seed, world=world)
+    learner = begin(model, method=method, config=config, optim=optim, seed=seed, world=world)
     optimizer, averages = learner.optimizer, learner.averages
     home = Home(run)
     folder = _checkpoint_to_resume(run, config, world, start_over=start_over)
@@ -123,7 +122,7 @@ def train(
             looks = config.blocks_every > 0 and (at.step + 1) % config.blocks_every == 0
             taken = step(learner, batch, health, at.step, order=at.order, looks=looks)
             at.step += 1
-            meter.add(taken.loss, taken.bad, images=config.batch * math.prod(taken.parts[0]["latents"].shape[1:-3]))
+            meter.add(taken.loss, taken.bad, images=config.batch * math.prod(taken.parts[0].latents.shape[1:-3]))
             last = at.step == config.steps
             stopped = world.agree(bool(stop) or (world.first and home.gone()))
             if stopped and world.broadcast(home.gone()):
@@ -131,7 +130,7 @@ def train(
 
             if at.step % config.patience == 0 and int(health.row) >= config.patience:
                 saver.wait()
-                culprit = first_not_finite(bare, lambda part=taken.parts[0]: loss_of(bare, loss, part, config), world)
+                culprit = first_not_finite(bare, lambda part=taken.parts[0]: learner.loss(part, bare), world)
                 at = _roll_back(run, bare, averages, optimizer, world, at, culprit, log)
                 batch, health = batches(at.order), Health(device)
                 meter.restart()

@@ -3,14 +3,16 @@
 Nothing in it waits for the device, but for averages in host memory and a look at each block.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from fluvial.methods.method import Draws, Objective
 from fluvial.randomness import address, generator
 from fluvial.train import ema
 from fluvial.train.config import TrainConfig
@@ -31,12 +33,32 @@ class Learner:
     parameters: list[nn.Parameter]
     optimizer: torch.optim.AdamW
     averages: ema.Tracks
-    loss: Callable[..., Tensor]
-    draws: Callable[..., dict[str, Tensor]]
+    method: Objective
+    weights: Tensor
+    """Of each part of the error in the loss."""
     config: TrainConfig
     optim: OptimConfig
     seed: int
     world: World
+
+    def loss(self, part: "MicroBatch", model: nn.Module | None = None) -> Float[Tensor, ""]:
+        """The loss of a micro-batch in the precision of training, of the model as it is trained or another."""
+        bf16 = self.config.precision == "bf16"
+        with torch.autocast(part.latents.device.type, torch.bfloat16) if bf16 else nullcontext():
+            errors = self.method.errors(self.model if model is None else model, *part)
+        return loss_of(errors, self.weights)
+
+
+class MicroBatch(NamedTuple):
+    """A part of a batch that the model takes at once."""
+
+    latents: Tensor
+    labels: Tensor | None
+    draws: Draws
+
+    def rows(self, rows: slice) -> "MicroBatch":
+        """Some of its examples."""
+        return MicroBatch(self.latents[rows], None if self.labels is None else self.labels[rows], self.draws[rows])
 
 
 class Taken(NamedTuple):
@@ -48,8 +70,7 @@ class Taken(NamedTuple):
     bad: Tensor
     """Whether the gradient was not finite, and the step skipped."""
     lr: float
-    parts: list[dict[str, Any]]
-    """The micro-batches."""
+    parts: list[MicroBatch]
     blocks: dict[str, dict[str, float]]
     """Gradient norm and update size of each block, if asked for."""
 
@@ -57,14 +78,16 @@ class Taken(NamedTuple):
 def begin(
     model: nn.Module,
     *,
-    loss: Callable[..., Tensor],
-    draws: Callable[..., dict[str, Tensor]],
+    method: Objective,
     config: TrainConfig,
     optim: OptimConfig,
     seed: int,
     world: World = ALONE,
 ) -> Learner:
-    """The model made ready for `step`, in training mode. Raises ValueError if the batch is too small for the ranks."""
+    """The model of a method made ready for `step`, in training mode.
+
+    Raises ValueError if the batch is too small for the ranks.
+    """
     if config.batch < world.size * config.accumulate:
         raise ValueError(
             f"a batch of {config.batch} is too small for {world.size} ranks with {config.accumulate} micro-batches each"
@@ -80,8 +103,8 @@ def begin(
         parameters=list(model.parameters()),
         optimizer=adamw(model, optim),
         averages=ema.start(model, kept, config.ema_device or None),
-        loss=loss,
-        draws=draws,
+        method=method,
+        weights=torch.tensor(method.part_weights(model.config), device=next(model.parameters()).device),
         config=config,
         optim=optim,
         seed=seed,
@@ -96,7 +119,7 @@ def step(learner: Learner, batch: Batch, health: Health, number: int, *, order: 
     for group in optimizer.param_groups:
         group["lr"] = rate
     parts = _micro_batches(learner, batch, number, order)
-    value = _backward(learner.model, learner.loss, parts, config, learner.world)
+    value = _backward(learner, parts)
     gradients = gradient_norms(blocks(bare)) if looks else {}
     norm = clip_gradients(learner.parameters, optim)
     bad = health.take(optimizer, norm)
@@ -109,53 +132,45 @@ def step(learner: Learner, batch: Batch, health: Health, number: int, *, order: 
     return Taken(value, norm, bad, rate, parts, each)
 
 
-def _micro_batches(learner: Learner, batch: Batch, number: int, order: int) -> list[dict[str, Any]]:
-    """This rank's part of the step's batch and of what chance decides for it, which no number of ranks changes."""
+def _micro_batches(learner: Learner, batch: Batch, number: int, order: int) -> list[MicroBatch]:
+    """This rank's part of the step's batch and of its draws, which are the same on any number of ranks."""
     config, seed, world, device = learner.config, learner.seed, learner.world, learner.parameters[0].device
     latents, labels = (None if a is None else a.to(device, non_blocking=True) for a in batch(number))
     assert latents is not None
     orders = (order,) if order else ()
-    chance = learner.draws(
+    drawn = learner.method.draws(
+        learner.bare.config,
         (config.batch, *latents.shape[1:]),
         generator=generator(seed, "train", number, *orders, device=device),
         device=device,
     )
-    rows = world.share(config.batch)
     # dropout knows no generator of its own; its draws are the rank's, so they depend on the number of ranks
     torch.manual_seed(address(seed, "dropout", number, *((world.rank,) if world.rank else ())))
-    mine = {"latents": latents, "labels": labels, **{name: value[rows] for name, value in chance.items()}}
-    parts = config.accumulate  # as many on every rank, of one row more or less, like the ranks' own
-    return [_rows(mine, World(i, parts).share(len(latents))) for i in range(parts)]
+    mine, parts = MicroBatch(latents, labels, drawn[world.share(config.batch)]), config.accumulate
+    # as many on every rank, of one row more or less, like the ranks' own
+    return [mine.rows(World(i, parts).share(len(latents))) for i in range(parts)]
 
 
-def _backward(
-    model: nn.Module, loss: Callable[..., Tensor], parts: list[dict[str, Any]], config: TrainConfig, world: World
-) -> Tensor:
+def _backward(learner: Learner, parts: list[MicroBatch]) -> Tensor:
     """The gradient of the mean loss over the whole batch; returns that of this rank's part, times the ranks.
 
     Ranks average their gradients, whence the factor; parts count by their rows, so none has to be as large as another.
     """
-    value = torch.zeros((), device=parts[0]["latents"].device)
+    value = torch.zeros((), device=parts[0].latents.device)
     for i, part in enumerate(parts):
-        share = len(part["latents"]) / config.batch * world.size
-        with together_at_last(model, i == len(parts) - 1):
-            each = loss_of(model, loss, part, config) * share
+        share = len(part.latents) / learner.config.batch * learner.world.size
+        with together_at_last(learner.model, i == len(parts) - 1):
+            each = learner.loss(part) * share
             each.backward()
         value += each.detach()
     return value
 
 
-def loss_of(model: nn.Module, loss: Callable[..., Tensor], part: dict[str, Any], config: TrainConfig) -> Tensor:
-    bf16 = config.precision == "bf16"
-    with torch.autocast(part["latents"].device.type, torch.bfloat16) if bf16 else nullcontext():
-        return loss(model, **part)
+def loss_of(errors: Float[Tensor, "b parts"], weights: Float[Tensor, " parts"]) -> Float[Tensor, ""]:
+    """The mean over examples of their parts' weighted errors: what training minimises and validation reports."""
+    return (errors * weights).sum(dim=-1).mean()
 
 
-def split(tensors: Mapping[str, Tensor | None], size: int) -> list[dict[str, Any]]:
-    """Micro-batches of this size along the first axis, the last perhaps smaller; None stays None."""
-    count = len(next(value for value in tensors.values() if value is not None))
-    return [_rows(tensors, slice(i, i + size)) for i in range(0, count, size)]
-
-
-def _rows(tensors: Mapping[str, Tensor | None], rows: slice) -> dict[str, Any]:
-    return {name: None if value is None else value[rows] for name, value in tensors.items()}
+def split(batch: MicroBatch, size: int) -> list[MicroBatch]:
+    """Micro-batches of this size along the first axis, the last perhaps smaller."""
+    return [batch.rows(slice(i, i + size)) for i in range(0, len(batch.latents), size)]

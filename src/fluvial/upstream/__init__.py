@@ -18,9 +18,6 @@ from fluvial.extras import require
 from fluvial.files import Lazy
 from fluvial.guidance import Guidance
 from fluvial.methods import METHODS, Config, empty_model, method_of
-from fluvial.methods.flowar import PRESETS as FLOWAR_PRESETS
-from fluvial.methods.flowar import FlowARConfig
-from fluvial.nn.dit import PRESETS
 from fluvial.recipes import imagenet
 from fluvial.upstream import arflow, files, flowar, kl16, labels, sit
 from fluvial.upstream.translation import translate
@@ -185,8 +182,8 @@ def reading(what: str) -> Iterator[None]:
 def size_of(config: Config) -> str:
     """The published size of that shape, or ""."""
     shape = ("depth", "width", "heads", "patch", "head", "head_depth", "head_width")
-    method, names = method_of(config), FLOWAR_PRESETS if isinstance(config, FlowARConfig) else PRESETS
-    for name in names:
+    method = method_of(config)
+    for name in method.PRESETS:
         preset = method.preset(name)
         if all(getattr(preset, field, None) == getattr(config, field, None) for field in shape):
             return name

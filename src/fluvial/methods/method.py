@@ -1,0 +1,118 @@
+"""What a method is to the rest of the library: the functions of its module, and the random draws of a training step."""
+
+# ruff: noqa: ANN401 - each method has a Config of its own
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+D = TypeVar("D", bound="Draws")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """The random draws of one training step. A method may add its own; all begin with the batch axis."""
+
+    t: Float[Tensor, "b ..."]
+    """Times in [0, 1], from noise to data."""
+    noise: Float[Tensor, "b ..."]
+    """Standard normal."""
+    drop: Bool[Tensor, " b"]
+    """The examples whose label is dropped in training."""
+
+    def __getitem__(self: D, rows: slice) -> D:
+        """The draws of some of the examples."""
+        return self._each(lambda value: value[rows])
+
+    def to(self: D, device: torch.device | str) -> D:
+        """The same draws on another device."""
+        return self._each(lambda value: value.to(device))
+
+    def _each(self: D, change: Callable[[Tensor], Tensor]) -> D:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(value) for name, value in values.items() if value is not None})
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What training needs of a method: a loss is (errors * part_weights).sum(-1).mean(), see `train/step.py`."""
+
+    def draws(
+        self,
+        config: Any,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str,
+    ) -> Draws:
+        """The draws of a training step on latents of this shape."""
+        ...
+
+    def errors(self, model: nn.Module, latents: Tensor, labels: Tensor | None, draws: Any) -> Float[Tensor, "b parts"]:
+        """The mean squared velocity error of each part of each example; `model.config` is the Config."""
+        ...
+
+    def part_weights(self, config: Any) -> Sequence[float]:
+        """What each part counts in the loss."""
+        ...
+
+
+@runtime_checkable
+class Method(Objective, Protocol):
+    """The module of a method, such as `methods/sit.py`; config is of the method's own `Config`."""
+
+    @property
+    def Config(self) -> type[Any]:
+        """The settings: a frozen dataclass.
+
+        With size, channels, classes, label_drop, time_sampling, interpolant, noise_shape, images_per_sequence,
+        guides_channels and context_noise as fields, properties or ClassVars: see `methods/sit.py`.
+        """
+        ...
+
+    @property
+    def Model(self) -> Callable[[Any], nn.Module]:
+        """The network of a Config, which it holds as `config`."""
+        ...
+
+    @property
+    def PRESETS(self) -> Collection[str]:
+        """Names of the published sizes."""
+        ...
+
+    def preset(self, name: str, **overrides: Any) -> Any:
+        """The Config of a published size, with some fields replaced."""
+        ...
+
+    @property
+    def sample(self) -> Callable[..., Tensor]:
+        """sample(model, labels, *, noise, times, guidance, solver, ...): latents (b, c, h, w)."""
+        ...
+
+    def targets(self, config: Any, latents: Tensor) -> Sequence[Tensor]:
+        """For each part, the clean values that noise flows to, of latents (n, c, h, w) of single images."""
+        ...
+
+    def scales(self, config: Any) -> tuple[str, ...]:
+        """Names of the maps of an image that are drawn one after another; () if it is drawn at once."""
+        ...
+
+    def tokens(self, config: Any) -> int:
+        """Tokens of one image in the network's sequence."""
+        ...
+
+    def small(self, config: Any) -> Any:
+        """The same settings with a network that a CPU trains in a minute."""
+        ...
+
+    def framed(self, config: Any, start: Any) -> Any:
+        """The settings, with what they need to begin from weights of the settings `start`, of another size perhaps."""
+        ...
+
+    def resampled(self, weights: Mapping[str, Tensor], before: Any, after: Any) -> tuple[dict[str, Tensor], str]:
+        """The weights with learned positions for the size of `after`, and what was changed in words, or ""."""
+        ...
