@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from fluvial.data.left_out import image_formats, printable
-from fluvial.files import irregular
+from fluvial.files import irregular, read_bytes
 
 T = TypeVar("T")
 Stored = bytes | Path | np.ndarray  # an image as it is stored: encoded, in a file, or as plain numbers
@@ -113,7 +113,7 @@ def content(source: Stored) -> bytes:
     """The bytes of the file, or those of the numbers with their shape."""
     if isinstance(source, np.ndarray):
         return f"{source.dtype} {source.shape} ".encode() + source.tobytes()
-    return regular(source).read_bytes() if isinstance(source, Path) else source
+    return read_bytes(regular(source)) if isinstance(source, Path) else source
 
 
 def from_array(array: np.ndarray) -> Image.Image:

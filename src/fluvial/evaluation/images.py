@@ -156,7 +156,8 @@ def _npz(path: Path, like: DataConfig) -> Images:
             raise ValueError(f"{path}: arr_0 is in Fortran order; write it again through numpy.ascontiguousarray")
         labels = _labels(file, shape[0], path) if "arr_1" in names else None
         archive.verify(file, images)
-    opened, at = _content(images, path)
+    with named(path):
+        opened, at = _content(images, path)
     step = int(np.prod(shape[1:])) * dtype.itemsize
 
     def read(wanted: Sequence[int]) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,48 @@
+"""Folders that version 0.1.0 wrote: whatever changes, they are read, or refused with the command that converts them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+import fluvial
+from fluvial import experiment
+from fluvial.data import latents
+from fluvial.files import tensors_checksum
+from fluvial.importing import import_weights
+from fluvial.train import checkpoint
+
+FOLDERS = Path(__file__).parent / "folders"
+WEIGHTS = {
+    2: "ee36c35aa2ce8b752072e0da0df286ff8204fcb31a72c2f0b82db66c6b22f7fd",
+    4: "188b8e24a34f03cdfddcca30a355971f4dbc1beb3ff951ec1b019008606fd209",
+}  # checksums of the averages by step
+ROWS = "57fff6c43472d5ef17259e50a65d502cff0ae08b39302dacde121046d4246add"
+
+
+def test_a_run_is_loaded_and_goes_on(tmp_path):
+    """Two of its four steps are done; the export holds what it had at the end."""
+    run = shutil.copytree(FOLDERS / "run", tmp_path / "run")
+    trained = fluvial.load(run, device="cpu")
+    assert trained.step == 2 and trained.run.method.images_per_sequence == 5
+    assert tensors_checksum(dict(trained.model.state_dict())) == WEIGHTS[2]
+    ended = experiment.train(experiment.read_run(run), run, device="cpu")
+    import_weights(FOLDERS / "export" / "model.safetensors", tmp_path / "imported")
+    expected = fluvial.load(tmp_path / "imported", device="cpu").model.state_dict()
+    for name, value in ended.model.state_dict().items():
+        torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-4)
+    steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines() if '"loss"' in line]
+    assert steps == [2, 4] and checkpoint.newest(run).name == "step-00000004"
+
+
+def test_an_export_is_imported(tmp_path):
+    import_weights(FOLDERS / "export" / "model.safetensors", tmp_path / "imported")
+    weights, _ = experiment.weights(tmp_path / "imported")
+    assert tensors_checksum(weights) == WEIGHTS[4]
+
+
+def test_latents_are_read():
+    cached = latents.load(FOLDERS / "latents")
+    assert cached.labels.tolist() == [0, 0, 1, 1] and cached.class_names == ("a", "b")
+    assert tensors_checksum({"rows": cached.rows(torch.arange(4))}) == ROWS
