@@ -246,7 +246,7 @@ def test_inspect_tells_of_labels_that_are_no_class(tmp_path, capsys, labels, kin
     pq.write_table(table.set_column(1, "label", pyarrow.array(labels)), place)  # keeps the names in the metadata
     assert cli.main(["data", "inspect", place, "--sheet", str(tmp_path / "sheet.png")]) == 0
     assert " -1 " in capsys.readouterr().out
-    with pytest.raises(ValueError, match="the labels run from -1 to 1"):
+    with pytest.raises(ValueError, match="1 of 2 are below: that of image 0 is -1"):
         open_inputs(run_of(2, path=place))
 
 

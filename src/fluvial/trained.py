@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fluvial.autoencoders import Autoencoder
 from fluvial.config import Run, to_json
+from fluvial.data.labels import class_ids
 from fluvial.evaluation.images import Images
 from fluvial.generate import Generated, SampleConfig, generate
 from fluvial.integrate import OnStep, Step
@@ -42,7 +43,7 @@ class Trained:
         count: int,
         *,
         start: int = 0,
-        classes: tuple[int, ...] | None = None,
+        classes: Sequence[int | str] | None = None,
         seed: int = 0,
         settings: SampleConfig | None = None,
         on_batch: Callable[[int], None] | None = None,
@@ -50,13 +51,13 @@ class Trained:
     ) -> Generated:
         """`count` images from image `start` on; i is of class classes[i mod len(classes)], by default all in turn.
 
-        Raises ValueError for a class id out of range, a count below 1, or settings that the method does not have.
+        A class is a name (str) or an id (int). Raises ValueError for one that the model does not know, a count below 1,
+        or settings that the method does not have.
         """
         known, settings = self.run.method.classes, self.run.sampled_with(settings or self.run.sample).sample
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
-        if wrong := [c for c in classes or () if not 0 <= c < known]:
-            raise ValueError(f"class ids {wrong} are out of range: the model knows {known} classes, 0 to {known - 1}")
+        ids = class_ids(classes or range(known), self.run.data.class_names, known)
         key, sample = (settings.precision, settings.compile), method_of(self.run.method).sample
         if key not in self._ready:
             self._ready[key] = ready(self.model, settings)
@@ -66,7 +67,7 @@ class Trained:
             self.autoencoder.decode,
             settings,
             images=range(start, start + count),
-            classes=classes or tuple(range(known)),
+            classes=ids,
             shape=self.run.method.noise_shape,
             interpolant=INTERPOLANTS[self.run.method.interpolant],
             seed=seed,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fluvial.data.labels import Classes, aligned, named, own_classes
+from fluvial.data.labels import Classes, aligned, class_ids, named, own_classes
 
 DIGITS = tuple(map(str, range(12)))
 
@@ -133,3 +133,12 @@ def test_what_is_no_class_stays_none_and_ids_beyond_the_names_are_refused():
     assert aligned(ids([0, -1]), ("b", "a"), training).tolist() == [1, -1]
     with pytest.raises(ValueError, match="labels run to 5, but there are 2 class names"):
         aligned(ids([0, 5]), ("b", "a"), training)
+
+
+def test_classes_are_meant_by_name_or_id():
+    names = ("cat", "dog", "7")
+    assert class_ids(["dog", 0, "7"], names, 3) == (1, 0, 2) and class_ids([], names, 3) == ()
+    assert class_ids([4, 0], (), 5) == (4, 0)
+    for wanted, says in ((["dgo"], "cat, dog, 7.*got dgo; did you mean dog"), ([3, 0], "got 3, 0"), ([True], "got True")):
+        with pytest.raises(ValueError, match=says):
+            class_ids(wanted, names, 3)

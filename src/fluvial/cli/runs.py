@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ from fluvial.cli.arguments import UsageError, device_of, nothing_more, of_a_run,
 from fluvial.cli.output import console
 from fluvial.compare import compare as compare_runs
 from fluvial.config import Run
-from fluvial.data.labels import numbers
+from fluvial.data.labels import class_ids, numbers
 from fluvial.evaluation.images import RECORD, SAMPLES
 from fluvial.files import atomic_files, checksum, json_checksum, write_json
 from fluvial.generate import Frames, Generated, SampleConfig
@@ -47,9 +48,9 @@ class TrainOptions:
 class SampleOptions:
     count: int = 100
     """Number of images."""
-    classes: tuple[int, ...] = ()
-    """Class ids, given to the images in turn; all of them by default. Classes that are called by numbers are meant by
-    these: 10 is the class of the folder 10."""
+    classes: tuple[str, ...] = ()
+    """Names or ids of classes, given to the images in turn; all of them by default. Where all classes are called by
+    numbers, 10 is the class of the folder 10."""
     seed: int = 0
     """Seed; image i depends on (seed, i) alone."""
     columns: int = 10
@@ -167,16 +168,20 @@ def _train(run: Run, out: Path, options: TrainOptions, **origin: Any) -> None:  
         print(f"{out}: {trained.step} steps in {trained.seconds:.0f} s{drawn}")
 
 
-def _ids(classes: tuple[int, ...], run: Run) -> tuple[int, ...]:
-    """The ids of these classes, which are meant by their numbers where all class names are numbers."""
-    known, names = run.method.classes, run.data.class_names
-    ids = numbers(names) if len(names) == known else {}
-    ids = ids or {i: i for i in range(known)}
-    if not ids.keys() >= set(classes):
-        all_ids = list(ids) == list(range(known))
-        which = f"(0 to {known - 1})" if all_ids else f"({', '.join(names[:20])}{', ...' * (known > 20)})"
-        raise UsageError(f"--classes must be of the model's {known} {which}, got {list(classes)}")
-    return tuple(ids[c] for c in classes)
+def _ids(words: tuple[str, ...], run: Run) -> tuple[int, ...]:
+    """The ids of classes given by name, or by number: of the class that is called so, if all are called by numbers."""
+    names = run.data.class_names
+    values = numbers(names) if len(names) == run.method.classes else {}
+
+    def meant(word: str) -> int | str:
+        if word in names or not re.fullmatch(r"-?\d+", word):
+            return word
+        return values.get(int(word), word) if values else int(word)
+
+    try:
+        return class_ids([meant(word) for word in words], names, run.method.classes)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
 
 
 def sample(arguments: list[str]) -> None:

@@ -5,6 +5,7 @@ Names that are all digits are ordered by value, and say which whole numbers they
 """
 
 from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +40,23 @@ def ordered(names: Collection[str]) -> Names:
     if all(name.isascii() and name.isdigit() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
+
+
+def class_ids(wanted: Sequence[int | str], names: Names, known: int) -> tuple[int, ...]:
+    """Ids of the classes of a model that knows so many: of a text the class of that name, of a number that id.
+
+    Raises ValueError for one that there is not, with the names or the range of the ids.
+    """
+    names = names if len(names) == known else ()
+    ids = [names.index(one) if isinstance(one, str) and one in names else one for one in wanted]
+    if all(type(one) is int and 0 <= one < known for one in ids):
+        return tuple(int(one) for one in ids)
+    close = [get_close_matches(one, names, n=1) for one in ids if isinstance(one, str)]
+    hint = "".join(f"; did you mean {name}?" for name, *_ in filter(None, close[:1]))
+    there = f"0 to {known - 1}" if numbers(names).items() == {(i, i) for i in range(known)} or not names else ""
+    there = there or f"{', '.join(names[:SHOWN])}{', ...' * (known > SHOWN)}"
+    got = ", ".join(map(str, wanted))
+    raise ValueError(f"classes must be names or class ids of the model's {known} ({there}), got {got}{hint}")
 
 
 def own_classes(values: Sequence[Any] | None, names: Names, where: str) -> tuple[Labels | None, Names]:
