@@ -186,6 +186,9 @@ class Undisturbed:
         if removing:
             found = {path: value for path, value in found.items() if not temporary(path)}
         different = {p for p in found.keys() | self.after.keys() if p not in found or p not in self.after}
+        if removing:  # an old checkpoint that could not be removed was named, and is left
+            different = {path for path in different if not (path in self.before and "/checkpoints/" in path)}
+            found = {path: value for path, value in found.items() if path in self.after}
         assert not different, f"{sorted(different)} should not be there, or should"
         different = {path for path in found if found[path] != self.after[path]}
         assert not different, f"{sorted(different)} are not what they would have been"

@@ -139,6 +139,10 @@ def test_classes_are_meant_by_name_or_id():
     names = ("cat", "dog", "7")
     assert class_ids(["dog", 0, "7"], names, 3) == (1, 0, 2) and class_ids([], names, 3) == ()
     assert class_ids([4, 0], (), 5) == (4, 0)
-    for wanted, says in ((["dgo"], "cat, dog, 7.*got dgo; did you mean dog"), ([3, 0], "got 3, 0"), ([True], "got True")):
+    for wanted, says in (
+        (["dgo"], "cat, dog, 7.*got dgo; did you mean dog"),
+        ([3, 0], "got 3, 0"),
+        ([True], "got True"),
+    ):
         with pytest.raises(ValueError, match=says):
             class_ids(wanted, names, 3)
