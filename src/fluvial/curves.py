@@ -10,7 +10,7 @@ import numpy as np
 
 from fluvial import experiment
 from fluvial.extras import require
-from fluvial.files import atomic_file
+from fluvial.files import write_bytes
 from fluvial.train import log
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def plot(folders: Sequence[Path], out: Path, *, by: By = "steps") -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     encoded = BytesIO()
     drawn.savefig(encoded, format="png")
-    with atomic_file(out) as temporary:
-        temporary.write_bytes(encoded.getvalue())
+    write_bytes(out, encoded.getvalue())
     return out
 
 

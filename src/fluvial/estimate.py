@@ -25,7 +25,7 @@ from fluvial.config import Run
 from fluvial.methods import method_of
 from fluvial.train.distributed import blocks, recomputed
 from fluvial.train.living import Living, Moments
-from fluvial.train.step import MicroBatch, loss_of, split
+from fluvial.train.step import MicroBatch, errors_in, loss_of, split
 
 Parallel = Literal["none", "ddp", "fsdp"]
 Device = Literal["cpu", "cuda"]
@@ -202,8 +202,7 @@ def _batch(run: Run, size: int | None = None) -> MicroBatch:
 
 def _loss(run: Run, model: nn.Module, batch: MicroBatch) -> Tensor:
     method = method_of(run.method)
-    with torch.autocast("cpu", torch.bfloat16) if run.train.precision == "bf16" else nullcontext():
-        errors = method.errors(model, *batch)
+    errors = errors_in(run.train.precision, method, model, batch)
     return loss_of(errors, torch.tensor(method.part_weights(run.method)))
 
 

@@ -69,12 +69,12 @@ def _held(folder: Path, begin: str, end: str, *, is_folder: bool = False) -> Ite
     """
     for old in [p for p in folder.iterdir() if p.name.startswith(begin) and p.name.endswith(end)]:
         with suppress(OSError), _locked(old):  # what another process writes now is locked
-            _remove(old)
+            remove(old)
     temporary, lock = _new(folder, begin, end, is_folder)
     try:
         yield temporary
     finally:
-        _remove(temporary)
+        remove(temporary)
         os.close(lock)
 
 
@@ -87,7 +87,7 @@ def _new(folder: Path, begin: str, end: str, is_folder: bool) -> tuple[Path, int
             try:
                 lock = os.open(temporary, os.O_RDONLY)
             except OSError:
-                _remove(temporary)
+                remove(temporary)
                 raise
             with suppress(OSError):  # a file system without locks: nothing is removed there that was left
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -107,8 +107,9 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
+def remove(path: Path) -> None:
+    """Removes a file, a folder, or a link and not what it points to; what cannot be removed of a folder is left."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -189,8 +190,13 @@ def read_bytes(path: Path) -> bytes:
 
 def write_json(path: Path, values: Mapping[str, Any] | Sequence[Any]) -> None:
     """Writes JSON in an atomic write."""
+    write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file in an atomic write."""
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
+        temporary.write_bytes(content)
 
 
 class Lazy(NamedTuple):

@@ -12,8 +12,7 @@ import torch
 from fluvial import experiment, upstream
 from fluvial.config import Run, from_json, to_json
 from fluvial.files import Lazy, atomic_folder, check_tensors, write_tensors
-from fluvial.methods import name_of
-from fluvial.methods.flowar import FlowARConfig
+from fluvial.methods import method_of, name_of
 from fluvial.upstream.files import WeightFile, read, weight_file
 from fluvial.upstream.translation import Translation, renamed, translate
 
@@ -188,8 +187,8 @@ def described(run: Run) -> dict[str, str]:
     quirks = [f"{name} {getattr(method, name)}" for name in QUIRKS if hasattr(method, name)]
     if run.autoencoder.scale:
         words["latent scale"] = " ".join(f"{scale:g}" for scale in run.autoencoder.scale)
-    if isinstance(method, FlowARConfig):
-        words["scales"] = " ".join(f"{rows}x{columns}" for rows, columns in method.maps)
+    if scales := method_of(method).scales(method):
+        words["scales"] = " ".join(scales)
     words["solver"] = f"{sample.solver}, {sample.steps} steps"
     if sample.solver == "euler-maruyama":
         words["last step"] = f"{sample.last_step}, {sample.last_step_size:g}"

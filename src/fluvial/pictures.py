@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fluvial.files import atomic_file
+from fluvial.files import atomic_file, write_bytes
 
 MIN_SIDE = 48  # smaller images are enlarged, pixel by pixel, until they are about this large
 
@@ -72,8 +72,7 @@ def _save(picture: Image.Image, path: Path, **options: Any) -> Path:  # noqa: AN
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = BytesIO()  # Pillow takes what the system writes of its data for all, however little it is
     picture.save(encoded, format=path.suffix[1:], **options)
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(encoded.getvalue())
+    write_bytes(path, encoded.getvalue())
     return path
 
 

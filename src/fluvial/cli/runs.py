@@ -28,10 +28,8 @@ COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
 SMOKE = "--smoke tries the recipe with a small model and few steps, in runs/RECIPE-smoke: a minute or so on a CPU."
 DRY_RUN = "--dry-run trains nothing: it prints parameters, FLOPs, memory and the whole configuration, and checks data, "
 DRY_RUN += "autoencoder and folder as training does, but for what is on the hub."
-DRY_RUN += (
-    "\n\n--start-over trains from the start again where none of the run's checkpoints is whole, which is refused "
-    "otherwise."
-)
+START_OVER = "--start-over trains from the start again where none of the run's checkpoints is whole, which is refused "
+START_OVER += "otherwise."
 GRID = 1000  # images in the grid at most; the .npz has all
 
 
@@ -111,7 +109,7 @@ def train(arguments: list[str]) -> None:
     flags, rest = _flags(rest)
     if flags.smoke:
         run, name = recipes.smoke(run), f"{name}-smoke"
-    doc = f"{inspect.getdoc(recipes.RECIPES[name.removesuffix('-smoke')])}\n\n{SMOKE}\n\n{DRY_RUN}"
+    doc = f"{inspect.getdoc(recipes.RECIPES[name.removesuffix('-smoke')])}\n\n{SMOKE}\n\n{DRY_RUN}\n\n{START_OVER}"
     options = parse(TrainOptions, TrainOptions(run=run), rest, f"fluvial train {name}", doc)
     if flags.dry_run:
         return _tell(options.run, options.device, options.out or Path("runs") / name)
@@ -136,9 +134,8 @@ def _train_further(folder: Path, arguments: list[str]) -> None:
     if flags.smoke:
         raise UsageError("--smoke is for recipes: the model of a run is as large as its weights")
     doc = f"Go on with the run in {folder}, with its own settings; or with --out start another from its weights, with "
-    doc += (
-        f"any setting changed but those that shape the network. Other classes and image sizes are fitted.\n\n{DRY_RUN}"
-    )
+    doc += "any setting changed but those that shape the network. Other classes and image sizes are fitted."
+    doc += f"\n\n{DRY_RUN}\n\n{START_OVER}"
     # what was found of the images is found anew for another run, and taken from the folder for the same
     asked = replace(run, data=replace(run.data, class_names=(), digest="", names_given=False))
     options = parse(TrainOptions, TrainOptions(run=asked, out=folder), arguments, f"fluvial train {folder}", doc)

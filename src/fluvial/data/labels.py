@@ -53,8 +53,8 @@ def class_ids(wanted: Sequence[int | str], names: Names, known: int) -> tuple[in
         return tuple(int(one) for one in ids)
     close = [get_close_matches(one, names, n=1) for one in ids if isinstance(one, str)]
     hint = "".join(f"; did you mean {name}?" for name, *_ in filter(None, close[:1]))
-    there = f"0 to {known - 1}" if numbers(names).items() == {(i, i) for i in range(known)} or not names else ""
-    there = there or f"{', '.join(names[:SHOWN])}{', ...' * (known > SHOWN)}"
+    by_id = not names or names == tuple(map(str, range(known)))
+    there = f"0 to {known - 1}" if by_id else f"{', '.join(names[:SHOWN])}{', ...' * (known > SHOWN)}"
     got = ", ".join(map(str, wanted))
     raise ValueError(f"classes must be names or class ids of the model's {known} ({there}), got {got}{hint}")
 

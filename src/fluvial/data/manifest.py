@@ -14,6 +14,7 @@ from fluvial.files import brief, json_checksum, read_bytes, write_json
 
 T = TypeVar("T")
 FORMAT = 2
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, cattrs.BaseValidationError)
 
 
 def shard_name(number: int) -> str:
@@ -129,9 +130,6 @@ def read_plan(folder: Path) -> Plan | None:
         return None
 
 
-DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, cattrs.BaseValidationError)
-
-
 def read_record(file: Path) -> Record | None:
     """The record of a shard; None if it is not there, damaged, or of another shard. OSError if it is unreadable."""
     try:
@@ -148,7 +146,7 @@ def _read(file: Path, kind: type[T]) -> T:
         written = values["format"]
         if written == FORMAT:
             return _structured(values, kind)
-    except (ValueError, KeyError, TypeError, RecursionError, cattrs.BaseValidationError) as error:
+    except DAMAGE as error:
         grouped = isinstance(error, ExceptionGroup)
         reason = "; ".join(cattrs.transform_error(error, format_exception=_reason)) if grouped else brief(error)
         raise ValueError(f"{file} is damaged ({reason}); move it away and encode again") from error

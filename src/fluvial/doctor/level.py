@@ -35,11 +35,12 @@ def level(config: Config, latents: Float[Tensor, "n c h w"] | None = None) -> Le
     alpha, sigma, d_alpha, d_sigma = INTERPOLANTS[config.interpolant](t)
     w = d_alpha * sigma - alpha * d_sigma
     method = method_of(config)
-    weights = method.part_weights(config)
-    parts = [] if latents is None else method.targets(config, latents)
-    moments = [float(part.double().square().mean()) for part in parts] or [1.0] * len(weights)
+    if latents is None:
+        parts = [(sum(method.part_weights(config)), 1.0)]
+    else:
+        parts = [(weight, float(x.double().square().mean())) for weight, x in method.targets(config, latents)]
     zero = multiple = 0.0
-    for weight, m in zip(weights, moments, strict=True):
+    for weight, m in parts:
         zero += weight * float((d_alpha**2 * m + d_sigma**2).mean())
         multiple += weight * float((m * w**2 / (alpha**2 * m + sigma**2)).nan_to_num().mean())
     return Level(zero, multiple)

@@ -28,6 +28,7 @@ from fluvial.nn.dit import framed as framed
 from fluvial.nn.dit import resampled as resampled
 from fluvial.nn.dit import scales as scales
 from fluvial.nn.dit import small as small
+from fluvial.nn.dit import targets as targets
 from fluvial.nn.dit import tokens as tokens
 from fluvial.nn.layers import (
     LabelEmbedding,
@@ -163,11 +164,6 @@ def errors(
 def part_weights(config: ARFlowConfig) -> Sequence[float]:
     """All images of a sequence count alike."""
     return (1 / config.images_per_sequence,) * config.images_per_sequence
-
-
-def targets(config: ARFlowConfig, latents: Float[Tensor, "n c h w"]) -> Sequence[Tensor]:
-    """For each image of a sequence, all images."""
-    return (latents,) * config.images_per_sequence
 
 
 @torch.no_grad()

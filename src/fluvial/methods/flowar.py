@@ -212,9 +212,9 @@ def errors(
     return torch.stack([of_scale.mean(dim=1) for of_scale in error.split(config.sizes, dim=1)], dim=1)
 
 
-def targets(config: FlowARConfig, latents: Float[Tensor, "n c h w"]) -> Sequence[Tensor]:
-    """The maps of all scales."""
-    return pyramid(latents, config)
+def targets(config: FlowARConfig, latents: Float[Tensor, "n c h w"]) -> Sequence[tuple[float, Tensor]]:
+    """The maps of all scales, each with its weight."""
+    return list(zip(part_weights(config), pyramid(latents, config), strict=True))
 
 
 @torch.no_grad()

@@ -93,8 +93,8 @@ class Method(Objective, Protocol):
         """sample(model, labels, *, noise, times, guidance, solver, ...): latents (b, c, h, w)."""
         ...
 
-    def targets(self, config: Any, latents: Tensor) -> Sequence[Tensor]:
-        """For each part, the clean values that noise flows to, of latents (n, c, h, w) of single images."""
+    def targets(self, config: Any, latents: Tensor) -> Sequence[tuple[float, Tensor]]:
+        """The clean values that noise flows to, of latents (n, c, h, w) of single images, and what they count."""
         ...
 
     def scales(self, config: Any) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from fluvial.nn.dit import framed as framed
 from fluvial.nn.dit import resampled as resampled
 from fluvial.nn.dit import scales as scales
 from fluvial.nn.dit import small as small
+from fluvial.nn.dit import targets as targets
 from fluvial.nn.dit import tokens as tokens
 from fluvial.nn.layers import (
     LabelEmbedding,
@@ -122,11 +123,6 @@ def errors(
 def part_weights(config: SiTConfig) -> Sequence[float]:
     """One part, the image."""
     return (1.0,)
-
-
-def targets(config: SiTConfig, latents: Float[Tensor, "n c h w"]) -> Sequence[Tensor]:
-    """The image itself."""
-    return (latents,)
 
 
 @torch.no_grad()

@@ -1,9 +1,10 @@
 """What SiT and ARFlow share: both are diffusion transformers of the same published sizes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
+from jaxtyping import Float
 from torch import Tensor
 
 from fluvial.checks import MOST, as_declared, at_least, at_most, positive, probabilities, whole_patches
@@ -69,6 +70,11 @@ C = TypeVar("C", bound=DiTConfig)
 def scales(config: DiTConfig) -> tuple[str, ...]:
     """None: an image is drawn at once."""
     return ()
+
+
+def targets(config: DiTConfig, latents: Float[Tensor, "n c h w"]) -> Sequence[tuple[float, Tensor]]:
+    """The images, which are all of the loss."""
+    return [(1.0, latents)]
 
 
 def tokens(config: DiTConfig) -> int:

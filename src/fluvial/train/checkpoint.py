@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as read_sharded
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from fluvial.checks import other_weights
-from fluvial.files import Lazy, checksum, flush, json_checksum, read_bytes, write_tensors
+from fluvial.files import Lazy, checksum, flush, json_checksum, read_bytes, remove, write_tensors
 from fluvial.train.distributed import ALONE, World
 from fluvial.train.home import identity
 
@@ -143,6 +143,11 @@ def write_weights(run: Path, step: int, tensors: Mapping[str, Tensor | Lazy], me
 def newest(run: Path) -> Path | None:
     """The checkpoint of the highest step, or None; whether it is damaged is not looked at."""
     return max(_all(run), default=None, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The training step that a checkpoint's name says."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def newest_whole(run: Path) -> Path | None:
@@ -328,17 +333,9 @@ def _prune(run: Path, keep: int, keep_every: int) -> None:
 def _remove(folder: Path) -> None:
     """Removes a checkpoint: it loses its name first, so that no reader sees half of it."""
     gone = folder.with_name(f".{folder.name}.removed")
-    _erase(gone)
+    remove(gone)
     folder.rename(gone)
-    _erase(gone)
-
-
-def _erase(path: Path) -> None:
-    """Removes a folder, or a file or link and not what that points to; what cannot be removed is left."""
-    if path.is_symlink() or path.is_file():
-        path.unlink(missing_ok=True)
-    else:
-        shutil.rmtree(path, ignore_errors=True)
+    remove(gone)
 
 
 def _set_aside(folder: Path) -> Path:
@@ -360,7 +357,7 @@ def _clean(partial: Path) -> None:
 
 def _clean_up(run: Path) -> None:
     for left_over in (*(run / "checkpoints").glob(".*.partial"), *(run / "checkpoints").glob(".*.removed")):
-        _erase(left_over)
+        remove(left_over)
 
 
 def _partial(run: Path, step: int) -> Path:
@@ -417,11 +414,6 @@ def _cause(error: BaseException) -> BaseException:
     if isinstance(error, CheckpointException) and error.failures:
         return next(iter(error.failures.values()))[0]
     return error
-
-
-def step_of(folder: Path) -> int:
-    """The training step that a checkpoint's name says."""
-    return int(folder.name.removeprefix("step-"))
 
 
 def _all(run: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from fluvial.files import json_checksum, read_bytes
 
@@ -44,10 +45,15 @@ def _place(folder: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+def written(run: Path) -> dict[str, Any]:
+    """The settings in a folder's run.json; none without a whole one. Raises OSError if it cannot be read."""
+    try:
+        return dict(json.loads(read_bytes(run / "run.json"))["run"])
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
 def identity(run: Path) -> str:
     """A checksum of what never changes in a run, its method and seed; "" for a folder without a whole run.json."""
-    try:
-        told = json.loads(read_bytes(run / "run.json"))["run"]
-        return json_checksum({"method": told["method"], "seed": told["seed"]})[:16]
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
-        return ""
+    settings = {key: value for key, value in written(run).items() if key in ("method", "seed")}
+    return json_checksum(settings)[:16] if len(settings) == 2 else ""

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fluvial.checks import LARGEST
 from fluvial.extras import require
 from fluvial.files import at_once, atomic_file, flush, naming, read_bytes
 from fluvial.train.distributed import World
@@ -21,7 +22,7 @@ Row = dict[str, Any]
 EVENTS = ("skipped", "rolled_back_to")
 KNOWN = ("loss", "held_out_loss", "score", "blocks", *EVENTS)
 LogTo = Literal["tensorboard", "wandb", "trackio"]
-LARGEST_INT, LARGEST = 2**63, 1e300  # numbers are below: sums and ratios of them stay within float64
+HUGE = 1e300  # numbers are below: sums and ratios of them stay within float64
 
 
 class Log:
@@ -151,11 +152,11 @@ _WRITERS = {"tensorboard": _tensorboard, "wandb": _tracker("wandb"), "trackio": 
 
 
 def _is_count(value: Any) -> bool:  # noqa: ANN401 - whatever stands in the log
-    return type(value) is int and 0 <= value < LARGEST_INT
+    return type(value) is int and 0 <= value < LARGEST
 
 
 def _is_finite(value: Any) -> bool:  # noqa: ANN401
-    return type(value) in (int, float) and abs(value) < (LARGEST_INT if type(value) is int else LARGEST)
+    return type(value) in (int, float) and abs(value) < (LARGEST if type(value) is int else HUGE)
 
 
 def _is_number(value: Any) -> bool:  # noqa: ANN401

@@ -138,12 +138,13 @@ def train(
                 continue
             if at.step % config.log_every == 0 or last:
                 mean, speed = meter.read()
+                skipped = int(health.total)
                 if log is not None:
                     line = {"loss": mean, "lr": taken.lr, "grad_norm": float(taken.norm), "images_per_second": speed}
                     log.write(step=at.step, **line)
-                    if skipped := int(health.total):
+                    if skipped:
                         log.write(step=at.step, skipped=skipped)
-                told = f"  {int(health.total)} steps skipped, not finite" if int(health.total) else ""
+                told = f"  {skipped} steps skipped, not finite" if skipped else ""
                 bar.show(at.step, f"loss {mean:.4f}  {speed:,.0f} images/s{told}")
             if looks and log is not None:
                 log.write(step=at.step, blocks=taken.blocks)

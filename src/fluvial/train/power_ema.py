@@ -27,7 +27,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fluvial.checks import other_weights
-from fluvial.files import DTYPES, Lazy, atomic_file, check_tensors, read_bytes, reading, write_tensors
+from fluvial.files import DTYPES, Lazy, atomic_file, check_tensors, reading, write_tensors
+from fluvial.train.home import written
 
 LONGEST = 1 / math.sqrt(12)
 """The length of the plain mean of all steps, gamma 0."""
@@ -284,12 +285,12 @@ def _check_origin(file: Path, settings: dict[str, Any]) -> None:
 def _settings(run: Path) -> dict[str, Any]:
     """What tells a run from another, as its run.json says: seed, data, method and optim; nothing if there is none."""
     try:
-        there = json.loads(read_bytes(run / "run.json"))["run"]
+        there = written(run)
         parts = {f"{part}.{key}": value for part in ("method", "optim") for key, value in there[part].items()}
         if digest := there["data"]["digest"]:
             parts["data.digest"] = digest
         return {"seed": there["seed"], **parts}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # while training goes on, no reason to end it
+    except (OSError, KeyError, TypeError, AttributeError):  # while training goes on, no reason to end it
         return {}
 
 

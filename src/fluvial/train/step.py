@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fluvial.methods.method import Draws, Objective
+from fluvial.precision import Precision
 from fluvial.randomness import address, generator
 from fluvial.train import ema
 from fluvial.train.config import TrainConfig
@@ -43,10 +44,8 @@ class Learner:
 
     def loss(self, part: "MicroBatch", model: nn.Module | None = None) -> Float[Tensor, ""]:
         """The loss of a micro-batch in the precision of training, of the model as it is trained or another."""
-        bf16 = self.config.precision == "bf16"
-        with torch.autocast(part.latents.device.type, torch.bfloat16) if bf16 else nullcontext():
-            errors = self.method.errors(self.model if model is None else model, *part)
-        return loss_of(errors, self.weights)
+        model = self.model if model is None else model
+        return loss_of(errors_in(self.config.precision, self.method, model, part), self.weights)
 
 
 class MicroBatch(NamedTuple):
@@ -164,6 +163,13 @@ def _backward(learner: Learner, parts: list[MicroBatch]) -> Tensor:
             each.backward()
         value += each.detach()
     return value
+
+
+def errors_in(precision: Precision, method: Objective, model: nn.Module, part: MicroBatch) -> Float[Tensor, "b parts"]:
+    """The errors of a micro-batch, under autocast for bf16."""
+    bf16 = precision == "bf16"
+    with torch.autocast(part.latents.device.type, torch.bfloat16) if bf16 else nullcontext():
+        return method.errors(model, *part)
 
 
 def loss_of(errors: Float[Tensor, "b parts"], weights: Float[Tensor, " parts"]) -> Float[Tensor, ""]:
