@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 import fluvial
 from conftest import read_golden, shared
-from fluvial import cli, experiment
+from fluvial import cli, experiment, recipes
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.data.images import ImageSet
-from fluvial.importing import import_weights
+from fluvial.importing import described, import_weights
 from fluvial.inputs import open_autoencoder
 from fluvial.nn.layers import sincos_positions
 from fluvial.upstream import from_state_dict, load_autoencoder
@@ -361,3 +361,10 @@ def test_classes_that_the_table_has_not_are_refused(tmp_path, classes):
     labelled(tmp_path / "a.pt", 6, num_classes=classes)
     with pytest.raises(ValueError, match=f"has 6 rows, which are not {classes} classes"):
         import_weights(tmp_path / "a.pt", tmp_path / "run", heads=2)
+
+
+def test_the_steps_of_every_scale_are_described():
+    flowar, sit = (recipes.get(f"digits-{name}") for name in ("flowar", "sit"))
+    assert flowar.sample.scale_steps == (32, 20, 8)
+    assert described(flowar)["solver"] == f"{flowar.sample.solver}, 32 20 8 steps"
+    assert described(sit)["solver"] == f"{sit.sample.solver}, {sit.sample.steps} steps"

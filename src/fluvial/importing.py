@@ -189,7 +189,7 @@ def described(run: Run) -> dict[str, str]:
         words["latent scale"] = " ".join(f"{scale:g}" for scale in run.autoencoder.scale)
     if scales := method_of(method).scales(method):
         words["scales"] = " ".join(scales)
-    words["solver"] = f"{sample.solver}, {sample.steps} steps"
+    words["solver"] = f"{sample.solver}, {' '.join(map(str, sample.scale_steps)) or sample.steps} steps"
     if sample.solver == "euler-maruyama":
         words["last step"] = f"{sample.last_step}, {sample.last_step_size:g}"
     else:
