@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from memory import markdown
 
-from fluvial import bench
 from fluvial.cli import main
-from fluvial.files import write_json
+from fluvial.tools import bench
+from fluvial.utils.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 LONGER = 1.2  # a case may take so many times as long as it has in another variant

@@ -23,7 +23,7 @@ import torch
 
 from fluvial.data import latents
 from fluvial.data.images import ImageSet
-from fluvial.randomness import numpy_generator
+from fluvial.utils.randomness import numpy_generator
 
 BATCH, SHAPE = 256, (8, 32, 32)  # mean and log variance of 4 x 32 x 32: a 256-pixel image in Stable Diffusion's latents
 

@@ -20,12 +20,13 @@ from ablation import RESULTS, measured
 from memory import MALLOC
 from torch import Tensor, nn
 
-from fluvial import bench, recipes
+from fluvial import recipes
 from fluvial.config import Run
-from fluvial.curves import COLOURS
-from fluvial.extras import require
-from fluvial.files import write_json
 from fluvial.methods import flowar, method_of
+from fluvial.tools import bench
+from fluvial.tools.curves import COLOURS
+from fluvial.utils.extras import require
+from fluvial.utils.files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

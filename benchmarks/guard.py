@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from ablation import RESULTS
 
-from fluvial import bench
 from fluvial.config import Run
-from fluvial.files import write_json
-from fluvial.generate import SampleConfig
-from fluvial.guidance import Guidance
+from fluvial.flow.guidance import Guidance
 from fluvial.methods import arflow, flowar, sit
-from fluvial.train.config import TrainConfig
+from fluvial.sampling.settings import SampleConfig
+from fluvial.tools import bench
+from fluvial.training.config import TrainConfig
+from fluvial.utils.files import write_json
 
 FILE = RESULTS / "guard.json"
 TOLERANCE = 0.4

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from fluvial import recipes
 from fluvial.config import Run
-from fluvial.estimate import batch_shape, largest_batch, memory
 from fluvial.methods import arflow, flowar, method_of, sit
-from fluvial.randomness import generator
-from fluvial.train import loop
-from fluvial.train.config import TrainConfig
+from fluvial.tools.estimate import batch_shape, largest_batch, memory
+from fluvial.training import loop
+from fluvial.training.config import TrainConfig
+from fluvial.utils.randomness import generator
 
 SHAPE = {"size": (16, 16), "channels": 4, "classes": 10}
 DIT = {**SHAPE, "patch": 2, "depth": 4, "width": 256, "heads": 4}

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from fluvial.data.images import DataConfig, ImageSet, load
-from fluvial.evaluation.images import of_set
+from fluvial.evaluation.opening import of_set
 from fluvial.evaluation.statistics import BATCH, statistics
 from fluvial.metrics.features import Features, extractor
 from fluvial.metrics.frechet import Gaussian, frechet_distance, moments

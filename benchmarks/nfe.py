@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from memory import markdown
 
-from fluvial import estimate, experiment
-from fluvial.curves import COLOURS
 from fluvial.evaluation.against import against, real_images
 from fluvial.evaluation.scores import Scores, named
 from fluvial.evaluation.statistics import statistics
-from fluvial.extras import require
-from fluvial.files import write_json
-from fluvial.generate import SampleConfig
 from fluvial.metrics.features import extractor
+from fluvial.run import experiment
+from fluvial.sampling.settings import SampleConfig
+from fluvial.tools import estimate
+from fluvial.tools.curves import COLOURS
+from fluvial.utils.extras import require
+from fluvial.utils.files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,13 +20,13 @@ from memory import markdown
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluvial import bench
 from fluvial.methods import arflow, flowar
 from fluvial.nn.attention import softmax_attention
 from fluvial.nn.layers import dropout
 from fluvial.nn.scales import attend
-from fluvial.train import ema
-from fluvial.train.optim import OptimConfig, adamw, clip_gradients
+from fluvial.tools import bench
+from fluvial.training import ema
+from fluvial.training.optim import OptimConfig, adamw, clip_gradients
 
 MAPS = (1, 4, 16, 64, 256)  # tokens of FlowAR's scales
 Call = Callable[[], Any]

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from fluvial.files import check_tensors, write_tensors
-from fluvial.train import checkpoint
+from fluvial.training import checkpoint
+from fluvial.utils.files import check_tensors, write_tensors
 
 REPEATS = 5
 

@@ -20,7 +20,7 @@ from safetensors import safe_open  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from fluvial.methods import method_of  # noqa: E402
-from fluvial.train.step import loss_of  # noqa: E402
+from fluvial.training.step import loss_of  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared"  # real images and autoencoders, where there are any

@@ -11,13 +11,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import DeviceType
 from torch.utils.flop_counter import FlopCounterMode
 
-from fluvial import bench, estimate
 from fluvial.cli import main
 from fluvial.config import Run, from_json
-from fluvial.generate import SampleConfig
-from fluvial.guidance import Guidance
+from fluvial.flow.guidance import Guidance
 from fluvial.methods import arflow, flowar, sit
-from fluvial.train.config import TrainConfig
+from fluvial.sampling.settings import SampleConfig
+from fluvial.tools import bench, estimate
+from fluvial.training.config import TrainConfig
 
 SHAPE = {"size": (8, 8), "channels": 2, "classes": 10}
 DIT = {**SHAPE, "patch": 2, "depth": 2, "width": 64, "heads": 2}

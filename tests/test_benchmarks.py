@@ -18,8 +18,10 @@ import verify
 
 import data
 import metrics
-from fluvial import bench, experiment, recipes
+from fluvial import recipes
 from fluvial.nn.scales import attend
+from fluvial.run import experiment
+from fluvial.tools import bench
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from fluvial.autoencoders import AutoencoderConfig
-from fluvial.checks import misfit
 from fluvial.config import Run
 from fluvial.data.images import DataConfig
-from fluvial.generate import SampleConfig
-from fluvial.guidance import Guidance
+from fluvial.flow.guidance import Guidance
 from fluvial.methods import arflow, flowar, sit
-from fluvial.train.config import TrainConfig
-from fluvial.train.optim import OptimConfig
+from fluvial.sampling.settings import SampleConfig
+from fluvial.training.config import TrainConfig
+from fluvial.training.optim import OptimConfig
+from fluvial.utils.checks import misfit
 
 
 def test_a_message_quotes_the_beginning_of_a_long_value():

@@ -7,14 +7,16 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
-from fluvial import cli, experiment, finetune, inputs, recipes, scoring
+from fluvial import cli, recipes
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
 from fluvial.data.images import DataConfig, ImageSet, load
 from fluvial.evaluation.against import real_images
-from fluvial.evaluation.images import open_images
-from fluvial.inputs import encode, open_autoencoder, open_inputs
+from fluvial.evaluation.opening import open_images
 from fluvial.methods import sit
+from fluvial.run import experiment, finetune, inputs
+from fluvial.run import score as scoring
+from fluvial.run.inputs import encode, open_autoencoder, open_inputs
 
 DIGITS = tuple(map(str, range(12)))
 BY_TEXT = tuple(sorted(DIGITS))

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fluvial import experiment
 from fluvial.cli import COMMANDS, main
-from fluvial.train import checkpoint
+from fluvial.run import experiment
+from fluvial.training import checkpoint
 
 SMALL = [
     "--method.width",

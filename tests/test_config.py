@@ -6,8 +6,8 @@ import pytest
 
 from fluvial import recipes
 from fluvial.config import differences, from_json, to_json
-from fluvial.generate import SampleConfig
-from fluvial.guidance import Guidance
+from fluvial.flow.guidance import Guidance
+from fluvial.sampling.settings import SampleConfig
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fluvial import curves, recipes
+from fluvial import recipes
 from fluvial.cli import main
 from fluvial.config import to_json
-from fluvial.curves import History
+from fluvial.tools import curves
+from fluvial.tools.curves import History
 
 pytest.importorskip("matplotlib")
 

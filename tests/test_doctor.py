@@ -9,13 +9,13 @@ from conftest import loss
 from fluvial import recipes
 from fluvial.cli import main
 from fluvial.config import to_json
-from fluvial.doctor import changed, doctor, examine
-from fluvial.doctor.latents import training_latents
-from fluvial.doctor.level import level
-from fluvial.doctor.losses import full_rate_steps
-from fluvial.guidance import Guidance
+from fluvial.flow.guidance import Guidance
 from fluvial.methods import flowar, sit
 from fluvial.recipes.expected import BAND, EXPECTED, MEASURED
+from fluvial.tools.doctor import changed, doctor, examine
+from fluvial.tools.doctor.latents import training_latents
+from fluvial.tools.doctor.level import level
+from fluvial.tools.doctor.losses import full_rate_steps
 
 LATENTS = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 RUN = recipes.get("digits-sit")

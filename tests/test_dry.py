@@ -7,11 +7,12 @@ from functools import partial
 import pytest
 from PIL import Image
 
-from fluvial import experiment, recipes
+from fluvial import recipes
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.cli import main
 from fluvial.data.images import DataConfig
-from fluvial.files import only_one
+from fluvial.run import experiment
+from fluvial.utils.files import only_one
 
 
 def dry(*arguments):

@@ -12,13 +12,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import randomise
-from fluvial import estimate, experiment, recipes
+from fluvial import recipes
 from fluvial.cli import main
 from fluvial.config import Run, from_json
 from fluvial.methods import arflow, flowar, sit
-from fluvial.train import checkpoint
-from fluvial.train.config import TrainConfig
-from fluvial.train.living import Living
+from fluvial.run import experiment
+from fluvial.tools import estimate
+from fluvial.training import checkpoint
+from fluvial.training.config import TrainConfig
+from fluvial.training.living import Living
 
 SHAPE = {"size": (8, 8), "channels": 2, "classes": 10}
 DIT = {**SHAPE, "patch": 2, "depth": 2, "width": 64, "heads": 2}

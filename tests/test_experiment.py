@@ -5,11 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fluvial import experiment, recipes, scoring
+from fluvial import recipes
 from fluvial.config import differences
-from fluvial.data.images import ImageSet, digits, to_signed
+from fluvial.data.images import ImageSet, digits
+from fluvial.data.pixels import to_signed
 from fluvial.evaluation import scores
-from fluvial.train import checkpoint
+from fluvial.run import experiment
+from fluvial.run import score as scoring
+from fluvial.training import checkpoint
 
 DIT = {"width": 16, "heads": 2, "depth": 1}
 SIZES = {

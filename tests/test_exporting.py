@@ -16,15 +16,18 @@ from safetensors.torch import load_file, save_file
 
 import fluvial
 from conftest import randomise, read_golden
-from fluvial import cli, experiment, exporting, scoring
+from fluvial import cli
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
 from fluvial.data.images import DataConfig
-from fluvial.files import write_tensors
-from fluvial.generate import SampleConfig
-from fluvial.guidance import Guidance
-from fluvial.importing import import_weights
+from fluvial.flow.guidance import Guidance
 from fluvial.methods import METHODS
+from fluvial.run import experiment
+from fluvial.run import score as scoring
+from fluvial.sampling.settings import SampleConfig
+from fluvial.utils.files import write_tensors
+from fluvial.weights import exporting
+from fluvial.weights.importing import import_weights
 
 SHAPE = {"size": (8, 8), "classes": 3, "patch": 2, "depth": 2, "width": 16, "heads": 2}
 FLOWAR = {"scales": (1, 2, 4), "head_depth": 1, "head_width": 16, "head_heads": 2}
@@ -319,12 +322,10 @@ def test_the_command(run, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_light_import_has_load_and_upstream():
-    code = (
-        "import sys, fluvial; assert 'torch' not in sys.modules; print(fluvial.load.__name__, fluvial.upstream.files)"
-    )
+def test_a_light_import_has_load_and_weights():
+    code = "import sys, fluvial; assert 'torch' not in sys.modules; print(fluvial.load.__name__, fluvial.weights)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.startswith("load <module 'fluvial.upstream.files'"), done.stderr
+    assert done.stdout.startswith("load <module 'fluvial.weights'"), done.stderr
     with pytest.raises(AttributeError, match="has no attribute 'lod'"):
         fluvial.lod  # noqa: B018
 

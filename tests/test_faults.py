@@ -11,9 +11,9 @@ from PIL import Image
 
 from contents import content, held, names, temporary
 from faults import KINDS, READ, Commands
-from fluvial.evaluation.images import open_images
-from fluvial.files import check_tensors
-from fluvial.train import checkpoint
+from fluvial.evaluation.opening import open_images
+from fluvial.training import checkpoint
+from fluvial.utils.files import check_tensors
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="the shim needs Linux and a C compiler"

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from conftest import small_files
-from fluvial import pictures
-from fluvial.files import (
+from fluvial.utils import pictures
+from fluvial.utils.files import (
     Lazy,
     atomic_file,
     atomic_files,

@@ -9,15 +9,16 @@ from PIL import Image
 from torch.nn import functional as F
 
 from conftest import randomise
-from fluvial import cli, experiment, finetune
+from fluvial import cli
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
 from fluvial.data.images import DataConfig, ImageSet
-from fluvial.generate import SampleConfig
 from fluvial.methods import arflow, flowar, sit
-from fluvial.train import checkpoint
-from fluvial.train.config import TrainConfig
-from fluvial.train.optim import OptimConfig
+from fluvial.run import experiment, finetune
+from fluvial.sampling.settings import SampleConfig
+from fluvial.training import checkpoint
+from fluvial.training.config import TrainConfig
+from fluvial.training.optim import OptimConfig
 
 SHAPE = {"size": (8, 8), "channels": 1, "patch": 2, "depth": 2, "width": 16, "heads": 2}
 METHODS = {

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 import fluvial
-from fluvial import experiment
 from fluvial.data import latents
-from fluvial.files import tensors_checksum
-from fluvial.importing import import_weights
-from fluvial.train import checkpoint
+from fluvial.run import experiment
+from fluvial.training import checkpoint
+from fluvial.utils.files import tensors_checksum
+from fluvial.weights.importing import import_weights
 
 FOLDERS = Path(__file__).parent / "folders"
 WEIGHTS = {

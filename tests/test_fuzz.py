@@ -11,18 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
-from fluvial import experiment, exporting, recipes
+from fluvial import recipes
 from fluvial.data import latents
 from fluvial.data.crop import UnreadableImage
 from fluvial.data.images import DataConfig, ImageSet, digits
 from fluvial.data.images import load as load_images
-from fluvial.evaluation.images import open_images
+from fluvial.evaluation.opening import open_images
 from fluvial.evaluation.reference import Reference, save_reference
 from fluvial.evaluation.statistics import load as load_statistics
 from fluvial.evaluation.statistics import statistics
-from fluvial.importing import import_weights
 from fluvial.metrics.features import extractor
-from fluvial.train import checkpoint, log
+from fluvial.run import experiment
+from fluvial.training import checkpoint, log
+from fluvial.weights import exporting
+from fluvial.weights.importing import import_weights
 
 CASES, LIMIT = 300, 20  # mutations over all kinds, and seconds of each
 ERRORS = (ValueError, OSError)

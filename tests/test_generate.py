@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from conftest import randomise
-from fluvial.generate import Frames, SampleConfig, generate, labels_for
-from fluvial.guidance import Guidance
-from fluvial.interpolant import linear
+from fluvial.flow.guidance import Guidance
+from fluvial.flow.interpolant import linear
 from fluvial.methods import arflow, sit
+from fluvial.sampling.generate import generate, labels_for
+from fluvial.sampling.samples import Frames
+from fluvial.sampling.settings import SampleConfig
 
 SHAPE = {"size": (4, 4), "channels": 1, "classes": 3, "patch": 2, "depth": 1, "width": 16, "heads": 2}
 

@@ -8,17 +8,21 @@ import torch
 import twins
 
 from conftest import loss
-from fluvial import bench, experiment, recipes
+from fluvial import recipes
 from fluvial.autoencoders.vae import Vae
 from fluvial.data.batches import batches
-from fluvial.data.images import digits, to_signed
-from fluvial.generate import SampleConfig, generate
-from fluvial.guidance import Guidance
-from fluvial.interpolant import INTERPOLANTS
+from fluvial.data.images import digits
+from fluvial.data.pixels import to_signed
+from fluvial.flow.guidance import Guidance
+from fluvial.flow.interpolant import INTERPOLANTS
 from fluvial.methods import METHODS, method_of
 from fluvial.nn.scales import attend
-from fluvial.train.health import Health
-from fluvial.train.step import begin, step
+from fluvial.run import experiment
+from fluvial.sampling.generate import generate
+from fluvial.sampling.settings import SampleConfig
+from fluvial.tools import bench
+from fluvial.training.health import Health
+from fluvial.training.step import begin, step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

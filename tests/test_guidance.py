@@ -4,9 +4,9 @@ from collections import Counter
 import pytest
 import torch
 
-from fluvial.guidance import Guidance, guided
-from fluvial.integrate import euler
-from fluvial.timesteps import grid
+from fluvial.flow.guidance import Guidance, guided
+from fluvial.flow.solvers import euler
+from fluvial.flow.timesteps import grid
 
 
 def constant(value):

@@ -4,22 +4,23 @@ import pytest
 import torch
 
 from conftest import randomise
-from fluvial import held_out, recipes
-from fluvial.experiment import build
-from fluvial.inputs import open_inputs
+from fluvial import recipes
+from fluvial.run.experiment import _validation, build
+from fluvial.run.inputs import open_inputs
+from fluvial.training.validation import by_time
 
 
 def test_errors_fall_into_tenths_of_time():
     error = torch.tensor([[1.0, 2.0], [4.0, 8.0]])
     t = torch.tensor([[0.05, 0.09], [0.55, 1.0]])
-    assert held_out.by_time(error, t) == [1.5, None, None, None, None, 4.0, None, None, None, 8.0]
+    assert by_time(error, t) == [1.5, None, None, None, None, 4.0, None, None, None, 8.0]
 
 
 @pytest.mark.parametrize("method", ["sit", "arflow", "flowar"])
 def test_the_parts_add_up_to_the_loss_and_are_the_same_every_time(method):
     run = recipes.smoke(recipes.get(f"digits-{method}"))
     inputs = open_inputs(run)
-    losses = held_out.held_out_losses(inputs, torch.device("cpu"))
+    losses = _validation(inputs, torch.device("cpu"))
     model = build(inputs.run).eval()
     randomise(model, std=0.05)
     found = losses(model)
@@ -37,4 +38,4 @@ def test_the_parts_add_up_to_the_loss_and_are_the_same_every_time(method):
 
 def test_without_held_out_examples_there_is_no_loss():
     inputs = open_inputs(recipes.smoke(recipes.get("digits-sit")))
-    assert held_out.held_out_losses(replace(inputs, held_out=None), torch.device("cpu")) is None
+    assert _validation(replace(inputs, held_out=None), torch.device("cpu")) is None

@@ -13,13 +13,14 @@ from safetensors.torch import save_file
 
 import fluvial
 from conftest import read_golden, shared
-from fluvial import cli, experiment, recipes
-from fluvial.autoencoders import AutoencoderConfig
+from fluvial import cli, recipes
+from fluvial.autoencoders import AutoencoderConfig, kl16
 from fluvial.data.images import ImageSet
-from fluvial.importing import described, import_weights
-from fluvial.inputs import open_autoencoder
 from fluvial.nn.layers import sincos_positions
-from fluvial.upstream import from_state_dict, load_autoencoder
+from fluvial.run import experiment
+from fluvial.run.inputs import open_autoencoder
+from fluvial.weights import from_state_dict
+from fluvial.weights.importing import described, import_weights
 
 GOLDEN = {
     "sit_tiny": {"heads": 2},
@@ -105,7 +106,7 @@ def test_kl16_becomes_a_folder_of_diffusers(tmp_path):
     import_weights(tmp_path / "kl16.ckpt", tmp_path / "kl16")
     ours, theirs = (
         open_autoencoder(AutoencoderConfig(name=str(tmp_path / "kl16"))),
-        load_autoencoder(tmp_path / "kl16.ckpt"),
+        kl16.load(tmp_path / "kl16.ckpt"),
     )
     assert (ours.hash, ours.scale, ours.shift, ours.stride) == (theirs.hash, theirs.scale, theirs.shift, theirs.stride)
     with pytest.raises(ValueError, match="those of kl16, an autoencoder|not the weights of sit"):
@@ -116,7 +117,7 @@ MEASURE = """
 import sys
 import torch
 torch.set_num_threads(1)
-from fluvial.importing import import_weights
+from fluvial.weights.importing import import_weights
 import os
 file, out, dtype = sys.argv[1:]
 torch.randn(8, 8) @ torch.randn(8, 8)
@@ -316,7 +317,7 @@ def test_a_fixed_table_of_another_size_is_not_made(tmp_path, sit_golden, monkeyp
         assert torch.get_default_device().type == "meta"
         return sincos_positions(*sizes)
 
-    monkeypatch.setattr("fluvial.upstream.sit.sincos_positions", positions)
+    monkeypatch.setattr("fluvial.weights.sit.sincos_positions", positions)
     torch.save({**sit_golden.state_dict, "pos_embed": torch.zeros(1, 2**20, 1)}, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"pos_embed is \(1, 1048576, 1\) and not \(1, 1048576, 64\)"):
         import_weights(tmp_path / "a.pt", tmp_path / "run", heads=2)

@@ -8,16 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from fluvial import experiment, inputs, recipes
+from fluvial import recipes
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
 from fluvial.data import images as data_images
 from fluvial.data import latents
 from fluvial.data.images import DataConfig, digits
-from fluvial.inputs import batches_of, encode, open_autoencoder, open_inputs
+from fluvial.data.pixels import to_signed
 from fluvial.methods import arflow, sit
-from fluvial.train.config import TrainConfig
-from fluvial.train.optim import OptimConfig
+from fluvial.run import experiment, inputs
+from fluvial.run.inputs import batches_of, encode, open_autoencoder, open_inputs
+from fluvial.training.config import TrainConfig
+from fluvial.training.optim import OptimConfig
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_mirror_images_and_draws_are_what_they_are_called(tmp_path, photos, vae)
     other_seed = dataclasses.replace(one, run=dataclasses.replace(one.run, seed=1))
     x, y = (batches_of(o, o.train, 4, "cpu", small_classes="repeat")(0)[0] for o in (one, other_seed))
     assert not torch.equal(x, y)  # nor by another seed, and here nothing is mirrored
-    pixels = data_images.to_signed(opened.train.pixels[:1])
+    pixels = to_signed(opened.train.pixels[:1])
     expected = [opened.autoencoder.moments(x) for x in (pixels, pixels.flip(-1))]
     means = torch.stack([m[0, :4] * 0.5 for m in expected])
     nearest = (draws[:, None] - means).square().sum((2, 3, 4)).argmin(1)
@@ -242,7 +244,7 @@ def test_pixels_can_be_cached_too(tmp_path):
     shape = {"size": (8, 8), "channels": 1, "classes": 10, "patch": 4, "depth": 1, "width": 16, "heads": 2}
     opened = open_inputs(Run(method=sit.Config(**shape), data=DataConfig(path=str(tmp_path / "c"))))
     chosen = torch.tensor([3, 700])
-    assert torch.equal(opened.train.rows(chosen), data_images.to_signed(digits("train").pixels[chosen]))
+    assert torch.equal(opened.train.rows(chosen), to_signed(digits("train").pixels[chosen]))
 
 
 @pytest.mark.slow

@@ -4,9 +4,9 @@ from functools import partial
 import pytest
 import torch
 
-from fluvial import integrate as it
-from fluvial.interpolant import INTERPOLANTS, gvp, linear
-from fluvial.timesteps import grid, grid_with_last_step
+from fluvial.flow import solvers as it
+from fluvial.flow.interpolant import INTERPOLANTS, gvp, linear
+from fluvial.flow.timesteps import grid, grid_with_last_step
 
 
 def swing(x, t, state):

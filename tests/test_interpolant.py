@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from fluvial import interpolant as ip
-from fluvial.interpolant import INTERPOLANTS
+from fluvial.flow import interpolant as ip
+from fluvial.flow.interpolant import INTERPOLANTS
 
 NAMES = sorted(INTERPOLANTS)
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fluvial import pictures
+from fluvial.utils import pictures
 
 
 def images(n, c, side):

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from fluvial import autoencoders, cli, experiment, inputs, recipes
+from fluvial import autoencoders, cli, recipes
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.data import images as data_images
 from fluvial.data.images import DataConfig
-from fluvial.evaluation.images import open_images
-from fluvial.files import closest, missing, repository
+from fluvial.evaluation.opening import open_images
 from fluvial.metrics.features import extractor
+from fluvial.run import experiment, inputs
+from fluvial.utils.files import closest, missing, repository
 
 TYPOS = ("pixel", "taesd", "./models/vae", "models/vae", "madebyollin/taesd/vae", "/nowhere/vae", "~/no/vae")
 

@@ -1,6 +1,6 @@
 import torch
 
-from fluvial.randomness import generator, normal, numpy_generator
+from fluvial.utils.randomness import generator, normal, numpy_generator
 
 
 def test_an_image_has_its_own_noise_whatever_the_batch():

@@ -10,15 +10,18 @@ from PIL import Image
 from torch import Tensor
 
 from conftest import shared
-from fluvial import experiment, pictures, recipes
+from fluvial import recipes
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
-from fluvial.data.images import DataConfig, load, to_signed, to_uint8
-from fluvial.generate import SampleConfig
-from fluvial.inputs import encode, open_autoencoder
+from fluvial.data.images import DataConfig, load
+from fluvial.data.pixels import to_signed, to_uint8
 from fluvial.methods import arflow, flowar
-from fluvial.train.config import TrainConfig
-from fluvial.train.optim import OptimConfig
+from fluvial.run import experiment
+from fluvial.run.inputs import encode, open_autoencoder
+from fluvial.sampling.settings import SampleConfig
+from fluvial.training.config import TrainConfig
+from fluvial.training.optim import OptimConfig
+from fluvial.utils import pictures
 
 pytestmark = pytest.mark.slow
 CHANNELS = {"taesd": 4, "taesd3": 16}

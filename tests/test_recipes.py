@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from conftest import loss
-from fluvial import experiment, recipes
-from fluvial.guidance import Guidance
+from fluvial import recipes
+from fluvial.flow.guidance import Guidance
 from fluvial.methods import arflow, flowar, method_of, sit
-from fluvial.train.config import TrainConfig
-from fluvial.train.optim import OptimConfig, adamw, clip_gradients
+from fluvial.run import experiment
+from fluvial.training.config import TrainConfig
+from fluvial.training.optim import OptimConfig, adamw, clip_gradients
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fluvial import experiment, recipes, scoring
+from fluvial import recipes
 from fluvial.cli import main
 from fluvial.data.images import digits
 from fluvial.evaluation import against, scores, statistics
 from fluvial.metrics import report
+from fluvial.run import experiment
+from fluvial.run import score as scoring
 
 DIT = {"width": 16, "heads": 2, "depth": 1}
 

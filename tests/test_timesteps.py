@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fluvial import timesteps as ts
+from fluvial.flow import timesteps as ts
 
 
 def test_uniform_and_logit_normal_have_their_moments():

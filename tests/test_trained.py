@@ -6,10 +6,10 @@ from torch import nn
 
 from fluvial.autoencoders.pixels import Pixels
 from fluvial.config import Run
-from fluvial.generate import SampleConfig
-from fluvial.guidance import Guidance
+from fluvial.flow.guidance import Guidance
 from fluvial.methods import arflow, flowar, method_of, sit
-from fluvial.trained import Trained, ready
+from fluvial.run.trained import Trained, ready
+from fluvial.sampling.settings import SampleConfig
 
 SHAPE = {"size": (8, 8), "channels": 3, "classes": 10}
 DIT = {**SHAPE, "patch": 2, "depth": 2, "width": 64, "heads": 2}

@@ -10,11 +10,11 @@ from cattrs.v import format_exception
 
 from fluvial import methods
 from fluvial.autoencoders import AutoencoderConfig
-from fluvial.checks import MANY, as_declared, at_most, misfit
 from fluvial.data.images import DataConfig
-from fluvial.generate import SampleConfig
-from fluvial.train.config import TrainConfig
-from fluvial.train.optim import OptimConfig
+from fluvial.sampling.settings import SampleConfig
+from fluvial.training.config import TrainConfig
+from fluvial.training.optim import OptimConfig
+from fluvial.utils.checks import MANY, as_declared, at_most, misfit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from fluvial import autoencoders
 from fluvial.autoencoders import AutoencoderConfig, Pixels
 from fluvial.autoencoders.vae import KINDS, Vae, from_pretrained
-from fluvial.randomness import generator
+from fluvial.utils.randomness import generator
 
 STRIDES = {"AutoencoderKL": 4, "AutoencoderTiny": 2, "AutoencoderDC": 8}
 CHANNELS = {"AutoencoderKL": 4, "AutoencoderTiny": 4, "AutoencoderDC": 8}

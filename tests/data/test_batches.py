@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 
 from fluvial.data.batches import ahead, batches, shuffled
-from fluvial.data.images import DataConfig, ImageSet, digits, load, to_signed
+from fluvial.data.images import DataConfig, ImageSet, digits, load
+from fluvial.data.pixels import to_signed
 
 
 def identity(pixels, generator, part):

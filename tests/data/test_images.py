@@ -6,7 +6,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from fluvial.data import images
-from fluvial.data.images import DataConfig, ImageSet, checked, digits, load, to_signed, to_uint8
+from fluvial.data.images import DataConfig, ImageSet, checked, digits, load
+from fluvial.data.pixels import to_signed, to_uint8
 
 
 def test_the_digits_are_split_once_and_for_all():
@@ -74,7 +75,7 @@ def test_images_given_as_they_should_be_stay_as_they_are():
     [
         (
             PIXELS.float() / 127.5 - 1,
-            r"got float32 of (4, 3, 8, 6) from -1 to -1: fluvial.data.images.to_uint8(pixels)",
+            r"got float32 of (4, 3, 8, 6) from -1 to -1: fluvial.data.pixels.to_uint8(pixels)",
         ),
         (PIXELS.double() + 0.5, "got float64 of (4, 3, 8, 6) from 0.5 to 0.5: (pixels * 255).round().to(torch.uint8)"),
         (PIXELS.float() + 255, "from 255 to 255: pixels.round().to(torch.uint8)"),

@@ -9,7 +9,8 @@ from conftest import small_files
 from fluvial.data import latents
 from fluvial.data.images import DataConfig, ImageSet, load
 from fluvial.data.latents import Plan
-from fluvial.files import json_checksum, write_tensors
+from fluvial.data.manifest import is_cache
+from fluvial.utils.files import json_checksum, write_tensors
 
 N, SHARD = 23, 5
 PIXELS = torch.randint(0, 256, (N, 3, 4, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -327,11 +328,11 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, monkeypatch):
 
 
 def test_only_what_encode_wrote_is_a_cache(cache, tmp_path, monkeypatch):
-    assert latents.is_cache(str(cache)) and not latents.is_cache(str(tmp_path))
+    assert is_cache(str(cache)) and not is_cache(str(tmp_path))
     monkeypatch.chdir(cache)
-    assert latents.is_cache(".") and not latents.is_cache("")
+    assert is_cache(".") and not is_cache("")
     (tmp_path / "manifest.json").write_text(json.dumps({"name": "my web app"}))
-    assert not latents.is_cache(str(tmp_path))
+    assert not is_cache(str(tmp_path))
 
 
 def test_a_file_that_may_grow_no_further_is_an_error_too(tmp_path):

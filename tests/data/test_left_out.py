@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fluvial import experiment
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.cli import main
 from fluvial.config import Run
 from fluvial.data.images import DataConfig, load
 from fluvial.data.left_out import LeftOut, image_endings, image_formats, printable
-from fluvial.inputs import encode, open_autoencoder
 from fluvial.methods import sit
-from fluvial.train.config import TrainConfig
+from fluvial.run import experiment
+from fluvial.run.inputs import encode, open_autoencoder
+from fluvial.training.config import TrainConfig
 
 
 def encoded(i, form="PNG"):

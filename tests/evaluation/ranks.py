@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from fluvial.evaluation.images import open_images
+from fluvial.evaluation.opening import open_images
 from fluvial.evaluation.statistics import save, statistics
 from fluvial.metrics.features import Extractor, Features
-from fluvial.train import distributed
+from fluvial.training import distributed
 
 
 def features(images):

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fluvial.evaluation import archive
-from fluvial.evaluation.images import open_images
+from fluvial.evaluation.opening import open_images
 from fluvial.evaluation.reference import open_reference
 from fluvial.evaluation.statistics import FORMAT, load, statistics
-from fluvial.files import write_tensors
 from fluvial.metrics.features import extractor
+from fluvial.utils.files import write_tensors
 
 
 def images(path, compressed=False, count=6):

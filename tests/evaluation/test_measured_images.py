@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from fluvial.data.images import DataConfig
-from fluvial.evaluation.images import open_images
-from fluvial.files import checksum, json_checksum
+from fluvial.evaluation.opening import open_images
+from fluvial.utils.files import checksum, json_checksum
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_the_digest_is_of_the_content(tmp_path, pixels):
 
 def test_the_digest_holds_labels_and_grey(tmp_path, pixels):
     from fluvial.data.images import digits
-    from fluvial.evaluation.images import of_set
+    from fluvial.evaluation.opening import of_set
 
     data = digits("test")
     with_labels, without = of_set(data, "a", DataConfig()), of_set(data._replace(labels=None), "a", DataConfig())

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from conftest import shared
 from fluvial.data.images import DataConfig, ImageSet, load
-from fluvial.evaluation.images import of_set
 from fluvial.evaluation.memorisation import memorised
+from fluvial.evaluation.opening import of_set
 from fluvial.evaluation.scores import scores
 from fluvial.evaluation.statistics import Statistics, statistics
 from fluvial.metrics.features import Extractor, extractor

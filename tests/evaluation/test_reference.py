@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from fluvial.evaluation import reference as module
-from fluvial.evaluation.images import open_images
+from fluvial.evaluation.opening import open_images
 from fluvial.evaluation.reference import open_reference, save_reference
 from fluvial.evaluation.statistics import statistics
 from fluvial.metrics.features import Extractor, Features, extractor

@@ -142,7 +142,7 @@ def test_a_large_npz_is_measured_in_little_memory(tmp_path):
     np.savez(tmp_path / "a.npz", np.random.default_rng(0).integers(0, 256, (1040, 256, 256, 3), dtype=np.uint8))
     program = """
 import sys, torch
-from fluvial.evaluation.images import open_images
+from fluvial.evaluation.opening import open_images
 from fluvial.evaluation.statistics import statistics
 from fluvial.metrics.features import extractor
 def peak():

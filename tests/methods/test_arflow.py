@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from conftest import loss, randomise
-from fluvial import integrate as it
-from fluvial import upstream
-from fluvial.guidance import Guidance
-from fluvial.interpolant import linear
+from fluvial.flow import solvers as it
+from fluvial.flow.guidance import Guidance
+from fluvial.flow.interpolant import linear
+from fluvial.flow.timesteps import grid, grid_with_last_step
 from fluvial.methods import arflow
-from fluvial.timesteps import grid, grid_with_last_step
+from fluvial.weights import released as upstream
 
 
 @pytest.fixture(scope="module")

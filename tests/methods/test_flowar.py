@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from conftest import loss, randomise, read_golden
-from fluvial import integrate as it
-from fluvial import upstream
-from fluvial.guidance import Guidance
-from fluvial.interpolant import linear
+from fluvial.flow import solvers as it
+from fluvial.flow.guidance import Guidance
+from fluvial.flow.interpolant import linear
+from fluvial.flow.timesteps import grid, two_piece_grid
 from fluvial.methods import flowar
-from fluvial.timesteps import grid, two_piece_grid
-from fluvial.train.distributed import recompute
+from fluvial.training.distributed import recompute
+from fluvial.weights import released as upstream
 
 
 @pytest.fixture(scope="module", params=["spatial_adaln", "cross_attention"])

@@ -53,8 +53,8 @@ def spatial(network, images):
 def main(folder):
     import torch_fidelity
 
-    from fluvial.files import checksum
     from fluvial.metrics import features
+    from fluvial.utils.files import checksum
 
     torch.manual_seed(0)
     with torch.no_grad():

@@ -1,4 +1,5 @@
-from fluvial.data.images import digits, to_signed
+from fluvial.data.images import digits
+from fluvial.data.pixels import to_signed
 from fluvial.metrics.accuracy import classifier
 
 

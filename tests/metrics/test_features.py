@@ -10,9 +10,9 @@ from torch import nn
 
 from conftest import randomise, shared
 from fluvial.data.images import DataConfig, load
-from fluvial.files import checksum, tensors_checksum
 from fluvial.metrics import features
 from fluvial.metrics.features import extractor
+from fluvial.utils.files import checksum, tensors_checksum
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)  # no model's own, so that a default would show
 

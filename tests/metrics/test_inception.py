@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fluvial.files import checksum
 from fluvial.metrics import features
 from fluvial.metrics.features import extractor
+from fluvial.utils.files import checksum
 
 SCRIPT = Path(__file__).with_name("inception.py")
 

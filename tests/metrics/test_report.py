@@ -5,8 +5,8 @@ import copy
 import pytest
 
 from fluvial.cli import main
-from fluvial.files import write_json
 from fluvial.metrics import report
+from fluvial.utils.files import write_json
 
 
 def card(**scores):

@@ -96,14 +96,14 @@ import dataclasses
 import functools
 
 import torch
-from fluvial.generate import SampleConfig
+from fluvial.sampling.settings import SampleConfig
 from fluvial.methods import arflow, flowar, method_of
 from fluvial.nn import attention, layers
-from fluvial.train.config import TrainConfig
-from fluvial.train.health import Health
-from fluvial.train.optim import OptimConfig
-from fluvial.train.step import MicroBatch, begin, step
-from fluvial.trained import ready
+from fluvial.training.config import TrainConfig
+from fluvial.training.health import Health
+from fluvial.training.optim import OptimConfig
+from fluvial.training.step import MicroBatch, begin, step
+from fluvial.run.trained import ready
 
 compiled = []
 

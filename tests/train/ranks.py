@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import torch
 
-from fluvial import experiment, recipes
+from fluvial import recipes
+from fluvial.run import experiment
 
 
 def main(out, settings):
@@ -37,7 +38,7 @@ def main(out, settings):
 
 def _die_at(step):
     """This rank is gone, as by the kernel, in the middle of a step."""
-    from fluvial.train import step as training
+    from fluvial.training import step as training
 
     backward = training._backward
 

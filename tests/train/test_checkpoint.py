@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from fluvial.files import write_tensors
-from fluvial.train import checkpoint
-from fluvial.train.checkpoint import CheckpointError, Saver
-from fluvial.train.optim import OptimConfig, adamw, begin_optimizer, optimizer_tensors
+from fluvial.training import checkpoint
+from fluvial.training.checkpoint import CheckpointError, Saver
+from fluvial.training.optim import OptimConfig, adamw, begin_optimizer, optimizer_tensors
+from fluvial.utils.files import write_tensors
 
 
 def save(run, step, value=0.0, **options):

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from fluvial.cli import main
-from fluvial.train import checkpoint, distributed
-from fluvial.train.distributed import World
+from fluvial.training import checkpoint, distributed
+from fluvial.training.distributed import World
 
 SCRIPT = Path(__file__).parent / "ranks.py"
 
@@ -115,7 +115,7 @@ def test_sigterm_saves_and_ends_with_0(tmp_path):
 @pytest.mark.slow
 def test_a_rank_that_hangs_at_the_start_is_named(tmp_path, monkeypatch):
     source = SCRIPT.read_text().replace("experiment.train(run", "patched(); experiment.train(run")
-    patch = "\n\ndef patched():\n    from functools import partial\n    from fluvial.train import distributed\n"
+    patch = "\n\ndef patched():\n    from functools import partial\n    from fluvial.training import distributed\n"
     patch += "    distributed.world = partial(distributed.world, timeout=5.0)\n"
     script = tmp_path / "hanging.py"
     script.write_text(source.replace("\n\ndef _die_at", f"{patch}\n\ndef _die_at"))

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from fluvial.train import ema
+from fluvial.training import ema
 
 
 def moved(model, by):

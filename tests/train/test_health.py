@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fluvial.train.health import check_finite_weights, first_not_finite, stop_requests
+from fluvial.training.health import check_finite_weights, first_not_finite, stop_requests
 
 
 class Root(nn.Module):

@@ -7,8 +7,8 @@ import pytest
 
 from fluvial import cli, recipes
 from fluvial.config import to_json
-from fluvial.doctor import examine
-from fluvial.train import log
+from fluvial.tools.doctor import examine
+from fluvial.training import log
 
 
 def write(folder, *lines):

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from fluvial.methods.method import Draws
-from fluvial.train import checkpoint
-from fluvial.train.config import TrainConfig
-from fluvial.train.loop import FolderGone, Stopped, train
-from fluvial.train.optim import OptimConfig
+from fluvial.training import checkpoint
+from fluvial.training.config import TrainConfig
+from fluvial.training.loop import FolderGone, Stopped, train
+from fluvial.training.optim import OptimConfig
 
 
 def start():

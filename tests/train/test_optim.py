@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from fluvial.train.optim import OptimConfig, adamw, clip_gradients, learning_rate
+from fluvial.training.optim import OptimConfig, adamw, clip_gradients, learning_rate
 
 
 def test_only_matrices_decay():

@@ -11,12 +11,14 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from conftest import randomise
-from fluvial import cli, experiment, files
+from fluvial import cli
 from fluvial.config import Run
-from fluvial.generate import SampleConfig
 from fluvial.methods.sit import SiTConfig
-from fluvial.train import power_ema
-from fluvial.train.config import TrainConfig
+from fluvial.run import experiment
+from fluvial.sampling.settings import SampleConfig
+from fluvial.training import power_ema
+from fluvial.training.config import TrainConfig
+from fluvial.utils import files
 
 LENGTHS = (0.05, 0.1)
 STEPS, EVERY = 640, 20

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fluvial.upstream import telltales
-from fluvial.upstream.parts import find
+from fluvial.utils.weight_parts import find
+from fluvial.weights import telltales
 
 NAMES = ("x_embedder.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias", "blocks.0.mlp.fc1.weight")
 WEIGHTS = {name: torch.full((i + 1,), float(i)) for i, name in enumerate(NAMES)}

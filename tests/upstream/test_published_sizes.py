@@ -5,8 +5,9 @@ import released
 import torch
 
 from conftest import read_golden, shared
-from fluvial import upstream
+from fluvial.autoencoders import kl16
 from fluvial.methods import arflow, flowar, sit
+from fluvial.weights import released as upstream
 
 SIT = {
     "S/2": 32_963_360,
@@ -106,7 +107,7 @@ def test_kl16():
     pytest.importorskip("diffusers")
     shapes = released.kl16(width=128)
     assert round(released.count(shapes) / 1e6, 1) == 66.5  # FlowAR, Table 3
-    model, tensors, dropped = upstream.translated_autoencoder(released.on_meta(shapes))
+    model, tensors, dropped = kl16.translated(released.on_meta(shapes))
     assert sum(p.numel() for p in model.parameters()) == released.count(shapes) and not dropped
     assert {name: lazy.shape for name, lazy in tensors.items()} == {
         name: tuple(value.shape) for name, value in model.state_dict().items()

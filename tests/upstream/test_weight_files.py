@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fluvial.upstream.files import read
+from fluvial.utils.weight_files import read
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}
 OTHER = {key: value + 1 for key, value in WEIGHTS.items()}

@@ -10,7 +10,7 @@ from typing import Literal
 
 from fluvial.autoencoders.pixels import Pixels
 from fluvial.autoencoders.vae import Vae, from_pretrained
-from fluvial.checks import as_declared
+from fluvial.utils.checks import as_declared
 
 Autoencoder = Pixels | Vae
 

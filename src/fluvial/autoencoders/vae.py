@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fluvial.extras import require
-from fluvial.files import missing, plain, repository, tensors_checksum
+from fluvial.utils.extras import require
+from fluvial.utils.files import missing, plain, repository, tensors_checksum
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 # images that go through an autoencoder at a time: they need far more memory than latents do, and a CPU's cache is small

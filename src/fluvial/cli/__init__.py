@@ -32,7 +32,7 @@ from difflib import get_close_matches
 from fluvial import __version__
 from fluvial.cli import average, bench, data, health, runs, score, weights
 from fluvial.cli.arguments import UsageError
-from fluvial.train.loop import Stopped
+from fluvial.training.loop import Stopped
 
 TRACEBACK = "--traceback"
 LONGEST = 2000  # characters of a message: what it quotes may be damaged, or not written to be read

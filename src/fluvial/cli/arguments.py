@@ -8,9 +8,9 @@ import torch
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from fluvial import experiment
-from fluvial.checks import misfit
 from fluvial.config import Run
+from fluvial.run import experiment
+from fluvial.utils.checks import misfit
 
 T = TypeVar("T")
 HELP = ("-h", "--help")

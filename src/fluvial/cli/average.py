@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fluvial import experiment
-from fluvial.checks import other_weights
 from fluvial.cli.arguments import parse, positional
-from fluvial.files import atomic_folder
 from fluvial.methods import empty_model
-from fluvial.train import checkpoint, power_ema
+from fluvial.run import experiment
+from fluvial.training import checkpoint, power_ema
+from fluvial.utils.checks import other_weights
+from fluvial.utils.files import atomic_folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,16 +9,16 @@ from typing import Annotated, Any, Literal, cast
 import tyro
 from rich.table import Table
 
-from fluvial import bench as benchmark
 from fluvial import recipes
-from fluvial.checks import at_least
 from fluvial.cli.arguments import UsageError, device_of, parse, positional
 from fluvial.cli.dry import scaled
 from fluvial.cli.output import console
 from fluvial.config import Run
-from fluvial.experiment import default_device
-from fluvial.files import write_json
-from fluvial.precision import Precision
+from fluvial.run.experiment import default_device
+from fluvial.tools import bench as benchmark
+from fluvial.utils.checks import at_least
+from fluvial.utils.files import write_json
+from fluvial.utils.precision import Precision
 
 WHAT = "train, for a training step, or sample, for the drawing of a batch"
 ABOUT = "{} is timed on random latents, against large matrix products in between; no data or autoencoder is needed."

@@ -11,16 +11,18 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from fluvial import experiment, inputs, pictures
 from fluvial.autoencoders import AutoencoderConfig
-from fluvial.checks import at_least
 from fluvial.cli.arguments import UsageError, device_of, nothing_more, parse, positional
 from fluvial.cli.output import console
 from fluvial.data import latents
 from fluvial.data.images import BUILT_IN, DataConfig
 from fluvial.data.images import load as load_images
 from fluvial.data.inspect import inspect as inspect_images
-from fluvial.train import distributed
+from fluvial.data.manifest import is_cache
+from fluvial.run import experiment, inputs
+from fluvial.training import distributed
+from fluvial.utils import pictures
+from fluvial.utils.checks import at_least
 
 DATA = "a folder of images, parquet, arrow or tar files, or hub:OWNER/NAME for a data set on the Hugging Face hub"
 
@@ -109,7 +111,7 @@ def _inspect(arguments: list[str]) -> None:
     options = parse(InspectOptions, InspectOptions(), rest, "fluvial data inspect DATA", description)
     if Path(place).is_dir() and Path(place).resolve() in options.sheet.resolve().parents:
         raise UsageError(f"the contact sheet {options.sheet} would become one of the images of {place}; set --sheet")
-    if latents.is_cache(place):
+    if is_cache(place):
         return _print_manifest(Path(place), latents.read_manifest(Path(place)))
     images = load_images(DataConfig(**_named(place), **vars(options.source)), "train", scan=False)
     assert images is not None

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from rich.table import Table
 
-from fluvial import estimate, experiment
 from fluvial.cli.output import console
 from fluvial.config import Run, to_json
+from fluvial.run import experiment
+from fluvial.tools import estimate
 
 
 def show(run: Run, device: estimate.Device, out: Path, start: Path | None = None) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from fluvial import curves
 from fluvial.cli.arguments import check_output, parse, positional
 from fluvial.cli.output import console
-from fluvial.doctor import doctor as check_all
-from fluvial.doctor.check import Check
+from fluvial.tools import curves
+from fluvial.tools.doctor import doctor as check_all
+from fluvial.tools.doctor.check import Check
 
 COLOURS = {"ok": "green", "look": "yellow", "wrong": "red", "not checked": "dim"}
 

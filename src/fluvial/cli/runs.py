@@ -11,18 +11,21 @@ import torch
 import tyro
 from rich.table import Table
 
-from fluvial import experiment, finetune, pictures, recipes
-from fluvial.checks import at_least, positive
+from fluvial import recipes
 from fluvial.cli import dry
 from fluvial.cli.arguments import UsageError, device_of, nothing_more, of_a_run, parse, positional, refuse_repeated
 from fluvial.cli.output import console
-from fluvial.compare import compare as compare_runs
 from fluvial.config import Run
 from fluvial.data.labels import class_ids, numbers
-from fluvial.evaluation.images import RECORD, SAMPLES
-from fluvial.files import atomic_files, checksum, json_checksum, write_json
-from fluvial.generate import Frames, Generated, SampleConfig
-from fluvial.train import distributed
+from fluvial.run import experiment, finetune
+from fluvial.sampling.generate import Generated
+from fluvial.sampling.samples import RECORD, SAMPLES, Frames
+from fluvial.sampling.settings import SampleConfig
+from fluvial.tools.compare import compare as compare_runs
+from fluvial.training import distributed
+from fluvial.utils import pictures
+from fluvial.utils.checks import at_least, positive
+from fluvial.utils.files import atomic_files, checksum, json_checksum, write_json
 
 COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
 SMOKE = "--smoke tries the recipe with a small model and few steps, in runs/RECIPE-smoke: a minute or so on a CPU."

@@ -8,14 +8,15 @@ from typing import Any, Literal
 import torch
 from rich.table import Table
 
-from fluvial import experiment, scoring
-from fluvial.checks import at_least
 from fluvial.cli.arguments import UsageError, check_output, device_of, of_a_run, parse, positional
 from fluvial.cli.output import console
-from fluvial.files import write_json
-from fluvial.generate import SampleConfig
 from fluvial.metrics import report
-from fluvial.train import distributed
+from fluvial.run import experiment
+from fluvial.run import score as scoring
+from fluvial.sampling.settings import SampleConfig
+from fluvial.training import distributed
+from fluvial.utils.checks import at_least
+from fluvial.utils.files import write_json
 
 WHAT = (
     "a run folder, whose samples are drawn; or images: a folder, an .npz of the ADM suite, what `fluvial sample` "

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from fluvial import exporting, importing
-from fluvial.checks import at_least
 from fluvial.cli.arguments import parse, positional
 from fluvial.cli.output import console
+from fluvial.utils.checks import at_least
+from fluvial.weights import exporting, importing
 
 
 @dataclass(frozen=True, kw_only=True)

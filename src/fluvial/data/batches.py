@@ -11,16 +11,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fluvial.data.groups import SmallClasses, check_sizes, draw_groups, index_by_class
-from fluvial.data.images import ImageSet
+from fluvial.data.images import DataConfig, ImageSet
+from fluvial.data.labels import Classes, aligned, named
 from fluvial.data.latents import LatentSet
-from fluvial.randomness import generator, numpy_generator
+from fluvial.utils.randomness import generator, numpy_generator
 
 T = TypeVar("T")
+Examples = ImageSet | LatentSet
+Train = TypeVar("Train", bound=Examples)
+Test = TypeVar("Test", bound=Examples)
 Batch = tuple[Float[Tensor, "b ..."], Int[Tensor, "b"] | None]
 
 
 def batches(
-    examples: ImageSet | LatentSet,
+    examples: Examples,
     encode: Callable[[Tensor, torch.Generator, tuple[slice, int]], Tensor],
     *,
     batch: int,
@@ -103,3 +107,20 @@ def shuffled(count: int, seed: int, step: int, batch: int) -> Int[Tensor, "b"]:
 @lru_cache(maxsize=2)
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return numpy_generator(seed, "epoch", epoch).permutation(count)
+
+
+def with_same_classes(train: Train, test: Test | None, given: DataConfig) -> tuple[Train, Test | None]:
+    """Training and validation examples with the class ids and names of the run, where both are labelled.
+
+    The names are those that `given` has, else those of the training examples. Raises ValueError with both lists if the
+    validation examples have classes of other names, and the user gave none.
+    """
+    own = train.class_names
+    if train.labels is None:
+        return train, test
+    labels, names = named(train.labels, own, given.class_names, "the training images")
+    train = train._replace(labels=labels, class_names=names)
+    if test is not None and test.labels is not None:
+        found = aligned(test.labels, test.class_names, Classes(own, names, given.renames))
+        test = test._replace(labels=found, class_names=names)
+    return train, test

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from fluvial.data.left_out import image_formats, printable
-from fluvial.files import irregular, read_bytes
+from fluvial.utils.files import irregular, read_bytes
 
 T = TypeVar("T")
 Stored = bytes | Path | np.ndarray  # an image as it is stored: encoded, in a file, or as plain numbers

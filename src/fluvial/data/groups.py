@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fluvial.randomness import numpy_generator
+from fluvial.utils.randomness import numpy_generator
 
 SmallClasses = Literal["error", "repeat"]
 

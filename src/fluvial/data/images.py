@@ -20,17 +20,17 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from fluvial.checks import as_declared, at_least
 from fluvial.data import crop
 from fluvial.data.crop import Crop, Stored, UnreadableImage
 from fluvial.data.sources import Source, class_labels, open_source
-from fluvial.extras import require
-from fluvial.files import HUB, missing, repository
-from fluvial.progress import Bar
+from fluvial.utils.checks import as_declared, at_least
+from fluvial.utils.extras import require
+from fluvial.utils.files import HUB, missing, repository
+from fluvial.utils.progress import Bar
 
 T = TypeVar("T")
 Split = Literal["train", "test"]
@@ -180,7 +180,7 @@ def _check_pixels(pixels: Any, what: str) -> None:  # noqa: ANN401 - whatever wa
         elif 0 <= low and high <= 1:
             line = "(pixels * 255).round().to(torch.uint8) if they are in [0, 1]"
         elif -1 <= low and high <= 1:
-            line = "fluvial.data.images.to_uint8(pixels) if they are in [-1, 1]"
+            line = "fluvial.data.pixels.to_uint8(pixels) if they are in [-1, 1]"
         raise ValueError(f"{expected}, {got} from {low:g} to {high:g}: {line}")
     if pixels.ndim == 3:
         raise ValueError(f"{expected}, {got}: pixels[:, None] if they are grey")
@@ -409,13 +409,3 @@ def _digits(grey: np.ndarray, labels: np.ndarray, side: int, split: Split, test:
 
 
 BUILT_IN: dict[str, Callable[[Split], ImageSet]] = {"digits": digits, "mnist-5k": mnist_5k}
-
-
-def to_signed(pixels: UInt8[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """0 ... 255 to [-1, 1] in float32."""
-    return pixels.float() / 127.5 - 1
-
-
-def to_uint8(images: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
-    """[-1, 1] to 0 ... 255, rounded to nearest and clamped: the inverse of `to_signed`."""
-    return (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)

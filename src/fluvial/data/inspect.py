@@ -14,7 +14,7 @@ from fluvial.data import crop
 from fluvial.data.crop import UnreadableImage
 from fluvial.data.groups import index_by_class
 from fluvial.data.images import ImageSet
-from fluvial.progress import Bar
+from fluvial.utils.progress import Bar
 
 MANY = 100_000  # class ids up to which those without images are listed too
 SHEET, THUMBNAIL = 100, 64  # images on the contact sheet, and their side

@@ -30,11 +30,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fluvial.data.images import ImageSet, refuse, to_signed
+from fluvial.data.images import ImageSet, refuse
 from fluvial.data.manifest import FORMAT, Manifest, Plan, Record, read_manifest, read_plan, read_record, shard_name
 from fluvial.data.manifest import write as write_record
-from fluvial.files import atomic_file, checksum, read_bytes, reading, write_tensors
-from fluvial.progress import Bar
+from fluvial.data.pixels import to_signed
+from fluvial.utils.files import atomic_file, checksum, reading, write_tensors
+from fluvial.utils.progress import Bar
 
 MOMENTS = ("moments", "moments_flip")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -258,22 +259,6 @@ def load(folder: Path) -> LatentSet:
     labelled = bool((labels >= 0).all())
     plan = manifest.plan
     return LatentSet(moments, labels if labelled else None, plan.class_names if labelled else (), plan.digest)
-
-
-def is_cache(place: str) -> bool:
-    """Whether `fluvial encode` wrote this folder, or began to."""
-    folder = Path(place).expanduser()
-    if not place or not folder.is_dir():
-        return False
-    if any(folder.glob("shard-*.safetensors")):
-        return True
-    for name in ("manifest.json", "plan.json"):
-        try:
-            if "plan" in json.loads(read_bytes(folder / name)):
-                return True
-        except (OSError, ValueError, TypeError):
-            continue
-    return False
 
 
 class Moments:

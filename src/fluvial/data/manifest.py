@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar
 import cattrs
 from cattrs.v import format_exception
 
-from fluvial.checks import at_least
-from fluvial.files import brief, json_checksum, read_bytes, write_json
+from fluvial.utils.checks import at_least
+from fluvial.utils.files import brief, json_checksum, read_bytes, write_json
 
 T = TypeVar("T")
 FORMAT = 2
@@ -163,3 +163,19 @@ def _structured(values: dict[str, Any], kind: type[T]) -> T:
 
 def _reason(error: BaseException, expected: Any) -> str:  # noqa: ANN401 - a type
     return str(error) if isinstance(error, ValueError) else format_exception(error, expected)
+
+
+def is_cache(place: str) -> bool:
+    """Whether `fluvial encode` wrote this folder, or began to."""
+    folder = Path(place).expanduser()
+    if not place or not folder.is_dir():
+        return False
+    if any(folder.glob("shard-*.safetensors")):
+        return True
+    for name in ("manifest.json", "plan.json"):
+        try:
+            if "plan" in json.loads(read_bytes(folder / name)):
+                return True
+        except (OSError, ValueError, TypeError):
+            continue
+    return False

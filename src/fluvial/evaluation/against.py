@@ -5,15 +5,16 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from fluvial.data import images as data_images
+from fluvial.data.batches import with_same_classes
 from fluvial.data.images import DataConfig, ImageSet
-from fluvial.data.latents import is_cache
-from fluvial.evaluation.images import Images, of_set
+from fluvial.data.manifest import is_cache
+from fluvial.evaluation.images import Images
+from fluvial.evaluation.opening import of_set
 from fluvial.evaluation.reference import Reference, reference
 from fluvial.evaluation.scores import Scores, measuring
 from fluvial.evaluation.statistics import Statistics
-from fluvial.inputs import of_one_naming
 from fluvial.metrics.features import Extractor
-from fluvial.train.distributed import ALONE, World
+from fluvial.training.distributed import ALONE, World
 
 BESIDE = 10_000  # real images beside the reference: for the classifier of classes, and to be scored as samples are
 
@@ -44,7 +45,7 @@ def real_images(
         training, test = (data_images.load(as_it_is, split, scan=scan) for split in ("train", "test"))
         assert training is not None
     if labelled:
-        training, test = of_one_naming(training, test, data)
+        training, test = with_same_classes(training, test, data)
     of_test = data.test_path or f"{name}, held out"
     return Real(of_set(training, name, data), None if test is None else of_set(test, of_test, data))
 

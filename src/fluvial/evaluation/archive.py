@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fluvial.files import ZIP_DAMAGE, reading
+from fluvial.utils.files import ZIP_DAMAGE, reading
 
 CHUNK = 2**22
 END = 22 + 2**16  # bytes of the end of a zip with the longest comment

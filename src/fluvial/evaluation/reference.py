@@ -13,12 +13,13 @@ import torch
 from fluvial.data.images import DataConfig
 from fluvial.data.labels import Classes
 from fluvial.evaluation import archive
-from fluvial.evaluation.images import Images, open_images
+from fluvial.evaluation.images import Images
+from fluvial.evaluation.opening import open_images
 from fluvial.evaluation.statistics import FORMAT, Statistics, gaussian, load, save, statistics
-from fluvial.files import checksum, tensors_checksum
 from fluvial.metrics.features import Extractor
 from fluvial.metrics.frechet import Gaussian
-from fluvial.train.distributed import ALONE, World
+from fluvial.training.distributed import ALONE, World
+from fluvial.utils.files import checksum, tensors_checksum
 
 NEIGHBOURS = 10_000  # reference images that neighbours and kernels look at, as many as the ADM suite has
 PAIRS = ("mu", "sigma"), ("mu_s", "sigma_s")  # of the pooled and of the spatial features

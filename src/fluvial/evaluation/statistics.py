@@ -12,13 +12,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fluvial.evaluation.images import Images
-from fluvial.files import atomic_file, brief, check_tensors, write_tensors
 from fluvial.metrics.classifier_score import Classified, classified, splits
 from fluvial.metrics.features import Extractor, Features
 from fluvial.metrics.frechet import Gaussian, Moments, fit, merged, moments
-from fluvial.progress import Bar
-from fluvial.randomness import numpy_generator
-from fluvial.train.distributed import ALONE, World
+from fluvial.training.distributed import ALONE, World
+from fluvial.utils.files import atomic_file, brief, check_tensors, write_tensors
+from fluvial.utils.progress import Bar
+from fluvial.utils.randomness import numpy_generator
 
 KEPT = 50_000  # features that are kept for what needs each of them: neighbours, kernels, error bars
 SPATIAL = 5_000  # spatial features that are kept, for an error bar

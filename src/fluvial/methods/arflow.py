@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fluvial.checks import at_least
-from fluvial.guidance import Guidance, guided
-from fluvial.integrate import Field, OnStep, Solver, State, StepNoise, euler
-from fluvial.interpolant import INTERPOLANTS, u_t, x_t
+from fluvial.flow.guidance import Guidance, guided
+from fluvial.flow.interpolant import INTERPOLANTS, u_t, x_t
+from fluvial.flow.solvers import Field, OnStep, Solver, State, StepNoise, euler
+from fluvial.flow.timesteps import TIME_SAMPLINGS, sorted_along_sequence
 from fluvial.methods.method import Draws
 from fluvial.nn.attention import History, HistoryDecay, HybridLinearAttention, ImageDecay, QkvNorm
 from fluvial.nn.dit import PRESETS as PRESETS
@@ -40,7 +40,7 @@ from fluvial.nn.layers import (
     layer_norm,
     modulate,
 )
-from fluvial.timesteps import TIME_SAMPLINGS, sorted_along_sequence
+from fluvial.utils.checks import at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,9 +183,9 @@ def sample(
     """Latents at the end of `times`, integrated from `noise` along the guided velocity.
 
     Every point the solver accepts enters the history, as the next image of the sequence; points it only tries out do
-    not (see `fluvial.integrate`). The null branch of guidance has a history of its own.
+    not (see `fluvial.flow.solvers`). The null branch of guidance has a history of its own.
 
-    labels are class ids (b,) or None for no class. `solver` is one of `fluvial.integrate`, with its settings bound;
+    labels are class ids (b,) or None for no class. `solver` is one of `fluvial.flow.solvers`, with its settings bound;
     the release uses `euler_maruyama`, whose draws are `step_noise`.
     `evaluations`, if given, counts the calls of each guidance branch. Raises RuntimeError for a velocity that is not
     finite; on a GPU only if `careful`, which waits for it at every step.

@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fluvial.guidance import Guidance, guided
-from fluvial.integrate import Field, OnStep, Solver, Step, StepNoise, euler
-from fluvial.interpolant import linear, u_t, x_t
+from fluvial.flow.guidance import Guidance, guided
+from fluvial.flow.interpolant import linear, u_t, x_t
+from fluvial.flow.solvers import Field, OnStep, Solver, Step, StepNoise, euler
+from fluvial.flow.timesteps import TIME_SAMPLINGS
 from fluvial.methods.method import Draws
 from fluvial.nn.flow_head import FlowHead
 from fluvial.nn.layers import LabelEmbedding, Linear, TimeEmbedding, patchify, unpatchify
@@ -32,7 +33,6 @@ from fluvial.nn.next_scale import small as small
 from fluvial.nn.next_scale import tokens as tokens
 from fluvial.nn.rope import axial_rotary
 from fluvial.nn.scales import CausalBlock, KeysValues, per_token
-from fluvial.timesteps import TIME_SAMPLINGS
 
 Config = FlowARConfig
 

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fluvial.guidance import Guidance, guided
-from fluvial.integrate import Field, OnStep, Solver, State, StepNoise, euler
-from fluvial.interpolant import INTERPOLANTS, u_t, x_t
+from fluvial.flow.guidance import Guidance, guided
+from fluvial.flow.interpolant import INTERPOLANTS, u_t, x_t
+from fluvial.flow.solvers import Field, OnStep, Solver, State, StepNoise, euler
+from fluvial.flow.timesteps import TIME_SAMPLINGS
 from fluvial.methods.method import Draws
 from fluvial.nn.attention import Attention
 from fluvial.nn.dit import PRESETS as PRESETS
@@ -35,7 +36,6 @@ from fluvial.nn.layers import (
     layer_norm,
     modulate,
 )
-from fluvial.timesteps import TIME_SAMPLINGS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +141,7 @@ def sample(
 ) -> Float[Tensor, "b c h w"]:
     """Latents at the end of `times`, integrated from `noise` along the guided velocity.
 
-    labels are class ids (b,) or None for no class. `solver` is one of `fluvial.integrate`, with its settings bound;
+    labels are class ids (b,) or None for no class. `solver` is one of `fluvial.flow.solvers`, with its settings bound;
     a stochastic one takes its draws from `step_noise`.
     `on_step` is called after every step; `evaluations`, if given, counts the calls of each guidance branch. Raises
     RuntimeError for a velocity that is not finite; on a GPU only if `careful`, which waits for it at every step.

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fluvial.metrics import Estimate, mean
-from fluvial.randomness import numpy_generator
+from fluvial.utils.randomness import numpy_generator
 
 SPLITS = 10
 

@@ -18,8 +18,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fluvial.extras import require
-from fluvial.files import check_zip, checksum, missing, plain, repository, tensors_checksum
+from fluvial.utils.extras import require
+from fluvial.utils.files import check_zip, checksum, missing, plain, repository, tensors_checksum
 
 NAMES = ("inception", "pixels", "efficientnet-lite0", "dinov2", "clip")
 TORCHSCRIPT = (".pt", ".ts", ".pth", ".torchscript")
@@ -101,7 +101,7 @@ def _checked(inner: Extractor, device: torch.device) -> Extractor:
         if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
             raise ValueError(
                 f"features are of uint8 images (b, c, h, w), got {images.dtype} {tuple(images.shape)}; "
-                "round [-1, 1] to 0 ... 255 with fluvial.data.images.to_uint8"
+                "round [-1, 1] to 0 ... 255 with fluvial.data.pixels.to_uint8"
             )
         images = images.to(device)
         if inner.name != "pixels":

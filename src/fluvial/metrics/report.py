@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fluvial.files import json_checksum, read_bytes
 from fluvial.metrics import Estimate
+from fluvial.utils.files import json_checksum, read_bytes
 
 KIND = "fluvial scores 2"
 # what has to be the same in two cards: where it is not, the numbers differ whatever the models do

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from fluvial.checks import MOST, as_declared, at_least, at_most, positive, probabilities, whole_patches
-from fluvial.interpolant import InterpolantName
-from fluvial.timesteps import TimeSampling
+from fluvial.flow.interpolant import InterpolantName
+from fluvial.flow.timesteps import TimeSampling
+from fluvial.utils.checks import MOST, as_declared, at_least, at_most, positive, probabilities, whole_patches
 
 
 @dataclass(frozen=True, kw_only=True)

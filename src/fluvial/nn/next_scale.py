@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluvial.checks import MOST, as_declared, at_least, at_most, probabilities, whole_patches
-from fluvial.interpolant import InterpolantName
+from fluvial.flow.interpolant import InterpolantName
+from fluvial.flow.timesteps import TimeSampling
 from fluvial.nn.scales import span_of
-from fluvial.timesteps import TimeSampling
+from fluvial.utils.checks import MOST, as_declared, at_least, at_most, probabilities, whole_patches
 
 HeadForm = Literal["spatial_adaln", "cross_attention"]
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from fluvial.config import Run
 from fluvial.data.images import DataConfig
-from fluvial.generate import SampleConfig
-from fluvial.guidance import Guidance
+from fluvial.flow.guidance import Guidance
 from fluvial.methods import arflow, flowar, sit
-from fluvial.train.config import TrainConfig
-from fluvial.train.optim import OptimConfig
+from fluvial.sampling.settings import SampleConfig
+from fluvial.training.config import TrainConfig
+from fluvial.training.optim import OptimConfig
 
 DATA = DataConfig(name="uoft-cs/cifar10", size=32, flip=True)
 SHAPE = {"size": (32, 32), "channels": 3, "classes": 10}

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from fluvial.config import Run
 from fluvial.data.images import DataConfig
-from fluvial.generate import SampleConfig
-from fluvial.guidance import Guidance
+from fluvial.flow.guidance import Guidance
 from fluvial.methods import arflow, flowar, sit
-from fluvial.train.config import TrainConfig
-from fluvial.train.optim import OptimConfig
+from fluvial.sampling.settings import SampleConfig
+from fluvial.training.config import TrainConfig
+from fluvial.training.optim import OptimConfig
 
 SHAPE = {"size": (8, 8), "channels": 1, "classes": 10, "patch": 4, "depth": 3, "width": 128, "heads": 4}
 OPTIM = OptimConfig(lr=2e-3, warmup=100, schedule="cosine", clip="norm", clip_at=1.0)

@@ -15,11 +15,11 @@ from typing import Any
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
 from fluvial.data.images import DataConfig
-from fluvial.generate import SampleConfig
-from fluvial.guidance import Guidance
+from fluvial.flow.guidance import Guidance
 from fluvial.methods import arflow, flowar, sit
-from fluvial.train.config import TrainConfig
-from fluvial.train.optim import OptimConfig
+from fluvial.sampling.settings import SampleConfig
+from fluvial.training.config import TrainConfig
+from fluvial.training.optim import OptimConfig
 
 IMAGENET = DataConfig(name="ILSVRC/imagenet-1k", size=256, flip=True)
 AUTOENCODER = AutoencoderConfig(name="stabilityai/sd-vae-ft-ema")  # 4 channels, stride 8

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from fluvial.config import Run
 from fluvial.data.images import DataConfig
-from fluvial.generate import SampleConfig
-from fluvial.guidance import Guidance
+from fluvial.flow.guidance import Guidance
 from fluvial.methods import arflow, flowar
-from fluvial.train.config import TrainConfig
-from fluvial.train.optim import OptimConfig
+from fluvial.sampling.settings import SampleConfig
+from fluvial.training.config import TrainConfig
+from fluvial.training.optim import OptimConfig
 
 DATA = DataConfig(name="mnist-5k", size=32, crop="pad", channels=1)
 OPTIM = OptimConfig(lr=1e-3, warmup=100, schedule="cosine", clip="norm", clip_at=1.0)

@@ -3,10 +3,10 @@
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
 from fluvial.data.images import DataConfig
-from fluvial.generate import SampleConfig
 from fluvial.methods import flowar
-from fluvial.train.config import TrainConfig
-from fluvial.train.optim import OptimConfig
+from fluvial.sampling.settings import SampleConfig
+from fluvial.training.config import TrainConfig
+from fluvial.training.optim import OptimConfig
 
 
 def photos_256() -> Run:

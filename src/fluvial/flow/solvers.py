@@ -1,0 +1,333 @@
+"""Solvers that carry a point along a velocity field from times[0] to times[-1], and count their evaluations.
+
+A field is `field(x, t, state) -> (velocity, state)`, with x (b, ...), t (b,) and velocity like x. `state` is whatever
+the field remembers of the points it has accepted (None if nothing, ARFlow's history otherwise): the state that comes
+back includes (x, t), so a solver keeps it if and only if (x, t) lies on the accepted trajectory. Points that Heun,
+midpoint or dopri5 only try out read the history and leave no trace in it. Each solver is its formula and nothing else.
+
+A velocity that is not finite ends every solver with a RuntimeError that says near which t. On a GPU looking at each
+would wait for the device: there the one who draws looks at the end, as `fluvial.sampling.generate` does.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from itertools import pairwise
+from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec
+
+import torch
+from torch import Tensor
+
+from fluvial.flow.interpolant import Interpolant, data_from_velocity, expand, score_from_velocity
+
+State = Any
+Field = Callable[[Tensor, Tensor, State], tuple[Tensor, State]]
+
+
+class Step(NamedTuple):
+    """What a solver tells its callback after each step (1, 2, ...); t is the smallest time in the batch."""
+
+    number: int
+    t: float
+    x: Tensor
+    nfe: int
+
+
+class Solution(NamedTuple):
+    """The point at the end, the field's state, and the number of field evaluations (NFE) it took to get there."""
+
+    x: Tensor
+    state: State
+    nfe: int
+
+
+OnStep = Callable[[Step], None]
+StepNoise = Callable[[int], Tensor] | Tensor  # the draws of step 0, 1, ..., by a function or along the first axis
+Solver = Callable[..., Solution]  # solver(field, x, times, *, state=None, on_step=None)
+Options = ParamSpec("Options")
+Solve = Callable[Concatenate[Field, Tensor, Sequence[float] | Tensor, Options], Solution]
+
+
+def can_look(values: Tensor) -> bool:
+    """Whether they can be looked at without waiting: not on a GPU, nor of fake tensors, which have shapes alone."""
+    return values.device.type == "cpu" and type(values) is Tensor
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether all of them are, by one pass over them as a rule; waits for a GPU."""
+    return math.isfinite(values.sum()) or bool(values.isfinite().all())  # the sum alone may overflow
+
+
+def check_finite(values: Tensor, t: Tensor, name: str) -> None:
+    """Raises RuntimeError for values (b, ...) that are not finite, with the first of their times t (b,)."""
+    if not is_finite(values):
+        bad = ~values.isfinite().reshape(len(values), -1).all(dim=1)
+        raise RuntimeError(
+            f"{name} is not finite near t = {float(t[bad].min()):.6g}: the model has diverged in training, or was led "
+            f"out of its range, as by strong guidance"
+        )
+
+
+def _checked(solve: Solve[Options]) -> Solve[Options]:
+    """The solver, which looks at every velocity if nothing waits for that."""
+
+    @wraps(solve)
+    def checked(
+        field: Field, x: Tensor, times: Sequence[float] | Tensor, *args: Options.args, **options: Options.kwargs
+    ) -> Solution:
+        def looked_at(x: Tensor, t: Tensor, state: State) -> tuple[Tensor, State]:
+            velocity, state = field(x, t, state)
+            check_finite(velocity, t, "the velocity")
+            return velocity, state
+
+        if not can_look(x):
+            return solve(field, x, times, *args, **options)
+        solution = solve(looked_at, x, times, *args, **options)
+        check_finite(solution.x, _at(float(times[-1]), x), "the solution")  # steps overflow where velocities do not
+        return solution
+
+    return checked
+
+
+@_checked
+def euler(
+    field: Field, x: Tensor, times: Sequence[float] | Tensor, *, state: State = None, on_step: OnStep | None = None
+) -> Solution:
+    """First order, one evaluation a step: x + h v(x, t)."""
+    steps = _steps(times)
+    for i, (t, h) in enumerate(steps):
+        v, state = field(x, _at(t, x), state)
+        x = x + h * v
+        _report(on_step, i + 1, t + h, x, i + 1)
+    return Solution(x, state, len(steps))
+
+
+@_checked
+def heun(
+    field: Field, x: Tensor, times: Sequence[float] | Tensor, *, state: State = None, on_step: OnStep | None = None
+) -> Solution:
+    """Second order, two evaluations a step: the mean of the velocities at both ends of an Euler step."""
+    steps = _steps(times)
+    for i, (t, h) in enumerate(steps):
+        v, state = field(x, _at(t, x), state)
+        v_end, _ = field(x + h * v, _at(t + h, x), state)
+        x = x + h / 2 * (v + v_end)
+        _report(on_step, i + 1, t + h, x, 2 * i + 2)
+    return Solution(x, state, 2 * len(steps))
+
+
+@_checked
+def midpoint(
+    field: Field, x: Tensor, times: Sequence[float] | Tensor, *, state: State = None, on_step: OnStep | None = None
+) -> Solution:
+    """Second order, two evaluations a step: the velocity half an Euler step ahead."""
+    steps = _steps(times)
+    for i, (t, h) in enumerate(steps):
+        v, state = field(x, _at(t, x), state)
+        v_mid, _ = field(x + h / 2 * v, _at(t + h / 2, x), state)
+        x = x + h * v_mid
+        _report(on_step, i + 1, t + h, x, 2 * i + 2)
+    return Solution(x, state, 2 * len(steps))
+
+
+@_checked
+def ab2(
+    field: Field, x: Tensor, times: Sequence[float] | Tensor, *, state: State = None, on_step: OnStep | None = None
+) -> Solution:
+    """Adams-Bashforth 2: second order, one evaluation a step, as the last velocity is reused. Starts with Euler."""
+    steps = _steps(times)
+    previous: tuple[Tensor, float] | None = None
+    for i, (t, h) in enumerate(steps):
+        v, state = field(x, _at(t, x), state)
+        slope = 0.0 if previous is None else (v - previous[0]) / previous[1]
+        x = x + h * (v + h / 2 * slope)
+        previous = v, h
+        _report(on_step, i + 1, t + h, x, i + 1)
+    return Solution(x, state, len(steps))
+
+
+# Dormand-Prince 5(4): row i weighs the stages before stage i; the last row is also the fifth-order solution.
+_DOPRI5_C = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+_DOPRI5_A = (
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+)
+# fifth-order minus fourth-order weights: the error estimate
+_DOPRI5_E = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+
+
+@_checked
+def dopri5(
+    field: Field,
+    x: Tensor,
+    times: Sequence[float] | Tensor,
+    *,
+    state: State = None,
+    on_step: OnStep | None = None,
+    atol: float = 1e-5,
+    rtol: float = 1e-5,
+    max_steps: int = 10_000,
+) -> Solution:
+    """Dormand-Prince 5(4) with adaptive steps; of `times` only the two ends count.
+
+    Every sample of the batch has its own step size and error test, so a sample does not depend on its neighbours; the
+    NFE is that of the slowest one. The last stage of a step is evaluated at the accepted point, so it serves as the
+    first of the next step and is what enters the history.
+
+    Raises RuntimeError if a sample has not arrived after max_steps steps: the field is then not smooth enough.
+    """
+    start, end = float(times[0]), float(times[-1])
+    if end <= start:
+        raise ValueError(f"times must ascend, got {start} to {end}")
+    t = torch.full((len(x),), start, dtype=torch.float64, device=x.device)
+    h = torch.full_like(t, (end - start) / 20)
+    v, state = field(x, _at(start, x), state)
+    nfe, tried = 1, 0
+    while True:
+        active = t < end
+        if not bool(active.any()):
+            return Solution(x, state, nfe)
+        if tried == max_steps:
+            raise RuntimeError(f"dopri5 has reached only t = {float(t.min()):.6g} of {end} in {max_steps} steps")
+        last = t + h >= end
+        h = torch.where(active, torch.where(last, end - t, h), 0.0)
+        stages, trial_state = [v], state
+        trial = x
+        for c, row in zip(_DOPRI5_C, _DOPRI5_A, strict=True):
+            trial = x + expand(h, x) * sum(a * k for a, k in zip(row, stages, strict=True))
+            k, trial_state = field(trial.to(x.dtype), (t + c * h).to(_time_dtype(x)), state)
+            stages.append(k)
+        nfe += 6
+        error = expand(h, x) * sum(e * k for e, k in zip(_DOPRI5_E, stages, strict=True))
+        scale = atol + rtol * torch.maximum(x.abs(), trial.abs())
+        norm = (error / scale).flatten(1).square().mean(dim=1).sqrt()
+        if not bool(torch.isfinite(norm[active]).all()):
+            raise RuntimeError(f"the velocity is not finite near t = {float(t[active].min()):.6g}")
+        accept = active & (norm <= 1)
+        x = torch.where(expand(accept, x), trial.to(x.dtype), x)
+        v = torch.where(expand(accept, x), stages[-1], v)
+        state = _select(accept, trial_state, state)
+        t = torch.where(accept, torch.where(last, end, t + h), t)
+        # the usual controller: aim at 0.9 of the tolerance, change the step at most fivefold
+        h = h * (0.9 * norm.clamp_min(1e-10) ** -0.2).clamp(0.2, 5.0)
+        tried += 1
+        _report(on_step, tried, float(t.min()), x, nfe)
+
+
+DiffusionForm = Literal["sigma", "constant", "linear", "sbdm", "decreasing", "increasing-decreasing"]
+LastStep = Literal["none", "mean", "euler", "tweedie"]
+SBDM_T_MIN = 1e-3  # the SBDM diffusion is infinite at t = 0
+
+
+def diffusion(form: DiffusionForm, interpolant: Interpolant, t: Tensor, norm: float = 1.0) -> Tensor:
+    """w(t), half the squared noise rate of the SDE, shaped like t. Any w >= 0 leaves the marginals unchanged.
+
+    Source: SiT section 3.4; released file transport/path.py `compute_diffusion`.
+    """
+    match form:
+        case "constant":
+            return torch.full_like(t, norm)
+        case "sigma":
+            return norm * interpolant(t).sigma
+        case "linear":
+            return norm * (1 - t)
+        case "sbdm":
+            c = interpolant(t.clamp(min=SBDM_T_MIN))
+            return norm * (c.d_alpha / c.alpha * c.sigma**2 - c.sigma * c.d_sigma)
+        case "decreasing":
+            return 0.25 * (norm * torch.cos(math.pi * t) + 1) ** 2
+        case "increasing-decreasing":
+            return norm * torch.sin(math.pi * t) ** 2
+
+
+@_checked
+def euler_maruyama(
+    field: Field,
+    x: Tensor,
+    times: Sequence[float] | Tensor,
+    *,
+    interpolant: Interpolant,
+    noise: StepNoise,
+    form: DiffusionForm = "sigma",
+    norm: float = 1.0,
+    last_step: LastStep = "mean",
+    state: State = None,
+    on_step: OnStep | None = None,
+) -> Solution:
+    """The reverse SDE dx = (v + w s) dt + sqrt(2 w) dW, one evaluation a step: the score s comes from the same v.
+
+    The final interval of `times` is the last step, taken without noise: "mean" along the drift of the SDE, "euler"
+    along v, "tweedie" to the expected data; "none" treats it like any other. `noise` gives the standard normal draws
+    (shaped like x) of step 0, 1, ...
+
+    Source: SiT section 3.4; released file transport/integrators.py and transport.py `__get_last_step`.
+    """
+    steps = _steps(times)
+    for i, (t, h) in enumerate(steps):
+        time = _at(t, x)
+        v, state = field(x, time, state)
+        is_last = i == len(steps) - 1 and last_step != "none"
+        if is_last and last_step == "tweedie":
+            x = data_from_velocity(interpolant, v, x, time)
+        elif is_last and last_step == "euler":
+            x = x + h * v
+        else:
+            w = expand(diffusion(form, interpolant, time, norm), x)
+            x_mean = x + h * (v + w * score_from_velocity(interpolant, v, x, time))
+            if is_last:
+                x = x_mean
+            else:
+                draw = noise[i] if isinstance(noise, Tensor) else noise(i)
+                x = x_mean + (2 * h * w).sqrt() * draw.to(x)
+        _report(on_step, i + 1, t + h, x, i + 1)
+    return Solution(x, state, len(steps))
+
+
+SolverName = Literal["euler", "heun", "midpoint", "ab2", "dopri5", "euler-maruyama"]
+ODE_SOLVERS: dict[SolverName, Solver] = {
+    "euler": euler,
+    "heun": heun,
+    "midpoint": midpoint,
+    "ab2": ab2,
+    "dopri5": dopri5,
+}
+
+
+def solver(name: SolverName, **settings: Any) -> Solver:  # noqa: ANN401 - each solver names its own settings
+    """The solver of that name with its settings bound."""
+    return partial(euler_maruyama if name == "euler-maruyama" else ODE_SOLVERS[name], **settings)
+
+
+def _steps(times: Sequence[float] | Tensor) -> list[tuple[float, float]]:
+    """(t, h) of each step. Plain floats, so that the loop never waits for the device."""
+    points = times.tolist() if isinstance(times, Tensor) else list(times)
+    steps = [(a, b - a) for a, b in pairwise(points)]
+    if not steps or any(h <= 0 for _, h in steps):
+        raise ValueError(f"times must be two or more ascending numbers, got {points}")
+    return steps
+
+
+def _time_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)  # bfloat16 would round t
+
+
+def _at(t: float, x: Tensor) -> Tensor:
+    return torch.full((len(x),), t, dtype=_time_dtype(x), device=x.device)
+
+
+def _report(on_step: OnStep | None, number: int, t: float, x: Tensor, nfe: int) -> None:
+    if on_step is not None:
+        on_step(Step(number, t, x, nfe))
+
+
+def _select(accept: Tensor, new: State, old: State) -> State:
+    """Sample by sample the new state where accepted; a state is None, a batch-first tensor, or a tuple of states."""
+    if isinstance(new, Tensor):
+        return torch.where(expand(accept, new), new, old)
+    if isinstance(new, tuple):
+        return tuple(_select(accept, n, o) for n, o in zip(new, old, strict=True))
+    return new

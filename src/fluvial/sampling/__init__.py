@@ -1,0 +1,1 @@
+"""Draws images from a velocity field: settings, batches, results."""

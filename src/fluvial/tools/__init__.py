@@ -1,0 +1,1 @@
+"""Estimates, benchmarks, comparisons, curves and diagnoses of runs."""

@@ -1,0 +1,273 @@
+"""Curves of runs, drawn from their logs: losses, learning rate, gradient norm, speed, scores."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from fluvial.run import experiment
+from fluvial.training import log
+from fluvial.utils.extras import require
+from fluvial.utils.files import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+By = Literal["steps", "images", "hours"]
+AXES = {"steps": "steps", "images": "images seen", "hours": "hours of training"}
+PANELS = {
+    "loss": "training loss",
+    "held_out_loss": "held-out loss",
+    "lr": "learning rate",
+    "grad_norm": "gradient norm",
+    "images_per_second": "images/s",
+}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B3A8E", "#222222")  # Okabe and Ito's
+LOG_FROM = 4.0  # a loss that falls by this factor is drawn on a log axis
+SMOOTH = 40  # the training loss is averaged over 1/40 of its points on either side
+STOPPED = 20  # a gap of so many usual ones between lines of the log is a stop, and counts as one usual gap
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """The log of one run, under the name that the legend gives it."""
+
+    name: str
+    rows: Sequence[log.Row]
+    images_per_step: int = 1
+
+
+def plot(folders: Sequence[Path], out: Path, *, by: By = "steps") -> Path:
+    """One PNG with the curves of these run folders. Raises ValueError for a log that is missing, empty or foreign."""
+    names = short_names(folders)
+    histories = [
+        History(
+            name=name,
+            rows=log.read(folder),
+            images_per_step=experiment.images_per_step(experiment.read_run(folder)) if by == "images" else 1,
+        )
+        for name, folder in zip(names, folders, strict=True)
+    ]
+    drawn = figure(histories, by=by)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    encoded = BytesIO()
+    drawn.savefig(encoded, format="png")
+    write_bytes(out, encoded.getvalue())
+    return out
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The last parts of the folders' paths, as few as tell them apart."""
+    paths = [folder.resolve() for folder in folders]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"expected different runs, got one of them twice: {', '.join(map(str, folders))}")
+    count = 1
+    while len({path.parts[-count:] for path in paths}) < len(paths):
+        count += 1
+    return ["/".join(path.parts[-count:]) for path in paths]
+
+
+def figure(histories: Sequence[History], *, by: By = "steps") -> "Figure":
+    """A panel for each quantity that some run has; of a single run also its held-out loss by time and by scale.
+
+    The panels' titles say what they show, the labels of their lines which run. Raises ValueError if nothing can be
+    drawn.
+    """
+    require("matplotlib", extra="plot", why="drawing curves")
+    from matplotlib.figure import Figure
+
+    panels = _panels(histories)
+    if not panels:
+        raise ValueError(
+            "the logs have no numbers to draw: expected lines with a loss; train for train.log_every steps"
+        )
+    columns = min(3, len(panels)) if len(panels) != 4 else 2
+    rows = -(-len(panels) // columns)
+    result = Figure(figsize=(4.8 * columns, 3.1 * rows + 0.6), dpi=120, layout="constrained")
+    scales, label = _scales(histories, by)
+    for i, (title, draw) in enumerate(panels.items()):
+        axes = result.add_subplot(rows, columns, i + 1)
+        axes.set_title(title, fontsize=10.5, loc="left", fontweight="bold")
+        draw(axes, scales)
+        _tidy(axes, label, last_row=i + columns >= len(panels))
+    first = result.axes[0]
+    if len(histories) == 1:
+        result.suptitle(_plain(histories[0].name), fontsize=12, fontweight="bold")
+    else:
+        _legend(result, first, histories)
+    return result
+
+
+Scale = Callable[[np.ndarray], np.ndarray]
+Draw = Callable[["Axes", Sequence[Scale]], None]
+
+
+def _panels(histories: Sequence[History]) -> dict[str, Draw]:
+    """How to draw each panel, by its title."""
+    panels: dict[str, Draw] = {}
+    for key, title in PANELS.items():
+        if any(len(_finite(history, key)[0]) for history in histories):
+            panels[title] = _panel(histories, key)
+    scored = {name: None for history in histories for row in history.rows for name in row.get("score") or {}}
+    for name in scored:
+        if any(len(_finite(history, "score", name)[0]) for history in histories):
+            panels[f"score: {name.replace('_', ' ')}"] = _panel(histories, "score", name)
+    if len(histories) == 1:
+        for key, title in (("held_out_by_time", "held-out loss by time t"), ("held_out_by_scale", "… by scale")):
+            count = max((len(row.get(key) or ()) for row in histories[0].rows), default=0)
+            if any(len(_finite(histories[0], key, part)[0]) for part in range(count)):
+                panels[title.replace("…", "held-out loss")] = _parts(histories[0], key, count)
+    return panels
+
+
+def _panel(histories: Sequence[History], key: str, part: str | None = None) -> Draw:
+    def draw(axes: "Axes", scales: Sequence[Scale]) -> None:
+        everything = []
+        for i, (history, scale) in enumerate(zip(histories, scales, strict=True)):
+            steps, values = _finite(history, key, part)
+            if not len(steps):
+                continue
+            everything.append(values)
+            colour = COLOURS[i % len(COLOURS)]
+            style = ("-", "--", ":")[i // len(COLOURS) % 3]
+            if key == "loss":
+                axes.plot(scale(steps), values, style, color=colour, alpha=0.25, linewidth=1, label="_raw")
+                values = smoothed(values)
+            sparse = key in ("score", "held_out_loss") or len(steps) == 1
+            marker = {"marker": "o", "markersize": 3.5 if len(steps) < 30 else 0} if sparse else {}
+            axes.plot(scale(steps), values, style, color=colour, linewidth=1.6, label=_plain(history.name), **marker)
+            if key == "loss":
+                for step in [row["step"] for row in history.rows if "rolled_back_to" in row]:
+                    at = float(scale(np.array([float(step)]))[0])
+                    axes.axvline(at, color=colour, linestyle=":", linewidth=1)
+                    text = {"transform": axes.get_xaxis_transform(), "fontsize": 7, "color": colour}
+                    axes.text(at, 0.98, " roll-back", va="top", **text)
+        if key in ("loss", "held_out_loss", "grad_norm"):
+            _log_axis(axes, np.concatenate(everything))
+        elif key in ("lr", "images_per_second"):
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+    return draw
+
+
+def _parts(history: History, key: str, count: int) -> Draw:
+    """The held-out loss in each bucket of time, noise to data, or at each scale, coarse to fine."""
+
+    def draw(axes: "Axes", scales: Sequence[Scale]) -> None:
+        from matplotlib import colormaps
+
+        everything = []
+        for part in range(count):
+            steps, values = _finite(history, key, part)
+            label = f"{part / count:g} to {(part + 1) / count:g}" if key == "held_out_by_time" else f"scale {part + 1}"
+            if len(steps):
+                everything.append(values)
+                colour = colormaps["viridis"](0.92 * part / max(1, count - 1))
+                axes.plot(
+                    scales[0](steps), values, color=colour, linewidth=1.4, marker="o", markersize=2.5, label=label
+                )
+        _log_axis(axes, np.concatenate(everything))
+        axes.legend(fontsize=7, frameon=False, loc="upper right", ncols=2, handlelength=1.2, columnspacing=1.0)
+
+    return draw
+
+
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """The mean of the points around each, fewer towards the ends; of few points, the points themselves."""
+    half = len(values) // SMOOTH
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    place = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(place, len(values) - 1 - place))  # symmetric, so that a slope is not shifted
+    return (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1)
+
+
+def _finite(history: History, key: str, part: str | int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    steps, values = log.series(history.rows, key, part)
+    kept = np.isfinite(values)
+    return steps[kept], values[kept]
+
+
+def _scales(histories: Sequence[History], by: By) -> tuple[list[Scale], str]:
+    """What turns the steps of each run into the horizontal axis, and its label: hours, of short runs minutes."""
+    scales = [_scale(history, by) for history in histories]
+    ends = [
+        float(scale(np.array([history.rows[-1]["step"]]))[0]) for history, scale in zip(histories, scales, strict=True)
+    ]
+    if by != "hours" or max(ends) > 2:
+        return scales, AXES[by]
+    return [lambda steps, scale=scale: 60 * scale(steps) for scale in scales], "minutes of training"
+
+
+def _scale(history: History, by: By) -> Scale:
+    """What turns steps into steps, images or hours. Raises ValueError for hours of a log without times."""
+    if by == "steps":
+        return lambda steps: steps
+    if by == "images":
+        return lambda steps: steps * history.images_per_step
+    # by step, and the first line of each step: a roll-back leaves lines of steps that come again
+    time = {row["step"]: row["time"] for row in reversed(history.rows) if isinstance(row.get("time"), int | float)}
+    if len(time) < 2:
+        raise ValueError(f"{history.name}: its log has no times to make hours of; draw it by steps")
+    steps, times = (np.array(column, dtype=np.float64) for column in zip(*sorted(time.items()), strict=True))
+    gaps = np.diff(times) / np.diff(steps)  # seconds a step
+    usual = float(np.median(gaps))
+    gaps = np.where((gaps > STOPPED * usual) | (gaps < 0), usual, gaps)
+    hours = np.cumsum([steps[0] * usual, *(gaps * np.diff(steps))]) / 3600
+    return lambda wanted: np.interp(wanted, steps, hours)
+
+
+def _log_axis(axes: "Axes", values: np.ndarray) -> None:
+    """A log axis with readable numbers, if the values are positive and far enough apart."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if values.min() <= 0 or values.max() < LOG_FROM * values.min():
+        return
+    axes.set_yscale("log")
+    few = values.max() < 100 * values.min()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _tidy(axes: "Axes", label: str, *, last_row: bool) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    if label in (AXES["steps"], AXES["images"]):
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlim(left=0)
+    if last_row:
+        axes.set_xlabel(label, fontsize=9)
+
+
+def _plain(name: str) -> str:
+    """A name that is shown as it is: matplotlib reads formulas between $ and leaves out what begins with _."""
+    name = name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
+
+
+def _legend(result: "Figure", first: "Axes", histories: Sequence[History]) -> None:
+    """One legend of the runs above all panels."""
+    handles = {}
+    for axes in result.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    names = [name for name in (_plain(history.name) for history in histories) if name in handles]
+    columns = min(len(names), max(1, int(result.get_figwidth() // 3)))
+    result.legend(
+        [handles[name] for name in names],
+        names,
+        loc="outside upper left",
+        ncols=columns,
+        frameon=False,
+        fontsize=9.5,
+    )

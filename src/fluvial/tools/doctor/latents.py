@@ -1,0 +1,59 @@
+"""Latents of a run's training data, and whether their channels have unit variance."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fluvial.autoencoders import AutoencoderConfig
+from fluvial.config import Run
+from fluvial.data.manifest import is_cache
+from fluvial.run.inputs import batches_of, open_inputs
+from fluvial.tools.doctor.check import Check, judge
+from fluvial.utils.files import HUB
+
+STD, FAR = (0.7, 1.4), (0.5, 2.0)
+MEAN = 0.5
+IMAGES = 64
+
+
+def training_latents(run: Run, folder: Path, *, fetch: bool = False) -> Float[Tensor, "n c h w"]:
+    """A batch of the run's latents, on the CPU.
+
+    Raises ValueError if the data cannot be opened, or, without `fetch`, if that takes more than this machine's files.
+    """
+    place, cache = run.data.place, folder / "latents"
+    if run.data.cache and not is_cache(str(cache)):
+        raise ValueError(f"the latents are to be cached in {cache}, and are not there")
+    if not fetch and place.startswith(HUB):
+        raise ValueError(f"{place} is not on this machine; --fetch True gets it")
+    name = run.autoencoder.name
+    if not fetch and name != AutoencoderConfig().name and not Path(name).expanduser().exists():
+        raise ValueError(f"the autoencoder {name} is not on this machine; --fetch True gets it")
+    inputs = open_inputs(replace(run, train=replace(run.train, batch=1)), cache=cache)
+    sequence = run.method.images_per_sequence or 1
+    with torch.no_grad():
+        latents, _ = batches_of(inputs, inputs.train, max(1, IMAGES // sequence), "cpu", flip=False)(0)
+    return latents.flatten(0, 1) if latents.ndim == 5 else latents
+
+
+def check_latents(latents: Float[Tensor, "n c h w"]) -> Check:
+    """Standard deviation and mean of every channel of these latents."""
+    values = latents.double().transpose(0, 1).flatten(1)
+    std, mean = values.std(1), values.mean(1)
+    low, high, centre = float(std.min()), float(std.max()), float(mean.abs().max())
+    spread = not (STD[0] <= low and high <= STD[1])
+    wrong = not (FAR[0] <= low and high <= FAR[1])
+    shifted = not centre <= MEAN
+    advice = "noise of unit variance and the times of training are made for latents of unit variance: set "
+    advice += "autoencoder.statistics measured, or the shift and scale that the autoencoder was published with"
+    channels = f"{low:.2f}" if len(std) == 1 else f"{low:.2f} to {high:.2f} over {len(std)} channels"
+    return Check(
+        name="latents",
+        found=f"std {channels}, largest mean {centre:.2f} ({len(latents)} images)",
+        expected=f"std {STD[0]} to {STD[1]}, mean within {MEAN}",
+        verdict=judge(spread or shifted, wrong),
+        advice=advice if spread or shifted else "",
+    )

@@ -1,0 +1,192 @@
+"""Training and held-out loss against what they have to be."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fluvial.config import Run
+from fluvial.tools.doctor.check import Check, judge, not_checked
+from fluvial.tools.doctor.level import Level
+from fluvial.training.log import Row, series
+from fluvial.training.optim import learning_rate
+
+START = 1.15  # of the loss of a zero output, that the first line may have: batches differ
+HALFWAY, BELOW = 500, 5000  # steps at the full rate until half of the way to the best multiple of x_t, and all of it
+NEAR_ZERO = 0.02  # of the loss of a zero output: no data that is worth learning gets there
+RISE, FAR = 1.05, 1.15  # over the smoothed minimum
+WINDOW = 5  # lines that the loss is averaged over
+
+
+def check_finite(rows: Sequence[Row]) -> Check:
+    """Whether every logged number of the loss and the gradient is finite."""
+    name, expected = "finite numbers", "no NaN, no infinity"
+    for row in rows:
+        for key in ("loss", "grad_norm", "held_out_loss"):
+            value = row.get(key)
+            if isinstance(value, int | float) and not np.isfinite(value):
+                advice = "the training has diverged: lower optim.lr, set optim.clip norm with clip_at 1, lengthen "
+                advice += "optim.warmup, or train in fp32; go on from the last good checkpoint"
+                found = f"{key} {value} at step {row['step']:,}"
+                return Check(name=name, found=found, expected=expected, verdict="wrong", advice=advice)
+    return Check(name=name, found="all finite", expected=expected, verdict="ok")
+
+
+def check_start(run: Run, rows: Sequence[Row], level: Level, *, continued: bool) -> Check:
+    """The first line of the log against the loss of a zero output."""
+    name = "loss at the start"
+    steps, loss = _finite(rows)
+    if continued:
+        return not_checked(name, "the run did not start from zero output, but from the weights of another")
+    if getattr(run.method, "init", "zero") != "zero":
+        return not_checked(name, "with method.init release the output is not zero at the start")
+    if not len(steps):
+        return not_checked(name, "no line of the log has a loss")
+    high = START * level.zero
+    advice = "a zero output has E|u_t|^2, which no loss should be above: the latents are not of unit variance "
+    advice += "(see there), or the rate is too high: lower optim.lr or lengthen optim.warmup"
+    first = float(loss[0])
+    verdict = judge(first > 1.05 * level.zero, first > high)
+    return Check(
+        name=name,
+        found=f"{first:.3g}, mean of steps 1 to {steps[0]:,.0f}",
+        expected=f"at most {high:.3g} (zero output: {level.zero:.3g})",
+        verdict=verdict,
+        advice="" if verdict == "ok" else advice,
+    )
+
+
+def check_fall(run: Run, rows: Sequence[Row], level: Level) -> Check:
+    """How far the loss has fallen, for the steps at the full rate that were taken."""
+    name = "fall of the loss"
+    steps, loss = _finite(rows)
+    taken = full_rate_steps(run, int(steps[-1])) if len(steps) else 0.0
+    if taken < HALFWAY and not (len(loss) and _smooth(loss)[-1] > START * level.zero):
+        return not_checked(name, f"{taken:.0f} steps at the full rate say too little; {HALFWAY} do")
+    now, halfway = float(_smooth(loss)[-1]), (level.zero + level.multiple) / 2
+    high, what = (1.02 * level.multiple, "all") if taken >= BELOW else (halfway, "half")
+    if taken < HALFWAY:  # at any time it is wrong to be above where it started
+        high, what = START * level.zero, "nothing"
+    low = NEAR_ZERO * level.zero
+    advice = ""
+    if now > high:
+        advice = "the model learns less than one number a time could say: the rate is too low or far too high, the "
+        advice += "labels or latents are not those of the images, or weights are frozen. Try to overfit ten images"
+    elif now < low:
+        advice = "too good: the latents are nearly constant, or the data is a few images again and again"
+    return Check(
+        name=name,
+        found=f"{now:.3g} after {taken:,.0f} steps at the full rate",
+        expected=f"{low:.2g} to {high:.3g} ({what} of the way from {level.zero:.3g} to {level.multiple:.3g})",
+        verdict=judge(now > high, now < low or now > max(high, halfway)),
+        advice=advice,
+    )
+
+
+def check_rise(rows: Sequence[Row]) -> Check:
+    """The smoothed loss at the end against its minimum."""
+    name = "rise of the loss"
+    steps, loss = _finite(rows)
+    if len(loss) < 2 * WINDOW:
+        return not_checked(name, f"{len(loss)} lines with a loss are too few; it needs {2 * WINDOW}")
+    smooth = _smooth(loss)
+    best = int(smooth.argmin())
+    ratio = float(smooth[-1] / smooth[best])
+    advice = f"the training came off its path after step {steps[best]:,.0f}: lower optim.lr from there on, clip the "
+    advice += "gradient's norm, or look for what changed in the data"
+    return Check(
+        name=name,
+        found=f"{_over(ratio)} the minimum, at step {steps[best]:,.0f}",
+        expected=f"at most {100 * (RISE - 1):.0f} % (mean of {WINDOW} lines)",
+        verdict=judge(ratio > RISE, ratio > FAR),
+        advice=advice if ratio > RISE else "",
+    )
+
+
+def check_recipe(rows: Sequence[Row], bands: Mapping[int, tuple[float, float]], differs: Sequence[str]) -> Check:
+    """The loss at some steps against what was measured for the recipe, unless settings that matter differ."""
+    name = "loss of the recipe"
+    if not bands:
+        return not_checked(name, "no losses are known for this recipe")
+    if differs:
+        return not_checked(name, f"settings differ from the recipe's: {', '.join(differs)}")
+    there = dict(zip(*(column.tolist() for column in series(rows, "loss")), strict=True))
+    compared = {step: there[step] for step in bands if step in there}
+    if not compared:
+        return not_checked(name, f"the log has no loss at steps {', '.join(map(str, bands))}")
+    wrong = {step: value for step, value in compared.items() if not bands[step][0] <= value <= bands[step][1]}
+    shown = wrong or compared
+    advice = "not the data, the settings or the code that the recipe was measured with: compare the run.json of both, "
+    advice += "and the versions in it"
+    return Check(
+        name=name,
+        found=", ".join(f"{value:.3g} at {step}" for step, value in shown.items()),
+        expected=", ".join(f"{bands[step][0]:.3g} to {bands[step][1]:.3g}" for step in shown),
+        verdict="wrong" if wrong else "ok",
+        advice=advice if wrong else "",
+    )
+
+
+def check_held_out(rows: Sequence[Row]) -> Check:
+    """The held-out loss at the end against its minimum, if the training loss went on falling: overfitting."""
+    name = "held-out loss"
+    steps, held = series(rows, "held_out_loss")
+    steps, held = steps[np.isfinite(held)], held[np.isfinite(held)]
+    train_steps, loss = _finite(rows)
+    if len(held) < 3 or not len(loss):
+        return not_checked(name, f"{len(held)} held-out losses are too few; it needs 3 (train.eval_every)")
+    best = int(held.argmin())
+    ratio = float(held[-1] / held[best])
+    then, now = np.interp([steps[best], steps[-1]], train_steps, _smooth(loss))
+    falling = bool(now <= 1.02 * then and now <= FAR * _smooth(loss).min())  # and did not come back from a crash
+    found = f"{_over(ratio)} the minimum, at step {steps[best]:,.0f}"
+    if ratio > RISE:
+        found += _worst_bucket(rows, int(steps[best]))
+    advice = f"overfitting from step {steps[best]:,.0f} on: the training loss went on from {then:.3g} to {now:.3g}. "
+    advice += "Stop there, or take more data, data.flip, dropout or a smaller model"
+    if not falling:
+        advice = "the training loss rises as well, so this is no overfitting: see the rise of the loss"
+    return Check(
+        name=name,
+        found=found,
+        expected=f"at most {100 * (RISE - 1):.0f} %",
+        verdict=judge(ratio > RISE, ratio > FAR and falling),
+        advice=advice if ratio > RISE else "",
+    )
+
+
+def _over(ratio: float) -> str:
+    return f"{100 * (ratio - 1):.1f} % over" if ratio < 2 else f"{ratio:,.3g} times"
+
+
+def _worst_bucket(rows: Sequence[Row], best: int) -> str:
+    """The bucket of time whose held-out loss rose the most since that step, in words."""
+    logged = [row for row in rows if isinstance(row.get("held_out_by_time"), list)]
+    before = next((row["held_out_by_time"] for row in logged if row["step"] == best), None)
+    if before is None or len(logged[-1]["held_out_by_time"]) != len(before):
+        return ""
+    pairs = enumerate(zip(before, logged[-1]["held_out_by_time"], strict=True))
+    ratios = {i: b / a for i, (a, b) in pairs if a and b is not None and np.isfinite([a, b]).all()}
+    if not ratios:
+        return ""
+    i = max(ratios, key=lambda i: ratios[i])
+    return f"; most at t from {i / len(before):g} to {(i + 1) / len(before):g}: {100 * (ratios[i] - 1):.0f} %"
+
+
+def full_rate_steps(run: Run, step: int) -> float:
+    """Steps 0 ... step - 1, each counted by its learning rate over the peak."""
+    at = np.unique(np.linspace(0, max(0, step - 1), 1000).round().astype(int))
+    rates = [learning_rate(run.optim, int(i), run.train.steps) for i in at]
+    return float(np.mean(rates)) / run.optim.lr * step
+
+
+def _finite(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    steps, loss = series(rows, "loss")
+    return steps[np.isfinite(loss)], loss[np.isfinite(loss)]
+
+
+def _smooth(loss: np.ndarray) -> np.ndarray:
+    """The mean of each line and the few before it."""
+    sums = np.concatenate([[0.0], np.cumsum(loss)])
+    end = np.arange(1, len(loss) + 1)
+    start = np.maximum(0, end - WINDOW)
+    return (sums[end] - sums[start]) / (end - start)

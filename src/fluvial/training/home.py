@@ -1,0 +1,59 @@
+"""The folder of a run while it trains: whether it is still there, and where to save if it is not."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fluvial.utils.files import json_checksum, read_bytes
+
+
+class Home:
+    """A run folder, told by its place on the disk: another folder of the same name is not the same."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.identity = folder, _place(folder)
+        run = folder / "run.json"
+        self.run = read_bytes(run) if run.exists() else None
+
+    def gone(self) -> bool:
+        """Whether the folder was removed or renamed."""
+        return _place(self.folder) != self.identity
+
+    def shelter(self) -> Path:
+        """A new folder beside, in the temporary directory if that cannot be made, with the run.json of this one."""
+        for parent in (self.folder.absolute().parent, Path(tempfile.gettempdir())):
+            number, folder = 1, parent / f"{self.folder.name}-rescued"
+            while folder.exists():
+                number += 1
+                folder = parent / f"{self.folder.name}-rescued-{number}"
+            try:
+                folder.mkdir(parents=True)
+                if self.run is not None:
+                    (folder / "run.json").write_bytes(self.run)
+                return folder
+            except OSError:
+                continue
+        raise OSError(f"no folder could be made to save {self.folder} in")
+
+
+def _place(folder: Path) -> tuple[int, int] | None:
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def written(run: Path) -> dict[str, Any]:
+    """The settings in a folder's run.json; none without a whole one. Raises OSError if it cannot be read."""
+    try:
+        return dict(json.loads(read_bytes(run / "run.json"))["run"])
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def identity(run: Path) -> str:
+    """A checksum of what never changes in a run, its method and seed; "" for a folder without a whole run.json."""
+    settings = {key: value for key, value in written(run).items() if key in ("method", "seed")}
+    return json_checksum(settings)[:16] if len(settings) == 2 else ""

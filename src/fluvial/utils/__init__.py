@@ -1,0 +1,1 @@
+"""Shared helpers that know nothing of models: checks, files, precision, progress, randomness, pictures."""

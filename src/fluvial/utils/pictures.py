@@ -1,0 +1,103 @@
+"""Pictures of images: grids as PNG, trajectories as GIF, and the .npz that evaluators read."""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from fluvial.utils.files import atomic_file, write_bytes
+
+MIN_SIDE = 48  # smaller images are enlarged, pixel by pixel, until they are about this large
+
+
+def grid(images: UInt8[Tensor, "n c h w"], columns: int = 10, gap: int = 1) -> Image.Image:
+    """Images row by row with white gaps, small ones enlarged by a whole factor."""
+    n, c, h, w = images.shape
+    if c not in (1, 3):
+        raise ValueError(f"a picture needs 1 or 3 channels, got {c}")
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    sheet = torch.full((c, rows * (h + gap) + gap, columns * (w + gap) + gap), 255, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        top, left = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
+        sheet[:, top : top + h, left : left + w] = image
+    factor = max(1, MIN_SIDE // max(h, w))
+    array = sheet.permute(1, 2, 0).numpy()
+    picture = Image.fromarray(array[:, :, 0] if c == 1 else array)
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def save_grid(images: UInt8[Tensor, "n c h w"], path: Path, columns: int = 10) -> Path:
+    """A PNG of the images."""
+    return _save(grid(images, columns), path)
+
+
+def save_strip(stages: Sequence[UInt8[Tensor, "n c h w"]], path: Path, rows: int = 10) -> Path:
+    """A PNG with a row an image and a column a stage: FlowAR's scales, coarse to fine."""
+    images = torch.stack(list(stages), dim=1)[:rows].flatten(0, 1)
+    return save_grid(images, path, columns=len(stages))
+
+
+def save_labelled_rows(rows: Mapping[str, UInt8[Tensor, "n c h w"]], path: Path) -> Path:
+    """A PNG with a row of images for each name, the name written before it."""
+    sheets = {name: grid(images, columns=len(images)).convert("RGB") for name, images in rows.items()}
+    font = ImageFont.load_default(16)
+    left = 16 + max(int(font.getlength(name)) for name in sheets)
+    width, height = max(s.width for s in sheets.values()), sum(s.height for s in sheets.values())
+    picture, top = Image.new("RGB", (left + width, height), "white"), 0
+    for name, sheet in sheets.items():
+        picture.paste(sheet, (left, top))
+        ImageDraw.Draw(picture).text((8, top + sheet.height // 2), name, fill="black", font=font, anchor="lm")
+        top += sheet.height
+    return _save(picture, path)
+
+
+def save_gif(
+    frames: Sequence[UInt8[Tensor, "n c h w"]], path: Path, columns: int = 10, milliseconds: int = 80, hold: int = 12
+) -> Path:
+    """A looping GIF of grids, one frame a step; the last one stays for `hold` frames."""
+    pictures = [grid(frame, columns).convert("L" if frame.shape[1] == 1 else "RGB") for frame in frames]
+    durations = [milliseconds] * (len(pictures) - 1) + [milliseconds * hold]
+    return _save(pictures[0], path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def _save(picture: Image.Image, path: Path, **options: Any) -> Path:  # noqa: ANN401 - any of the format's
+    """An atomic write in the format of the path's ending."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = BytesIO()  # Pillow takes what the system writes of its data for all, however little it is
+    picture.save(encoded, format=path.suffix[1:], **options)
+    write_bytes(path, encoded.getvalue())
+    return path
+
+
+def save_npz(images: UInt8[Tensor, "n c h w"], labels: Tensor | None, path: Path) -> Path:
+    """The layout of the ADM evaluation suite: arr_0 (n, h, w, c) uint8, and arr_1 the labels if there are any.
+
+    Grey images are repeated to three channels, which evaluators expect.
+    """
+    array = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+    arrays = [array.permute(0, 2, 3, 1).numpy()] + ([] if labels is None else [labels.numpy()])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        np.savez(temporary, *arrays)
+    return path
+
+
+def save_captioned(images: UInt8[Tensor, "n c h w"], captions: Sequence[str], path: Path, columns: int) -> Path:
+    """A PNG of the images with a line of text below each."""
+    font, line = ImageFont.load_default(12), 16
+    tiles = [grid(image[None], columns=1).convert("RGB") for image in images]
+    width = max(tiles[0].width, 4 + max(int(font.getlength(text)) for text in captions))
+    rows = -(-len(tiles) // columns)
+    picture = Image.new("RGB", (columns * width, rows * (tiles[0].height + line)), "white")
+    for i, (tile, text) in enumerate(zip(tiles, captions, strict=True)):
+        left, top = i % columns * width, i // columns * (tile.height + line)
+        picture.paste(tile, (left, top))
+        ImageDraw.Draw(picture).text((left + 2, top + tile.height), text, fill="black", font=font)
+    return _save(picture, path)

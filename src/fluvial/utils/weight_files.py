@@ -1,0 +1,139 @@
+"""Files of weights that others wrote: read without running anything in them, and without copying them into memory."""
+
+import argparse
+import pickle
+import re
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fluvial.utils import weight_parts as parts
+from fluvial.utils.files import check_zip, plain, reading
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+SHARED = 2  # times the bytes of a file that its tensors may take: weights that are tied lie in it once
+ADVICE = "ask for a safetensors file of it, or save its state_dict alone where it was made"
+
+
+class WeightFile(NamedTuple):
+    state_dict: dict[str, Tensor]
+    part: str
+    """Which of a trainer's parts these weights are; "" if the file has nothing else."""
+    options: dict[str, Any]
+    """The trainer's options, if the file has them."""
+    metadata: dict[str, str]
+    """Of a safetensors file."""
+    dropped: dict[str, str]
+    """What else is in the file, with the reason why it was left out."""
+
+
+def read(file: Path | str, telltales: Sequence[str] = ()) -> WeightFile:
+    """The weights in a safetensors file or PyTorch's own, mapped into memory; of PyTorch's zip files no more than that.
+
+    Of a trainer's checkpoint they are found as in `parts.find`; it may carry its options as an argparse.Namespace, the
+    one class that is read besides tensors. Raises ValueError if the file is missing, damaged, needs more than that,
+    holds no weights, or would take far more memory than its size.
+    """
+    file = weight_file(Path(file))
+    as_safetensors = file.suffix == ".safetensors" or _begins(file, 9)[8:] == b"{"
+    content, metadata = _safetensors(file) if as_safetensors else (_pickled(file), {})
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{file} holds no weights, but {'nothing' if content == {} else f'a {_kind(content)}'}")
+    try:
+        part = parts.find(content, telltales)
+        weights = {name: value.detach() for name, value in part.weights.items()}
+        _check_memory(weights, file.stat().st_size)
+    except ValueError as error:
+        raise ValueError(f"{file} {error}") from error
+    options = content.get("args", content.get("hyper_parameters"))
+    options = vars(options) if isinstance(options, argparse.Namespace) else options
+    return WeightFile(weights, part.name, options if isinstance(options, dict) else {}, metadata, part.dropped)
+
+
+def weight_file(place: Path) -> Path:
+    """The file of weights at a place: itself, or the only one in a folder, as `fluvial export` writes it.
+
+    Raises ValueError if there is none, or the folder is a run, or a pipeline or model of diffusers.
+    """
+    if place.is_file():
+        return place
+    if not place.is_dir():
+        raise ValueError(f"{place} is no regular file" if place.exists() else f"the file {place} does not exist")
+    if (place / "run.json").exists():
+        raise ValueError(f"{place} is a run folder already: sample it, or train it further")
+    if (place / "model_index.json").exists():
+        raise ValueError(
+            f"{place} is a pipeline of diffusers, which DiffusionPipeline.from_pretrained loads; import what "
+            f"`fluvial export --to safetensors` wrote of the same run"
+        )
+    if (place / "config.json").exists() and any(place.glob("diffusion_pytorch_model*")):
+        raise ValueError(f"{place} is a model of diffusers; an autoencoder is used as it is: --autoencoder {place}")
+    found = sorted(path for path in place.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found[:5]) or "none"
+        raise ValueError(f"{place} is a folder with {len(found)} files of weights ({names}): name the one to import")
+    return found[0]
+
+
+def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{file} is truncated, damaged or no safetensors file ({plain(error)})") from error
+
+
+def _pickled(file: Path) -> Any:  # noqa: ANN401
+    as_zip = _begins(file, 2) == b"PK"
+    if as_zip:  # PyTorch compresses nothing: what it stores takes no more than the file
+        members = check_zip(file, unpacked=file.stat().st_size)
+        if any(member.filename.endswith("/constants.pkl") for member in members):
+            raise ValueError(f"{file} is TorchScript, a program, and is not run to get its weights; {ADVICE}")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError(f"{file} is compressed inside, as PyTorch's own files are not; {ADVICE}")
+    elif tarfile.is_tarfile(file):
+        raise ValueError(f"{file} is a tar, as PyTorch wrote before 2017, and is not read; {ADVICE}")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other protocols of pickle
+            return torch.load(file, "cpu", weights_only=True, mmap=as_zip)
+    except pickle.UnpicklingError as error:
+        if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ValueError(
+                f"{file} holds {foreign[1]} besides tensors, and reading that may run any code, so it is refused; "
+                f"{ADVICE}"
+            ) from error
+        reason = str(error).partition("WeightsUnpickler error:")[2].strip().partition("\n")[0] or plain(error)
+        raise ValueError(f"{file} is damaged, or no file of PyTorch's ({reason})") from error
+    except Exception as error:  # unpickling a damaged file raises nearly anything
+        reason = f"{type(error).__name__}: {plain(error)}"
+        raise ValueError(f"{file} is damaged, or no file of PyTorch's ({reason})") from error
+
+
+def _check_memory(weights: Mapping[str, Tensor], size: int) -> None:
+    """Raises ValueError for tensors that are not plain numbers in the file."""
+    for name, value in weights.items():
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise ValueError(f"is refused: {name} is no plain tensor ({value.layout} on {value.device})")
+        if not value.numel():
+            raise ValueError(f"is refused: {name} is empty, of the shape {tuple(value.shape)}")
+        if value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f"is refused: {name} is {tuple(value.shape)}, and holds fewer numbers than that")
+    if (total := sum(value.nbytes for value in weights.values())) > SHARED * size:
+        raise ValueError(f"is refused: its tensors would take {total:,} bytes, and the file has {size:,}")
+
+
+def _begins(file: Path, count: int) -> bytes:
+    with reading(file) as opened:
+        return opened.read(count)
+
+
+def _kind(value: Any) -> str:  # noqa: ANN401
+    return type(value).__name__

@@ -1,0 +1,223 @@
+"""A run folder becomes files to publish: one safetensors with a model card, a pipeline of diffusers, a hub page.
+
+Nothing of this machine is in them: of a path its last part, and no name of a user.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from fluvial.autoencoders import Vae
+from fluvial.config import from_json, to_json
+from fluvial.methods import name_of
+from fluvial.metrics import report
+from fluvial.run import experiment
+from fluvial.utils.extras import require
+from fluvial.utils.files import HUB, atomic_folder, write_json, write_tensors
+from fluvial.weights.importing import DTYPES, EXPORT, NAMES, Precision, described
+
+PLACES = ("path", "test_path", "start", "from", "file")  # entries of run.json that are paths, relative ones too
+PATH = re.compile(r"[/~\\]|\.{1,2}(?:[/\\]|$)|[A-Za-z]:[/\\]|file:")  # what a path begins with
+PATH_INSIDE = re.compile(r"(?<![\w.:/\\-])(?:~|\.{1,2})?(?:/[^\s/'\",;:()]+){2,}/?|\b[A-Za-z]:\\\S+")
+TASK = "unconditional-image-generation"  # the hub knows no task with class labels
+PAPERS = {"sit": "2401.08740", "arflow": "2501.16085", "flowar": "2412.15205"}
+PIPELINE = '''"""Run by DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True).
+
+It needs the library that made this folder: pip install 'fluvial[vae]'
+"""
+
+from fluvial.weights.pipeline import FluvialPipeline as FluvialPipeline
+'''
+
+
+def to_safetensors(
+    run: Path | str, out: Path | str, *, dtype: Precision | None = None, license: str = "", step: int | None = None
+) -> Path:
+    """Writes model.safetensors, with the run in its metadata, and README.md, a model card, in the folder `out`.
+
+    The weights are those that samples are drawn from, in `dtype`, by default as they are stored; `fluvial import` makes
+    the same run folder of the file again. Raises ValueError if there is no such run, or something at `out` already.
+    """
+    with atomic_folder(Path(out)) as folder:
+        _write(Path(run), folder, dtype, license, step)
+    return Path(out)
+
+
+def to_hub(
+    run: Path | str,
+    repo: str,
+    *,
+    private: bool = True,
+    dtype: Precision | None = None,
+    license: str = "",
+    step: int | None = None,
+) -> str:
+    """Uploads what `to_safetensors` writes to `repo` (owner/name) on the Hugging Face hub; returns its address.
+
+    The repository and the files are printed before anything is sent. Raises ValueError if there is no such run, the hub
+    refuses, or the repository is there already, and public without private=False.
+    """
+    from huggingface_hub import HfApi
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise ValueError(f"a repository on the hub is OWNER/NAME, got {repo!r}")
+    with TemporaryDirectory() as folder:
+        _write(Path(run), Path(folder), dtype, license, step)
+        files = sorted(Path(folder).iterdir())
+        listed = ", ".join(f"{file.name} ({file.stat().st_size:,} bytes)" for file in files)
+        print(f"to the {'private' if private else 'public'} repository {repo}: {listed}", flush=True)
+        try:
+            api = HfApi()
+            url = api.create_repo(repo, private=private, exist_ok=True)
+            if private and not api.model_info(url.repo_id).private:
+                raise ValueError("it is there already, and public; to show the weights to all, set --private False")
+            api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Weights and model card")
+        except Exception as error:  # the hub's client and what it is built on share no base class
+            raise ValueError(
+                f"cannot upload to {repo!r} ({type(error).__name__}: {error}); log in with `hf auth login`, and name "
+                f"the repository OWNER/NAME"
+            ) from error
+    return str(url)
+
+
+def to_diffusers(run: Path | str, out: Path | str, *, license: str = "", step: int | None = None) -> Path:
+    """Writes a pipeline folder of diffusers, with the autoencoder in it and a model card.
+
+    DiffusionPipeline.from_pretrained(out, custom_pipeline=out, trust_remote_code=True) draws the images that
+    `fluvial sample` draws. Raises ValueError if there is no such run, or something at `out` already.
+    """
+    require("diffusers", extra="vae", why="a pipeline of diffusers")
+    from fluvial.weights.pipeline import FluvialModel, FluvialPipeline, contents
+
+    trained = experiment.load(run, device="cpu", step=step)
+    autoencoder, vae = trained.autoencoder, None
+    settings = replace(trained.run.autoencoder, shift=autoencoder.shift, scale=autoencoder.scale)
+    if isinstance(autoencoder, Vae):
+        vae = autoencoder.model
+    values = public(to_json(replace(trained.run, autoencoder=settings)))
+    model = FluvialModel(run=values, written=contents(values, trained.model, vae))
+    model.network.load_state_dict(trained.model.state_dict())
+    parameters = sum(p.numel() for p in trained.model.parameters())
+    meta = {"step": trained.step, "weights_only": trained.average == "as imported"}
+    with atomic_folder(Path(out)) as folder:
+        FluvialPipeline(model=model, vae=vae).save_pretrained(folder)
+        for file in folder.rglob("*.json"):  # diffusers notes where it loaded an autoencoder from
+            write_json(file, public({k: v for k, v in json.loads(file.read_text()).items() if k != "_name_or_path"}))
+        (folder / "pipeline.py").write_text(PIPELINE)
+        (folder / "README.md").write_text(_card(Path(run), license, USE_DIFFUSERS, meta, parameters))
+    return Path(out)
+
+
+def _write(run: Path, folder: Path, dtype: Precision | None, license: str, step: int | None) -> None:
+    experiment.read_run(run)  # says what is wrong with it
+    weights, meta = experiment.weights(run, step=step)
+    record = {**public(experiment.read_record(run)), "step": meta["step"], "seconds": meta["seconds"]}
+    stored = {name: value if dtype is None else value.to(DTYPES[dtype]) for name, value in weights.items()}
+    write_tensors(folder / "model.safetensors", stored, {EXPORT: json.dumps(record)})
+    (folder / "README.md").write_text(_card(run, license, USE, meta, sum(value.numel() for value in weights.values())))
+
+
+def public(value: Any, key: str = "") -> Any:  # noqa: ANN401 - JSON
+    """JSON values without places of this machine: a path is cut to its last part, and to nothing if that is a user."""
+    if isinstance(value, dict):
+        return {name: public(each, name) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [public(each, key) for each in value]
+    if not isinstance(value, str) or key == "class_names" or value.startswith(HUB):
+        return value
+    if key in PLACES or PATH.match(value) or ("/" in value and os.path.exists(value)):
+        return _last_part(value)
+    return PATH_INSIDE.sub(lambda found: _last_part(found[0]), value)
+
+
+def _last_part(place: str) -> str:
+    path = PurePosixPath(place.replace("\\", "/"))
+    users = {Path.home().name, os.environ.get("USER"), os.environ.get("LOGNAME")}
+    is_home = path.parent.name.lower() in ("home", "users") or path.name.startswith("~") or path.name in users
+    return "" if is_home or path.name in (".", "..") else path.name
+
+
+USE = """```
+pip install fluvial
+fluvial import model.safetensors --out runs/here
+fluvial sample runs/here --count 16
+```
+
+```python
+import fluvial
+
+images = fluvial.load("runs/here").sample(16).images  # uint8, (16, c, h, w)
+```"""
+USE_DIFFUSERS = """```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("FOLDER", custom_pipeline="FOLDER", trust_remote_code=True)
+images = pipeline(count=16, seed=0).images
+```
+
+The code in it is one import of fluvial: `pip install 'fluvial[vae]'`."""
+
+
+def _card(folder: Path, license: str, use: str, meta: Mapping[str, Any], parameters: int) -> str:
+    """The model card: what the model is, how to use it, how it is sampled, and what was measured."""
+    from huggingface_hub import ModelCardData
+
+    record = public(experiment.read_record(folder))
+    run = from_json(record["run"])
+    kind = name_of(type(run.method))
+    data = ModelCardData(
+        library_name="fluvial", license=license or None, pipeline_tag=TASK, tags=[kind, "flow-matching"]
+    )
+    images = (run.data.path or run.data.name or "images").removeprefix(HUB)
+    origin = f"trained on {images} for {meta['step']:,} steps of {experiment.images_per_step(run):,} images"
+    if imported := record.get("imported"):
+        source = f"imported from the published file {imported['file']}"
+        origin = source if meta.get("weights_only") and "start" not in record else f"{source}, then {origin}"
+    lines = [
+        f"---\n{data.to_yaml()}\n---\n\n# {NAMES[kind]}\n",
+        f"[{NAMES[kind]}](https://arxiv.org/abs/{PAPERS[kind]}) with {parameters:,} parameters, {origin}.\n",
+        f"## Use\n\n{use}\n",
+        _table("Sampling", described(run)),
+    ]
+    if (folder / "score.json").exists():
+        try:
+            score = report.read(folder / "score.json")
+            if score["sampling"].get("train_step") != meta["step"]:
+                raise ValueError(f"{folder / 'score.json'} is not of these weights")
+            lines.append(_table("Measured", _measured(score)))
+        except ValueError as error:
+            print(f"the model card has no scores: {error}")
+    return "\n".join(lines)
+
+
+def _measured(card: Mapping[str, Any]) -> dict[str, str]:
+    """The scores of a card, and what they depend on."""
+    look, reference, images, sampling = (card[part] for part in ("extractor", "reference", "images", "sampling"))
+    scores = {
+        f"{name.replace('_', ' ')} ({look['name']})": f"{found['value']:.4g} +- {found['error']:.2g}"
+        for name, found in card["scores"].items()
+    }
+    weights = f", weights {look['hash'][:12]}" if look["hash"] else ""
+    return scores | {
+        "samples": f"{images['count']:,}, classes: {images['labels']}, seed {sampling['seed']}",
+        "against": f"{reference['count']} images of {Path(reference['name']).name} ({reference['hash'][:12]})",
+        "features": f"{look['name']}{weights}, {look['resize']}",
+        "solver": f"{sampling['solver']}, {sampling['nfe']} + {sampling['nfe_null']} evaluations",
+        "guidance": str(sampling["guidance"]),
+        "weights": f"{sampling['weights']}, {sampling['dtype']}",
+        "pixels": f"rounded {images['rounding']}, {images['cut']}",
+        "to mind": public("; ".join(card["warnings"])) or "nothing",
+    }
+
+
+def _table(title: str, values: Mapping[str, Any]) -> str:
+    rows = [
+        f"| {what} | {value:.4g} |" if isinstance(value, float) else f"| {what} | {value} |"
+        for what, value in values.items()
+    ]
+    return "\n".join([f"## {title}\n\n| | |\n| --- | --- |", *rows]) + "\n"

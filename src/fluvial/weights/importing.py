@@ -1,0 +1,209 @@
+"""A file of published weights becomes a run folder, which samples, scores and trains like any other."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+
+from fluvial.autoencoders import kl16
+from fluvial.config import Run, from_json, to_json
+from fluvial.methods import method_of, name_of
+from fluvial.run import experiment
+from fluvial.utils.files import Lazy, atomic_folder, check_tensors, write_tensors
+from fluvial.utils.translation import WRONG_SHAPES, Translation, renamed, translate
+from fluvial.utils.weight_files import WeightFile, read, weight_file
+from fluvial.weights import released
+
+Kind = Literal["auto", "sit", "arflow", "flowar", "kl16"]
+Precision = Literal["fp32", "bf16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+EXPORT = "fluvial"  # in the metadata of what `fluvial export` wrote: the run, as in run.json
+QUIRKS = ("qkv_norm", "history_decay", "image_decay", "floor_time", "enlarge")  # settings that the weights rely on
+NAMES = {"sit": "SiT", "arflow": "ARFlow", "flowar": "FlowAR", "kl16": "KL-16"}
+PATHS = {"Linear": "linear", "GVP": "gvp", "VP": "vp"}  # --path-type of SiT's trainer
+CLASSES = ("num_classes", "class_num")  # of the options of trainers: how many classes there are,
+LABEL_DROP = ("class_dropout_prob", "label_drop_prob")  # and how often labels were dropped
+MOST_STEPS = 10**12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    kind: str
+    size: str
+    """The published size, or "" for another."""
+    part: str = ""
+    """Which weights of a trainer's checkpoint; "" if the file has no others."""
+    tensors: Mapping[str, Lazy]
+    dropped: Mapping[str, str]
+    """What was left out, with the reason."""
+    run: Run | None
+    """None for an autoencoder."""
+    assumed: str = ""
+    """What the file does not tell, and was taken for granted."""
+
+    @property
+    def parameters(self) -> int:
+        return sum(torch.Size(tensor.shape).numel() for tensor in self.tensors.values())
+
+
+def import_weights(
+    file: Path | str,
+    out: Path | str,
+    *,
+    kind: Kind = "auto",
+    dtype: Precision | None = None,
+    **hints: Any,  # noqa: ANN401
+) -> Imported:
+    """Writes the weights in a file as a run folder, or MAR's KL-16 as a folder of diffusers.
+
+    The file is one of the releases of SiT, ARFlow, FlowAR or KL-16, a checkpoint of their trainers, what
+    `fluvial export` wrote, or a folder with one such file. `dtype` is what weights are stored in, by default as they
+    are (float64 as float32); they are computed with in float32. `hints` are those of `released.from_state_dict`.
+
+    Raises ValueError naming what is wrong with the file, such as an export whose checksum is another; then nothing is
+    left at `out`.
+    """
+    file, to = weight_file(Path(file)), None if dtype is None else DTYPES[dtype]
+    weights = read(file, released.telltales(kind))
+    if EXPORT in weights.metadata:
+        _check_export(file)
+    with atomic_folder(Path(out)) as folder:
+        try:
+            if EXPORT in weights.metadata:
+                return _import_export(weights, kind, to, hints, folder)
+            name = released.kind_of(weights.state_dict) if kind == "auto" else kind
+            if name == "kl16":
+                _no_hints(hints, "KL-16")
+                return _import_autoencoder(weights, to, folder)
+            return _import_release(weights, name, to, hints, file, folder)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+
+
+def _import_release(
+    weights: WeightFile, kind: str, dtype: torch.dtype | None, hints: dict[str, Any], file: Path, folder: Path
+) -> Imported:
+    told = _classes_told(weights.options) | ({} if kind == "flowar" else _path_told(weights.options))
+    if "classes" in hints and told.get("label_drop"):  # what the user says settles what contradicts it
+        del told["label_drop"]
+    found = released.translated(weights.state_dict, kind=kind, dtype=dtype, **{**told, **hints})
+    if "classes" in hints and told.get("classes", hints["classes"]) != hints["classes"]:
+        given = f"{hints['classes']:,} classes, as given; the file's own options say {told['classes']:,}"
+        found = replace(found, assumed=given)
+    found = replace(found, dropped={**weights.dropped, **found.dropped})
+    origin = {"file": file.name, "bytes": file.stat().st_size, "weights": weights.part, "left_out": found.dropped}
+    origin |= {"assumed": found.assumed} if found.assumed else {}
+    experiment.create(folder, experiment.record_of(found.run, imported=origin), found.tensors)
+    return Imported(part=weights.part, **vars(found))
+
+
+def _import_autoencoder(weights: WeightFile, dtype: torch.dtype | None, folder: Path) -> Imported:
+    model, tensors, dropped = kl16.translated(weights.state_dict, dtype=dtype)
+    cast(Any, model).save_config(folder)
+    write_tensors(folder / "diffusion_pytorch_model.safetensors", tensors)
+    dropped = {**weights.dropped, **dropped}
+    return Imported(kind="kl16", size="", part=weights.part, tensors=tensors, dropped=dropped, run=None)
+
+
+def _check_export(file: Path) -> None:
+    """Raises ValueError unless an export is as it was written: weights, run, and all else in the file."""
+    try:
+        check_tensors(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; copy or download it again, or repeat `fluvial export`") from error
+
+
+def _import_export(
+    weights: WeightFile, kind: str, dtype: torch.dtype | None, hints: dict[str, Any], folder: Path
+) -> Imported:
+    """What was exported, as it was: names and shapes must be those of the run in the metadata."""
+    autoencoder = hints.pop("autoencoder", "")
+    _no_hints(hints, "an export, which says all of itself")
+    try:
+        record = json.loads(weights.metadata[EXPORT])
+        run, progress = from_json(record["run"]), {key: record.pop(key) for key in ("step", "seconds")}
+        for key, types in experiment.RECORD.items():
+            if key in record and not isinstance(record[key], types):
+                raise ValueError(f"{key} is {record[key]!r}")
+        step, seconds = progress["step"], float(progress["seconds"])
+        if type(step) is not int or not (0 <= step <= MOST_STEPS and 0 <= seconds < math.inf):
+            raise ValueError(f"step and seconds are {progress['step']!r} and {progress['seconds']!r}")
+    except (*WRONG_SHAPES, KeyError) as error:
+        raise ValueError(f"the run in its metadata cannot be read: {error}") from error
+    if kind not in ("auto", name_of(type(run.method))):
+        raise ValueError(f"this is an export of {name_of(type(run.method))}, not of {kind}")
+    record = {key: value for key, value in record.items() if key in experiment.RECORD}
+    if autoencoder:  # where it is here
+        run = replace(run, autoencoder=replace(run.autoencoder, name=autoencoder))
+        record["run"] = to_json(run)
+    with released.reading("the run in its metadata"):
+        expected = released.expected_tensors(run.method, weights.state_dict)
+    translation = Translation({name: renamed(name) for name in expected}, {}, {})
+    tensors = translate(weights.state_dict, translation, expected, dtype)
+    experiment.create(folder, record, tensors, **progress)
+    size = released.size_of(run.method)
+    return Imported(kind=name_of(type(run.method)), size=size, tensors=tensors, dropped={}, run=run)
+
+
+def _no_hints(hints: Mapping[str, Any], what: str) -> None:
+    if hints:
+        raise ValueError(f"{', '.join(hints)} cannot be given for {what}")
+
+
+def _classes_told(options: Mapping[str, Any]) -> dict[str, Any]:
+    """How many classes there are and how often labels were dropped, if the options of a trainer say so.
+
+    Raises ValueError for a value that cannot be meant.
+    """
+    classes = next(((key, options[key]) for key in CLASSES if options.get(key) is not None), None)
+    drop = next(((key, options[key]) for key in LABEL_DROP if options.get(key) is not None), None)
+    if classes and (type(classes[1]) is not int or classes[1] < 0):
+        raise ValueError(f"its options say {classes[0]} {classes[1]!r}, a number from 0 on was expected")
+    if drop and (type(drop[1]) not in (int, float) or not 0 <= drop[1] <= 1):
+        raise ValueError(f"its options say {drop[0]} {drop[1]!r}, a probability was expected")
+    return ({"classes": classes[1]} if classes else {}) | ({"label_drop": float(drop[1])} if drop else {})
+
+
+def _path_told(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options of SiT's and ARFlow's trainers say of the path from noise to data.
+
+    Raises ValueError for a model that predicts something else than the velocity.
+    """
+    if (prediction := options.get("prediction", "velocity")) != "velocity":
+        raise ValueError(f"the model was trained to predict the {prediction}; only velocities can be sampled here")
+    path = options.get("path_type", "Linear")
+    if not isinstance(path, str) or path not in PATHS:
+        raise ValueError(f"the model was trained on the path {path!r}; there are {', '.join(PATHS)}")
+    return {"interpolant": PATHS[path]}
+
+
+def described(run: Run) -> dict[str, str]:
+    """What matters of a run for those who sample it, in words."""
+    method, sample, guidance = run.method, run.sample, run.sample.guidance
+    latent = f"{method.channels} x {method.size[0]} x {method.size[1]}"
+    words = {"latents": f"{latent} of {run.autoencoder.name}", "classes": f"{method.classes:,}"}
+    quirks = [f"{name} {getattr(method, name)}" for name in QUIRKS if hasattr(method, name)]
+    if run.autoencoder.scale:
+        words["latent scale"] = " ".join(f"{scale:g}" for scale in run.autoencoder.scale)
+    if scales := method_of(method).scales(method):
+        words["scales"] = " ".join(scales)
+    words["solver"] = f"{sample.solver}, {' '.join(map(str, sample.scale_steps)) or sample.steps} steps"
+    if sample.solver == "euler-maruyama":
+        words["last step"] = f"{sample.last_step}, {sample.last_step_size:g}"
+    else:
+        words["grid"] = sample.grid
+    words["guidance"] = f"{guidance.weight:g}"
+    if method.classes and not method.label_drop:
+        words["guidance"] += ", no other: the model was trained without label drop, and has no null branch"
+    if guidance.ramp != "constant":
+        words["guidance"] += f", {guidance.ramp} over the scales"
+    words["guided"] = "all channels" if guidance.channels is None else f"the first {guidance.channels} channels"
+    if guidance.interval != (0.0, 1.0):
+        words["guided"] += f", t from {guidance.interval[0]:g} to {guidance.interval[1]:g}"
+    if quirks:
+        words["network"] = ", ".join(quirks)
+    return words

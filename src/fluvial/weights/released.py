@@ -1,0 +1,167 @@
+"""Published weights to ours: state dicts of the releases in, models and the runs they belong to out."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fluvial.autoencoders import AutoencoderConfig, kl16
+from fluvial.config import Run
+from fluvial.flow.guidance import Guidance
+from fluvial.methods import METHODS, Config, empty_model, method_of
+from fluvial.recipes import imagenet
+from fluvial.utils.files import Lazy
+from fluvial.utils.translation import reading, translate
+from fluvial.weights import arflow, flowar, labels, sit
+
+FAMILIES: dict[str, ModuleType] = {"sit": sit, "arflow": arflow, "flowar": flowar, "kl16": kl16}
+# published runs, whose training and sampling settings weights of their family get
+RUNS = {"sit": imagenet.imagenet256_sit_xl2, "arflow": imagenet.imagenet256_arflow_xl2}
+FLOWAR_RUNS = {
+    "S": imagenet.imagenet256_flowar_s,
+    "B": imagenet.imagenet256_flowar_b,
+    "L": imagenet.imagenet256_flowar_l,
+    "H": imagenet.imagenet256_flowar_h,
+}
+STRIDE = {"sit": 8, "arflow": 8, "flowar": 16}  # image pixels along the side of a latent pixel
+SCALE = {"sit": 0.18215, "arflow": 0.18215, "flowar": kl16.SCALE}  # of the latents, in all three releases
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translated:
+    kind: str
+    size: str
+    """The published size, such as "XL/2", or "" if there is none like it."""
+    run: Run
+    tensors: dict[str, Lazy]
+    dropped: dict[str, str]
+    """What was left out, with the reason."""
+    assumed: str = ""
+    """What the file does not tell, and was taken for granted."""
+
+
+def from_state_dict(state_dict: Mapping[str, Tensor], **hints: Any) -> tuple[nn.Module, Run]:  # noqa: ANN401
+    """The model with these released weights of SiT, ARFlow or FlowAR, in float32 and eval mode, and the run it is from.
+
+    Family and sizes are read off names and shapes. `hints` say what those do not tell: heads, scales (rows of tokens,
+    coarse to fine), image_size (one number or height and width, in pixels or latent pixels, whichever fits the tokens),
+    classes or label_drop (else the last row of the class table is taken for that of no class), and any other setting
+    of the method. The run has the release's sampling settings, but no guidance where labels were not dropped. Tensors
+    on the meta device give a model there.
+
+    Raises ValueError naming what is missing, too many, of another shape or type, not finite, or needed as a hint.
+    """
+    found = translated(state_dict, **hints)
+    if any(value.is_meta for value in state_dict.values()):
+        with torch.device("meta"):
+            return method_of(found.run.method).Model(found.run.method).eval(), found.run
+    model = empty_model(found.run.method)
+    model.load_state_dict({name: lazy.make() for name, lazy in found.tensors.items()})
+    return model.eval(), found.run
+
+
+def telltales(kind: str = "auto") -> list[str]:
+    """Patterns of names that weights of this kind have and no others; of any kind by default."""
+    return [family.TELLTALE for name, family in FAMILIES.items() if kind in ("auto", name)]
+
+
+def kind_of(state_dict: Mapping[str, Tensor]) -> str:
+    """sit, arflow, flowar or kl16. Raises ValueError if it is none of them."""
+    for kind, family in FAMILIES.items():
+        if any(re.match(family.TELLTALE, key) for key in state_dict):
+            return kind
+    names = ", ".join(list(state_dict)[:3])
+    raise ValueError(
+        f"not the weights of {', '.join(FAMILIES)}: no key is theirs; there are {len(state_dict)} keys: {names} ..."
+    )
+
+
+def translated(
+    state_dict: Mapping[str, Tensor],
+    *,
+    kind: str = "auto",
+    dtype: torch.dtype | None = None,
+    **hints: Any,  # noqa: ANN401
+) -> Translated:
+    """What `from_state_dict` makes its model of, each tensor made when it is asked for."""
+    kind = kind_of(state_dict) if kind == "auto" else kind
+    if kind not in METHODS:
+        raise ValueError(f"the weights are those of {kind}, an autoencoder; a generator was expected")
+    family = FAMILIES[kind]
+    with reading(kind):
+        settings = _settings(kind, hints)
+        told = {name: settings.pop(name, None) for name in ("classes", "label_drop")}
+        classes = labels.classes_of(len(state_dict[family.LABELS]), **told)
+        settings["classes"] = classes.known
+        if told["label_drop"] is not None or not classes.has_null:
+            settings["label_drop"] = float(told["label_drop"] or 0)
+        config = family.config_from(state_dict, **settings)
+        expected = expected_tensors(config, state_dict)
+        translation = family.translation(state_dict, expected, config)
+        if not classes.has_null:
+            translation = labels.with_null_row(translation, family.LABELS)
+        tensors = translate(state_dict, translation, expected, dtype)
+    dropped = {**translation.dropped}
+    dropped |= {key: "a fixed table, which the model makes itself" for key in translation.fixed if key in state_dict}
+    size = size_of(config)
+    run = _run(kind, size, config, hints.get("autoencoder", ""))
+    return Translated(kind=kind, size=size, run=run, tensors=tensors, dropped=dropped, assumed=classes.assumed)
+
+
+def expected_tensors(config: Config, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of the configured model, on the meta device.
+
+    Raises ValueError for a model with more blocks than there are tensors, before hours are spent on making it.
+    """
+    blocks = config.depth + getattr(config, "head_depth", 0)
+    if blocks > len(given):
+        raise ValueError(f"a model of {blocks:,} blocks has more than the {len(given):,} tensors that are given")
+    with torch.device("meta"):
+        return method_of(config).Model(config).state_dict()
+
+
+def size_of(config: Config) -> str:
+    """The published size of that shape, or ""."""
+    shape = ("depth", "width", "heads", "patch", "head", "head_depth", "head_width")
+    method = method_of(config)
+    for name in method.PRESETS:
+        preset = method.preset(name)
+        if all(getattr(preset, field, None) == getattr(config, field, None) for field in shape):
+            return name
+    return ""
+
+
+def _settings(kind: str, hints: Mapping[str, Any]) -> dict[str, Any]:
+    """The hints about the method. Raises ValueError for one that it does not know."""
+    known = ["image_size", *(field.name for field in fields(METHODS[kind].Config))]
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in hints.items() if k != "autoencoder"}
+    if unknown := [name for name in settings if name not in known]:
+        raise ValueError(f"unknown hints {', '.join(unknown)}; there are autoencoder, {', '.join(known)}")
+    return settings
+
+
+def _run(kind: str, size: str, config: Config, autoencoder: str) -> Run:
+    """A run with the settings of the published one of this size, or of the one that is most like it."""
+    run = FLOWAR_RUNS.get(size, FLOWAR_RUNS["L"])() if kind == "flowar" else RUNS[kind]()
+    stride, scale = STRIDE[kind], SCALE[kind]
+    if autoencoder == "pixels" or (not autoencoder and config.channels in (1, 3)):
+        ours, stride = AutoencoderConfig(name="pixels"), 1
+    elif config.channels == run.method.channels:
+        ours = AutoencoderConfig(name=autoencoder or run.autoencoder.name, shift=(0.0,), scale=(scale,))
+    elif autoencoder:
+        ours = AutoencoderConfig(name=autoencoder)
+    else:
+        raise ValueError(f"no autoencoder of the releases has {config.channels} channels: give autoencoder")
+    side = config.size[0] * stride if config.size[0] == config.size[1] else 0
+    optim = replace(run.optim, warmup=0)  # that of a new network, over a quarter of its training
+    # without label drop there is no null branch to guide away from
+    guidance = run.sample.guidance if config.classes and config.label_drop else Guidance()
+    if guidance.channels is not None and guidance.channels > config.channels:
+        guidance = replace(guidance, channels=None)  # all that there are
+    sample = replace(run.sample, guidance=guidance)
+    data = replace(run.data, size=side)
+    return replace(run, method=config, autoencoder=ours, data=data, optim=optim, sample=sample)
