@@ -21,9 +21,11 @@ from torch import Tensor
 from fluvial import recipes
 from fluvial.config import Run
 from fluvial.methods import arflow, flowar, method_of, sit
+from fluvial.run.train import learner_of
 from fluvial.tools.estimate import batch_shape, largest_batch, memory
 from fluvial.training import loop
 from fluvial.training.config import TrainConfig
+from fluvial.training.distributed import ALONE
 from fluvial.utils.randomness import generator
 
 SHAPE = {"size": (16, 16), "channels": 4, "classes": 10}
@@ -89,16 +91,9 @@ def _train(run: Run, steps: int = 3) -> int:
         return torch.randn(batch_shape(run), generator=draws), labels
 
     with tempfile.TemporaryDirectory() as folder:
-        loop.train(
-            method.Model(run.method),
-            method=method_of(run.method),
-            batches=lambda order: batch,
-            replica=lambda: method.Model(run.method),
-            config=replace(run.train, steps=steps + 1),
-            optim=run.optim,
-            seed=0,
-            run=Path(folder),
-        )
+        run = replace(run, train=replace(run.train, steps=steps + 1))
+        learner = learner_of(run, method.Model(run.method), ALONE)
+        loop.train(learner, lambda order: batch, Path(folder))
     return peaks[-1]
 
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from memory import markdown
 
+import fluvial
 from fluvial.evaluation.against import against, real_images
 from fluvial.evaluation.scores import Scores, named
 from fluvial.evaluation.statistics import statistics
 from fluvial.metrics.features import extractor
-from fluvial.run import experiment
 from fluvial.sampling.settings import SampleConfig
 from fluvial.tools import estimate
 from fluvial.tools.curves import COLOURS
@@ -77,7 +77,7 @@ def annealed(total: int, scales: int, ratio: float) -> tuple[int, ...]:
 
 def measure(folder: Path, count: int, features: str) -> Iterator[Point]:
     """The run's scores with every setting."""
-    trained = experiment.load(folder, device="cpu")
+    trained = fluvial.load(folder, device="cpu")
     look = extractor(features)
     compare = against("test", real_images(trained.run.data), look).measure
     for series, words, settings in settings_of(trained.run.sample, len(getattr(trained.run.method, "maps", ()))):

@@ -17,10 +17,10 @@ import twins
 import verify
 
 import data
+import fluvial
 import metrics
 from fluvial import recipes
 from fluvial.nn.scales import attend
-from fluvial.run import experiment
 from fluvial.tools import bench
 
 
@@ -332,7 +332,7 @@ def test_quality_against_evaluations_is_measured_and_drawn(tmp_path, monkeypatch
     pytest.importorskip("matplotlib")
     run = recipes.get("digits-flowar")
     run = replace(run, train=replace(run.train, steps=1, sample_every=0, eval_every=0))
-    experiment.train(run, tmp_path / "run", device="cpu")
+    fluvial.train(run, tmp_path / "run", device="cpu")
     monkeypatch.setattr(nfe, "EVALUATIONS", {True: (2, 4)})
     monkeypatch.setattr(nfe, "TOLERANCES", (10.0,))
     nfe.main([str(tmp_path / "run"), "--count", "20", "--out", str(tmp_path / "out")])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
+import fluvial
 from fluvial import cli, recipes
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
@@ -14,9 +15,10 @@ from fluvial.data.images import DataConfig, ImageSet, load
 from fluvial.evaluation.against import real_images
 from fluvial.evaluation.opening import open_images
 from fluvial.methods import sit
-from fluvial.run import experiment, finetune, inputs
-from fluvial.run import score as scoring
+from fluvial.run import finetune, inputs
+from fluvial.run.folder import RunFolder, record_of
 from fluvial.run.inputs import encode, open_autoencoder, open_inputs
+from fluvial.run.train import build
 
 DIGITS = tuple(map(str, range(12)))
 BY_TEXT = tuple(sorted(DIGITS))
@@ -130,9 +132,9 @@ def test_a_run_that_is_trained_keeps_what_it_knows_of_its_names(tmp_path, capsys
     # fine-tuning: names in whatever spelling, also where they are those of the run that it starts from
     tuned = ["train", str(tmp_path / "found"), "--data.path", test, "--data.class_names", "bus", "car"]
     assert cli.main([*tuned, "--out", str(tmp_path / "tuned")]) == 0
-    assert experiment.read_run(tmp_path / "tuned").data.class_names == ("bus", "car")
+    assert RunFolder(tmp_path / "tuned").run().data.class_names == ("bus", "car")
     assert cli.main([*tuned[:4], "--out", str(tmp_path / "anew")]) == 0
-    assert experiment.read_run(tmp_path / "anew").data.class_names == ("truck", "van")
+    assert RunFolder(tmp_path / "anew").run().data.class_names == ("truck", "van")
 
 
 def test_given_images_are_matched_too():
@@ -170,7 +172,7 @@ def test_class_names_must_differ():
 )
 def test_fine_tuning_finds_the_rows_of_numbers(before, after, kept):
     start, run = (run_of(classes, class_names=names) for classes, names in (before, after))
-    weights, initial = ({**experiment.build(r).state_dict()} for r in (start, run))
+    weights, initial = ({**build(r).state_dict()} for r in (start, run))
     weights["embed_label.table.weight"] = torch.randn_like(weights["embed_label.table.weight"])
     table, _ = finetune.adapted(weights, start, run, initial)
     table = table["embed_label.table.weight"]
@@ -185,8 +187,8 @@ def test_fine_tuning_finds_the_rows_of_numbers(before, after, kept):
 )
 def test_sample_draws_the_class_that_is_called_so(tmp_path, names, classes, ids):
     run = run_of(len(names), class_names=names)
-    weights = experiment.build(run).state_dict()
-    experiment.create(tmp_path / "run", experiment.record_of(run), weights)
+    weights = build(run).state_dict()
+    RunFolder(tmp_path / "run").create(record_of(run), weights)
     options = ["--count", "2", "--gif", "False", "--sample.steps", "1"]
     assert cli.main(["sample", str(tmp_path / "run"), "--classes", classes, *options]) == 0
     assert np.load(tmp_path / "run" / "samples" / "samples.npz")["arr_1"].tolist() == [ids, ids]
@@ -225,8 +227,8 @@ def test_class_accuracy_is_of_the_classes_of_that_name(tmp_path, capsys):
     light = coloured(tmp_path / "light", {"light": 200})  # there its id is 0
     other = coloured(tmp_path / "other", {"pale": 200})
     options = {"reference": train, "training": train, "features": "pixels"}
-    assert scoring.score_images(light, **options)["scores"]["class_accuracy"]["value"] == 1
-    assert "class_accuracy" not in scoring.score_images(other, **options)["scores"]
+    assert fluvial.score(light, **options)["scores"]["class_accuracy"]["value"] == 1
+    assert "class_accuracy" not in fluvial.score(other, **options)["scores"]
     assert f"the labels of {other} are left aside" in capsys.readouterr().err
 
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from fluvial.cli import COMMANDS, main
-from fluvial.run import experiment
+from fluvial.run.folder import RunFolder
 from fluvial.training import checkpoint
 
 SMALL = [
@@ -84,8 +84,8 @@ def test_compare_puts_the_methods_side_by_side(tmp_path, capsys):
     rows = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert [r["method"] for r in rows] == ["SiT", "ARFlow", "FlowAR"] and "Frechet distance" in printed
     for row in rows:
-        run = experiment.read_run(tmp_path / "c" / row["method"])
-        assert row["steps"] == run.train.steps and row["images seen"] == row["steps"] * experiment.images_per_step(run)
+        run = RunFolder(tmp_path / "c" / row["method"]).run()
+        assert row["steps"] == run.train.steps and row["images seen"] == row["steps"] * run.images_per_step
         card = json.loads((tmp_path / "c" / row["method"] / "score.json").read_text())
         assert row["of real data"] == pytest.approx(card["scores"]["frechet_distance"]["real"], abs=1e-3)
     assert Image.open(tmp_path / "c" / "compare.png").width > 500
@@ -512,7 +512,7 @@ def test_encode_then_verify_then_train(photos, tmp_path, capsys):
 def test_a_smoke_run_tries_everything(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "digits-flowar", "--smoke", "--train.steps", "3"]) == 0
-    run = experiment.read_run(tmp_path / "runs" / "digits-flowar-smoke")
+    run = RunFolder(tmp_path / "runs" / "digits-flowar-smoke").run()
     assert run.method.width == 64 and run.train.steps == 3 and list(Path("runs/digits-flowar-smoke/samples").iterdir())
     assert main(["train", "cifar10-sit", "--smoke", "--help"]) == 0 and "--smoke tries" in capsys.readouterr().out
     assert main(["train", "cifar10-sit", "--smoke", "--data.path", "gone.parquet"]) == 1

@@ -8,7 +8,7 @@ import torch
 
 import fluvial
 from fluvial.data import latents
-from fluvial.run import experiment
+from fluvial.run.folder import RunFolder
 from fluvial.training import checkpoint
 from fluvial.utils.files import tensors_checksum
 from fluvial.weights.importing import import_weights
@@ -27,7 +27,7 @@ def test_a_run_is_loaded_and_goes_on(tmp_path):
     trained = fluvial.load(run, device="cpu")
     assert trained.step == 2 and trained.run.method.images_per_sequence == 5
     assert tensors_checksum(dict(trained.model.state_dict())) == WEIGHTS[2]
-    ended = experiment.train(experiment.read_run(run), run, device="cpu")
+    ended = fluvial.train(RunFolder(run).run(), run, device="cpu")
     import_weights(FOLDERS / "export" / "model.safetensors", tmp_path / "imported")
     expected = fluvial.load(tmp_path / "imported", device="cpu").model.state_dict()
     for name, value in ended.model.state_dict().items():
@@ -38,7 +38,7 @@ def test_a_run_is_loaded_and_goes_on(tmp_path):
 
 def test_an_export_is_imported(tmp_path):
     import_weights(FOLDERS / "export" / "model.safetensors", tmp_path / "imported")
-    weights, _ = experiment.weights(tmp_path / "imported")
+    weights, _ = RunFolder(tmp_path / "imported").weights()
     assert tensors_checksum(weights) == WEIGHTS[4]
 
 

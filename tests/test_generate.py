@@ -5,7 +5,6 @@ import torch
 
 from conftest import randomise
 from fluvial.flow.guidance import Guidance
-from fluvial.flow.interpolant import linear
 from fluvial.methods import arflow, sit
 from fluvial.sampling.generate import generate, labels_for
 from fluvial.sampling.samples import Frames
@@ -27,10 +26,8 @@ def images(method, count=7, **settings):
         method.sample,
         lambda x: x,
         SampleConfig(**settings),
-        images=range(count),
-        classes=(0, 2),
-        shape=(1, 4, 4),
-        interpolant=linear,
+        indices=range(count),
+        labels=labels_for(range(count), (0, 2)),
         seed=3,
         on_step=on_step,
     )
@@ -60,10 +57,8 @@ def test_stochastic_steps_use_new_noise():
         recording,
         lambda x: x,
         settings,
-        images=range(2),
-        classes=None,
-        shape=(1, 4, 4),
-        interpolant=linear,
+        indices=range(2),
+        labels=None,
     )
     assert len({tuple(d.flatten().tolist()) for d in draws}) == 3
 
@@ -83,14 +78,12 @@ def test_labels_take_turns_and_evaluations_are_counted():
         recording,
         lambda x: x,
         settings,
-        images=range(7),
-        classes=(0, 2),
-        shape=(1, 4, 4),
-        interpolant=linear,
+        indices=range(7),
+        labels=labels_for(range(7), (0, 2)),
     )
     assert asked == [0, 2, 0, 2, 0, 2, 0]
     assert generated.nfe == {"conditional": 6, "null": 6}
-    assert labels_for(range(3), None) is None
+    assert labels_for(range(3), ()) is None
 
 
 def test_frames_follow_the_trajectory():
@@ -132,8 +125,8 @@ def test_a_part_of_a_run_is_that_part_of_it():
     whole = images(sit, count=7, steps=3, batch=4)
     model = model_of(sit)
     part = generate(
-        model, sit.sample, lambda x: x, SampleConfig(steps=3, batch=2), images=range(3, 6), classes=(0, 2),
-        shape=(1, 4, 4), interpolant=linear, seed=3,
+        model, sit.sample, lambda x: x, SampleConfig(steps=3, batch=2), indices=range(3, 6),
+        labels=labels_for(range(3, 6), (0, 2)), seed=3,
     )  # fmt: skip
     assert (part.images.int() - whole.images[3:6].int()).abs().max() <= 1
     assert part.labels.tolist() == whole.labels[3:6].tolist() == [2, 0, 2]
@@ -148,8 +141,7 @@ def test_what_would_be_rounded_to_black_or_white_is_refused(what, value):
     latents, decoded = (bad, torch.zeros(2, 1, 4, 4)) if what == "latents" else (torch.zeros(2, 1, 4, 4), bad)
     with pytest.raises(RuntimeError, match=f"the {what} that were drawn are (not finite|as large as)"):
         generate(
-            model_of(sit), lambda *_, **__: latents, lambda x: decoded, SampleConfig(), images=range(2), classes=None,
-            shape=(1, 4, 4), interpolant=linear,
+            model_of(sit), lambda *_, **__: latents, lambda x: decoded, SampleConfig(), indices=range(2), labels=None,
         )  # fmt: skip
 
 
@@ -165,8 +157,8 @@ def test_where_it_begins_is_looked_for_in_a_second_run():
 
     with pytest.raises(RuntimeError, match="the null velocity is not finite near t = 0.25"):
         generate(
-            model_of(sit), late, lambda x: x, SampleConfig(), images=range(2), classes=None, shape=(1, 4, 4),
-            interpolant=linear, on_step=lambda step: None,
+            model_of(sit), late, lambda x: x, SampleConfig(), indices=range(2), labels=None,
+            on_step=lambda step: None,
         )  # fmt: skip
     (first, _, careful), (second, seen, again) = runs
     assert torch.equal(first, second) and (careful, seen, again) == (False, None, True)

@@ -7,7 +7,7 @@ from conftest import loss
 from fluvial import recipes
 from fluvial.flow.guidance import Guidance
 from fluvial.methods import arflow, flowar, method_of, sit
-from fluvial.run import experiment
+from fluvial.run.train import build
 from fluvial.training.config import TrainConfig
 from fluvial.training.optim import OptimConfig, adamw, clip_gradients
 
@@ -19,7 +19,7 @@ def test_every_recipe_takes_a_step_at_reduced_width(name):
     if isinstance(run.method, flowar.FlowARConfig):
         reduced |= {"head_width": 16, "head_heads": 2, "head_depth": 2, "dropout": 0.0}
     run = dataclasses.replace(run, method=dataclasses.replace(run.method, **reduced))
-    model, method = experiment.build(run), method_of(run.method)
+    model, method = build(run), method_of(run.method)
     sequence = () if run.method.images_per_sequence is None else (run.method.images_per_sequence,)
     latents, labels = torch.randn(2, *sequence, run.method.channels, *run.method.size), torch.tensor([0, 9])
     labels = labels if run.method.classes else None
@@ -85,7 +85,7 @@ def check_sampling(sample):
 def test_every_recipe_has_a_smoke_form(name):
     run, small = recipes.get(name), recipes.smoke(recipes.get(name))
     assert small.data == run.data and small.autoencoder == run.autoencoder and small.method.size == run.method.size
-    assert sum(p.numel() for p in experiment.build(small).parameters()) < 1_000_000 and small.train.steps <= 60
+    assert sum(p.numel() for p in build(small).parameters()) < 1_000_000 and small.train.steps <= 60
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

@@ -41,6 +41,11 @@ class Run:
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
 
+    @property
+    def images_per_step(self) -> int:
+        """Images in the batch of one training step."""
+        return self.train.batch * (self.method.images_per_sequence or 1)
+
     def _check_sampling(self) -> None:
         """Raises ValueError for sampling settings that this method would ignore."""
         sample, guidance, method = self.sample, self.sample.guidance, self.method

@@ -13,8 +13,10 @@ from torch import nn
 from fluvial.methods.method import Draws
 from fluvial.training import checkpoint
 from fluvial.training.config import TrainConfig
-from fluvial.training.loop import FolderGone, Stopped, train
+from fluvial.training.loop import FolderGone, train
 from fluvial.training.optim import OptimConfig
+from fluvial.training.step import begin
+from fluvial.utils.errors import Stopped
 
 
 def start():
@@ -60,19 +62,8 @@ def run(
     model = start() if model is None else model
     defaults = {"steps": 20, "batch": 8, "ema_decay": 0.9, "log_every": 5, "save_every": 5}
     config = TrainConfig(**{**defaults, **settings})
-    average = train(
-        model,
-        method=method_with(loss),
-        batches=batches,
-        replica=start,
-        config=config,
-        optim=OptimConfig(lr=0.01),
-        seed=0,
-        run=folder,
-        held_out=held_out,
-        preview=preview,
-        start_over=start_over,
-    )
+    learner = begin(model, method=method_with(loss), config=config, optim=OptimConfig(lr=0.01), seed=0, empty=start)
+    average = train(learner, batches, folder, validate=held_out, preview=preview, start_over=start_over)
     return model, average
 
 
@@ -352,8 +343,8 @@ def test_block_norms_and_further_averages(tmp_path):
 
     model = Two()
     config = TrainConfig(steps=4, batch=8, blocks_every=4, log_every=4, save_every=4, ema_decays=(0.5,), recompute=1)
-    options = {"config": config, "optim": OptimConfig(lr=0.01, clip="none"), "seed": 0, "replica": Two}
-    train(model, method=method_with(recording), batches=lambda order: batch, run=tmp_path, **options)
+    options = {"config": config, "optim": OptimConfig(lr=0.01, clip="none"), "seed": 0, "empty": Two}
+    train(begin(model, method=method_with(recording), **options), lambda order: batch, tmp_path)
     (line,) = (line["blocks"] for line in log(tmp_path) if "blocks" in line)
     for name, block in (("blocks.0", model.blocks[0]), ("blocks.1", model.blocks[1])):
         moved = torch.cat([(p - before[f"{name}.{n}"]).flatten() for n, p in block.named_parameters()]).norm()

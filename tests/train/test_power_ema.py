@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+import fluvial
 from conftest import randomise
 from fluvial import cli
 from fluvial.config import Run
 from fluvial.methods.sit import SiTConfig
-from fluvial.run import experiment
+from fluvial.run.folder import RunFolder, record_of
+from fluvial.run.train import build
 from fluvial.sampling.settings import SampleConfig
 from fluvial.training import power_ema
 from fluvial.training.config import TrainConfig
@@ -398,7 +400,7 @@ def run(tmp_path):
     """A run folder whose weights went from those of one seed to those of another, over 8 snapshots."""
     config = SiTConfig(size=(8, 8), channels=1, classes=3, patch=2, depth=1, width=16, heads=2)
     run = Run(method=config, sample=SampleConfig(solver="euler", steps=2))
-    model, folder = experiment.build(run), tmp_path / "runs" / "tiny"
+    model, folder = build(run), tmp_path / "runs" / "tiny"
     named = dict(model.named_parameters())
     tracks = start(named.items(), LENGTHS)
     for step in range(1, 81):
@@ -406,8 +408,8 @@ def run(tmp_path):
         update(tracks, named.values(), step)
         if step % 10 == 0:
             power_ema.save(folder / "ema", step, list(named), tracks)
-    record = experiment.record_of(run, "mine", imported={"file": "x.pt"})
-    experiment.create(folder, record, model.state_dict(), step=80, seconds=8.0)
+    record = record_of(run, "mine", imported={"file": "x.pt"})
+    RunFolder(folder).create(record, model.state_dict(), step=80, seconds=8.0)
     return folder
 
 
@@ -417,9 +419,9 @@ def test_the_command_makes_a_run_to_sample_from(run, capsys):
     assert "residual of the fit: 1." in printed and "from 16 snapshots" in printed and str(out) in printed
     before, record = (json.loads((folder / "run.json").read_text()) for folder in (run, out))
     assert record.pop("ema") == {"length": 0.08, "step": 80, "from": str(run)}
-    assert experiment.read_run(out) == experiment.read_run(run) and before.pop("sha256") != record.pop("sha256")
+    assert RunFolder(out).run() == RunFolder(run).run() and before.pop("sha256") != record.pop("sha256")
     assert record == before
-    made = experiment.load(out, device="cpu")
+    made = fluvial.load(out, device="cpu")
     assert (made.step, made.seconds) == (80, 8.0)
     expected = {name: tensor.make() for name, tensor in power_ema.rebuild(run / "ema", length=0.08).tensors.items()}
     assert all(torch.equal(tensor, expected[name]) for name, tensor in made.model.state_dict().items())
@@ -430,9 +432,9 @@ def test_the_command_makes_a_run_to_sample_from(run, capsys):
 def test_the_commands_step_and_folder(run, tmp_path, monkeypatch):
     monkeypatch.chdir(run)
     assert cli.main(["ema", ".", "--length", "0.1", "--step", "40"]) == 0
-    assert experiment.load(run.with_name("tiny-ema-0.100"), device="cpu").seconds == 4.0
+    assert fluvial.load(run.with_name("tiny-ema-0.100"), device="cpu").seconds == 4.0
     assert cli.main(["ema", str(run), "--length", "0.0755", "--out", str(tmp_path / "there")]) == 0
-    assert experiment.read_record(tmp_path / "there")["ema"]["length"] == 0.0755
+    assert RunFolder(tmp_path / "there").record()["ema"]["length"] == 0.0755
 
 
 def test_what_the_command_refuses(run, tmp_path, capsys):

@@ -25,31 +25,30 @@ import os
 import select
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from difflib import get_close_matches
+from importlib import import_module
 
 from fluvial import __version__
-from fluvial.cli import average, bench, data, health, runs, score, weights
-from fluvial.cli.arguments import UsageError
-from fluvial.training.loop import Stopped
+from fluvial.utils.errors import Stopped, UsageError
 
 TRACEBACK = "--traceback"
 LONGEST = 2000  # characters of a message: what it quotes may be damaged, or not written to be read
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "recipes": runs.list_recipes,
-    "train": runs.train,
-    "sample": runs.sample,
-    "score": score.score,
-    "plot": health.plot,
-    "doctor": health.doctor,
-    "compare": runs.compare,
-    "bench": bench.bench,
-    "import": weights.import_,
-    "ema": average.ema,
-    "export": weights.export,
-    "data": data.data,
-    "encode": data.encode,
+COMMANDS = {  # by command, its module and function: torch is imported by those that need it
+    "recipes": "runs.list_recipes",
+    "train": "runs.train",
+    "sample": "runs.sample",
+    "score": "score.score",
+    "plot": "health.plot",
+    "doctor": "health.doctor",
+    "compare": "runs.compare",
+    "bench": "bench.bench",
+    "import": "weights.import_",
+    "ema": "average.ema",
+    "export": "weights.export",
+    "data": "data.data",
+    "encode": "data.encode",
 }
 
 
@@ -85,7 +84,8 @@ def _run(arguments: list[str]) -> int:
             case ["--version", *_]:
                 print(f"fluvial {__version__}")
             case [command, *rest] if command in COMMANDS:
-                COMMANDS[command](rest)
+                module, _, function = COMMANDS[command].partition(".")
+                getattr(import_module(f"fluvial.cli.{module}"), function)(rest)
             case [command, *_]:
                 close = get_close_matches(command.lower(), COMMANDS, n=1)
                 hint = f" Did you mean {close[0]}?" if close else ""

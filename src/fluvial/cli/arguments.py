@@ -9,17 +9,14 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from fluvial.config import Run
-from fluvial.run import experiment
+from fluvial.run.folder import RunFolder
 from fluvial.utils.checks import misfit
+from fluvial.utils.errors import UsageError
 
 T = TypeVar("T")
 HELP = ("-h", "--help")
 VALUES = ConstructorRegistry()
 """How tyro reads numbers and paths: what is refused is named by its option, before any configuration is made."""
-
-
-class UsageError(ValueError):
-    """The command line is wrong: exit code 2."""
 
 
 def parse(kind: type[T], default: T | None, arguments: list[str], prog: str, description: str | None) -> T:
@@ -169,7 +166,7 @@ def of_a_run(kind: type[T], arguments: list[str], command: str, description: str
     """The run folder that a command names, its run, and the options, whose sampling fits the run's method."""
     meaning = "a folder that `fluvial train` or `fluvial import` wrote, such as runs/digits-arflow"
     name, rest = positional(arguments, command, "RUN", meaning)
-    run = experiment.read_run(name)
+    run = RunFolder(name).run()
     default: Any = kind
     options: Any = parse(kind, default(sample=run.sample), rest, f"fluvial {command} RUN", description)
     try:

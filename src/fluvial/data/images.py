@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from os import cpu_count
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -113,14 +113,34 @@ class DataConfig:
         return HUB + self.name
 
 
+@runtime_checkable
+class ImageReader(Protocol):
+    """Images that are read when they are needed, in place of a tensor."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(n, c, h, w)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def subset(self, kept: Sequence[int]) -> "ImageReader":
+        """These images alone."""
+        ...
+
+    def read(self, indices: Sequence[int], corners: np.ndarray | None = None) -> UInt8[Tensor, "b c h w"]:
+        """Pixels of these images; for random crops, at these corners."""
+        ...
+
+
 class ImageSet(NamedTuple):
     """Pixels (n, c, h, w) in 0 ... 255, labels (n,) or None where there are none, and the names of the classes.
 
-    A set too large for memory holds Files in the place of the tensor. `skipped` are the unreadable images left out,
-    `left_out` says which files beside the images are not taken for images.
+    A set too large for memory holds an ImageReader in the place of the tensor. `skipped` are the unreadable images
+    left out, `left_out` says which files beside the images are not taken for images.
     """
 
-    pixels: "UInt8[Tensor, 'n c h w'] | Files"
+    pixels: UInt8[Tensor, "n c h w"] | ImageReader
     labels: Int[Tensor, "n"] | None
     class_names: tuple[str, ...]
     skipped: tuple[UnreadableImage, ...] = ()
@@ -153,7 +173,7 @@ def checked(images: Any, what: str = "images") -> ImageSet:  # noqa: ANN401 - wh
         raise ValueError(f"{what}: class_names must be a tuple of the names, () for none, got {names!r}")
     if len(set(names)) < len(names):
         raise ValueError(f"{what}: class_names must differ, got {names!r}")
-    if not isinstance(pixels, Files):
+    if not isinstance(pixels, ImageReader) or isinstance(pixels, Tensor):
         _check_pixels(pixels, what)
     if len(pixels) == 0:
         raise ValueError(f"{what}: the data set has no images")
@@ -223,16 +243,20 @@ class Files:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    @cached_property
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """(n, c, h, w). Without data.size, that of the first image, which all others must have."""
-        height = width = self.config.size
-        if not height:
-            first = self.each([0], lambda image: np.array(crop.upright(image, 3).size))[0]
-            if isinstance(first, UnreadableImage):
-                raise ValueError(f"the first image sets the size, and is unreadable: {first}. Set data.size")
-            width, height = map(int, first)
-        return len(self), self.config.channels, height, width
+        return len(self), self.config.channels, *self._height_and_width
+
+    @cached_property
+    def _height_and_width(self) -> tuple[int, int]:
+        if self.config.size:
+            return self.config.size, self.config.size
+        first = self.each([0], lambda image: np.array(crop.upright(image, 3).size))[0]
+        if isinstance(first, UnreadableImage):
+            raise ValueError(f"the first image sets the size, and is unreadable: {first}. Set data.size")
+        width, height = map(int, first)
+        return height, width
 
     def subset(self, kept: Sequence[int]) -> "Files":
         return Files(self.source, self.config, [self.chosen[i] for i in kept])

@@ -13,7 +13,7 @@ from torch import Tensor
 from fluvial.data import crop
 from fluvial.data.crop import UnreadableImage
 from fluvial.data.groups import index_by_class
-from fluvial.data.images import ImageSet
+from fluvial.data.images import Files, ImageSet
 from fluvial.utils.progress import Bar
 
 MANY = 100_000  # class ids up to which those without images are listed too
@@ -92,6 +92,7 @@ def _look(images: ImageSet, indices: list[int]) -> list[_Seen | UnreadableImage]
     if isinstance(images.pixels, Tensor):
         _, c, h, w = images.pixels.shape
         return [_Seen((w, h), {1: "grey", 3: "RGB"}.get(c, f"{c} channels"), False, False)] * len(indices)
+    assert isinstance(images.pixels, Files)
     return images.pixels.each(indices, _see)
 
 
@@ -110,5 +111,6 @@ def _sheet(images: ImageSet, indices: list[int]) -> UInt8[Tensor, "k 3 t t"]:
         pictures = (Image.fromarray(p[0].numpy() if len(p) == 1 else p.permute(1, 2, 0).numpy()) for p in chosen)
         found = [thumbnail(picture) for picture in pictures]
     else:
+        assert isinstance(images.pixels, Files)
         found = [r for r in images.pixels.each(indices, thumbnail) if isinstance(r, np.ndarray)]
     return torch.from_numpy(np.stack(found)) if found else torch.zeros(0, 3, THUMBNAIL, THUMBNAIL, dtype=torch.uint8)

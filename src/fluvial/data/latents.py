@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fluvial.data.images import ImageSet, refuse
+from fluvial.data.images import Files, ImageSet, refuse
 from fluvial.data.manifest import FORMAT, Manifest, Plan, Record, read_manifest, read_plan, read_record, shard_name
 from fluvial.data.manifest import write as write_record
 from fluvial.data.pixels import to_signed
@@ -103,6 +103,7 @@ def _encoded(
     if isinstance(images.pixels, Tensor):
         pixels, bad = images.pixels[indices.start : indices.stop], {}
     else:
+        assert isinstance(images.pixels, Files)
         pixels, bad = images.pixels.try_read(indices)
     if not skip:
         refuse(bad.values())

@@ -27,7 +27,7 @@ import fluvial
 from fluvial.autoencoders.pixels import Pixels
 from fluvial.config import Run, to_json
 from fluvial.methods import method_of
-from fluvial.run.experiment import Trained, images_per_step
+from fluvial.run.load import Sampler
 from fluvial.tools import estimate
 from fluvial.training.health import Health
 from fluvial.training.step import begin, step
@@ -251,15 +251,15 @@ def _training(run: Run, device: torch.device) -> tuple[Call, int]:
         step(learner, lambda number: batch, health, next(numbers))
         return {}
 
-    return call, images_per_step(run)
+    return call, run.images_per_step
 
 
 def _sampling(run: Run, device: torch.device) -> tuple[Call, int]:
     """The drawing of one batch, and the images in it."""
     model = _model(run, device).requires_grad_(False).eval()
-    trained = Trained(model=model, run=run, autoencoder=Pixels(), step=0, seconds=0.0)
+    sampler = Sampler(model=model, run=run, autoencoder=Pixels())
 
     def call() -> Mapping[str, int]:
-        return trained.sample(run.sample.batch).nfe
+        return sampler.sample(run.sample.batch).nfe
 
     return call, run.sample.batch

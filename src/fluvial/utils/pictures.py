@@ -58,13 +58,20 @@ def save_labelled_rows(rows: Mapping[str, UInt8[Tensor, "n c h w"]], path: Path)
     return _save(picture, path)
 
 
-def save_gif(
-    frames: Sequence[UInt8[Tensor, "n c h w"]], path: Path, columns: int = 10, milliseconds: int = 80, hold: int = 12
-) -> Path:
-    """A looping GIF of grids, one frame a step; the last one stays for `hold` frames."""
+def save_gif(frames: Sequence[UInt8[Tensor, "n c h w"]], path: Path, columns: int = 10) -> Path:
+    """A looping GIF of grids, one frame a step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, gif(frames, columns))
+    return path
+
+
+def gif(frames: Sequence[UInt8[Tensor, "n c h w"]], columns: int = 10, milliseconds: int = 80, hold: int = 12) -> bytes:
+    """The content of a looping GIF of grids, one frame a step; the last one stays for `hold` frames."""
     pictures = [grid(frame, columns).convert("L" if frame.shape[1] == 1 else "RGB") for frame in frames]
     durations = [milliseconds] * (len(pictures) - 1) + [milliseconds * hold]
-    return _save(pictures[0], path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    content = BytesIO()
+    pictures[0].save(content, "gif", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    return content.getvalue()
 
 
 def _save(picture: Image.Image, path: Path, **options: Any) -> Path:  # noqa: ANN401 - any of the format's

@@ -7,19 +7,16 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fluvial.autoencoders import Vae
-from fluvial.config import from_json, to_json
+from fluvial.config import from_json
 from fluvial.methods import name_of
 from fluvial.metrics import report
-from fluvial.run import experiment
-from fluvial.utils.extras import require
-from fluvial.utils.files import HUB, atomic_folder, write_json, write_tensors
-from fluvial.weights.importing import DTYPES, EXPORT, NAMES, Precision, described
+from fluvial.run.folder import RunFolder
+from fluvial.utils.files import HUB, atomic_folder, write_tensors
+from fluvial.weights.description import DTYPES, EXPORT, NAMES, Precision, described
 
 PLACES = ("path", "test_path", "start", "from", "file")  # entries of run.json that are paths, relative ones too
 PATH = re.compile(r"[/~\\]|\.{1,2}(?:[/\\]|$)|[A-Za-z]:[/\\]|file:")  # what a path begins with
@@ -85,41 +82,15 @@ def to_hub(
     return str(url)
 
 
-def to_diffusers(run: Path | str, out: Path | str, *, license: str = "", step: int | None = None) -> Path:
-    """Writes a pipeline folder of diffusers, with the autoencoder in it and a model card.
-
-    DiffusionPipeline.from_pretrained(out, custom_pipeline=out, trust_remote_code=True) draws the images that
-    `fluvial sample` draws. Raises ValueError if there is no such run, or something at `out` already.
-    """
-    require("diffusers", extra="vae", why="a pipeline of diffusers")
-    from fluvial.weights.pipeline import FluvialModel, FluvialPipeline, contents
-
-    trained = experiment.load(run, device="cpu", step=step)
-    autoencoder, vae = trained.autoencoder, None
-    settings = replace(trained.run.autoencoder, shift=autoencoder.shift, scale=autoencoder.scale)
-    if isinstance(autoencoder, Vae):
-        vae = autoencoder.model
-    values = public(to_json(replace(trained.run, autoencoder=settings)))
-    model = FluvialModel(run=values, written=contents(values, trained.model, vae))
-    model.network.load_state_dict(trained.model.state_dict())
-    parameters = sum(p.numel() for p in trained.model.parameters())
-    meta = {"step": trained.step, "weights_only": trained.average == "as imported"}
-    with atomic_folder(Path(out)) as folder:
-        FluvialPipeline(model=model, vae=vae).save_pretrained(folder)
-        for file in folder.rglob("*.json"):  # diffusers notes where it loaded an autoencoder from
-            write_json(file, public({k: v for k, v in json.loads(file.read_text()).items() if k != "_name_or_path"}))
-        (folder / "pipeline.py").write_text(PIPELINE)
-        (folder / "README.md").write_text(_card(Path(run), license, USE_DIFFUSERS, meta, parameters))
-    return Path(out)
-
-
 def _write(run: Path, folder: Path, dtype: Precision | None, license: str, step: int | None) -> None:
-    experiment.read_run(run)  # says what is wrong with it
-    weights, meta = experiment.weights(run, step=step)
-    record = {**public(experiment.read_record(run)), "step": meta["step"], "seconds": meta["seconds"]}
+    RunFolder(run).run()  # says what is wrong with it
+    weights, meta = RunFolder(run).weights(step=step)
+    record = {**public(RunFolder(run).record()), "step": meta["step"], "seconds": meta["seconds"]}
     stored = {name: value if dtype is None else value.to(DTYPES[dtype]) for name, value in weights.items()}
     write_tensors(folder / "model.safetensors", stored, {EXPORT: json.dumps(record)})
-    (folder / "README.md").write_text(_card(run, license, USE, meta, sum(value.numel() for value in weights.values())))
+    (folder / "README.md").write_text(
+        model_card(run, license, USE, meta, sum(value.numel() for value in weights.values()))
+    )
 
 
 def public(value: Any, key: str = "") -> Any:  # noqa: ANN401 - JSON
@@ -163,18 +134,18 @@ images = pipeline(count=16, seed=0).images
 The code in it is one import of fluvial: `pip install 'fluvial[vae]'`."""
 
 
-def _card(folder: Path, license: str, use: str, meta: Mapping[str, Any], parameters: int) -> str:
+def model_card(folder: Path, license: str, use: str, meta: Mapping[str, Any], parameters: int) -> str:
     """The model card: what the model is, how to use it, how it is sampled, and what was measured."""
     from huggingface_hub import ModelCardData
 
-    record = public(experiment.read_record(folder))
+    record = public(RunFolder(folder).record())
     run = from_json(record["run"])
     kind = name_of(type(run.method))
     data = ModelCardData(
         library_name="fluvial", license=license or None, pipeline_tag=TASK, tags=[kind, "flow-matching"]
     )
     images = (run.data.path or run.data.name or "images").removeprefix(HUB)
-    origin = f"trained on {images} for {meta['step']:,} steps of {experiment.images_per_step(run):,} images"
+    origin = f"trained on {images} for {meta['step']:,} steps of {run.images_per_step:,} images"
     if imported := record.get("imported"):
         source = f"imported from the published file {imported['file']}"
         origin = source if meta.get("weights_only") and "start" not in record else f"{source}, then {origin}"

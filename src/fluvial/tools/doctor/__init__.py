@@ -9,7 +9,7 @@ from torch import Tensor
 from fluvial import recipes
 from fluvial.config import Run, differences
 from fluvial.recipes.expected import EXPECTED
-from fluvial.run import experiment
+from fluvial.run.folder import RunFolder
 from fluvial.tools.doctor import losses, progress, settings
 from fluvial.tools.doctor.check import Check, not_checked
 from fluvial.tools.doctor.latents import check_latents, training_latents
@@ -26,7 +26,7 @@ def doctor(folder: Path | str, *, fetch: bool = False) -> list[Check]:
     Data and autoencoder that are not on this machine are left unchecked unless they may be fetched.
     """
     folder = Path(folder)
-    run, rows, record = experiment.read_run(folder), log.read(folder), experiment.read_record(folder)
+    run, rows, record = RunFolder(folder).run(), log.read(folder), RunFolder(folder).record()
     try:
         latents: Tensor | str = training_latents(run, folder, fetch=fetch)
     except (ValueError, OSError) as error:

@@ -1,0 +1,43 @@
+"""Settings of a run in words, for those who import or publish its weights."""
+
+from typing import Literal
+
+import torch
+
+from fluvial.config import Run
+from fluvial.methods import method_of
+
+Precision = Literal["fp32", "bf16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+EXPORT = "fluvial"  # in the metadata of what `fluvial export` wrote: the run, as in run.json
+QUIRKS = ("qkv_norm", "history_decay", "image_decay", "floor_time", "enlarge")  # settings that the weights rely on
+NAMES = {"sit": "SiT", "arflow": "ARFlow", "flowar": "FlowAR", "kl16": "KL-16"}
+
+
+def described(run: Run) -> dict[str, str]:
+    """Latents, classes, solver, guidance and quirks of a run, in words."""
+    method, sample, guidance = run.method, run.sample, run.sample.guidance
+    latent = f"{method.channels} x {method.size[0]} x {method.size[1]}"
+    words = {"latents": f"{latent} of {run.autoencoder.name}", "classes": f"{method.classes:,}"}
+    known = vars(method)
+    quirks = [f"{name} {known[name]}" for name in QUIRKS if name in known]
+    if run.autoencoder.scale:
+        words["latent scale"] = " ".join(f"{scale:g}" for scale in run.autoencoder.scale)
+    if scales := method_of(method).scales(method):
+        words["scales"] = " ".join(scales)
+    words["solver"] = f"{sample.solver}, {' '.join(map(str, sample.scale_steps)) or sample.steps} steps"
+    if sample.solver == "euler-maruyama":
+        words["last step"] = f"{sample.last_step}, {sample.last_step_size:g}"
+    else:
+        words["grid"] = sample.grid
+    words["guidance"] = f"{guidance.weight:g}"
+    if method.classes and not method.label_drop:
+        words["guidance"] += ", no other: the model was trained without label drop, and has no null branch"
+    if guidance.ramp != "constant":
+        words["guidance"] += f", {guidance.ramp} over the scales"
+    words["guided"] = "all channels" if guidance.channels is None else f"the first {guidance.channels} channels"
+    if guidance.interval != (0.0, 1.0):
+        words["guided"] += f", t from {guidance.interval[0]:g} to {guidance.interval[1]:g}"
+    if quirks:
+        words["network"] = ", ".join(quirks)
+    return words
