@@ -21,7 +21,7 @@ from fluvial.methods import method_of
 from fluvial.sampling.generate import Generated, generate
 from fluvial.sampling.settings import SampleConfig
 from fluvial.training.distributed import blocks
-from fluvial.utils.precision import Precision, products
+from fluvial.utils.precision import Precision, matmul_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,7 @@ def _computed_in(precision: Precision, sample: Callable[..., Tensor]) -> Callabl
                 on_step(step)
 
         bf16 = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
-        with products(precision), bf16:
+        with matmul_precision(precision), bf16:
             return sample(model, labels, noise=noise, on_step=on_step and show, **rest)
 
     return drawn

@@ -18,7 +18,7 @@ from fluvial.training.home import Home
 from fluvial.training.log import Log, Meter, last_step
 from fluvial.training.optim import OptimConfig, begin_optimizer, optimizer_tensors
 from fluvial.training.step import Batch, begin, step
-from fluvial.utils.precision import products
+from fluvial.utils.precision import matmul_precision
 from fluvial.utils.progress import Bar
 
 ORDERS = 3  # of the data that are tried when steps are not finite
@@ -112,7 +112,7 @@ def train(
     with (
         Bar(config.steps, at.step, what="step", every_call=True, quiet=not world.first) as bar,
         torch.random.fork_rng([device] if device.type == "cuda" else []),
-        products(config.precision),
+        matmul_precision(config.precision),
         stop_requests() as stop,
     ):
         if folder is not None and not at.weights_only:
