@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-# names that DDP, torch.compile, activation checkpointing and FSDP insert into paths, at any depth and any number of times
+# names that DDP, torch.compile, activation checkpointing and FSDP insert into paths, anywhere and any number of times
 WRAPPERS = frozenset({"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 AVERAGE = re.compile(r"(?:^|[._])(?:ema|swa|averaged?|shadow)(?=[._\d]|$)", re.IGNORECASE)  # in the path of an average
 OPTIMIZER = re.compile(r"(?:^|\.)(?:opt|optim\w*|exp_avg\w*|grads?)\.")  # may hold entries named like weights
