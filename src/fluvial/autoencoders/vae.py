@@ -15,10 +15,7 @@ from fluvial.utils.files import missing, plain, repository, tensors_checksum
 KINDS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 # images per call of the autoencoder: they need far more memory than latents do, and a CPU's cache is small
 CHUNK = {"cpu": 1, "cuda": 16}
-LOG_VARIANCE = (
-    -30.0,
-    20.0,
-)  # clamped to this range, as in diffusers' DiagonalGaussianDistribution and in the releases
+LOG_VARIANCE = (-30.0, 20.0)  # clamped to this range, as by diffusers' DiagonalGaussianDistribution and the releases
 
 
 class Vae(nn.Module):
@@ -133,7 +130,7 @@ def from_pretrained(name: str) -> Vae:
     except UnknownKind:
         raise
     except Exception as error:  # diffusers and the hub's client share no base class
-        where = "is damaged" if here else "is no folder here, and cannot be had from the hub"
+        where = "is damaged" if here else "is no folder here, and cannot be loaded from the hub"
         within = Path(folder, options.get("subfolder", ""))
         if here and list(within.glob("*.bin")) and not list(within.glob("*.safetensors")):
             where = (

@@ -120,4 +120,5 @@ def velocity_from_score(interpolant: Interpolant, score: Tensor, x: Tensor, t: T
 
 
 def _w(c: Coefficients) -> Tensor:
+    """The determinant alpha' sigma - alpha sigma' of the equations of x_t and u_t."""
     return c.d_alpha * c.sigma - c.alpha * c.d_sigma

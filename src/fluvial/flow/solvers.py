@@ -319,6 +319,7 @@ def _time_dtype(x: Tensor) -> torch.dtype:
 
 
 def _at(t: float, x: Tensor) -> Tensor:
+    """The time t for every sample of x, (b,)."""
     return torch.full((len(x),), t, dtype=_time_dtype(x), device=x.device)
 
 

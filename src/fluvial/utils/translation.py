@@ -105,6 +105,7 @@ def translate(
 
 
 def _made(state_dict: Mapping[str, Tensor], source: Source, dtype: torch.dtype) -> Tensor:
+    """Our tensor made from its source. Raises ValueError if it has numbers that are not finite."""
     values = [state_dict[key] for key in source.keys]
     for key, value in zip(source.keys, values, strict=True):
         if not value.is_meta and not bool(torch.isfinite(value).all()):

@@ -47,7 +47,7 @@ def read(file: Path | str, telltales: Sequence[str] = ()) -> WeightFile:
     as_safetensors = file.suffix == ".safetensors" or _begins(file, 9)[8:] == b"{"
     content, metadata = _safetensors(file) if as_safetensors else (_pickled(file), {})
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{file} holds no weights, but {'nothing' if content == {} else f'a {_kind(content)}'}")
+        raise ValueError(f"{file} holds no weights: it is {'empty' if content == {} else f'a {_kind(content)}'}")
     try:
         part = parts.find(content, telltales)
         weights = {name: value.detach() for name, value in part.weights.items()}
@@ -86,6 +86,7 @@ def weight_file(place: Path) -> Path:
 
 
 def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file."""
     try:
         with safe_open(file, framework="pt") as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}
@@ -94,8 +95,9 @@ def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _pickled(file: Path) -> Any:  # noqa: ANN401
+    """The content of a PyTorch checkpoint, read without running code. Raises ValueError if it holds other classes."""
     as_zip = _begins(file, 2) == b"PK"
-    if as_zip:  # PyTorch compresses nothing: what it stores takes no more than the file
+    if as_zip:  # PyTorch does not compress, so the content is no larger than the file
         members = check_zip(file, unpacked=file.stat().st_size)
         if any(member.filename.endswith("/constants.pkl") for member in members):
             raise ValueError(f"{file} is TorchScript, a program, and is not run to get its weights; {ADVICE}")
@@ -128,12 +130,13 @@ def _check_memory(weights: Mapping[str, Tensor], size: int) -> None:
         if not value.numel():
             raise ValueError(f"is refused: {name} is empty, of the shape {tuple(value.shape)}")
         if value.nbytes > value.untyped_storage().nbytes():
-            raise ValueError(f"is refused: {name} is {tuple(value.shape)}, and holds fewer numbers than that")
+            raise ValueError(f"is refused: {name} has the shape {tuple(value.shape)}, and the file holds fewer numbers")
     if (total := sum(value.nbytes for value in weights.values())) > SHARED * size:
         raise ValueError(f"is refused: its tensors would take {total:,} bytes, and the file has {size:,}")
 
 
 def _begins(file: Path, count: int) -> bytes:
+    """The first bytes of a file."""
     with reading(file) as opened:
         return opened.read(count)
 

@@ -50,8 +50,8 @@ def find(content: Mapping[Any, Any], telltales: Sequence[str] = ()) -> Part:
     if not any(isinstance(entry.value, Tensor) for entry in entries):
         odd = next((e for e in entries if not isinstance(e.value, Mapping)), None)
         key = "" if odd is None else odd.path.rpartition(".")[2]
-        told = ", but nothing" if odd is None else f": {key!r} is {_what(odd.value)} and no tensor"
-        raise ValueError(f"holds no weights{told}")
+        found = "it is empty" if odd is None else f"{key!r} is {_what(odd.value)}, not a tensor"
+        raise ValueError(f"holds no weights: {found}")
     roots = _roots(entries, telltales) or _usual(content, entries)
     root = _chosen(list(roots))
     weights, paths, dropped, others = {}, {}, {}, []
@@ -62,7 +62,7 @@ def find(content: Mapping[Any, Any], telltales: Sequence[str] = ()) -> Part:
             continue
         short = name.removeprefix(root)
         if not isinstance(value, Tensor):
-            dropped[path] = f"no tensor, but {_what(value)}"
+            dropped[path] = f"{_what(value)}, not a tensor"
         elif short in COUNTERS and value.numel() == 1:
             dropped[path] = "a counter of the averaging"
         elif short in paths:
@@ -124,7 +124,7 @@ def _usual(content: Mapping[Any, Any], entries: Sequence[_Entry]) -> dict[str, s
         return {f"{place}.": {entry.holder for entry in entries}}
     if below := [key for key, value in content.items() if isinstance(value, Mapping) and key not in WRAPPERS]:
         raise ValueError(
-            f"holds no weights: {below[0]!r} is a dict and no tensor. Expected are names and tensors, or a checkpoint "
+            f"holds no weights: {below[0]!r} is a dict, not a tensor. Expected are names and tensors, or a checkpoint "
             f"with them under {', '.join(USUAL)}"
         )
     return {"": {entry.holder for entry in entries}}
