@@ -158,7 +158,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _has_sixteen_bits(image: Image.Image) -> bool:
-    """True if the image is 16-bit grey, which Pillow opens from a .pgm in its 32-bit mode."""
+    """True if the image is 16-bit grey, which for a .pgm Pillow opens in its 32-bit mode."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
 
 

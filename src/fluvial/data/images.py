@@ -196,7 +196,7 @@ def _check_pixels(pixels: Any, what: str) -> None:  # noqa: ANN401 - whatever wa
 
 
 def _whole_labels(labels: Any, count: int, names: Sequence[str], what: str) -> Int[Tensor, "n"]:  # noqa: ANN401
-    """The labels in 64 bits. Raises ValueError unless they are class ids, one an image."""
+    """The labels as int64. Raises ValueError unless they are class ids, one per image."""
     expected = f"{what}: labels must be a tensor of {count} whole numbers from 0, or None"
     if not isinstance(labels, Tensor):
         raise ValueError(f"{expected}, got {type(labels).__name__}: torch.as_tensor(labels) makes it a tensor")

@@ -1,1 +1,1 @@
-"""Helpers that do not depend on models: checks, files, precision, progress, random numbers, pictures, weight files."""
+"""Helpers that do not depend on models: checks, files, precision, progress, random numbers, pictures, weights."""

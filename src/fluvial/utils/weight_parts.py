@@ -118,7 +118,7 @@ def _roots(entries: Sequence[_Entry], telltales: Sequence[str]) -> dict[str, set
 
 
 def _usual(content: Mapping[Any, Any], entries: Sequence[_Entry]) -> dict[str, set[str]]:
-    """The first prefix of `USUAL` that has tensors, or "" if the tensors are at the top, as from `_roots`."""
+    """The first prefix of `USUAL` that has tensors, or "" if they are at the top, with the dictionaries they are in."""
     there = [entry for entry in entries if isinstance(entry.value, Tensor)]
     if place := next((place for place in USUAL if any(e.name.startswith(f"{place}.") for e in there)), ""):
         return {f"{place}.": {entry.holder for entry in entries}}
