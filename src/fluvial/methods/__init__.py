@@ -32,6 +32,6 @@ class _Uninitialised(TorchFunctionMode):
 
 
 def empty_model(config: Config) -> nn.Module:
-    """The model with its constant tables and uninitialised parameters, since initialising a large model takes seconds."""
+    """The model with its constant tables and uninitialised parameters, as initialising large ones takes seconds."""
     with _Uninitialised():
         return method_of(config).Model(config)
