@@ -94,7 +94,7 @@ def test_other_classes_are_refused_unless_the_user_names_them(tmp_path, cached):
             encode(DataConfig(path=place), open_autoencoder(AutoencoderConfig()), tmp_path / f"{place}-cache")
         train, test = f"{train}-cache", f"{test}-cache"
     run = run_of(2, path=train, test_path=test)
-    both = r"the held-out images have the classes \['truck', 'van'\], the training images \['bus', 'car'\]"
+    both = r"the validation images have the classes \['truck', 'van'\], the training images \['bus', 'car'\]"
     with pytest.raises(ValueError, match=both):
         open_inputs(run)
     for names in (("x", "y"), ("bus", "car")):
@@ -145,7 +145,7 @@ def test_given_images_are_matched_too():
     opened = open_inputs(run, images=train, held_out=given([0, 0], ("b",)))
     assert opened.held_out.labels.tolist() == [1, 1] and opened.run.data.class_names == ("a", "b")
     for names in (("c", "d"), ("a", "c"), ()):
-        with pytest.raises(ValueError, match=r"the held-out images have .*, the training images \['a', 'b'\]"):
+        with pytest.raises(ValueError, match=r"the validation images have .*, the training images \['a', 'b'\]"):
             open_inputs(run, images=train, held_out=given([0, 1], names))
     with pytest.raises(ValueError, match="labels run .*7, but there are 2 class names"):
         open_inputs(run, images=given([0, 7], ("a", "b")))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fluvial.utils.weight_parts import find
-from fluvial.weights import telltales
+from fluvial.weights.released import telltales
 
 NAMES = ("x_embedder.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias", "blocks.0.mlp.fc1.weight")
 WEIGHTS = {name: torch.full((i + 1,), float(i)) for i, name in enumerate(NAMES)}
@@ -98,8 +98,8 @@ def test_what_was_not_taken_is_said():
         (inside("_orig_mod") | inside("module"), "two tensors"),
         ({"model": WEIGHTS, "net": OTHER}, "holds weights in model, net: save the ones to import alone"),
         ({"model": WEIGHTS, "ema1": OTHER, "ema2": OTHER}, "holds weights in ema1, ema2"),
-        ({"model": {"epoch": 3}}, "holds no weights: 'epoch' is a int and no tensor"),
-        ({"ema": {}, "model": {}}, "holds no weights, but nothing"),
+        ({"model": {"epoch": 3}}, "holds no weights: 'epoch' is a int, not a tensor"),
+        ({"ema": {}, "model": {}}, "holds no weights: it is empty"),
     ],
 )
 def test_what_is_not_clear_is_refused(content, says):

@@ -1,4 +1,4 @@
-"""The methods, one file a paper: what each is to the rest of the library says `methods/method.py`."""
+"""The methods SiT, ARFlow and FlowAR, one file each; `methods/method.py` defines their common interface."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ METHODS: dict[str, Method] = {"sit": sit, "arflow": arflow, "flowar": flowar}
 
 
 def method_of(config: Config) -> Method:
-    """The module of a configuration: whatever depends on the method asks it."""
+    """The module of the method that a configuration belongs to."""
     return METHODS[name_of(type(config))]
 
 
 def name_of(config_type: type[Config]) -> str:
-    """The name of the method that a type of configuration belongs to."""
+    """The name of the method that a configuration class belongs to."""
     return next(name for name, module in METHODS.items() if module.Config is config_type)
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Leaves the memory of new parameters as it is."""
+    """A context in which parameters are left uninitialised."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         if func in (Tensor.uniform_, Tensor.normal_, Tensor.zero_, Tensor.fill_):
@@ -32,6 +32,6 @@ class _Uninitialised(TorchFunctionMode):
 
 
 def empty_model(config: Config) -> nn.Module:
-    """The model with its tables, and parameters to be filled: drawing those of a large one takes many seconds."""
+    """The model with its constant tables and uninitialised parameters, as initialising large ones takes seconds."""
     with _Uninitialised():
         return method_of(config).Model(config)

@@ -27,7 +27,7 @@ from fluvial.sampling.settings import SampleConfig
 from fluvial.training import checkpoint
 from fluvial.training.distributed import blocks
 from fluvial.training.health import check_finite_weights
-from fluvial.utils.precision import Precision, products
+from fluvial.utils.precision import Precision, matmul_precision
 
 FRAMES = 100  # images in a trajectory at most,
 FRAMES_LARGE = 10  # of those with a side above LARGE, which take long to decode
@@ -293,7 +293,7 @@ def _computed_in(precision: Precision, sample: Callable[..., Tensor]) -> Callabl
                 on_step(step)
 
         bf16 = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
-        with products(precision), bf16:
+        with matmul_precision(precision), bf16:
             return sample(model, labels, noise=noise, on_step=on_step and show, **rest)
 
     return drawn

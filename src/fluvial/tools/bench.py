@@ -31,7 +31,7 @@ from fluvial.run.load import Sampler
 from fluvial.tools import estimate
 from fluvial.training.health import Health
 from fluvial.training.step import begin, step
-from fluvial.utils.precision import Precision, products
+from fluvial.utils.precision import Precision, matmul_precision
 
 What = Literal["train", "sample"]
 Call = Callable[[], Mapping[str, int]]  # does it once; evaluations that a sample took, nothing for a training step
@@ -77,7 +77,7 @@ def measure(
     device, asked = torch.device(device), run.train if what == "train" else run.sample
     dtype, on_gpu = asked.precision, device.type == "cuda"
     before = torch.cuda.memory_allocated(device) if on_gpu else memory(device)
-    with torch.random.fork_rng([device] if on_gpu else []), products(dtype):
+    with torch.random.fork_rng([device] if on_gpu else []), matmul_precision(dtype):
         call, images = (_training if what == "train" else _sampling)(run, device)
         for _ in range(warmup):
             call()
@@ -135,7 +135,7 @@ def matrix_peak(
     device = torch.device(device)
     side, kind = side or SIDE[device.type], torch.bfloat16 if dtype == "bf16" else torch.float32
     a, b, out = (torch.randn(side, side, device=device).to(kind) for _ in range(3))
-    with torch.no_grad(), products(dtype):
+    with torch.no_grad(), matmul_precision(dtype):
         product = partial(torch.mm, a, b, out=out)
         product()  # libraries start up
         once = seconds_of(product, device)

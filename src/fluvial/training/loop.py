@@ -17,7 +17,7 @@ from fluvial.training.log import Log, Meter
 from fluvial.training.resume import Progress, resume, state, to_resume
 from fluvial.training.step import Batches, Learner, StepMetrics, step
 from fluvial.utils.errors import Stopped
-from fluvial.utils.precision import products
+from fluvial.utils.precision import matmul_precision
 from fluvial.utils.progress import Bar
 
 ORDERS = 3  # of the data that are tried when steps are not finite
@@ -60,7 +60,7 @@ def train(
     with (
         Bar(config.steps, run.at.step, what="step", every_call=True, quiet=not world.first) as bar,
         torch.random.fork_rng([device] if device.type == "cuda" else []),
-        products(config.precision),
+        matmul_precision(config.precision),
         stop_requests() as stop,
     ):
         if run.resumed and not run.at.weights_only:
