@@ -12,7 +12,7 @@ from fluvial.autoencoders import AutoencoderConfig
 from fluvial.cli import main
 from fluvial.data.images import DataConfig
 from fluvial.run import experiment
-from fluvial.utils.files import only_one
+from fluvial.utils.atomic import only_one
 
 
 def dry(*arguments):

@@ -11,7 +11,7 @@ from fluvial.data.images import DataConfig
 from fluvial.evaluation.opening import open_images
 from fluvial.metrics.features import extractor
 from fluvial.run import experiment, inputs
-from fluvial.utils.files import closest, missing, repository
+from fluvial.utils.places import closest, missing, repository
 
 TYPOS = ("pixel", "taesd", "./models/vae", "models/vae", "madebyollin/taesd/vae", "/nowhere/vae", "~/no/vae")
 

@@ -16,8 +16,8 @@ from fluvial.cli.output import console
 from fluvial.config import Run
 from fluvial.run.experiment import default_device
 from fluvial.tools import bench as benchmark
+from fluvial.utils.atomic import write_json
 from fluvial.utils.checks import at_least
-from fluvial.utils.files import write_json
 from fluvial.utils.precision import Precision
 
 WHAT = "train, for a training step, or sample, for the drawing of a batch"

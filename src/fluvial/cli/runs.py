@@ -24,8 +24,9 @@ from fluvial.sampling.settings import SampleConfig
 from fluvial.tools.compare import compare as compare_runs
 from fluvial.training import distributed
 from fluvial.utils import pictures
+from fluvial.utils.atomic import atomic_files, write_json
 from fluvial.utils.checks import at_least, positive
-from fluvial.utils.files import atomic_files, checksum, json_checksum, write_json
+from fluvial.utils.files import checksum, json_checksum
 
 COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
 SMOKE = "--smoke tries the recipe with a small model and few steps, in runs/RECIPE-smoke: a minute or so on a CPU."

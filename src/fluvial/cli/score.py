@@ -15,8 +15,8 @@ from fluvial.run import experiment
 from fluvial.run import score as scoring
 from fluvial.sampling.settings import SampleConfig
 from fluvial.training import distributed
+from fluvial.utils.atomic import write_json
 from fluvial.utils.checks import at_least
-from fluvial.utils.files import write_json
 
 WHAT = (
     "a run folder, whose samples are drawn; or images: a folder, an .npz of the ADM suite, what `fluvial sample` "

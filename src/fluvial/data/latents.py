@@ -34,8 +34,10 @@ from fluvial.data.images import ImageSet, refuse
 from fluvial.data.manifest import FORMAT, Manifest, Plan, Record, read_manifest, read_plan, read_record, shard_name
 from fluvial.data.manifest import write as write_record
 from fluvial.data.pixels import to_signed
-from fluvial.utils.files import atomic_file, checksum, reading, write_tensors
+from fluvial.utils.atomic import atomic_file
+from fluvial.utils.files import checksum, reading
 from fluvial.utils.progress import Bar
+from fluvial.utils.tensors import write_tensors
 
 MOMENTS = ("moments", "moments_flip")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fluvial.utils.extras import require
-from fluvial.utils.files import check_zip, checksum, missing, plain, repository, tensors_checksum
+from fluvial.utils.files import check_zip, checksum, plain
+from fluvial.utils.places import missing, repository
+from fluvial.utils.tensors import tensors_checksum
 
 NAMES = ("inception", "pixels", "efficientnet-lite0", "dinov2", "clip")
 TORCHSCRIPT = (".pt", ".ts", ".pth", ".torchscript")

@@ -37,8 +37,11 @@ from fluvial.training.ema import whole
 from fluvial.training.health import check_finite_weights
 from fluvial.training.validation import EXAMPLES, validation_losses
 from fluvial.utils import pictures
-from fluvial.utils.files import Lazy, closest, is_held, json_checksum, only_one, read_bytes, write_json
+from fluvial.utils.atomic import check_unlocked, only_one, write_json
+from fluvial.utils.files import json_checksum, read_bytes
+from fluvial.utils.places import closest
 from fluvial.utils.randomness import address
+from fluvial.utils.tensors import Lazy
 
 # settings that a run may be continued with: they leave the steps already taken valid
 CHANGEABLE = (
@@ -187,8 +190,7 @@ def check(
     """
     out = Path(out)
     run = _continued(run, out, start)
-    if is_held(out):
-        raise ValueError(f"another process is training in {out}; wait for it, or choose another folder")
+    check_unlocked(out)
     first = _start(out, start, start_over=False)
     unchecked = on_the_hub(run)
     for what in unchecked.values():

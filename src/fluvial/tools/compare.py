@@ -13,7 +13,8 @@ from fluvial.config import Run
 from fluvial.run import experiment
 from fluvial.run import score as scoring
 from fluvial.utils import pictures
-from fluvial.utils.files import brief, read_bytes, write_json
+from fluvial.utils.atomic import write_json
+from fluvial.utils.files import brief, read_bytes
 
 CALIBRATION = 40  # steps taken to learn how long a step lasts; the last half is timed
 

@@ -31,8 +31,10 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from fluvial.training.distributed import ALONE, World
 from fluvial.training.home import identity
+from fluvial.utils.atomic import flush, remove
 from fluvial.utils.checks import other_weights
-from fluvial.utils.files import Lazy, checksum, flush, json_checksum, read_bytes, remove, write_tensors
+from fluvial.utils.files import checksum, json_checksum, read_bytes
+from fluvial.utils.tensors import Lazy, write_tensors
 
 T = TypeVar("T")
 FORMAT = 3

@@ -14,9 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fluvial.training.distributed import World
+from fluvial.utils.atomic import atomic_file, flush, naming
 from fluvial.utils.checks import LARGEST
 from fluvial.utils.extras import require
-from fluvial.utils.files import at_once, atomic_file, flush, naming, read_bytes
+from fluvial.utils.files import at_once, read_bytes
 
 Row = dict[str, Any]
 EVENTS = ("skipped", "rolled_back_to")

@@ -17,8 +17,10 @@ from fluvial.config import from_json, to_json
 from fluvial.methods import name_of
 from fluvial.metrics import report
 from fluvial.run import experiment
+from fluvial.utils.atomic import atomic_folder, write_json
 from fluvial.utils.extras import require
-from fluvial.utils.files import HUB, atomic_folder, write_json, write_tensors
+from fluvial.utils.places import HUB
+from fluvial.utils.tensors import write_tensors
 from fluvial.weights.importing import DTYPES, EXPORT, NAMES, Precision, described
 
 PLACES = ("path", "test_path", "start", "from", "file")  # entries of run.json that are paths, relative ones too

@@ -16,7 +16,8 @@ from fluvial.autoencoders import Pixels, Vae
 from fluvial.config import from_json
 from fluvial.methods import method_of
 from fluvial.run.experiment import Trained
-from fluvial.utils.files import json_checksum, tensors_checksum
+from fluvial.utils.files import json_checksum
+from fluvial.utils.tensors import tensors_checksum
 
 PARTS = {  # of `contents`
     "run": "the run in the pipeline's model/config.json",
