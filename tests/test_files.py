@@ -322,15 +322,20 @@ def test_asking_whether_a_folder_is_locked_does_not_refuse_others(tmp_path, monk
     os.close(asker)
 
 
-def test_a_lock_is_asked_for_where_nothing_may_be_written(tmp_path):
-    with only_one(tmp_path):
-        (tmp_path / ".lock").chmod(0o444)
-        tmp_path.chmod(0o555)
-        try:
-            with pytest.raises(ValueError, match="another process is training"):
-                check_unlocked(tmp_path)
-        finally:
-            tmp_path.chmod(0o755)
+def test_a_lock_is_asked_for_where_nothing_may_be_written(tmp_path, monkeypatch):
+    """As the operating system has it for a file that may only be read; permissions do not hold for root."""
+    opening = os.open
+
+    def opened(path, flags, *mode):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opening(path, flags, *mode)
+
+    with only_one(tmp_path), monkeypatch.context() as patch:
+        patch.setattr(os, "open", opened)
+        patch.setattr(os, "access", lambda path, mode: mode == os.R_OK)
+        with pytest.raises(ValueError, match="another process is training"):
+            check_unlocked(tmp_path)
+        check_unlocked(tmp_path / "missing")
     check_unlocked(tmp_path)
-    check_unlocked(tmp_path / "missing")
     assert os.listdir(tmp_path) == [".lock"]

@@ -25,7 +25,7 @@ PRIVATE = {  # names of PyTorch that begin with _, by file, each with the reason
 def test_every_module_is_imported_and_commands_end_well_without_what_windows_lacks(tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.run(
-        [sys.executable, Path(__file__).with_name("windows.py"), tmp_path],
+        [sys.executable, "-X", "warn_default_encoding", Path(__file__).with_name("windows.py"), tmp_path],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -14,6 +14,7 @@ import shutil
 import signal
 import stat
 import sys
+import warnings
 from importlib import import_module, reload
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def main(folder: Path) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "fluvial"]:
         del sys.modules[name]
     take_away()
+    warnings.filterwarnings("error", category=EncodingWarning, module=r"fluvial\.")  # not UTF-8 on Windows
     everything()
     act_as_windows(import_module("fluvial.utils.atomic"))
     commands(import_module("fluvial.cli"), folder)

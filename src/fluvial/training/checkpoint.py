@@ -312,7 +312,7 @@ def _publish(run: Path, step: int, meta: Mapping[str, Any]) -> None:
     files = {path.name: {"bytes": path.stat().st_size, "sha256": checksum(path)} for path in paths}
     description = {"format": FORMAT, "step": step, "run": identity(run), **meta, "files": files}
     text = json.dumps({**description, "sha256": json_checksum(description)}, indent=2)
-    (partial / "checkpoint.json").write_text(text + "\n")
+    (partial / "checkpoint.json").write_bytes(text.encode() + b"\n")
     for path in (*partial.iterdir(), partial):
         flush(path)
     if os.path.lexists(final):

@@ -48,8 +48,8 @@ class Log:
     def write(self, step: int, **values: Any) -> None:  # noqa: ANN401
         """A row of values at this step; numbers in it go to the other writers under their path."""
         try:
-            with naming(self.path), open(self.path, "a", opener=at_once) as file:
-                file.write(json.dumps({"step": step, **values, "time": round(time.time(), 3)}) + "\n")
+            with naming(self.path), open(self.path, "ab", opener=at_once) as file:
+                file.write(json.dumps({"step": step, **values, "time": round(time.time(), 3)}).encode() + b"\n")
         except FileNotFoundError:
             return  # the folder is gone: the loop notices and saves elsewhere
         numbers = dict(_numbers(values))

@@ -109,9 +109,9 @@ def to_diffusers(run: Path | str, out: Path | str, *, license: str = "", step: i
     with atomic_folder(Path(out)) as folder:
         FluvialPipeline(model=model, vae=vae).save_pretrained(folder)
         for file in folder.rglob("*.json"):  # diffusers notes where it loaded an autoencoder from
-            write_json(file, public({k: v for k, v in json.loads(file.read_text()).items() if k != "_name_or_path"}))
-        (folder / "pipeline.py").write_text(PIPELINE)
-        (folder / "README.md").write_text(_card(Path(run), license, USE_DIFFUSERS, meta, parameters))
+            write_json(file, public({k: v for k, v in json.loads(file.read_bytes()).items() if k != "_name_or_path"}))
+        (folder / "pipeline.py").write_bytes(PIPELINE.encode())
+        (folder / "README.md").write_bytes(_card(Path(run), license, USE_DIFFUSERS, meta, parameters).encode())
     return Path(out)
 
 
@@ -121,7 +121,8 @@ def _write(run: Path, folder: Path, dtype: Precision | None, license: str, step:
     record = {**public(experiment.read_record(run)), "step": meta["step"], "seconds": meta["seconds"]}
     stored = {name: value if dtype is None else value.to(DTYPES[dtype]) for name, value in weights.items()}
     write_tensors(folder / "model.safetensors", stored, {EXPORT: json.dumps(record)})
-    (folder / "README.md").write_text(_card(run, license, USE, meta, sum(value.numel() for value in weights.values())))
+    card = _card(run, license, USE, meta, sum(value.numel() for value in weights.values()))
+    (folder / "README.md").write_bytes(card.encode())
 
 
 def public(value: Any, key: str = "") -> Any:  # noqa: ANN401 - JSON
