@@ -125,7 +125,7 @@ def remove(path: Path) -> None:
 def only_one(folder: Path) -> Iterator[None]:
     """Locks a folder for this process. Raises ValueError if another has locked it; a lock ends with its process."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a", opener=at_once) as file:
+    with open(folder / ".lock", "ab", opener=at_once) as file:
         _lock(file.fileno(), folder)
         yield
 
