@@ -26,8 +26,8 @@ from fluvial.metrics.features import extractor
 from fluvial.sampling.settings import SampleConfig
 from fluvial.tools import estimate
 from fluvial.tools.curves import COLOURS
+from fluvial.utils.atomic import write_json
 from fluvial.utils.extras import require
-from fluvial.utils.files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

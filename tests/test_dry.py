@@ -14,7 +14,7 @@ from fluvial.cli import main
 from fluvial.data.images import DataConfig
 from fluvial.run.folder import RunFolder, record_of
 from fluvial.run.train import build, check
-from fluvial.utils.files import only_one
+from fluvial.utils.atomic import only_one
 
 
 def dry(*arguments):

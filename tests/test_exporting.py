@@ -25,7 +25,7 @@ from fluvial.methods import METHODS
 from fluvial.run.folder import RunFolder, record_of
 from fluvial.run.train import build
 from fluvial.sampling.settings import SampleConfig
-from fluvial.utils.files import write_tensors
+from fluvial.utils.tensors import write_tensors
 from fluvial.weights import exporting
 from fluvial.weights.importing import import_weights
 

@@ -13,7 +13,7 @@ from contents import content, held, names, temporary
 from faults import KINDS, READ, Commands
 from fluvial.evaluation.opening import open_images
 from fluvial.training import checkpoint
-from fluvial.utils.files import check_tensors
+from fluvial.utils.tensors import check_tensors
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="the shim needs Linux and a C compiler"

@@ -10,7 +10,7 @@ import fluvial
 from fluvial.data import latents
 from fluvial.run.folder import RunFolder
 from fluvial.training import checkpoint
-from fluvial.utils.files import tensors_checksum
+from fluvial.utils.tensors import tensors_checksum
 from fluvial.weights.importing import import_weights
 
 FOLDERS = Path(__file__).parent / "folders"

@@ -12,7 +12,7 @@ from fluvial.evaluation.opening import open_images
 from fluvial.metrics.features import extractor
 from fluvial.run import inputs
 from fluvial.run.folder import RunFolder
-from fluvial.utils.files import closest, missing, repository
+from fluvial.utils.places import closest, missing, repository
 
 TYPOS = ("pixel", "taesd", "./models/vae", "models/vae", "madebyollin/taesd/vae", "/nowhere/vae", "~/no/vae")
 

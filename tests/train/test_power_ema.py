@@ -20,7 +20,7 @@ from fluvial.run.train import build
 from fluvial.sampling.settings import SampleConfig
 from fluvial.training import power_ema
 from fluvial.training.config import TrainConfig
-from fluvial.utils import files
+from fluvial.utils.tensors import write_tensors
 
 LENGTHS = (0.05, 0.1)
 STEPS, EVERY = 640, 20
@@ -312,7 +312,7 @@ def test_too_few_damaged_and_foreign_snapshots(tmp_path):
     with pytest.raises(ValueError, match=f"{last.name} is damaged: its content is not what was written"):
         power_ema.rebuild(tmp_path, length=0.08)
     foreign = {"weight": torch.zeros(3, dtype=torch.float64), "other": torch.zeros(2, 3)}
-    files.write_tensors(last, foreign, {"step": "8", "length": "0.100", "run": "{}"})
+    write_tensors(last, foreign, {"step": "8", "length": "0.100", "run": "{}"})
     with pytest.raises(ValueError, match=rf"{last.name} is of another model .*: weight is \(3,\) there and \(2,\)"):
         power_ema.rebuild(tmp_path, length=0.08)
 
@@ -361,7 +361,7 @@ def test_a_snapshot_of_another_run_is_refused(tmp_path, other, says):
 def test_a_snapshot_that_does_not_say_what_it_is_is_refused(tmp_path):
     tracked(walk(steps=8, width=2), LENGTHS, tmp_path, every=1)
     last = tmp_path / "step-00000008-0.100.safetensors"
-    files.write_tensors(last, {name: value.clone() for name, value in load_file(last).items()})
+    write_tensors(last, {name: value.clone() for name, value in load_file(last).items()})
     says = rf"{last.name} does not say its length, run, step.*earlier version of fluvial\. Move it away"
     with pytest.raises(ValueError, match=says):
         power_ema.rebuild(tmp_path, length=0.1)
@@ -374,7 +374,7 @@ def test_a_snapshot_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     assert list(load_file(first[0])["weight"]) == [1, 1, 1]
 
     def half(path, tensors, metadata=None):
-        files.write_tensors(path, tensors, metadata)
+        write_tensors(path, tensors, metadata)
         path.write_bytes(path.read_bytes()[:-4])
         raise OSError("no space left on device")
 
@@ -453,7 +453,7 @@ def test_what_the_command_refuses(run, tmp_path, capsys):
     weights = {name: value.clone() for name, value in load_file(file).items()}
     weights["extra"] = torch.zeros(1)
     for file, step, length in power_ema.snapshots(run / "ema"):
-        files.write_tensors(file, weights, {"step": str(step), "length": f"{length:.3f}", "run": "{}"})
+        write_tensors(file, weights, {"step": str(step), "length": f"{length:.3f}", "run": "{}"})
     assert cli.main(["ema", str(run), "--length", "0.08"]) == 1
     assert "averages of another model than" in capsys.readouterr().err
     assert sorted(path.name for path in run.parent.iterdir()) == ["tiny"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fluvial.autoencoders.vae import Vae
 from fluvial.utils import weight_files
 from fluvial.utils.extras import require
-from fluvial.utils.files import Lazy
+from fluvial.utils.tensors import Lazy
 from fluvial.utils.translation import Source, Translation, count, reading, translate
 
 TELLTALE = r"(encoder\.down|decoder\.up)\.\d+\."

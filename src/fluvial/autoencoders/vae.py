@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fluvial.utils.extras import require
-from fluvial.utils.files import missing, plain, repository, tensors_checksum
+from fluvial.utils.files import plain
+from fluvial.utils.places import missing, repository
+from fluvial.utils.tensors import tensors_checksum
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
 # images per call of the autoencoder: they need far more memory than latents do, and a CPU's cache is small

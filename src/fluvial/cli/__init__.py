@@ -118,11 +118,18 @@ def _nobody_reads(error: BaseException) -> bool:
     gone = False
     if sys.stdout is not None:  # as it is where it was closed before we began
         with suppress(OSError, ValueError):  # what stands in for stdout in tests and notebooks has no descriptor
-            poll = select.poll()
-            poll.register(sys.stdout.fileno(), select.POLLOUT)
-            gone = any(events & select.POLLERR for _, events in poll.poll(0))
+            gone = _lacks_reader(sys.stdout.fileno())
         _give_up_stdout()
     return gone and isinstance(error, BrokenPipeError)
+
+
+def _lacks_reader(descriptor: int) -> bool:
+    """Whether it is a pipe whose reader has gone; True without `poll`, as on Windows, where the error alone tells."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _give_up_stdout() -> None:

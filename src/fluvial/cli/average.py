@@ -7,8 +7,8 @@ from fluvial.cli.arguments import parse, positional
 from fluvial.methods import empty_model
 from fluvial.run.folder import RunFolder
 from fluvial.training import checkpoint, power_ema
+from fluvial.utils.atomic import atomic_folder
 from fluvial.utils.checks import other_weights
-from fluvial.utils.files import atomic_folder
 
 
 @dataclass(frozen=True, kw_only=True)

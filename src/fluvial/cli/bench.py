@@ -15,9 +15,9 @@ from fluvial.cli.output import console, scaled
 from fluvial.config import Run
 from fluvial.run.load import default_device
 from fluvial.tools import bench as benchmark
+from fluvial.utils.atomic import write_json
 from fluvial.utils.checks import at_least
 from fluvial.utils.errors import UsageError
-from fluvial.utils.files import write_json
 from fluvial.utils.precision import Precision
 
 WHAT = "train, for a training step, or sample, for the drawing of a batch"

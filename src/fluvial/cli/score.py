@@ -15,9 +15,9 @@ from fluvial.run.load import default_device
 from fluvial.run.score import score as measure_images
 from fluvial.sampling.settings import SampleConfig
 from fluvial.training import distributed
+from fluvial.utils.atomic import write_json
 from fluvial.utils.checks import at_least
 from fluvial.utils.errors import UsageError
-from fluvial.utils.files import write_json
 
 WHAT = (
     "a run folder, whose samples are drawn; or images: a folder, an .npz of the ADM suite, what `fluvial sample` "

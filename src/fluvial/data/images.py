@@ -29,7 +29,7 @@ from fluvial.data.crop import Crop, Stored, UnreadableImage
 from fluvial.data.sources import Source, class_labels, open_source
 from fluvial.utils.checks import as_declared, at_least
 from fluvial.utils.extras import require
-from fluvial.utils.files import HUB, missing, repository
+from fluvial.utils.places import HUB, missing, repository
 from fluvial.utils.progress import Bar
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ whenever they are read, which for 16 KB (ImageNet at 256 x 256) takes 9 microsec
 """
 
 import hashlib
-import json
+import math
 import mmap
 import zlib
 from collections.abc import Callable, Sequence
@@ -28,14 +28,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fluvial.data.images import Files, ImageSet, refuse
 from fluvial.data.manifest import FORMAT, Manifest, Plan, Record, read_manifest, read_plan, read_record, shard_name
 from fluvial.data.manifest import write as write_record
 from fluvial.data.pixels import to_signed
-from fluvial.utils.files import atomic_file, checksum, reading, write_tensors
+from fluvial.utils.atomic import atomic_file
+from fluvial.utils.files import checksum, plain, reading
 from fluvial.utils.progress import Bar
+from fluvial.utils.tensors import write_tensors
 
 MOMENTS = ("moments", "moments_flip")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -259,7 +262,7 @@ def load(folder: Path) -> LatentSet:
     """The cache in a folder. Raises ValueError if it is incomplete or damaged."""
     manifest = read_manifest(folder)
     moments = Moments(folder, manifest)
-    labels = torch.cat([shard.whole("labels") for shard in moments.shards])
+    labels = torch.cat([shard.labels for shard in moments.shards])
     labelled = bool((labels >= 0).all())
     plan = manifest.plan
     return LatentSet(moments, labels if labelled else None, plan.class_names if labelled else (), plan.digest)
@@ -302,35 +305,37 @@ class Moments:
 
 
 class _Shard:
-    """One memory-mapped shard."""
+    """One safetensors file, of which the moments are mapped into memory."""
 
     def __init__(self, path: Path, record: Record) -> None:
         """Opens a shard. Raises ValueError if the bytes before the moments do not have the SHA-256 of the record."""
         self.path = path
         with reading(path) as file:
+            if hashlib.sha256(file.read(record.head)).hexdigest() != record.head_sha256:
+                raise ValueError(
+                    f"{path} is another shard, or was altered: its labels are not those written; {RESTORE}"
+                )
+            # get_slice of safetensors takes 20 times as long a row, and its get_tensor maps the file as private memory
+            # of this process, which systems that do not overcommit refuse for a large cache; neither reads ahead
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if hashlib.sha256(self.map[: record.head]).hexdigest() != record.head_sha256:
-            raise ValueError(f"{path} is another shard, or was altered: its labels are not those written; {RESTORE}")
         self.advises = hasattr(self.map, "madvise")  # not on Windows
         if self.advises:
-            self.map.madvise(mmap.MADV_RANDOM)  # no read-ahead: the next row is somewhere else
-        # safetensors: the header's length in 8 bytes, the header as JSON, the tensors
-        length = int.from_bytes(self.map[:8], "little")
-        self.header, self.start = json.loads(self.map[8 : 8 + length]), 8 + length
-        self.shape = tuple(self.header["moments"]["shape"][1:])
-        self.stored_as, self.dtype = READ[self.header["moments"]["dtype"]]
-        self.arrays = {name: self._array(name) for name in MOMENTS if name in self.header}
-        self.crc32 = {name: self.whole(f"{name}_crc32").tolist() for name in self.arrays}
-
-    def _array(self, name: str) -> np.ndarray:
-        """A view of a tensor in the file; bfloat16, which numpy lacks, as int16."""
-        (begin, _), shape = self.header[name]["data_offsets"], self.header[name]["shape"]
-        return np.ndarray(shape, self.stored_as, self.map, self.start + begin)
-
-    def whole(self, name: str) -> Int[Tensor, "n"]:
-        """A whole tensor of one integer per image: labels, index or a CRC-32."""
-        begin, end = self.header[name]["data_offsets"]
-        return torch.from_numpy(np.frombuffer(self.map[self.start + begin : self.start + end], np.int64).copy())
+            self.map.madvise(mmap.MADV_RANDOM)  # no reading ahead: the next row wanted lies elsewhere
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = [name for name in MOMENTS if name in file.keys()]
+                shapes = [file.get_slice(name).get_shape() for name in names]
+                self.stored_as, self.dtype = READ[file.get_slice("moments").get_dtype()]
+                self.labels: Int[Tensor, "n"] = file.get_tensor("labels").clone()
+                self.crc32 = {name: file.get_tensor(f"{name}_crc32").tolist() for name in names}
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{path} cannot be read ({plain(error)})") from error
+        self.shape, size = tuple(shapes[0][1:]), math.prod(shapes[0]) * self.dtype.itemsize
+        self.starts = {name: record.head + k * size for k, name in enumerate(names)}  # both are as long
+        self.arrays = {
+            name: np.ndarray(shape, self.stored_as, self.map, self.starts[name])  # numpy knows no bfloat16
+            for name, shape in zip(names, shapes, strict=True)
+        }
 
     def check(self, moments: np.ndarray, name: str, row: int) -> None:
         """Raises ValueError if these moments, read from this row, do not have the CRC-32 that was written."""
@@ -345,6 +350,6 @@ class _Shard:
         if not self.advises:
             return
         size = self.arrays[name][0].nbytes
-        begin = self.start + self.header[name]["data_offsets"][0] + row * size
+        begin = self.starts[name] + row * size
         page = begin // mmap.PAGESIZE * mmap.PAGESIZE
         self.map.madvise(mmap.MADV_WILLNEED, page, begin + size - page)

@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeVar
 import cattrs
 from cattrs.v import format_exception
 
+from fluvial.utils.atomic import write_json
 from fluvial.utils.checks import at_least
-from fluvial.utils.files import brief, json_checksum, read_bytes, write_json
+from fluvial.utils.files import brief, json_checksum, read_bytes
 
 T = TypeVar("T")
 FORMAT = 2

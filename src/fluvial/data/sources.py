@@ -20,7 +20,7 @@ from fluvial.data.crop import Stored, regular
 from fluvial.data.labels import named, ordered, own_classes
 from fluvial.data.left_out import LeftOut, image_endings, is_aside, is_image, list_images, printable, size_of
 from fluvial.data.numbers import holds_numbers, sha256_of_numbers, to_array
-from fluvial.utils.files import HUB, missing, repository
+from fluvial.utils.places import HUB, missing, repository
 
 TRAIN, HELD_OUT = ("train", "training"), ("validation", "valid", "val", "test", "testing")
 # suffix -> the builder of `datasets` that reads it

@@ -18,7 +18,7 @@ from fluvial.data.manifest import is_cache
 from fluvial.evaluation.images import Images
 from fluvial.evaluation.npz import open_npz
 from fluvial.sampling.samples import SAMPLES
-from fluvial.utils.files import HUB
+from fluvial.utils.places import HUB
 
 
 def open_images(name: str, like: DataConfig | None = None, classes: Classes | None = None) -> Images:

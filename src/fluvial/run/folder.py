@@ -24,7 +24,10 @@ import fluvial
 from fluvial.config import Run, differences, from_json, to_json
 from fluvial.training import checkpoint
 from fluvial.training.health import check_finite_weights
-from fluvial.utils.files import Lazy, closest, json_checksum, read_bytes, write_json
+from fluvial.utils.atomic import write_json
+from fluvial.utils.files import json_checksum, read_bytes
+from fluvial.utils.places import closest
+from fluvial.utils.tensors import Lazy
 
 # settings that a run may be continued with: they leave the steps already taken valid
 CHANGEABLE = (

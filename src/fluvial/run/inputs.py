@@ -20,7 +20,7 @@ from fluvial.data.latents import LatentSet, Manifest, Plan
 from fluvial.data.manifest import is_cache
 from fluvial.data.pixels import to_signed
 from fluvial.data.sources import check_there
-from fluvial.utils.files import HUB, missing, repository
+from fluvial.utils.places import HUB, missing, repository
 from fluvial.utils.randomness import generator, numpy_generator
 
 WEIGHT_FILES = (".ckpt", ".pt", ".pth", ".safetensors")

@@ -29,7 +29,7 @@ from fluvial.training.loop import OnStep
 from fluvial.training.step import Batches, Learner, begin
 from fluvial.training.validation import EXAMPLES, validation_losses
 from fluvial.utils import pictures
-from fluvial.utils.files import is_held, only_one
+from fluvial.utils.atomic import check_unlocked, only_one
 from fluvial.utils.randomness import address
 
 PREVIEW = 100  # images in the grids drawn during training
@@ -102,8 +102,7 @@ def check(run: Run, out: Path | str, *, start: Path | str | None = None, tell: S
     """
     folder = RunFolder(out)
     run = continued(run, folder, start)
-    if is_held(folder.path):
-        raise ValueError(f"another process is training in {folder}; wait for it, or choose another folder")
+    check_unlocked(folder.path)
     first = folder.first_weights(start)
     unchecked = on_the_hub(run)
     for what in unchecked.values():

@@ -13,7 +13,8 @@ from torch import Tensor
 from fluvial.data.pixels import to_uint8
 from fluvial.flow.solvers import Step
 from fluvial.utils import pictures
-from fluvial.utils.files import atomic_files, checksum, json_checksum, write_json
+from fluvial.utils.atomic import atomic_files, write_json
+from fluvial.utils.files import checksum, json_checksum
 
 SAMPLES = "samples.npz"  # the images that `fluvial sample` writes
 RECORD = "samples.json"  # how they were sampled

@@ -14,7 +14,8 @@ from fluvial.run.folder import RunFolder
 from fluvial.run.score import score
 from fluvial.run.train import train
 from fluvial.utils import pictures
-from fluvial.utils.files import brief, read_bytes, write_json
+from fluvial.utils.atomic import write_json
+from fluvial.utils.files import brief, read_bytes
 
 CALIBRATION = 40  # steps taken to learn how long a step lasts; the last half is timed
 
@@ -86,7 +87,7 @@ def _for_seconds(run: Run, seconds: float, device: torch.device | str | None) ->
     trial = replace(run, train=replace(quiet, steps=CALIBRATION, log_every=CALIBRATION // 2, save_every=CALIBRATION))
     with TemporaryDirectory() as folder:
         train(trial, Path(folder) / "trial", device=device)
-        log = (Path(folder) / "trial" / "log.jsonl").read_text().splitlines()
-    images_per_second = [json.loads(line)["images_per_second"] for line in log if "images_per_second" in line][-1]
+        log = (Path(folder) / "trial" / "log.jsonl").read_bytes().splitlines()
+    images_per_second = [json.loads(line)["images_per_second"] for line in log if b"images_per_second" in line][-1]
     steps = max(1, round(seconds * images_per_second / run.images_per_step))
     return replace(run, train=replace(quiet, steps=steps))

@@ -10,8 +10,8 @@ import numpy as np
 
 from fluvial.run.folder import RunFolder
 from fluvial.training import log
+from fluvial.utils.atomic import write_bytes
 from fluvial.utils.extras import require
-from fluvial.utils.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

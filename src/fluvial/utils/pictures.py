@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fluvial.utils.files import atomic_file, write_bytes
+from fluvial.utils.atomic import atomic_file, write_bytes
 
 MIN_SIDE = 48  # smaller images are upsampled by a whole factor (nearest) to about this side
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fluvial.utils.files import Lazy
+from fluvial.utils.tensors import Lazy
 
 # raised while a configuration is read from shapes that no release has
 WRONG_SHAPES = (ValueError, IndexError, TypeError, ArithmeticError, AttributeError, RuntimeError)

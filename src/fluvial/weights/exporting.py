@@ -15,7 +15,9 @@ from fluvial.config import from_json
 from fluvial.methods import name_of
 from fluvial.metrics import report
 from fluvial.run.folder import RunFolder
-from fluvial.utils.files import HUB, atomic_folder, write_tensors
+from fluvial.utils.atomic import atomic_folder
+from fluvial.utils.places import HUB
+from fluvial.utils.tensors import write_tensors
 from fluvial.weights.description import DTYPES, EXPORT, NAMES, Precision, described
 
 PLACES = ("path", "test_path", "start", "from", "file")  # entries of run.json that are paths, relative ones too
@@ -88,8 +90,8 @@ def _write(run: Path, folder: Path, dtype: Precision | None, license: str, step:
     record = {**public(RunFolder(run).record()), "step": meta["step"], "seconds": meta["seconds"]}
     stored = {name: value if dtype is None else value.to(DTYPES[dtype]) for name, value in weights.items()}
     write_tensors(folder / "model.safetensors", stored, {EXPORT: json.dumps(record)})
-    (folder / "README.md").write_text(
-        model_card(run, license, USE, meta, sum(value.numel() for value in weights.values()))
+    (folder / "README.md").write_bytes(
+        model_card(run, license, USE, meta, sum(value.numel() for value in weights.values())).encode()
     )
 
 

@@ -13,7 +13,8 @@ from fluvial.autoencoders import kl16
 from fluvial.config import Run, from_json, to_json
 from fluvial.methods import name_of
 from fluvial.run.folder import RECORD, RunFolder, record_of
-from fluvial.utils.files import Lazy, atomic_folder, check_tensors, write_tensors
+from fluvial.utils.atomic import atomic_folder
+from fluvial.utils.tensors import Lazy, check_tensors, write_tensors
 from fluvial.utils.translation import WRONG_SHAPES, Translation, renamed, translate
 from fluvial.utils.weight_files import WeightFile, read, weight_file
 from fluvial.weights import released

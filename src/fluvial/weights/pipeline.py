@@ -17,7 +17,9 @@ from fluvial.autoencoders import Pixels, Vae
 from fluvial.config import from_json, to_json
 from fluvial.methods import method_of
 from fluvial.run.load import Sampler, load
-from fluvial.utils.files import atomic_folder, json_checksum, tensors_checksum, write_json
+from fluvial.utils.atomic import atomic_folder, write_json
+from fluvial.utils.files import json_checksum
+from fluvial.utils.tensors import tensors_checksum
 from fluvial.weights import exporting
 
 PARTS = {  # of `contents`
@@ -148,9 +150,9 @@ def to_diffusers(run: Path | str, out: Path | str, *, license: str = "", step: i
         FluvialPipeline(model=model, vae=vae).save_pretrained(folder)
         for file in folder.rglob("*.json"):  # diffusers notes where it loaded an autoencoder from
             write_json(
-                file, exporting.public({k: v for k, v in json.loads(file.read_text()).items() if k != "_name_or_path"})
+                file, exporting.public({k: v for k, v in json.loads(file.read_bytes()).items() if k != "_name_or_path"})
             )
-        (folder / "pipeline.py").write_text(exporting.PIPELINE)
+        (folder / "pipeline.py").write_bytes(exporting.PIPELINE.encode())
         (folder / "README.md").write_text(
             exporting.model_card(Path(run), license, exporting.USE_DIFFUSERS, meta, parameters)
         )

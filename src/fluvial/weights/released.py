@@ -14,7 +14,7 @@ from fluvial.config import Run
 from fluvial.flow.guidance import Guidance
 from fluvial.methods import METHODS, Config, empty_model, method_of
 from fluvial.recipes import imagenet
-from fluvial.utils.files import Lazy
+from fluvial.utils.tensors import Lazy
 from fluvial.utils.translation import reading, translate
 from fluvial.weights import arflow, flowar, labels, sit
 
