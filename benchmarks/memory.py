@@ -36,7 +36,7 @@ SMALL = {
     "SiT, bf16": Run(method=sit.Config(**DIT), train=TrainConfig(batch=32, precision="bf16")),
     "ARFlow, 2 micro-batches": Run(method=arflow.Config(**DIT), train=TrainConfig(batch=8, accumulate=2)),
     "FlowAR": Run(method=FLOWAR, train=TrainConfig(batch=2)),
-    "FlowAR, every block recomputed": Run(method=FLOWAR, train=TrainConfig(batch=2, recompute=1)),
+    "FlowAR, every block recomputed": Run(method=FLOWAR, train=TrainConfig(batch=2, activation_checkpointing=1)),
 }
 GPUS = {"80 GB": 80e9, "141 GB": 141e9}
 FREE = 0.05  # of a GPU's memory, for the CUDA context, libraries and what the allocator wastes
@@ -119,8 +119,8 @@ def batches() -> list[list[str]]:
         each = run.method.images_per_sequence or 1
         row = [name]
         for capacity in GPUS.values():
-            for recompute in (0, 1):
-                run = replace(run, train=replace(run.train, precision="bf16", recompute=recompute))
+            for checkpointing in (0, 1):
+                run = replace(run, train=replace(run.train, precision="bf16", activation_checkpointing=checkpointing))
                 row.append(f"{each * largest_batch(run, capacity * (1 - FREE), device='cuda'):,}")
         rows.append(row)
         print(row, file=sys.stderr, flush=True)

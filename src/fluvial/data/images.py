@@ -27,7 +27,7 @@ from torch import Tensor
 from fluvial.data import crop
 from fluvial.data.crop import Crop, Stored, UnreadableImage
 from fluvial.data.sources import Source, class_labels, open_source
-from fluvial.utils.checks import as_declared, at_least
+from fluvial.utils.checks import as_declared, at_least, setting
 from fluvial.utils.extras import require
 from fluvial.utils.files import HUB, missing, repository
 from fluvial.utils.progress import Bar
@@ -43,15 +43,15 @@ class DataConfig:
     name: str = "digits"
     """"digits" (1,797 real handwritten digits, 8 x 8) and "mnist-5k" (5,000, 28 x 28) are built in; else OWNER/NAME of
     a data set on the Hugging Face hub. Empty where data.path says where the images are."""
-    path: str = ""
+    path: str = setting("", changeable=True)  # the same images elsewhere
     """Where the images are on this machine: a folder of images (of class folders, or unlabelled), parquet, arrow or
     webdataset tar files (wildcards allowed), or latents that `fluvial encode` wrote; or hub:OWNER/NAME."""
-    test_path: str = ""
-    """The same for the held-out images; by default they are another split of the data set, if it has one."""
+    test_path: str = setting("", changeable=True)
+    """The same for the validation images; by default they are another split of the data set, if it has one."""
     split: str = ""
     """Split to train on; "train" by default, or the only one there is."""
     test_split: str = ""
-    """Held-out split; by default validation, valid, val or test, whichever is there first."""
+    """Validation split; by default validation, valid, val or test, whichever is there first."""
     image_column: str = ""
     """Column of the images; found by default."""
     label_column: str = ""
@@ -71,11 +71,11 @@ class DataConfig:
     """What to do about images that cannot be decoded: stop with their names, or leave them out and say so."""
     small_classes: Literal["error", "repeat"] = "error"
     """Classes with fewer images than an ARFlow sequence: refuse to train, or repeat their images."""
-    cache: bool = False
+    cache: bool = setting(False, changeable=True)
     """Encode the training images once, into the run's folder, and train on what is there."""
-    digest: str = ""
+    digest: str = setting("", found=True)
     """Of the names and sizes of the training images; found when training starts, so that it goes on with the same."""
-    names_given: bool = False
+    names_given: bool = setting(False, changeable=True, found=True)
     """Whether class_names were given, or are those of the training images; found when training starts."""
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fluvial.flow.interpolant import expand
 from fluvial.flow.solvers import Field, State, can_look, check_finite, is_finite
-from fluvial.utils.checks import as_declared
+from fluvial.utils.checks import as_declared, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +26,13 @@ class Guidance:
     """1 is no guidance, 0 is unconditional, above 1 sharpens."""
     interval: tuple[float, float] = (0.0, 1.0)
     """Times t (0 noise, 1 data) between which guidance acts, elsewhere the weight is 1 (arXiv 2404.07724)."""
-    channels: int | None = None
+    channels: int | None = setting(None, needs="guided_channels")
     """Guide only the first so many channels, the rest stay conditional; None guides all. SiT and ARFlow released 3."""
 
-    ramp: Literal["constant", "linear"] = "constant"
-    """FlowAR: the weight at every scale, or a linear ramp from 1 at the coarsest to it at the finest (release)."""
-    scale_weights: tuple[float, ...] = ()
-    """FlowAR: the weight of each scale, coarse to fine, in place of weight and ramp."""
+    ramp: Literal["constant", "linear"] = setting("constant", needs="scales")
+    """The weight at every scale, or a linear ramp from 1 at the coarsest to it at the finest (release)."""
+    scale_weights: tuple[float, ...] = setting((), needs="scales")
+    """The weight of each scale, coarse to fine, in place of weight and ramp."""
 
     def __post_init__(self) -> None:
         as_declared(self)

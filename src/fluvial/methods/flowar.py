@@ -1,6 +1,6 @@
 """FlowAR: next-scale autoregression with a flow-matching head (arXiv 2412.15205).
 
-A latent is a pyramid of maps, coarse to fine. A transformer reads the class and the enlarged maps before a scale and
+A latent is a pyramid of maps, coarse to fine. A transformer reads the class and the upsampled maps before a scale and
 says what that scale should hold, token by token; the flow head, one small network for all scales, turns noise into the
 map under that condition. Both are trained together by the velocity error of the head.
 """
@@ -50,10 +50,10 @@ def pyramid(latents: Float[Tensor, "b c h w"], config: FlowARConfig) -> list[Flo
     return [F.interpolate(latents, size=(h * config.patch, w * config.patch), mode="area") for h, w in config.maps]
 
 
-def enlarged(smaller: Float[Tensor, "b c _ _"], config: FlowARConfig, scale: int) -> Float[Tensor, "b c _ _"]:
-    """The transformer's input at this scale: Up(s^(i-1)), the scale before enlarged."""
+def upsampled(smaller: Float[Tensor, "b c _ _"], config: FlowARConfig, scale: int) -> Float[Tensor, "b c _ _"]:
+    """The transformer's input at this scale: Up(s^(i-1)), the scale before, upsampled."""
     h, w = (side * config.patch for side in config.maps[scale])
-    if config.enlarge == "direct":
+    if config.upsample == "direct":
         return F.interpolate(smaller, size=(h, w), mode="bicubic", align_corners=False)
     full = F.interpolate(smaller, size=config.size, mode="bicubic", align_corners=False)
     return F.interpolate(full, size=(h, w), mode="area")
@@ -113,7 +113,7 @@ class FlowAR(nn.Module):
     ) -> Float[Tensor, "b n p"]:
         """The velocity of the noisy tokens of all scales at once, a time for each scale.
 
-        inputs are the enlarged maps for all scales but the first, as `enlarged` and `packed` make them.
+        inputs are the upsampled maps for all scales but the first, as `upsampled` and `packed` make them.
         """
         scales = range(len(self.config.sizes))
         labels = self.embed_label.null(len(x_t)) if labels is None else labels
@@ -130,7 +130,7 @@ class FlowAR(nn.Module):
     ) -> tuple[Float[Tensor, "b n c"], Cache]:
         """What these scales should hold, and the cache of keys and values with them.
 
-        inputs are the enlarged maps of these scales but the very first, which starts from the class. `cache` holds the
+        inputs are the upsampled maps of these scales but the very first, which starts from the class. `cache` holds the
         scales before. `level` is the noise level of each scale's inputs (0 if not given), of which only a
         model with `context_noise` is told.
         """
@@ -200,7 +200,7 @@ def errors(
 
     maps = pyramid(latents, config)
     x1 = packed(maps, config.patch)
-    grown = [enlarged(smaller, config, i + 1) for i, smaller in enumerate(maps[:-1])]
+    grown = [upsampled(smaller, config, i + 1) for i, smaller in enumerate(maps[:-1])]
     inputs = packed(grown, config.patch) if grown else x1[:, :0]
 
     if draws.level is not None and draws.level_noise is not None:
@@ -233,13 +233,13 @@ def sample(
     level_noise: Float[Tensor, "b n p"] | None = None,
     careful: bool = False,
 ) -> Float[Tensor, "b c h w"]:
-    """Latents, drawn scale by scale (section 3.4): transformer, integral of the head's velocity, enlarge, next scale.
+    """Latents, drawn scale by scale (section 3.4): transformer, integral of the head's velocity, upsample, next scale.
 
     noise are the tokens of all scales (`config.noise_shape`), as are the draws `step_noise` of a stochastic solver,
     whose steps are counted on over the scales. times is one grid for every scale, or a list of one for each. Guidance
     follows `Guidance.at_scale`; the null branch is not evaluated where it has no effect. A model trained with context
     noise is told the level `context_noise`, which is mixed into its inputs with the draws `level_noise`.
-    `on_step` sees the map of the present scale enlarged to the full latent; `evaluations` counts "transformer 4x4",
+    `on_step` sees the map of the present scale upsampled to the full latent; `evaluations` counts "transformer 4x4",
     "conditional 4x4", "null 4x4" and so on. Raises ValueError for a list of times that is not one for each scale,
     guided channels, or context noise that the model does not know; RuntimeError as `guided` does.
     """
@@ -266,7 +266,7 @@ def sample(
     for i, size in enumerate(config.maps):
         scales = range(i, i + 1)
         span = config.span(scales)
-        inputs = None if i == 0 else patchify(enlarged(latents, config, i), config.patch)
+        inputs = None if i == 0 else patchify(upsampled(latents, config, i), config.patch)
         if inputs is not None and level_noise is not None:
             inputs = (1 - context_noise) * inputs + context_noise * level_noise[:, span]
         level = noise.new_full((len(noise), 1), context_noise if i > 0 else 0.0)
@@ -282,7 +282,7 @@ def sample(
             guided(fields[0], fields[-1], at, evaluations=calls, place=f" of scale {scale}", careful=careful),
             noise[:, span],
             grids[i],
-            on_step=on_step and _enlarging(on_step, config, i, shown),
+            on_step=on_step and _upsampling(on_step, config, i, shown),
             **({} if step_noise is None else {"noise": _part_of(step_noise, span, done)}),
         )
         tally.update({f"{name} {scale}": n for name, n in calls.items()})
@@ -295,7 +295,7 @@ def _field(head: FlowHead, z: Tensor, scales: range) -> Field:
     return lambda x, t, state: (head(x, t.unsqueeze(1), condition, scales), state)
 
 
-def _enlarging(on_step: OnStep, config: FlowARConfig, scale: int, shown: Counter[int]) -> OnStep:
+def _upsampling(on_step: OnStep, config: FlowARConfig, scale: int, shown: Counter[int]) -> OnStep:
     """`on_step` with maps of tokens turned into latents of the full size, and steps counted on over the scales."""
     before = shown.total()
 

@@ -53,8 +53,8 @@ class FlowARConfig:
     """Probability that a label is dropped in training, so that guidance has a null branch."""
     loss_weight: Literal["token", "scale"] = "token"
     """Weigh all tokens alike (release, equation 9), or all scales alike."""
-    enlarge: Literal["via_full", "direct"] = "via_full"
-    """Enlarge a map for the next scale by bicubic to the full latent and area down (release), or by bicubic alone."""
+    upsample: Literal["via_full", "direct"] = "via_full"
+    """Upsample a map for the next scale by bicubic to the full latent and area down (release), or by bicubic alone."""
     time_sampling: TimeSampling = "uniform"
     """How t is drawn in training, for each image and scale."""
     floor_time: bool = False

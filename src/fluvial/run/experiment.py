@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import fluvial
 from fluvial.autoencoders import Autoencoder
-from fluvial.config import Run, differences, from_json, to_json
+from fluvial.config import Run, fixed_differences, from_json, to_json
 from fluvial.data.images import ImageSet
 from fluvial.evaluation.against import against, real_images
 from fluvial.evaluation.statistics import statistics
@@ -40,26 +40,6 @@ from fluvial.utils import pictures
 from fluvial.utils.files import Lazy, closest, is_held, json_checksum, only_one, read_bytes, write_json
 from fluvial.utils.randomness import address
 
-# settings that a run may be continued with: they leave the steps already taken valid
-CHANGEABLE = (
-    "train.log_",
-    "train.blocks_every",
-    "train.save_every",
-    "train.eval_every",
-    "train.score_",
-    "train.sample_every",
-    "train.keep",
-    "train.parallel",  # a step is the same on any number of ranks
-    "train.recompute",
-    "train.ema_device",
-    "train.patience",
-    "sample.",
-    "data.path",  # the same images elsewhere
-    "data.test_path",
-    "data.cache",
-    "data.names_given",
-    "autoencoder.name",  # its weights are checked by their hash
-)
 # what run.json may say, and of what type
 RECORD = {"recipe": (str, type(None)), "made_by": dict, "imported": dict, "start": str, "ema": dict, "run": dict}
 PREVIEW = 100  # images in the grids drawn during training
@@ -408,8 +388,7 @@ def _check_folder(out: Path, run: Run) -> None:
     """Raises ValueError if the folder holds another run, or something that is no run."""
     if (out / "run.json").exists():
         there = read_run(out)
-        changed = differences(there, run)
-        fatal = {k: v for k, v in changed.items() if not k.startswith(CHANGEABLE) and not _named_anew(k, *v)}
+        fatal = {k: v for k, v in fixed_differences(there, run).items() if not _named_anew(k, *v)}
         newest = checkpoint.newest(out)
         if newest is not None and checkpoint.is_untrained(newest):
             fatal = {k: v for k, v in fatal.items() if k.startswith("method.") or (k.startswith("auto") and v[0])}

@@ -107,7 +107,7 @@ class Trained:
         sampling = {
             "seed": seed,
             "seed_rule": "the noise of image i is a function of (seed, i)",
-            "solver": settings.solver,
+            "solver": settings.solver_settings.name,
             **_evaluations(evaluations or {}),
             "guidance": settings.guidance.weight if known else 1.0,
             "guidance_interval": list(settings.guidance.interval),

@@ -13,6 +13,7 @@ from fluvial.autoencoders import kl16
 from fluvial.config import Run, from_json, to_json
 from fluvial.methods import method_of, name_of
 from fluvial.run import experiment
+from fluvial.sampling.settings import EulerMaruyama
 from fluvial.utils.files import Lazy, atomic_folder, check_tensors, write_tensors
 from fluvial.utils.translation import WRONG_SHAPES, Translation, renamed, translate
 from fluvial.utils.weight_files import WeightFile, read, weight_file
@@ -22,7 +23,7 @@ Kind = Literal["auto", "sit", "arflow", "flowar", "kl16"]
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 EXPORT = "fluvial"  # in the metadata of what `fluvial export` wrote: the run, as in run.json
-QUIRKS = ("qkv_norm", "history_decay", "image_decay", "floor_time", "enlarge")  # settings that the weights rely on
+QUIRKS = ("qkv_norm", "history_decay", "image_decay", "floor_time", "upsample")  # settings that the weights rely on
 NAMES = {"sit": "SiT", "arflow": "ARFlow", "flowar": "FlowAR", "kl16": "KL-16"}
 PATHS = {"Linear": "linear", "GVP": "gvp", "VP": "vp"}  # --path-type of SiT's trainer
 CLASSES = ("num_classes", "class_num")  # of the options of trainers: how many classes there are,
@@ -184,6 +185,7 @@ def _path_told(options: Mapping[str, Any]) -> dict[str, Any]:
 def described(run: Run) -> dict[str, str]:
     """What matters of a run for those who sample it, in words."""
     method, sample, guidance = run.method, run.sample, run.sample.guidance
+    solver = sample.solver_settings
     latent = f"{method.channels} x {method.size[0]} x {method.size[1]}"
     words = {"latents": f"{latent} of {run.autoencoder.name}", "classes": f"{method.classes:,}"}
     quirks = [f"{name} {getattr(method, name)}" for name in QUIRKS if hasattr(method, name)]
@@ -191,9 +193,9 @@ def described(run: Run) -> dict[str, str]:
         words["latent scale"] = " ".join(f"{scale:g}" for scale in run.autoencoder.scale)
     if scales := method_of(method).scales(method):
         words["scales"] = " ".join(scales)
-    words["solver"] = f"{sample.solver}, {' '.join(map(str, sample.scale_steps)) or sample.steps} steps"
-    if sample.solver == "euler-maruyama":
-        words["last step"] = f"{sample.last_step}, {sample.last_step_size:g}"
+    words["solver"] = f"{solver.name}, {' '.join(map(str, sample.each_steps))} steps"
+    if isinstance(solver, EulerMaruyama):
+        words["last step"] = f"{solver.last_step}, {solver.last_step_size:g}"
     else:
         words["grid"] = sample.grid
     words["guidance"] = f"{guidance.weight:g}"
