@@ -36,7 +36,9 @@ SMALL = {
     "SiT, bf16": Run(method=sit.Config(**DIT), train=TrainConfig(batch=32, precision="bf16")),
     "ARFlow, 2 micro-batches": Run(method=arflow.Config(**DIT), train=TrainConfig(batch=8, accumulate=2)),
     "FlowAR": Run(method=FLOWAR, train=TrainConfig(batch=2)),
-    "FlowAR, activation checkpointing of every block": Run(method=FLOWAR, train=TrainConfig(batch=2, activation_checkpointing=1)),
+    "FlowAR, activation checkpointing of every block": Run(
+        method=FLOWAR, train=TrainConfig(batch=2, activation_checkpointing=1)
+    ),
 }
 GPUS = {"80 GB": 80e9, "141 GB": 141e9}
 FREE = 0.05  # of a GPU's memory, for the CUDA context, libraries and what the allocator wastes

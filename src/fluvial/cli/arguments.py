@@ -1,7 +1,7 @@
 """What the commands share: parsing options, positional arguments, and the device."""
 
-from collections.abc import Collection
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import Field, dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -39,7 +39,7 @@ def parse(
     description: str | None,
     run: Run | None = None,
 ) -> T:
-    """The options of a command. `run` is the one they are for, if they do not hold it: what it has not is not offered.
+    """The options of a command. What has no effect on the run that they are for, or hold, is not in their help.
 
     Raises UsageError for values that are refused; SystemExit, after printing, for unknown options and for --help.
     """
@@ -48,11 +48,16 @@ def parse(
     options: Any = {"args": arguments, "prog": prog, "description": description, "config": config}
     try:
         if default is None:  # some options must be given
-            return tyro.cli(kind, registry=_registry(), **options)
+            return tyro.cli(kind, registry=_registry(lambda field: False), **options)
         default = _in_place(default, arguments)
         run = getattr(default, "run", run and replace(run, sample=getattr(default, "sample", run.sample)))
         unmet = set() if run is None else run.unmet
-        return tyro.cli(kind, default=default, registry=_registry(unmet), **options)
+        asked_for_help = bool(set(arguments) & set(HELP))  # what tyro hides it does not parse either
+
+        def hidden(field: Field[Any]) -> bool:
+            return asked_for_help and (field.metadata.get("found", False) or field.metadata.get("needs") in unmet)
+
+        return tyro.cli(kind, default=default, registry=_registry(hidden), **options)
     except ValueError as error:  # a __post_init__ that refuses a value
         raise UsageError(str(error)) from error
 
@@ -130,19 +135,19 @@ def refuse_repeated(arguments: list[str]) -> None:
         )
 
 
-def _registry(unmet: Collection[str] = ()) -> ConstructorRegistry:
-    """How tyro reads numbers and paths, and which options it offers for a run that has not what is in `unmet`."""
+def _registry(hidden: Callable[[Field[Any]], bool]) -> ConstructorRegistry:
+    """How tyro reads numbers, paths and solvers, and which settings it leaves out."""
     registry = ConstructorRegistry()
     registry.primitive_rule(_numbers_and_paths)
-    registry.struct_rule(partial(_offered, unmet=unmet))
+    registry.struct_rule(partial(_options, hidden=hidden))
     return registry
 
 
 ASKED = "asked"  # a marker: the rules of tyro are asked for the same type
 
 
-def _offered(info: StructTypeInfo, *, unmet: Collection[str]) -> StructConstructorSpec | None:
-    """The options of a dataclass: those without effect are left out of the help, and refused where they are checked.
+def _options(info: StructTypeInfo, *, hidden: Callable[[Field[Any]], bool]) -> StructConstructorSpec | None:
+    """The options of a dataclass.
 
     A solver is chosen by its name, beside the settings that it has: --sample.solver dopri5 --sample.solver.atol 1e-3.
     """
@@ -150,10 +155,9 @@ def _offered(info: StructTypeInfo, *, unmet: Collection[str]) -> StructConstruct
         return None
     spec = ConstructorRegistry.get_struct_spec(replace(info, markers=(*info.markers, ASKED)))
     assert isinstance(spec, StructConstructorSpec)
-    about = {field.name: field.metadata for field in fields(info.type)}
-    hidden = {name for name, known in about.items() if known.get("found") or known.get("needs") in unmet}
+    left_out = {field.name for field in fields(info.type) if hidden(field)}
     options = tuple(
-        replace(field, type=Annotated[field.type, tyro.conf.Suppress]) if field.name in hidden else field
+        replace(field, type=Annotated[field.type, tyro.conf.Suppress]) if field.name in left_out else field
         for field in spec.fields
     )
     if info.type is not SampleConfig:
