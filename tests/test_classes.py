@@ -8,7 +8,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
 import fluvial
-from fluvial import cli, recipes
+from fluvial import cli
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
 from fluvial.data.images import DataConfig, ImageSet, load
@@ -265,16 +265,15 @@ def asked(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
-        (["--sample.steps", str(recipes.get("digits-flowar").sample.steps)], ()),
-        (["--sample.steps=5"], ()),
-        (["--sample.steps", "5", "--sample.scale_steps", "32", "20", "8"], (32, 20, 8)),
+        (["--sample.steps", "12"], 12),
+        (["--sample.steps=5"], 5),
+        (["--sample.steps", "9", "8", "7"], (9, 8, 7)),
         ([], (32, 20, 8)),
     ],
 )
-def test_steps_stand_in_place_of_those_of_each_scale_if_they_are_given(options, steps, asked):
-    """Given is what is parsed, not what differs from the default."""
+def test_steps_are_one_number_or_one_for_each_scale(options, steps, asked):
     assert cli.main(["train", "digits-flowar", "--dry-run", *options]) == 0
-    assert asked[0].sample.scale_steps == steps
+    assert asked[0].sample.steps == steps
 
 
 @pytest.mark.parametrize("spelling", [["--smoke"], ["--smoke", "True"], ["--smoke=True"]])

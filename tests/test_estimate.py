@@ -47,8 +47,8 @@ def shapes_unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def recomputing(run, every):
-    return replace(run, train=replace(run.train, recompute=every))
+def checkpointing(run, every):
+    return replace(run, train=replace(run.train, activation_checkpointing=every))
 
 
 def averaging(run, **settings):
@@ -85,7 +85,7 @@ def test_flops_are_those_of_a_real_step(run):
 
 def test_recomputed_flops_are_those_of_the_blocks():
     run = run_of("sit")
-    all_blocks, half = (estimate.flops(recomputing(run, every)) for every in (1, 2))
+    all_blocks, half = (estimate.flops(checkpointing(run, every)) for every in (1, 2))
     tokens, width = 4 * 16, 64
     # per token: qkv and out 4 d^2, MLP 8 d^2, two products with 16 keys; per image: modulation 6 d^2
     block = 2 * (tokens * (12 * width**2 + 2 * 16 * width) + 4 * 6 * width**2)
@@ -163,9 +163,9 @@ def test_the_state_is_so_many_copies_of_the_weights(run):
     assert fsdp.gathered >= 3 * block
 
 
-def test_recomputing_and_micro_batches_save_activations(run):
+def test_checkpointing_and_micro_batches_save_activations(run):
     run = replace(run, train=replace(run.train, batch=32))
-    plain, half, every = (estimate.memory(recomputing(run, k)) for k in (0, 2, 1))
+    plain, half, every = (estimate.memory(checkpointing(run, k)) for k in (0, 2, 1))
     assert plain.total > half.total >= every.total and plain.weights == every.weights
     micro = estimate.memory(replace(run, train=replace(run.train, accumulate=4)))
     assert micro.activations < 0.4 * plain.activations
@@ -179,13 +179,13 @@ def test_a_gpus_attention_keeps_no_matrix_for_dropout():
     assert estimate.memory(sure, device="cuda") == estimate.memory(sure)
 
 
-@pytest.mark.parametrize("recompute", [0, 1])
-def test_the_largest_batch_fits_and_one_more_does_not(run, recompute):
+@pytest.mark.parametrize("every", [0, 1])
+def test_the_largest_batch_fits_and_one_more_does_not(run, every):
     def need(batch):
-        return estimate.memory(recomputing(replace(run, train=replace(run.train, batch=batch)), recompute)).total
+        return estimate.memory(checkpointing(replace(run, train=replace(run.train, batch=batch)), every)).total
 
     for capacity in (need(7), need(40) - 1):
-        batch = estimate.largest_batch(recomputing(run, recompute), capacity)
+        batch = estimate.largest_batch(checkpointing(run, every), capacity)
         assert need(batch) <= capacity < need(batch + 1)
     assert estimate.largest_batch(run, 1000) == 0
 

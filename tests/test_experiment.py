@@ -29,7 +29,7 @@ def small(recipe="digits-arflow", *, steps=6, batch=4, method=None, **train):
         run,
         method=dataclasses.replace(run.method, **SIZES[recipe], **(method or {})),
         train=dataclasses.replace(
-            run.train, steps=steps, batch=batch, log_every=2, save_every=3, eval_every=3, sample_every=6, **train
+            run.train, steps=steps, batch=batch, log_every=2, save_every=3, validate_every=3, sample_every=6, **train
         ),
         sample=dataclasses.replace(run.sample, solver="euler", steps=2),
     )

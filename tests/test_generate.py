@@ -5,10 +5,12 @@ import torch
 
 from conftest import randomise
 from fluvial.flow.guidance import Guidance
+from fluvial.flow.interpolant import linear
+from fluvial.flow.solvers import dopri5, euler_maruyama
 from fluvial.methods import arflow, sit
 from fluvial.sampling.generate import generate, labels_for
 from fluvial.sampling.samples import Frames
-from fluvial.sampling.settings import SampleConfig
+from fluvial.sampling.settings import SOLVERS, Dopri5, EulerMaruyama, SampleConfig, chosen_solver
 
 SHAPE = {"size": (4, 4), "channels": 1, "classes": 3, "patch": 2, "depth": 1, "width": 16, "heads": 2}
 
@@ -111,14 +113,58 @@ def test_frames_follow_the_first_batch_only():
     [
         {"steps": 0},
         {"batch": 0},
-        {"atol": 0.0},
+        {"steps": ()},
+        {"steps": (3, 0)},
         {"solver": "euler-maruyama", "steps": 1},
         {"solver": "euler-maruyama", "shift": 2.0},
     ],
 )
 def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(ValueError, match="got"):
+    with pytest.raises(ValueError, match="got|at least 1"):
         SampleConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (Dopri5, {"atol": 0.0}),
+        (Dopri5, {"rtol": -1.0}),
+        (Dopri5, {"rtol": math.nan}),
+        (EulerMaruyama, {"norm": -1.0}),
+    ],
+)
+def test_impossible_settings_of_a_solver_are_refused_by_name(kind, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        kind(**wrong)
+
+
+@pytest.mark.parametrize("wrong", ["rk4", 3, None])
+def test_what_is_no_solver_is_refused_with_those_there_are(wrong):
+    with pytest.raises(ValueError, match="solver must be one of euler, ab2, .*got"):
+        chosen_solver(wrong)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_solver_can_be_given_by_its_name(name):
+    assert SampleConfig(solver=name) == SampleConfig(solver=SOLVERS[name]()) and SOLVERS[name].name == name
+
+
+def test_settings_of_a_solver_reach_it():
+    def field(x, t, state):
+        return torch.cos(20 * t)[:, None] * x, state
+
+    x = torch.ones(2, 1, dtype=torch.float64)
+    for settings in ({"atol": 1e-2, "rtol": 1e-2}, {"atol": 1e-9, "rtol": 1e-9}):
+        assert (
+            Dopri5(**settings).bound(linear)(field, x, [0.0, 1.0]).nfe == dopri5(field, x, [0.0, 1.0], **settings).nfe
+        )
+    noise = torch.ones(4, 2, 1)
+    for form, norm, last_step in (("linear", 0.5, "tweedie"), ("constant", 2.0, "none")):
+        sampling = SampleConfig(solver=EulerMaruyama(diffusion=form, norm=norm, last_step=last_step), steps=4)
+        ours = sampling.solver.bound(linear)(field, x, sampling.times(), noise=noise).x
+        expected = {"form": form, "norm": norm, "last_step": last_step, "interpolant": linear, "noise": noise}
+        assert torch.equal(ours, euler_maruyama(field, x, sampling.times(), **expected).x)
+    assert float(SampleConfig(solver=EulerMaruyama(last_step_size=0.1), steps=4).times()[-2]) == pytest.approx(0.9)
 
 
 def test_a_part_of_a_run_is_that_part_of_it():

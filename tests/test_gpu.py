@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def test_a_run_trains_resumes_and_samples(tmp_path, name, precision):
     run = recipes.get(name)
     short = dataclasses.replace(
-        run.train, batch=8, precision=precision, log_every=2, save_every=2, eval_every=2, sample_every=4
+        run.train, batch=8, precision=precision, log_every=2, save_every=2, validate_every=2, sample_every=4
     )
     constant = dataclasses.replace(run, optim=dataclasses.replace(run.optim, schedule="constant"))
     for steps in (2, 4):
@@ -133,7 +133,7 @@ def test_sampling_that_is_not_finite_says_where_though_nothing_waited(name):
 def test_the_benchmark_measures_every_method(name, what, compile):
     run = recipes.get(f"digits-{name}")
     run = bench.settings(what, run, batch=4, dtype="bf16", compile=compile)
-    run = dataclasses.replace(run, sample=dataclasses.replace(run.sample, scale_steps=(), steps=2))
+    run = dataclasses.replace(run, sample=dataclasses.replace(run.sample, steps=2))
     found = bench.measure(what, run, device="cuda", warmup=1, repeats=2, profiled=True, side=256)
     assert found["machine"]["gpu"] and found["memory"]["peak"] > found["memory"]["before"] >= 0
     assert 0 < found["utilisation"]["median"] < 1

@@ -367,6 +367,6 @@ def test_classes_that_the_table_has_not_are_refused(tmp_path, classes):
 
 def test_the_steps_of_every_scale_are_described():
     flowar, sit = (recipes.get(f"digits-{name}") for name in ("flowar", "sit"))
-    assert flowar.sample.scale_steps == (32, 20, 8)
-    assert described(flowar)["solver"] == f"{flowar.sample.solver}, 32 20 8 steps"
-    assert described(sit)["solver"] == f"{sit.sample.solver}, {sit.sample.steps} steps"
+    assert flowar.sample.steps == (32, 20, 8)
+    assert described(flowar)["solver"] == f"{flowar.sample.solver.name}, 32 20 8 steps"
+    assert described(sit)["solver"] == f"{sit.sample.solver.name}, {sit.sample.steps} steps"

@@ -55,7 +55,7 @@ def run(photos, vae, *, method=None, data=None, autoencoder=None):
         autoencoder=AutoencoderConfig(**{"name": vae, **(autoencoder or {})}),
         optim=OptimConfig(lr=1e-3, schedule="constant"),
         train=TrainConfig(
-            **{"steps": 3, "batch": 4, "log_every": 1, "save_every": 3, "eval_every": 0, "sample_every": 3}
+            **{"steps": 3, "batch": 4, "log_every": 1, "save_every": 3, "validate_every": 0, "sample_every": 3}
         ),
     )
 

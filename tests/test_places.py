@@ -135,7 +135,7 @@ def test_a_folder_called_like_a_built_in_set_is_a_path(here):
 
 
 SMALL = ["--method.width", "16", "--method.heads", "2", "--method.depth", "1", "--train.batch", "4"]
-SMALL += ["--train.steps", "1", "--train.eval-every", "0", "--train.sample-every", "0", "--sample.steps", "2"]
+SMALL += ["--train.steps", "1", "--train.validate-every", "0", "--train.sample-every", "0", "--sample.steps", "2"]
 
 
 def test_a_given_name_takes_the_place_of_a_path(here, capsys, monkeypatch):

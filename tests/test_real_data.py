@@ -104,7 +104,7 @@ def run_on(cache: str, autoencoder: str, channels: int, method: type = flowar.Fl
         data=DataConfig(path=cache, size=256),
         autoencoder=AutoencoderConfig(name=autoencoder, statistics="measured"),
         optim=OptimConfig(lr=2e-3, warmup=5, schedule="constant", clip="norm", clip_at=1.0),
-        train=TrainConfig(**{"steps": 20, "batch": 4, "log_every": 1, "eval_every": 0, "sample_every": 0, **train}),
+        train=TrainConfig(**{"steps": 20, "batch": 4, "log_every": 1, "validate_every": 0, "sample_every": 0, **train}),
     )
 
 
@@ -146,7 +146,7 @@ def test_flowar_learns_eight_photos_by_heart(tmp_path, autoencoder_folder):
         data=DataConfig(path=str(tmp_path / "photos"), size=128, cache=True),
         autoencoder=autoencoder,
         optim=OptimConfig(lr=3e-3, warmup=50, schedule="cosine", clip="norm", clip_at=1.0),
-        train=TrainConfig(steps=600, batch=8, ema_decay=0.98, eval_every=0, sample_every=0),
+        train=TrainConfig(steps=600, batch=8, ema_decay=0.98, validate_every=0, sample_every=0),
         sample=SampleConfig(solver="euler", steps=10),
     )
     trained = fluvial.train(run, tmp_path / "run", device="cpu")

@@ -8,6 +8,7 @@ from fluvial import recipes
 from fluvial.flow.guidance import Guidance
 from fluvial.methods import arflow, flowar, method_of, sit
 from fluvial.run.train import build
+from fluvial.sampling.settings import EulerMaruyama
 from fluvial.training.config import TrainConfig
 from fluvial.training.optim import OptimConfig, adamw, clip_gradients
 
@@ -55,7 +56,7 @@ def test_sit_on_imagenet_has_the_published_settings():
 def test_flowar_on_imagenet_has_the_published_settings():
     for name, weight in (("s", 4.3), ("b", 2.4), ("l", 2.4), ("h", 2.4)):
         run = recipes.get(f"imagenet256-flowar-{name}")
-        assert flowar.preset(name.upper()) == run.method and run.train.recompute == (name in "lh")
+        assert flowar.preset(name.upper()) == run.method and run.train.activation_checkpointing == (name in "lh")
         assert (run.data.size, run.data.crop, run.data.flip) == (256, "random", True)
         assert run.autoencoder.name == "kl16.ckpt"
         assert (run.optim.lr, run.optim.final_lr, run.optim.clip, run.optim.clip_at) == (2e-4, 1e-5, "norm", 1.0)
@@ -72,12 +73,7 @@ def test_flowar_on_imagenet_has_the_published_settings():
 
 
 def check_sampling(sample):
-    assert (sample.solver, sample.diffusion, sample.last_step, sample.last_step_size) == (
-        "euler-maruyama",
-        "sigma",
-        "mean",
-        0.04,
-    )
+    assert sample.solver == EulerMaruyama(diffusion="sigma", norm=1.0, last_step="mean", last_step_size=0.04)
     assert sample.steps == 250 and sample.guidance == Guidance(weight=1.5, channels=3)
 
 

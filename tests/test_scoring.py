@@ -24,7 +24,7 @@ def small(**train):
     return dataclasses.replace(
         run,
         method=dataclasses.replace(run.method, **DIT),
-        train=dataclasses.replace(run.train, steps=4, batch=4, save_every=4, eval_every=0, sample_every=0, **train),
+        train=dataclasses.replace(run.train, steps=4, batch=4, save_every=4, validate_every=0, sample_every=0, **train),
         sample=dataclasses.replace(run.sample, solver="euler", steps=2),
     )
 

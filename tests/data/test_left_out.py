@@ -172,7 +172,7 @@ def small(path, **data):
     return Run(
         method=sit.Config(size=(8, 8), channels=3, classes=2, patch=4, depth=1, width=16, heads=2),
         data=DataConfig(path=str(path), **data),
-        train=TrainConfig(steps=1, batch=2, log_every=1, save_every=1, eval_every=0, sample_every=0),
+        train=TrainConfig(steps=1, batch=2, log_every=1, save_every=1, validate_every=0, sample_every=0),
     )
 
 

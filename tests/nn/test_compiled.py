@@ -143,7 +143,7 @@ for config, sequence in ((far, (3,)), (near, ())):
     batch = torch.randn(4, *sequence, 2, 4, 4), torch.tensor([0, 1, 2, 0])
     plain, fast = (
         step(learner, lambda number: batch, Health(torch.device("cpu")), 0, blocks_too=True)
-        for learner in (begun(config), begun(config, compile=True, recompute=1))
+        for learner in (begun(config), begun(config, compile=True, activation_checkpointing=1))
     )
     torch.testing.assert_close(fast.loss, plain.loss), torch.testing.assert_close(fast.grad_norm, plain.grad_norm)
     for name, numbers in plain.blocks.items():
@@ -158,7 +158,7 @@ for config, sequence in ((far, (3,)), (near, ())):
 assert len(compiled) == 12, "in training and sampling the blocks: 2 of ARFlow, 2 and 2 of the head of FlowAR"
 
 # dropout whose draws are made again in the backward pass: the gradient is that of the loss with these draws
-learner = begun(dataclasses.replace(near, dropout=0.5), compile=True, recompute=1)
+learner = begun(dataclasses.replace(near, dropout=0.5), compile=True, activation_checkpointing=1)
 draws = flowar.draws(near, (4, 2, 4, 4), generator=torch.Generator().manual_seed(0), device="cpu")
 batch = MicroBatch(torch.randn(4, 2, 4, 4), torch.tensor([0, 1, 2, 0]), draws)
 

@@ -198,7 +198,7 @@ def test_blocks_are_found():
 def test_recomputing_changes_no_gradient(every, again):
     x, calls = torch.randn(3, 8), []
     plain, model = Stack(), Stack()
-    distributed.recompute(model, every)
+    distributed.checkpoint_activations(model, every)
     for block in model.blocks:
         block[0].register_forward_hook(lambda *_: calls.append(1))
     for each in (plain, model):

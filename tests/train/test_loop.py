@@ -112,7 +112,7 @@ def test_what_a_killed_run_lacks_of_its_checkpoints_step_is_made_again(tmp_path,
         path.parent.mkdir(exist_ok=True)
         path.write_text(str(model.weight.tolist()))
 
-    options = {"steps": 12, "save_every": 4, "eval_every": 4, "sample_every": 4, "log_every": 2}
+    options = {"steps": 12, "save_every": 4, "validate_every": 4, "sample_every": 4, "log_every": 2}
     options |= {"ema_lengths": (0.05, 0.1), "ema_every": 4}
     run(tmp_path / "whole", held_out=measured, preview=drawn, **options)
 
@@ -211,7 +211,7 @@ def test_the_log_and_the_callbacks(tmp_path):
     run(
         tmp_path,
         steps=12,
-        eval_every=4,
+        validate_every=4,
         sample_every=6,
         save_every=100,
         held_out=lambda model: {"held_out_loss": 0.25, "held_out_by_time": [0.5, None]},
@@ -342,7 +342,9 @@ def test_block_norms_and_further_averages(tmp_path):
         return loss(model, *arguments, **chance)
 
     model = Two()
-    config = TrainConfig(steps=4, batch=8, blocks_every=4, log_every=4, save_every=4, ema_decays=(0.5,), recompute=1)
+    config = TrainConfig(
+        steps=4, batch=8, blocks_every=4, log_every=4, save_every=4, ema_decays=(0.5,), activation_checkpointing=1
+    )
     options = {"config": config, "optim": OptimConfig(lr=0.01, clip="none"), "seed": 0, "empty": Two}
     train(begin(model, method=method_with(recording), **options), lambda order: batch, tmp_path)
     (line,) = (line["blocks"] for line in log(tmp_path) if "blocks" in line)
@@ -387,7 +389,9 @@ def test_a_finished_run_is_left_alone(tmp_path):
     assert same(model, again) and len(log(tmp_path)) == 4
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch": 9, "accumulate": 2}, {"ema_decay": 1.0}, {"eval_every": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"batch": 9, "accumulate": 2}, {"ema_decay": 1.0}, {"validate_every": -1}]
+)
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="must be|cannot be split"):
         TrainConfig(**wrong)

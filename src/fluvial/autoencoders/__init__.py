@@ -11,7 +11,7 @@ from typing import Literal
 
 from fluvial.autoencoders.pixels import Pixels
 from fluvial.autoencoders.vae import Vae, from_pretrained
-from fluvial.utils.checks import as_declared
+from fluvial.utils.checks import as_declared, setting
 
 Autoencoder = Pixels | Vae
 
@@ -20,7 +20,7 @@ Autoencoder = Pixels | Vae
 class AutoencoderConfig:
     """The autoencoder of a run, and the shift and scale of its latents."""
 
-    name: str = "pixels"
+    name: str = setting("pixels", changeable=True)  # its weights are checked by their hash
     """"pixels" trains on the images themselves; else a diffusers AutoencoderKL, AutoencoderTiny or AutoencoderDC by its
     name on the Hugging Face hub or its folder, or a file of MAR's KL-16 (kl16.ckpt)."""
     statistics: Literal["published", "measured"] = "published"
@@ -30,7 +30,7 @@ class AutoencoderConfig:
     """Latents are (z - shift) * scale: one number, or one per channel. Determined when training starts, then fixed."""
     scale: tuple[float, ...] = ()
     """See shift."""
-    hash: str = ""
+    hash: str = setting("", found=True)
     """Hash of the weights, recorded when training starts, so that no other autoencoder decodes these latents."""
 
     def __post_init__(self) -> None:

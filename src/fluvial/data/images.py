@@ -27,7 +27,7 @@ from torch import Tensor
 from fluvial.data import crop
 from fluvial.data.crop import Crop, Stored, UnreadableImage
 from fluvial.data.sources import Source, class_labels, open_source
-from fluvial.utils.checks import as_declared, at_least
+from fluvial.utils.checks import as_declared, at_least, setting
 from fluvial.utils.extras import require
 from fluvial.utils.places import HUB, missing, repository
 from fluvial.utils.progress import Bar
@@ -45,10 +45,10 @@ class DataConfig:
     name: str = "digits"
     """"digits" (1,797 real handwritten digits, 8 x 8) and "mnist-5k" (5,000, 28 x 28) are built in; else OWNER/NAME of
     a data set on the Hugging Face hub. Empty where data.path says where the images are."""
-    path: str = ""
+    path: str = setting("", changeable=True)  # the same images elsewhere
     """Where the images are on this machine: a folder of images (of class folders, or unlabelled), parquet, arrow or
     webdataset tar files (wildcards allowed), or latents that `fluvial encode` wrote; or hub:OWNER/NAME."""
-    test_path: str = ""
+    test_path: str = setting("", changeable=True)
     """Where the validation images are, as for path; by default another split of the data set, if it has one."""
     split: str = ""
     """Split to train on; by default "train", or the only one there is."""
@@ -73,12 +73,12 @@ class DataConfig:
     """Images that cannot be decoded: stop and name them, or leave them out and say so."""
     small_classes: Literal["error", "repeat"] = "error"
     """Classes with fewer images than an ARFlow sequence: refuse to train, or repeat their images in it."""
-    cache: bool = False
+    cache: bool = setting(False, changeable=True)
     """Encode the training images once, into a cache of latents in the run folder, and train on it."""
-    digest: str = ""
+    digest: str = setting("", found=True)
     """Hash of the names and sizes of the training images, recorded when training starts, so that a resumed run uses the
     same images."""
-    names_given: bool = False
+    names_given: bool = setting(False, changeable=True, found=True)
     """True if class_names were given, False if they are those of the training images; set when training starts."""
 
     def __post_init__(self) -> None:

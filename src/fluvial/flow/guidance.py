@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fluvial.flow.interpolant import expand
 from fluvial.flow.solvers import Field, State, check_finite, checks_are_free, is_finite
-from fluvial.utils.checks import as_declared
+from fluvial.utils.checks import as_declared, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +26,15 @@ class Guidance:
     """1 is no guidance, 0 is unconditional, above 1 strengthens the condition."""
     interval: tuple[float, float] = (0.0, 1.0)
     """Times t (0 noise, 1 data) between which guidance acts; elsewhere the weight is 1 (arXiv 2404.07724)."""
-    channels: int | None = None
+    channels: int | None = setting(None, needs="guided_channels")
     """Number of channels that are guided, from the first; the others stay conditional. None is all, SiT's and ARFlow's
     releases use 3."""
 
-    ramp: Literal["constant", "linear"] = "constant"
-    """FlowAR: the same weight at every scale, or a linear ramp from 1 at the coarsest scale to `weight` at the finest
+    ramp: Literal["constant", "linear"] = setting("constant", needs="scales")
+    """The same weight at every scale, or a linear ramp from 1 at the coarsest scale to `weight` at the finest
     (release)."""
-    scale_weights: tuple[float, ...] = ()
-    """FlowAR: one weight per scale, coarse to fine, in place of weight and ramp."""
+    scale_weights: tuple[float, ...] = setting((), needs="scales")
+    """One weight per scale, coarse to fine, in place of weight and ramp."""
 
     def __post_init__(self) -> None:
         as_declared(self)

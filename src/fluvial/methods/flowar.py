@@ -50,10 +50,10 @@ def pyramid(latents: Float[Tensor, "b c h w"], config: FlowARConfig) -> list[Flo
     return [F.interpolate(latents, size=(h * config.patch, w * config.patch), mode="area") for h, w in config.maps]
 
 
-def enlarged(coarser: Float[Tensor, "b c _ _"], config: FlowARConfig, scale: int) -> Float[Tensor, "b c _ _"]:
+def upsampled(coarser: Float[Tensor, "b c _ _"], config: FlowARConfig, scale: int) -> Float[Tensor, "b c _ _"]:
     """The transformer's input at this scale: the previous scale upsampled, Up(s^(i-1))."""
     h, w = (side * config.patch for side in config.maps[scale])
-    if config.enlarge == "direct":
+    if config.upsample == "direct":
         return F.interpolate(coarser, size=(h, w), mode="bicubic", align_corners=False)
     full = F.interpolate(coarser, size=config.size, mode="bicubic", align_corners=False)
     return F.interpolate(full, size=(h, w), mode="area")
@@ -113,7 +113,7 @@ class FlowAR(nn.Module):
     ) -> Float[Tensor, "b n p"]:
         """The velocity of the noisy tokens x_t of all scales at once, as in training; t has one time per scale.
 
-        inputs are the tokens of the upsampled maps for all scales but the first, from `enlarged` and `packed`.
+        inputs are the tokens of the upsampled maps for all scales but the first, from `upsampled` and `packed`.
         `level` is the noise level of each scale's inputs, see `transformer`.
         """
         scales = range(len(self.config.sizes))
@@ -202,7 +202,7 @@ def errors(
 
     maps = pyramid(latents, config)
     x1 = packed(maps, config.patch)
-    larger = [enlarged(coarser, config, i + 1) for i, coarser in enumerate(maps[:-1])]
+    larger = [upsampled(coarser, config, i + 1) for i, coarser in enumerate(maps[:-1])]
     inputs = packed(larger, config.patch) if larger else x1[:, :0]
 
     if draws.level is not None and draws.level_noise is not None:
@@ -269,7 +269,7 @@ def sample(
     for i, size in enumerate(config.maps):
         scales = range(i, i + 1)
         span = config.span(scales)
-        inputs = None if i == 0 else patchify(enlarged(latents, config, i), config.patch)
+        inputs = None if i == 0 else patchify(upsampled(latents, config, i), config.patch)
         if inputs is not None and level_noise is not None:
             inputs = (1 - context_noise) * inputs + context_noise * level_noise[:, span]
         level = noise.new_full((len(noise), 1), context_noise if i > 0 else 0.0)

@@ -55,7 +55,7 @@ class FlowARConfig:
     """Probability that a label is dropped in training, so that guidance has a null branch."""
     loss_weight: Literal["token", "scale"] = "token"
     """Give all tokens the same weight (release, equation 9), or all scales."""
-    enlarge: Literal["via_full", "direct"] = "via_full"
+    upsample: Literal["via_full", "direct"] = "via_full"
     """Upsample a map for the next scale by bicubic to the full latent and area down (release), or by bicubic alone."""
     time_sampling: TimeSampling = "uniform"
     """How t is drawn in training, for each image and scale."""

@@ -58,8 +58,8 @@ def smoke(run: Run) -> Run:
             compile=False,
             log_every=10,
             save_every=steps,
-            eval_every=steps,
+            validate_every=steps,
             sample_every=steps,
         ),
-        sample=replace(run.sample, steps=min(run.sample.steps, 5), scale_steps=(), batch=16),
+        sample=replace(run.sample, steps=5, batch=16),
     )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import fluvial
-from fluvial.config import Run, differences, from_json, to_json
+from fluvial.config import Run, fixed_differences, from_json, to_json
 from fluvial.training import checkpoint
 from fluvial.training.health import check_finite_weights
 from fluvial.utils.atomic import write_json
@@ -29,26 +29,6 @@ from fluvial.utils.files import json_checksum, read_bytes
 from fluvial.utils.places import closest
 from fluvial.utils.tensors import Lazy
 
-# settings that a run may be continued with: they leave the steps already taken valid
-CHANGEABLE = (
-    "train.log_",
-    "train.blocks_every",
-    "train.save_every",
-    "train.eval_every",
-    "train.score_",
-    "train.sample_every",
-    "train.keep",
-    "train.parallel",  # a step is the same on any number of ranks
-    "train.recompute",
-    "train.ema_device",
-    "train.patience",
-    "sample.",
-    "data.path",  # the same images elsewhere
-    "data.test_path",
-    "data.cache",
-    "data.names_given",
-    "autoencoder.name",  # its weights are checked by their hash
-)
 # entries of run.json and their types
 RECORD = {"recipe": (str, type(None)), "made_by": dict, "imported": dict, "start": str, "ema": dict, "run": dict}
 
@@ -163,8 +143,7 @@ class RunFolder:
         """Raises ValueError if the folder holds another run, or files that belong to no run."""
         if self.exists():
             there = self.run()
-            changed = differences(there, run)
-            fatal = {k: v for k, v in changed.items() if not k.startswith(CHANGEABLE) and not _renamed(k, *v)}
+            fatal = {k: v for k, v in fixed_differences(there, run).items() if not _renamed(k, *v)}
             newest = checkpoint.newest(self.path)
             if newest is not None and checkpoint.is_untrained(newest):
                 fatal = {k: v for k, v in fatal.items() if k.startswith("method.") or (k.startswith("auto") and v[0])}

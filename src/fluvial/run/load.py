@@ -17,13 +17,13 @@ from fluvial.config import Run, to_json
 from fluvial.data.labels import class_ids
 from fluvial.evaluation.images import Images
 from fluvial.flow.guidance import Guidance
-from fluvial.flow.solvers import OnStep, SolverName, Step
+from fluvial.flow.solvers import OnStep, Step
 from fluvial.methods import empty_model, method_of
 from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import open_autoencoder
 from fluvial.sampling.generate import generate, labels_for
 from fluvial.sampling.samples import Frames, Samples
-from fluvial.sampling.settings import SampleConfig
+from fluvial.sampling.settings import AnySolver, SampleConfig
 from fluvial.training import checkpoint
 from fluvial.training.distributed import blocks
 from fluvial.training.health import check_finite_weights
@@ -60,7 +60,7 @@ class Sampler:
         seed: int = 0,
         steps: int | Sequence[int] | None = None,
         guidance: float | Guidance | None = None,
-        solver: SolverName | None = None,
+        solver: AnySolver | None = None,
         settings: SampleConfig | None = None,
         trajectory: bool = False,
         on_step: OnStep | None = None,
@@ -104,14 +104,12 @@ class Sampler:
         *,
         steps: int | Sequence[int] | None = None,
         guidance: float | Guidance | None = None,
-        solver: SolverName | None = None,
+        solver: AnySolver | None = None,
     ) -> SampleConfig:
         """The run's sampling settings, or those given, with some replaced. Raises ValueError if they do not fit it."""
         settings = settings or self.run.sample
-        if isinstance(steps, int):
-            settings = replace(settings, steps=steps, scale_steps=())
-        elif steps is not None:
-            settings = replace(settings, scale_steps=tuple(steps))
+        if steps is not None:
+            settings = replace(settings, steps=steps if isinstance(steps, int) else tuple(steps))
         if isinstance(guidance, int | float):
             guidance = replace(settings.guidance, weight=float(guidance), scale_weights=())
         if guidance is not None:
@@ -155,7 +153,7 @@ class Sampler:
         sampling = {
             "seed": seed,
             "seed_rule": "the noise of image i is a function of (seed, i)",
-            "solver": settings.solver,
+            "solver": settings.solver_settings.name,
             **_evaluations(evaluations or {}),
             "guidance": settings.guidance.weight if known else 1.0,
             "guidance_interval": list(settings.guidance.interval),

@@ -20,12 +20,11 @@ from fluvial.evaluation.reference import NEIGHBOURS, Reference, open_reference, 
 from fluvial.evaluation.scores import Scores
 from fluvial.evaluation.statistics import BATCH, KEPT, Statistics, statistics
 from fluvial.flow.guidance import Guidance
-from fluvial.flow.solvers import SolverName
 from fluvial.metrics.features import Extractor, extractor
 from fluvial.metrics.report import KIND, sealed
 from fluvial.run.folder import RunFolder
 from fluvial.run.load import Sampler, default_device, load
-from fluvial.sampling.settings import SampleConfig
+from fluvial.sampling.settings import AnySolver, SampleConfig
 from fluvial.training.distributed import ALONE, World
 from fluvial.utils import pictures
 
@@ -39,7 +38,7 @@ def score(
     seed: int = 0,
     steps: int | Sequence[int] | None = None,
     guidance: float | Guidance | None = None,
-    solver: SolverName | None = None,
+    solver: AnySolver | None = None,
     settings: SampleConfig | None = None,
     reference: str = "",
     training: str = "",

@@ -53,7 +53,7 @@ def generate(
             return (drawn.pin_memory() if device.type == "cuda" else drawn).to(device, non_blocking=True)
 
         extra: dict[str, Any] = {}
-        if settings.solver == "euler-maruyama":
+        if settings.solver_settings.is_stochastic:
             extra["step_noise"] = lambda step, noise=noise: noise(step + 1)
         if settings.context_noise > 0:
             extra |= {"context_noise": settings.context_noise, "level_noise": noise(CONTEXT_STEP)}
@@ -66,7 +66,7 @@ def generate(
             noise=noise(0),
             times=settings.times(),
             guidance=settings.guidance,
-            solver=settings.bound_solver(INTERPOLANTS[config.interpolant]),
+            solver=settings.solver_settings.bound(INTERPOLANTS[config.interpolant]),
             **extra,
         )
         parts.append(_drawn(draw, decode, on_step=on_step, evaluations=evaluations))

@@ -83,7 +83,7 @@ def _claim(out: Path, seconds: float) -> None:
 
 def _for_seconds(run: Run, seconds: float, device: torch.device | str | None) -> Run:
     """The run with as many steps as last this long, without evaluation and pictures on the way."""
-    quiet = replace(run.train, eval_every=0, sample_every=0)
+    quiet = replace(run.train, validate_every=0, sample_every=0)
     trial = replace(run, train=replace(quiet, steps=CALIBRATION, log_every=CALIBRATION // 2, save_every=CALIBRATION))
     with TemporaryDirectory() as folder:
         train(trial, Path(folder) / "trial", device=device)

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fluvial.config import Run
 from fluvial.methods import method_of
-from fluvial.training.distributed import blocks, recomputed
+from fluvial.training.distributed import blocks, checkpointed_blocks
 from fluvial.training.living import Living, Moments
 from fluvial.training.step import MicroBatch, errors_in, loss_of, split
 
@@ -93,7 +93,8 @@ def flops(run: Run) -> Flops:
         _loss(one, model, _batch(one))
     counts = counter.get_flop_counts()
     again = sum(
-        sum(counts[f"{type(model).__name__}.{name}"].values()) for name in recomputed(model, run.train.recompute)
+        sum(counts[f"{type(model).__name__}.{name}"].values())
+        for name in checkpointed_blocks(model, run.train.activation_checkpointing)
     )
     forward = counter.get_total_flops()
     return Flops(
@@ -214,7 +215,7 @@ def _moments(run: Run, micro: int, device: Device) -> tuple[nn.Module, Moments]:
     kernel = _FusedAttention if device == "cuda" else nullcontext
     with FakeTensorMode():
         model = _model(run)
-        for block in recomputed(model, run.train.recompute).values():
+        for block in checkpointed_blocks(model, run.train.activation_checkpointing).values():
             _recompute(block, kernel)
         with Living(model) as living:
             for part in split(_batch(run, micro * run.train.accumulate), micro)[:2]:

@@ -139,7 +139,7 @@ def _meet(store: Store, rank: int, size: int, timeout: float) -> None:
 
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The transformer blocks by name: what is compiled, recomputed and sharded one by one."""
+    """The transformer blocks by name: what is compiled, checkpointed and sharded one by one."""
     return {
         f"{name}.{i}": block
         for name, stack in model.named_modules()
@@ -149,18 +149,18 @@ def blocks(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def recomputed(model: nn.Module, every: int) -> dict[str, nn.Module]:
+def checkpointed_blocks(model: nn.Module, every: int) -> dict[str, nn.Module]:
     """Every k-th block, by name; none for 0."""
     return {name: block for i, (name, block) in enumerate(blocks(model).items()) if every and i % every == 0}
 
 
-def recompute(model: nn.Module, every: int) -> None:
-    """Lets every k-th block forget what it computed, and compute it again in the backward pass; 0 for none."""
-    for block in recomputed(model, every).values():
-        block.forward = partial(_recomputed, block, block.forward)  # type: ignore[method-assign]
+def checkpoint_activations(model: nn.Module, every: int) -> None:
+    """Applies activation checkpointing to every k-th block, which recomputes it in the backward pass; 0 for none."""
+    for block in checkpointed_blocks(model, every).values():
+        block.forward = partial(_checkpointed, block, block.forward)  # type: ignore[method-assign]
 
 
-def _recomputed(block: nn.Module, forward: Any, *arguments: Any) -> Any:  # noqa: ANN401
+def _checkpointed(block: nn.Module, forward: Any, *arguments: Any) -> Any:  # noqa: ANN401
     if block.training and torch.is_grad_enabled():
         return checkpoint(forward, *arguments, use_reentrant=False)
     return forward(*arguments)

@@ -236,7 +236,7 @@ def _snapshot(folder: Path, step: int, learner: Learner) -> None:
 def _due(step: int, config: TrainConfig, folder: Path, log: Log | None) -> set[str]:
     """Names of what is due at this step: held_out (validation loss), score, preview, ema (snapshot)."""
     last = step == config.steps
-    every = {"held_out": config.eval_every, "score": config.score_every, "preview": config.sample_every}
+    every = {"held_out": config.validate_every, "score": config.score_every, "preview": config.sample_every}
     every["ema"] = config.snapshot_every if config.ema_lengths else 0
     due = {name for name, n in every.items() if n > 0 and (step % n == 0 or last)}
     if log is None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fluvial.methods.method import Draws, Objective
 from fluvial.training import ema
 from fluvial.training.config import TrainConfig
-from fluvial.training.distributed import ALONE, World, blocks, parallelise, recompute, together_at_last
+from fluvial.training.distributed import ALONE, World, blocks, checkpoint_activations, parallelise, together_at_last
 from fluvial.training.health import Health, gradient_norms, update_sizes
 from fluvial.training.optim import OptimConfig, adamw, clip_gradients, learning_rate
 from fluvial.utils.precision import Precision
@@ -104,7 +104,7 @@ def begin(
         raise ValueError(
             f"a batch of {config.batch} is too small for {world.size} ranks with {config.accumulate} micro-batches each"
         )
-    recompute(model, config.recompute)
+    checkpoint_activations(model, config.activation_checkpointing)
     for block in blocks(model).values() if config.compile else ():
         block.compile()
     wrapped = parallelise(model, config.parallel, world)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import field as dataclass_field
 from dataclasses import fields
 from numbers import Integral, Real
 from types import UnionType
@@ -11,6 +12,15 @@ LARGEST = 2**63  # integers must be below it to fit into a tensor
 FLOAT32 = (2 - 2**-23) * 2.0**127  # the largest finite float32
 MANY = 10_000_000  # classes at most: more than any data set has
 MOST = 100_000  # blocks, channels or pixels along a side: far above any model, yet not enough to hang a machine
+
+
+def setting(default: Any, *, changeable: bool = False, needs: str = "", found: bool = False) -> Any:  # noqa: ANN401
+    """A dataclass field, with what the rest of the library asks of it in its metadata.
+
+    `changeable`: a run may go on with another value, as the steps already taken stay valid. `needs`: the name in
+    `fluvial.config.NEEDS` of what a run must have for the setting to do something. `found`: training finds the value.
+    """
+    return dataclass_field(default=default, metadata={"changeable": changeable, "needs": needs, "found": found})
 
 
 def at_least(minimum: int, config: Any, *names: str) -> None:  # noqa: ANN401 - any configuration

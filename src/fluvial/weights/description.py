@@ -6,17 +6,19 @@ import torch
 
 from fluvial.config import Run
 from fluvial.methods import method_of
+from fluvial.sampling.settings import EulerMaruyama
 
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 EXPORT = "fluvial"  # in the metadata of what `fluvial export` wrote: the run, as in run.json
-QUIRKS = ("qkv_norm", "history_decay", "image_decay", "floor_time", "enlarge")  # settings that the weights rely on
+QUIRKS = ("qkv_norm", "history_decay", "image_decay", "floor_time", "upsample")  # settings that the weights rely on
 NAMES = {"sit": "SiT", "arflow": "ARFlow", "flowar": "FlowAR", "kl16": "KL-16"}
 
 
 def described(run: Run) -> dict[str, str]:
     """Latents, classes, solver, guidance and quirks of a run, in words."""
     method, sample, guidance = run.method, run.sample, run.sample.guidance
+    solver = sample.solver_settings
     latent = f"{method.channels} x {method.size[0]} x {method.size[1]}"
     words = {"latents": f"{latent} of {run.autoencoder.name}", "classes": f"{method.classes:,}"}
     known = vars(method)
@@ -25,9 +27,9 @@ def described(run: Run) -> dict[str, str]:
         words["latent scale"] = " ".join(f"{scale:g}" for scale in run.autoencoder.scale)
     if scales := method_of(method).scales(method):
         words["scales"] = " ".join(scales)
-    words["solver"] = f"{sample.solver}, {' '.join(map(str, sample.scale_steps)) or sample.steps} steps"
-    if sample.solver == "euler-maruyama":
-        words["last step"] = f"{sample.last_step}, {sample.last_step_size:g}"
+    words["solver"] = f"{solver.name}, {' '.join(map(str, sample.each_steps))} steps"
+    if isinstance(solver, EulerMaruyama):
+        words["last step"] = f"{solver.last_step}, {solver.last_step_size:g}"
     else:
         words["grid"] = sample.grid
     words["guidance"] = f"{guidance.weight:g}"

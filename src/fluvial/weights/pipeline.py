@@ -105,7 +105,7 @@ class FluvialPipeline(DiffusionPipeline):
         run = from_json(self.model.config["run"])
         settings = run.sample
         if num_inference_steps is not None:
-            settings = replace(settings, steps=num_inference_steps, scale_steps=())
+            settings = replace(settings, steps=num_inference_steps)
         if guidance_scale is not None:
             guidance = replace(settings.guidance, weight=guidance_scale, scale_weights=())
             settings = replace(settings, guidance=guidance)

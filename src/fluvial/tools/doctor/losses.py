@@ -133,7 +133,7 @@ def check_held_out(rows: Sequence[Row]) -> Check:
     steps, held = steps[np.isfinite(held)], held[np.isfinite(held)]
     train_steps, loss = _finite(rows)
     if len(held) < 3 or not len(loss):
-        return not_checked(name, f"{len(held)} held-out losses are too few; it needs 3 (train.eval_every)")
+        return not_checked(name, f"{len(held)} held-out losses are too few; it needs 3 (train.validate_every)")
     best = int(held.argmin())
     ratio = float(held[-1] / held[best])
     then, now = np.interp([steps[best], steps[-1]], train_steps, _smooth(loss))
