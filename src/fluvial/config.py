@@ -5,7 +5,6 @@ from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, get_args
 
 import cattrs
-from cattrs.strategies import configure_tagged_union
 from cattrs.v import format_exception
 
 from fluvial import methods
@@ -102,8 +101,22 @@ def _plain(value: Any, kind: Any) -> Any:  # noqa: ANN401
 _converter = cattrs.Converter(forbid_extra_keys=True)
 for _kind in (int, float, bool, str):  # cattrs alone would take "3" for 3, and "no" for True
     _converter.register_structure_hook(_kind, _plain)
-_converter.register_structure_hook_func(lambda kind: not is_dataclass(kind) and kind != methods.Config, _plain)
-configure_tagged_union(methods.Config, _converter, tag_name="name", tag_generator=methods.name_of)
+_converter.register_structure_hook_func(lambda kind: not is_dataclass(kind) and kind is not methods.Config, _plain)
+
+
+def _method(value: Any, kind: Any) -> methods.Config:  # noqa: ANN401
+    """The settings of a method from their JSON, of the Config of the method that `name` says."""
+    settings = {key: setting for key, setting in value.items() if key != "name"}
+    return _converter.structure(settings, methods.METHODS[value["name"]].Config)
+
+
+def _method_to_json(config: methods.Config) -> dict[str, Any]:
+    return {**_converter.unstructure(config), "name": methods.name_of(type(config))}
+
+
+# looked up at every call: methods may be registered later
+_converter.register_structure_hook_func(lambda kind: kind is methods.Config, _method)
+_converter.register_unstructure_hook_func(lambda kind: kind is methods.Config, _method_to_json)
 
 
 def to_json(run: Run) -> dict[str, Any]:
@@ -118,9 +131,10 @@ def from_json(values: Any) -> Run:  # noqa: ANN401 - whatever a file holds
     """
     method = values.get("method") if isinstance(values, dict) else None
     name = method.get("name") if isinstance(method, dict) else None
-    if not isinstance(name, str) or name not in methods.METHODS:
-        known = ", ".join(methods.METHODS)
-        raise ValueError(f"not a configuration of this version of fluvial: method.name is {name!r}, known are {known}")
+    try:
+        methods.check_known(name)
+    except ValueError as error:
+        raise ValueError(f"not a configuration of this version of fluvial: {error}") from error
     try:
         return _converter.structure(values, Run)
     except Exception as error:
@@ -131,7 +145,7 @@ def from_json(values: Any) -> Run:  # noqa: ANN401 - whatever a file holds
 def _reason(error: BaseException, expected: Any) -> str:  # noqa: ANN401
     if isinstance(error, ValueError):
         return str(error)
-    if is_dataclass(expected) or expected == methods.Config:
+    if is_dataclass(expected) or expected is methods.Config:
         return "must be an object with the settings of this part"
     return format_exception(error, expected)
 
@@ -151,7 +165,7 @@ def differences(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401
     if not dataclasses.is_dataclass(value):
         return {prefix: value}
-    flat = {prefix or "run": type(value).__module__}
+    flat = {prefix or "run": f"{type(value).__module__}.{type(value).__qualname__}"}
     for field in dataclasses.fields(value):
         flat |= _flat(getattr(value, field.name), f"{prefix}.{field.name}" if prefix else field.name)
     return flat

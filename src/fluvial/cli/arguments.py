@@ -6,8 +6,14 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import torch
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructTypeInfo,
+)
 
+from fluvial import methods
 from fluvial.config import Run
 from fluvial.run import experiment
 from fluvial.utils.checks import misfit
@@ -98,6 +104,14 @@ def refuse_repeated(arguments: list[str]) -> None:
             f"given more than once: {', '.join(repeated)}; give each option once (several values go after one name, "
             f"as in --classes 3 7)"
         )
+
+
+@VALUES.struct_rule
+def _settings_of_a_method(info: StructTypeInfo) -> Any:  # noqa: ANN401 - a StructConstructorSpec
+    """The settings of whatever method the default is of."""
+    if info.type is not methods.Config:
+        return None
+    return VALUES.get_struct_spec(replace(info, type=type(info.default)))
 
 
 @VALUES.primitive_rule

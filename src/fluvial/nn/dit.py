@@ -67,12 +67,12 @@ class DiTConfig:
 C = TypeVar("C", bound=DiTConfig)
 
 
-def scales(config: DiTConfig) -> tuple[str, ...]:
+def scales(config: object) -> tuple[str, ...]:
     """None: an image is drawn at once."""
     return ()
 
 
-def targets(config: DiTConfig, latents: Float[Tensor, "n c h w"]) -> Sequence[tuple[float, Tensor]]:
+def targets(config: object, latents: Float[Tensor, "n c h w"]) -> Sequence[tuple[float, Tensor]]:
     """The images, which are all of the loss."""
     return [(1.0, latents)]
 
