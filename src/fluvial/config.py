@@ -5,7 +5,6 @@ from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, get_args
 
 import cattrs
-from cattrs.strategies import configure_tagged_union
 from cattrs.v import format_exception
 
 from fluvial import methods
@@ -129,9 +128,23 @@ _converter = cattrs.Converter(forbid_extra_keys=True)
 for _kind in (int, float, bool, str):  # cattrs alone would take "3" for 3, and "no" for True
     _converter.register_structure_hook(_kind, _plain)
 _converter.register_structure_hook_func(
-    lambda kind: not is_dataclass(kind) and kind not in (methods.Config, AnySolver), _plain
+    lambda kind: not is_dataclass(kind) and kind is not methods.Config and kind != AnySolver, _plain
 )
-configure_tagged_union(methods.Config, _converter, tag_name="name", tag_generator=methods.name_of)
+
+
+def _method(value: Any, kind: Any) -> methods.Config:  # noqa: ANN401
+    """The settings of a method from their JSON, of the Config of the method that `name` says."""
+    settings = {key: setting for key, setting in value.items() if key != "name"}
+    return _converter.structure(settings, methods.METHODS[value["name"]].Config)
+
+
+def _method_to_json(config: methods.Config) -> dict[str, Any]:
+    return {**_converter.unstructure(config), "name": methods.name_of(type(config))}
+
+
+# looked up at every call: methods may be registered later
+_converter.register_structure_hook_func(lambda kind: kind is methods.Config, _method)
+_converter.register_unstructure_hook_func(lambda kind: kind is methods.Config, _method_to_json)
 
 
 @dataclass(frozen=True)
@@ -165,9 +178,10 @@ def from_json(values: Any) -> Run:  # noqa: ANN401 - whatever a file holds
     """
     method = values.get("method") if isinstance(values, dict) else None
     name = method.get("name") if isinstance(method, dict) else None
-    if not isinstance(name, str) or name not in methods.METHODS:
-        known = ", ".join(methods.METHODS)
-        raise ValueError(f"not a configuration of this version of fluvial: method.name is {name!r}, known are {known}")
+    try:
+        methods.check_known(name)
+    except ValueError as error:
+        raise ValueError(f"not a configuration of this version of fluvial: {error}") from error
     try:
         return _converter.structure(upgraded(values), Run)
     except Exception as error:
@@ -178,7 +192,7 @@ def from_json(values: Any) -> Run:  # noqa: ANN401 - whatever a file holds
 def _reason(error: BaseException, expected: Any) -> str:  # noqa: ANN401
     if isinstance(error, ValueError):
         return str(error)
-    if is_dataclass(expected) or expected == methods.Config:
+    if is_dataclass(expected) or expected is methods.Config:
         return "must be an object with the settings of this part"
     return format_exception(error, expected)
 
@@ -207,7 +221,7 @@ def _flat(value: Any, prefix: str = "", *, fixed: bool = False) -> dict[str, Any
     """The settings by their path; `fixed` leaves out those that may change when a run goes on."""
     if not is_dataclass(value):
         return {prefix: value}
-    flat = {prefix or "run": type(value).__name__}
+    flat = {prefix or "run": f"{type(value).__module__}.{type(value).__qualname__}"}
     for field in dataclasses.fields(value):
         if not (fixed and field.metadata.get("changeable")):
             name = f"{prefix}.{field.name}" if prefix else field.name

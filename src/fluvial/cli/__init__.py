@@ -18,6 +18,7 @@ fluvial data verify LATENTS           check what `fluvial encode` wrote against 
 
 fluvial COMMAND --help lists the options of a command with their defaults; for train, those of the recipe.
 --traceback, with any command, shows where an error comes from.
+--plugin FILE.py, with any command, imports a file first, which registers methods and recipes: docs/add-a-method.md.
 """
 
 import io
@@ -31,6 +32,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from fluvial import __version__
+from fluvial.cli import plugins
 from fluvial.utils.errors import Stopped, UsageError
 
 TRACEBACK = "--traceback"
@@ -78,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """The exit code of a command that ends as it should, or is asked to stop."""
     try:
+        files, arguments = plugins.taken_from(arguments)
+        for file in files:
+            plugins.load(file)
         match arguments:
             case [] | ["-h" | "--help", *_]:
                 print(__doc__)

@@ -17,6 +17,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from fluvial import methods
 from fluvial.config import Run
 from fluvial.flow.solvers import SolverName
 from fluvial.run.folder import RunFolder
@@ -148,6 +149,8 @@ def _options(info: StructTypeInfo, *, hidden: Callable[[Field[Any]], bool]) -> S
 
     A solver is chosen by its name, beside the settings that it has: --sample.solver dopri5 --sample.solver.atol 1e-3.
     """
+    if info.type is methods.Config:  # the settings of whatever method the default is of
+        info = replace(info, type=type(info.default))
     if ASKED in info.markers or not is_dataclass(info.type):
         return None
     spec = ConstructorRegistry.get_struct_spec(replace(info, markers=(*info.markers, ASKED)))

@@ -19,6 +19,7 @@ from fluvial.cli.arguments import device_of, nothing_more, of_a_run, parse, posi
 from fluvial.cli.output import console
 from fluvial.config import Run
 from fluvial.data.labels import class_ids, numbers
+from fluvial.methods import find_installed
 from fluvial.run import finetune
 from fluvial.run.folder import RunFolder
 from fluvial.run.load import load
@@ -96,6 +97,7 @@ class CompareOptions:
 
 def list_recipes(arguments: list[str]) -> None:
     nothing_more(arguments, "recipes", "List the recipes.")
+    find_installed()
     for name, recipe in recipes.RECIPES.items():
         print(f"{name}\n    {(recipe.__doc__ or '').strip().splitlines()[0]}")
 
@@ -112,9 +114,10 @@ def train(arguments: list[str]) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from error
     flags, rest = _flags(rest)
+    about = inspect.getdoc(recipes.RECIPES[name])
     if flags.smoke:
         run, name = recipes.smoke(run), f"{name}-smoke"
-    doc = f"{inspect.getdoc(recipes.RECIPES[name.removesuffix('-smoke')])}\n\n{SMOKE}\n\n{DRY_RUN}\n\n{START_OVER}"
+    doc = f"{about}\n\n{SMOKE}\n\n{DRY_RUN}\n\n{START_OVER}"
     options = parse(TrainOptions, TrainOptions(run=run), rest, f"fluvial train {name}", doc)
     if flags.dry_run:
         return _tell(options.run, options.device, options.out or Path("runs") / name)

@@ -105,9 +105,8 @@ def _summary(file: str, found: importing.Imported) -> Table:
     table = Table("what", title=Path(file).name, title_justify="left")
     table.add_column("value", overflow="fold")
     of_size = f"-{found.size}" if found.size else ", of no published size"
-    table.add_row(
-        "found", f"{description.NAMES[found.kind]}{of_size if found.run else ''}, {found.parameters:,} parameters"
-    )
+    name = description.NAMES.get(found.kind, found.kind)
+    table.add_row("found", f"{name}{of_size if found.run else ''}, {found.parameters:,} parameters")
     if found.part:
         table.add_row("taken", f"{found.part} of a trainer's checkpoint")
     if found.assumed:

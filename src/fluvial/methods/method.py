@@ -4,11 +4,14 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from fluvial.flow.interpolant import InterpolantName
+from fluvial.flow.timesteps import TimeSampling
 
 D = TypeVar("D", bound="Draws")
 
@@ -35,6 +38,68 @@ class Draws:
     def _each(self: D, change: Callable[[Tensor], Tensor]) -> D:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: change(value) for name, value in values.items() if value is not None})
+
+
+@runtime_checkable
+class MethodConfig(Protocol):
+    """The settings that every method's Config has, as fields of a frozen dataclass, properties or ClassVars."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the latent."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latent."""
+        ...
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 trains without labels."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden layers, which the learning rate is judged by."""
+        ...
+
+    @property
+    def label_drop(self) -> float:
+        """Probability that a label is dropped in training; 0 leaves guidance without a null branch."""
+        ...
+
+    @property
+    def time_sampling(self) -> TimeSampling:
+        """How t is drawn in training."""
+        ...
+
+    @property
+    def interpolant(self) -> InterpolantName:
+        """Path from noise to data."""
+        ...
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """The shape of one image's noise, as `sample` takes it."""
+        ...
+
+    @property
+    def images_per_sequence(self) -> int | None:
+        """Images in a training example, as an axis of their own after the batch's; None if it is one image."""
+        ...
+
+    @property
+    def guides_channels(self) -> bool:
+        """Whether guidance can be limited to the first channels."""
+        ...
+
+    @property
+    def context_noise(self) -> float:
+        """Largest noise level mixed into inputs other than x_t in training; 0 for none."""
+        ...
 
 
 @runtime_checkable
@@ -70,11 +135,7 @@ class Method(Objective, Protocol):
 
     @property
     def Config(self) -> type[Any]:
-        """The settings: a frozen dataclass.
-
-        With size, channels, classes, label_drop, time_sampling, interpolant, noise_shape, images_per_sequence,
-        guides_channels and context_noise as fields, properties or ClassVars: see `methods/sit.py`.
-        """
+        """The settings: a frozen dataclass with all that `MethodConfig` lists, and those of the method's own."""
         ...
 
     @property
@@ -93,7 +154,10 @@ class Method(Objective, Protocol):
 
     @property
     def sample(self) -> Callable[..., Tensor]:
-        """The sampler: sample(model, labels, *, noise, times, guidance, solver, ...) -> latents (b, c, h, w)."""
+        """The sampler: sample(model, labels, *, noise, times, guidance, solver, ...) -> latents (b, c, h, w).
+
+        Further keywords are step_noise, on_step, evaluations and careful: see `methods/sit.py`.
+        """
         ...
 
     def targets(self, config: Any, latents: Tensor) -> Sequence[tuple[float, Tensor]]:

@@ -69,12 +69,12 @@ class DiTConfig:
 C = TypeVar("C", bound=DiTConfig)
 
 
-def scales(config: DiTConfig) -> tuple[str, ...]:
+def scales(config: object) -> tuple[str, ...]:
     """Names of the scales: none, as an image is drawn at once."""
     return ()
 
 
-def targets(config: DiTConfig, latents: Float[Tensor, "n c h w"]) -> Sequence[tuple[float, Tensor]]:
+def targets(config: object, latents: Float[Tensor, "n c h w"]) -> Sequence[tuple[float, Tensor]]:
     """The clean values in the loss, with their weights: the latents, with weight 1."""
     return [(1.0, latents)]
 

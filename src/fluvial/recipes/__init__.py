@@ -1,10 +1,12 @@
 """Recipes: Python functions that return a Run. The docstring says what to expect."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, cast
 
 from fluvial.config import Run
-from fluvial.methods import method_of
+from fluvial.methods import find_installed, method_of
 from fluvial.recipes import cifar10, digits, imagenet, mnist, photos
 
 RECIPES: dict[str, Callable[[], Run]] = {
@@ -31,8 +33,29 @@ RECIPES: dict[str, Callable[[], Run]] = {
 }
 
 
+def register(name: str, recipe: Any) -> None:  # noqa: ANN401 - a function without parameters, once it is checked
+    """Makes a function that returns a Run known as a recipe of that name; registering it again changes nothing.
+
+    The first line of its docstring is what `fluvial recipes` lists. Raises ValueError if the name is another recipe's
+    or none that a folder could have, or the recipe has no docstring.
+    """
+    wrong = f"cannot register the recipe {name!r}: "
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
+        raise ValueError(f"{wrong}a name is of small letters, digits, and - _ . inside, such as digits-sit")
+    if RECIPES.get(name, recipe) is not recipe:
+        raise ValueError(f"{wrong}there is another recipe of that name; choose another")
+    if not callable(recipe) or not (recipe.__doc__ or "").strip():
+        raise ValueError(f"{wrong}it must be a function that returns a Run, with a docstring that says what to expect")
+    RECIPES[name] = cast(Callable[[], Run], recipe)
+
+
 def get(name: str) -> Run:
-    """The run of that name. Raises ValueError with the names there are, the closest first."""
+    """The run of that name, of installed packages too. Raises ValueError with the names there are, the closest first.
+
+    Packages are those with a method as an entry point of `fluvial.methods`: what they register is found here.
+    """
+    if name not in RECIPES:
+        find_installed()
     if name not in RECIPES:
         from difflib import get_close_matches
 

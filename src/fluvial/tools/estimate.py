@@ -249,9 +249,9 @@ def _fullest(run: Run, model: nn.Module, moments: Moments, world: int, parallel:
 def _recompute(block: nn.Module, kernel: Callable[[], Any]) -> None:
     forward = block.forward
 
-    def again(*args: Any) -> Any:  # noqa: ANN401
+    def again(*args: Any, **named: Any) -> Any:  # noqa: ANN401
         with kernel():
-            return forward(*args)
+            return forward(*args, **named)
 
     # no memory, so no random numbers whose state would have to be kept
     block.forward = partial(checkpoint, again, use_reentrant=False, preserve_rng_state=False)

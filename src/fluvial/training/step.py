@@ -98,8 +98,13 @@ def begin(
 ) -> Learner:
     """The learner of a method's model, at step 0 and in training mode. `empty` makes a copy by default.
 
-    Raises ValueError if the batch is too small for the ranks.
+    Raises ValueError if the batch is too small for the ranks, or the model holds more than checkpoints do.
     """
+    if others := model.state_dict().keys() - dict(model.named_parameters()).keys():
+        raise ValueError(
+            f"checkpoints hold the parameters of a model, each under one name, and this one also has "
+            f"{', '.join(sorted(others))}: register buffers with persistent=False, and keep no running statistics"
+        )
     if config.batch < world.size * config.accumulate:
         raise ValueError(
             f"a batch of {config.batch} is too small for {world.size} ranks with {config.accumulate} micro-batches each"

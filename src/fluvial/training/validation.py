@@ -44,7 +44,11 @@ def validation_losses(
 
 
 def by_time(error: Tensor, t: Tensor) -> list[float | None]:
-    """The mean error of each tenth of t in [0, 1], from noise to data; None where no time fell."""
+    """The mean error of each tenth of t in [0, 1], from noise to data; None where no time fell.
+
+    An example has a time for each of its parts, or one for all.
+    """
+    t = t.reshape(len(error), -1).expand(error.shape) if t.numel() < error.numel() else t
     bucket = (t.flatten() * BUCKETS).long().clamp(0, BUCKETS - 1)
     count = torch.bincount(bucket, minlength=BUCKETS)
     total = torch.bincount(bucket, weights=error.flatten().double(), minlength=BUCKETS)

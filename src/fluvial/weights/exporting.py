@@ -136,6 +136,12 @@ images = pipeline(count=16, seed=0).images
 The code in it is one import of fluvial: `pip install 'fluvial[vae]'`."""
 
 
+OWN = """
+The method {} is no part of fluvial: name the file that registers it with `--plugin FILE.py` in every command, and
+import it in Python, or install its package.
+"""
+
+
 def model_card(folder: Path, license: str, use: str, meta: Mapping[str, Any], parameters: int) -> str:
     """The model card: what the model is, how to use it, how it is sampled, and what was measured."""
     from huggingface_hub import ModelCardData
@@ -152,9 +158,9 @@ def model_card(folder: Path, license: str, use: str, meta: Mapping[str, Any], pa
         source = f"imported from the published file {imported['file']}"
         origin = source if meta.get("weights_only") and "start" not in record else f"{source}, then {origin}"
     lines = [
-        f"---\n{data.to_yaml()}\n---\n\n# {NAMES[kind]}\n",
-        f"[{NAMES[kind]}](https://arxiv.org/abs/{PAPERS[kind]}) with {parameters:,} parameters, {origin}.\n",
-        f"## Use\n\n{use}\n",
+        f"---\n{data.to_yaml()}\n---\n\n# {NAMES.get(kind, kind)}\n",
+        f"{_linked(kind)} with {parameters:,} parameters, {origin}.\n",
+        f"## Use\n\n{use}\n{'' if kind in PAPERS else OWN.format(kind)}",
         _table("Sampling", described(run)),
     ]
     if (folder / "score.json").exists():
@@ -166,6 +172,11 @@ def model_card(folder: Path, license: str, use: str, meta: Mapping[str, Any], pa
         except ValueError as error:
             print(f"the model card has no scores: {error}")
     return "\n".join(lines)
+
+
+def _linked(kind: str) -> str:
+    """The name of a method, with its paper where that is known."""
+    return f"[{NAMES[kind]}](https://arxiv.org/abs/{PAPERS[kind]})" if kind in PAPERS else f"A model of {kind}"
 
 
 def _measured(card: Mapping[str, Any]) -> dict[str, str]:

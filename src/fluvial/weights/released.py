@@ -117,7 +117,7 @@ def expected_tensors(config: Config, given: Mapping[str, Tensor]) -> dict[str, T
 
     Raises ValueError for a model with more blocks than there are tensors, before hours are spent on making it.
     """
-    blocks = config.depth + getattr(config, "head_depth", 0)
+    blocks = sum(getattr(config, name, 0) for name in ("depth", "head_depth"))
     if blocks > len(given):
         raise ValueError(f"a model of {blocks:,} blocks has more than the {len(given):,} tensors that are given")
     with torch.device("meta"):
@@ -126,11 +126,11 @@ def expected_tensors(config: Config, given: Mapping[str, Tensor]) -> dict[str, T
 
 def size_of(config: Config) -> str:
     """The published size of that shape, or ""."""
-    shape = ("depth", "width", "heads", "patch", "head", "head_depth", "head_width")
-    method = method_of(config)
+    names = ("depth", "width", "heads", "patch", "head", "head_depth", "head_width")
+    method, shape = method_of(config), [name for name in names if hasattr(config, name)]
     for name in method.PRESETS:
         preset = method.preset(name)
-        if all(getattr(preset, field, None) == getattr(config, field, None) for field in shape):
+        if all(getattr(preset, field) == getattr(config, field) for field in shape):
             return name
     return ""
 
