@@ -167,7 +167,10 @@ def test_what_may_change_when_a_run_goes_on():
         **{"train.batch": (160, 3), "train.precision": ("fp32", "bf16"), "train.ema_decay": (0.99, 0.5)},
         **{"method.depth": (3, 2), "autoencoder.hash": ("", "other"), "seed": (0, 4)},
     }
-    assert fixed_differences(run, recipes.get("digits-arflow"))["method"] == ("SiTConfig", "ARFlowConfig")
+    assert fixed_differences(run, recipes.get("digits-arflow"))["method"] == (
+        "fluvial.methods.sit.SiTConfig",
+        "fluvial.methods.arflow.ARFlowConfig",
+    )
     assert differences(run, changed(run, sample={"solver": "heun"})) == {"sample.solver": ("AB2", "Heun")}
 
 
