@@ -169,6 +169,8 @@ def test_a_path_may_be_a_str_or_a_path(folder, sampler, tmp_path):
         of_images = {"reference": kind(saved[0]), "training": kind(saved[0]), "features": "pixels", "channels": 1}
         assert fluvial.score(kind(tmp_path / "samples"), device="cpu", **of_images)["images"]["count"] == 20
         fluvial.load(kind(folder), autoencoder=kind("pixels"), device="cpu")
+        with pytest.raises(ValueError, match="no/such/vae"):
+            fluvial.load(kind(folder), autoencoder=kind("no/such/vae"), device="cpu")
     started = [
         fluvial.train(tiny(), tmp_path / kind.__name__, start=kind(folder), device="cpu") for kind in (str, Path)
     ]
@@ -221,7 +223,9 @@ def test_keywords_of_a_score_are_those_of_sample(folder, sampler):
     by_name = fluvial.score(folder, count=20, steps=2, guidance=3.0, solver="heun", seed=5, device="cpu")
     settings = sampler.settings(steps=2, guidance=3.0, solver="heun")
     by_settings = fluvial.score(sampler, count=20, settings=settings, seed=5, device="cpu")
-    assert by_name["images"]["hash"] == by_settings["images"]["hash"]
+    assert by_name["scores"] == by_settings["scores"]
+    weaker = fluvial.score(folder, count=20, steps=2, solver="heun", seed=5, device="cpu")
+    assert weaker["scores"] != by_name["scores"]
     assert by_name["sampling"]["seed"] == 5 and by_name["sampling"]["settings"]["steps"] == 2
 
 
@@ -450,7 +454,7 @@ def test_an_autoencoder_given_as_an_object_encodes_and_decodes(given, tmp_path):
         fluvial.score(source, count=20, data=given, reference="train", features="pixels", device="cpu", **options)
         for source, options in ((out, {"autoencoder": Negative()}), (trained, {}))
     ]
-    assert cards[0]["images"]["hash"] == cards[1]["images"]["hash"]
+    assert cards[0]["scores"] == cards[1]["scores"]
     with pytest.raises(ValueError, match="an autoencoder whose weights have the hash negative, 'pixels' has pixels"):
         fluvial.load(out, device="cpu")
     for call in (fluvial.load, lambda *a, **k: fluvial.train(run, *a, data=given, **k)):
