@@ -287,7 +287,7 @@ def test_a_run_goes_to_the_hub(tmp_path, hub):
     assert hub.files[f"/put/{large['oid']}"] == (tmp_path / "out" / "model.safetensors").read_bytes()
     hub.private = False  # a repository that is there already, for all to see
     refused = upload(hub, run, "--repo", "me/model")
-    assert refused.returncode == 1 and "it is there already, and public" in refused.stderr
+    assert refused.returncode == 1 and "it exists and is public" in refused.stderr
     hub.refuse = True
     seen = len(hub.seen)
     refused = upload(hub, run, "--repo", "me/model/more")

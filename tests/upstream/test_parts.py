@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fluvial.utils.weight_parts import find
-from fluvial.weights import telltales
+from fluvial.weights.released import telltales
 
 NAMES = ("x_embedder.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.qkv.bias", "blocks.0.mlp.fc1.weight")
 WEIGHTS = {name: torch.full((i + 1,), float(i)) for i, name in enumerate(NAMES)}
