@@ -1,4 +1,4 @@
-"""Recipes: Python functions that return a Run. The docstring says what to expect."""
+"""Recipes: functions that return a Run, with the expected results in their docstrings."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,7 +32,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
 
 
 def get(name: str) -> Run:
-    """The run of that name. Raises ValueError with the names there are, the closest first."""
+    """The run of a recipe. Raises ValueError with the known names, the closest first."""
     if name not in RECIPES:
         from difflib import get_close_matches
 
@@ -43,7 +43,7 @@ def get(name: str) -> Run:
 
 
 def smoke(run: Run) -> Run:
-    """The same run with a small model and few steps: shows in about a minute on a CPU whether all of it works."""
+    """The run with a small model and few steps, to test the whole of it in about a minute on a CPU."""
     steps, batch = 60, 4 if run.method.images_per_sequence else 16
     return replace(
         run,
