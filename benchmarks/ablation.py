@@ -23,7 +23,7 @@ from memory import markdown
 
 from fluvial.cli import main
 from fluvial.tools import bench
-from fluvial.utils.files import write_json
+from fluvial.utils.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results"
 LONGER = 1.2  # a case may take so many times as long as it has in another variant

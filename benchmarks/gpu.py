@@ -36,8 +36,8 @@ TINY_FLOWAR |= {"--method.head-depth": "1"}
 
 
 def cases() -> list[Case]:
-    """Training, without recomputed blocks, and sampling of every model."""
-    training = ("--train.recompute", "0", "--batch")
+    """Training, without activation checkpointing, and sampling of every model."""
+    training = ("--train.activation-checkpointing", "0", "--batch")
     found = []
     for name, arguments in MODELS.items():
         size = str(BATCHES[name])

@@ -25,8 +25,8 @@ from fluvial.config import Run
 from fluvial.methods import flowar, method_of
 from fluvial.tools import bench
 from fluvial.tools.curves import COLOURS
+from fluvial.utils.atomic import write_json
 from fluvial.utils.extras import require
-from fluvial.utils.files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

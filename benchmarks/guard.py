@@ -23,7 +23,7 @@ from fluvial.methods import arflow, flowar, sit
 from fluvial.sampling.settings import SampleConfig
 from fluvial.tools import bench
 from fluvial.training.config import TrainConfig
-from fluvial.utils.files import write_json
+from fluvial.utils.atomic import write_json
 
 FILE = RESULTS / "guard.json"
 TOLERANCE = 0.4

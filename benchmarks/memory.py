@@ -21,9 +21,11 @@ from torch import Tensor
 from fluvial import recipes
 from fluvial.config import Run
 from fluvial.methods import arflow, flowar, method_of, sit
+from fluvial.run.train import learner_of
 from fluvial.tools.estimate import batch_shape, largest_batch, memory
 from fluvial.training import loop
 from fluvial.training.config import TrainConfig
+from fluvial.training.distributed import ALONE
 from fluvial.utils.randomness import generator
 
 SHAPE = {"size": (16, 16), "channels": 4, "classes": 10}
@@ -36,7 +38,9 @@ SMALL = {
     "SiT, bf16": Run(method=sit.Config(**DIT), train=TrainConfig(batch=32, precision="bf16")),
     "ARFlow, 2 micro-batches": Run(method=arflow.Config(**DIT), train=TrainConfig(batch=8, accumulate=2)),
     "FlowAR": Run(method=FLOWAR, train=TrainConfig(batch=2)),
-    "FlowAR, every block recomputed": Run(method=FLOWAR, train=TrainConfig(batch=2, recompute=1)),
+    "FlowAR, activation checkpointing of every block": Run(
+        method=FLOWAR, train=TrainConfig(batch=2, activation_checkpointing=1)
+    ),
 }
 GPUS = {"80 GB": 80e9, "141 GB": 141e9}
 FREE = 0.05  # of a GPU's memory, for the CUDA context, libraries and what the allocator wastes
@@ -89,16 +93,9 @@ def _train(run: Run, steps: int = 3) -> int:
         return torch.randn(batch_shape(run), generator=draws), labels
 
     with tempfile.TemporaryDirectory() as folder:
-        loop.train(
-            method.Model(run.method),
-            method=method_of(run.method),
-            batches=lambda order: batch,
-            replica=lambda: method.Model(run.method),
-            config=replace(run.train, steps=steps + 1),
-            optim=run.optim,
-            seed=0,
-            run=Path(folder),
-        )
+        run = replace(run, train=replace(run.train, steps=steps + 1))
+        learner = learner_of(run, method.Model(run.method), ALONE)
+        loop.train(learner, lambda order: batch, Path(folder))
     return peaks[-1]
 
 
@@ -119,8 +116,8 @@ def batches() -> list[list[str]]:
         each = run.method.images_per_sequence or 1
         row = [name]
         for capacity in GPUS.values():
-            for recompute in (0, 1):
-                run = replace(run, train=replace(run.train, precision="bf16", recompute=recompute))
+            for checkpointing in (0, 1):
+                run = replace(run, train=replace(run.train, precision="bf16", activation_checkpointing=checkpointing))
                 row.append(f"{each * largest_batch(run, capacity * (1 - FREE), device='cuda'):,}")
         rows.append(row)
         print(row, file=sys.stderr, flush=True)
@@ -142,7 +139,7 @@ def main() -> None:
         return
     print(markdown(["method", "estimate", "measured peak", "estimate / measured"], compared()), flush=True)
     if arguments.batches:
-        head = ["preset"] + [f"{gpu}{how}" for gpu in GPUS for how in ("", ", recomputed")]
+        head = ["preset"] + [f"{gpu}{how}" for gpu in GPUS for how in ("", ", checkpointing")]
         print("\n" + markdown(head, batches()))
 
 

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from memory import markdown
 
+import fluvial
 from fluvial.evaluation.against import against, real_images
 from fluvial.evaluation.scores import Scores, named
 from fluvial.evaluation.statistics import statistics
 from fluvial.metrics.features import extractor
-from fluvial.run import experiment
-from fluvial.sampling.settings import SampleConfig
+from fluvial.sampling.settings import Dopri5, SampleConfig
 from fluvial.tools import estimate
 from fluvial.tools.curves import COLOURS
+from fluvial.utils.atomic import write_json
 from fluvial.utils.extras import require
-from fluvial.utils.files import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,17 +55,17 @@ class Point(NamedTuple):
 
 def settings_of(own: SampleConfig, scales: int) -> Iterator[tuple[str, str, SampleConfig]]:
     """(series, in words, settings) of all that is drawn; `scales` is 0 for methods that have none."""
-    each = replace(own, scale_steps=(), grid="uniform", shift=1.0)
+    each = replace(own, steps=1, grid="uniform", shift=1.0)
     for solver, cost in A_STEP.items():
         for evaluations in EVALUATIONS[scales > 0]:
             steps = evaluations // cost
             yield solver, f"{steps} steps", replace(each, solver=solver, steps=steps)
     for tolerance in TOLERANCES:
-        yield "dopri5", f"tolerance {tolerance:g}", replace(each, solver="dopri5", atol=tolerance, rtol=tolerance)
+        yield "dopri5", f"tolerance {tolerance:g}", replace(each, solver=Dopri5(atol=tolerance, rtol=tolerance))
     for name, ratio in FALLING.items() if scales > 1 else ():
         for evaluations in EVALUATIONS[True]:
             steps = annealed(evaluations * scales, scales, ratio)
-            changed = replace(each, solver="ab2", scale_steps=steps)
+            changed = replace(each, solver="ab2", steps=steps)
             yield f"ab2, {name}", f"{' '.join(map(str, steps))} steps", changed
 
 
@@ -77,7 +77,7 @@ def annealed(total: int, scales: int, ratio: float) -> tuple[int, ...]:
 
 def measure(folder: Path, count: int, features: str) -> Iterator[Point]:
     """The run's scores with every setting."""
-    trained = experiment.load(folder, device="cpu")
+    trained = fluvial.load(folder, device="cpu")
     look = extractor(features)
     compare = against("test", real_images(trained.run.data), look).measure
     for series, words, settings in settings_of(trained.run.sample, len(getattr(trained.run.method, "maps", ()))):

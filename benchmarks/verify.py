@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from fluvial.training import checkpoint
-from fluvial.utils.files import check_tensors, write_tensors
+from fluvial.utils.tensors import check_tensors, write_tensors
 
 REPEATS = 5
 

@@ -50,7 +50,7 @@ def small(monkeypatch):
 
 @pytest.fixture(params=METHODS)
 def run(request):
-    train = TrainConfig(batch=4, accumulate=2, recompute=1)
+    train = TrainConfig(batch=4, accumulate=2, activation_checkpointing=1)
     return Run(method=METHODS[request.param], train=train, sample=SampleConfig(steps=3, batch=3))
 
 
@@ -62,7 +62,7 @@ def counted(call):
 
 
 def test_training_flops_are_those_of_the_timed_step_without_what_is_recomputed(run):
-    plain = replace(run, train=replace(run.train, recompute=0))
+    plain = replace(run, train=replace(run.train, activation_checkpointing=0))
     call, images = bench._training(plain, CPU)
     assert images == 4 * (run.method.images_per_sequence or 1)
     # the first layer's input has no gradient, which is counted as if it had

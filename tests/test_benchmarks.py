@@ -17,10 +17,10 @@ import twins
 import verify
 
 import data
+import fluvial
 import metrics
 from fluvial import recipes
 from fluvial.nn.scales import attend
-from fluvial.run import experiment
 from fluvial.tools import bench
 
 
@@ -321,7 +321,7 @@ def test_every_series_takes_as_many_evaluations():
         for series, _, each in settings:
             times = each.times()
             steps = [len(t) - 1 for t in times] if isinstance(times, list) else [len(times) - 1] * max(scales, 1)
-            taken.setdefault(series, []).append(sum(steps) * nfe.A_STEP[each.solver])
+            taken.setdefault(series, []).append(sum(steps) * nfe.A_STEP[each.solver.name])
         assert len(taken) == (5 if scales else 3)
         for series in taken.values():
             assert series == pytest.approx([max(scales, 1) * n for n in nfe.EVALUATIONS[scales > 0]], abs=1)
@@ -331,8 +331,8 @@ def test_every_series_takes_as_many_evaluations():
 def test_quality_against_evaluations_is_measured_and_drawn(tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     run = recipes.get("digits-flowar")
-    run = replace(run, train=replace(run.train, steps=1, sample_every=0, eval_every=0))
-    experiment.train(run, tmp_path / "run", device="cpu")
+    run = replace(run, train=replace(run.train, steps=1, sample_every=0, validate_every=0))
+    fluvial.train(run, tmp_path / "run", device="cpu")
     monkeypatch.setattr(nfe, "EVALUATIONS", {True: (2, 4)})
     monkeypatch.setattr(nfe, "TOLERANCES", (10.0,))
     nfe.main([str(tmp_path / "run"), "--count", "20", "--out", str(tmp_path / "out")])

@@ -107,7 +107,7 @@ def test_every_float_of_a_configuration_is_finite(config, bad):
         (sit.SiTConfig, {"mlp_ratio": 1e30}),
         (flowar.FlowARConfig, {"head_depth": 10**9}),
         (SampleConfig, {"steps": 10**12}),
-        (SampleConfig, {"scale_steps": (5, 10**12)}),
+        (SampleConfig, {"steps": (5, 10**12)}),
     ],
 )
 def test_sizes_that_would_hang_a_machine_are_refused(config, wrong):

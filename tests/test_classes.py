@@ -7,16 +7,18 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
-from fluvial import cli, recipes
+import fluvial
+from fluvial import cli
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
 from fluvial.data.images import DataConfig, ImageSet, load
 from fluvial.evaluation.against import real_images
 from fluvial.evaluation.opening import open_images
 from fluvial.methods import sit
-from fluvial.run import experiment, finetune, inputs
-from fluvial.run import score as scoring
+from fluvial.run import finetune, inputs
+from fluvial.run.folder import RunFolder, record_of
 from fluvial.run.inputs import encode, open_autoencoder, open_inputs
+from fluvial.run.train import build
 
 DIGITS = tuple(map(str, range(12)))
 BY_TEXT = tuple(sorted(DIGITS))
@@ -92,7 +94,7 @@ def test_other_classes_are_refused_unless_the_user_names_them(tmp_path, cached):
             encode(DataConfig(path=place), open_autoencoder(AutoencoderConfig()), tmp_path / f"{place}-cache")
         train, test = f"{train}-cache", f"{test}-cache"
     run = run_of(2, path=train, test_path=test)
-    both = r"the held-out images have the classes \['truck', 'van'\], the training images \['bus', 'car'\]"
+    both = r"the validation images have the classes \['truck', 'van'\], the training images \['bus', 'car'\]"
     with pytest.raises(ValueError, match=both):
         open_inputs(run)
     for names in (("x", "y"), ("bus", "car")):
@@ -130,9 +132,9 @@ def test_a_run_that_is_trained_keeps_what_it_knows_of_its_names(tmp_path, capsys
     # fine-tuning: names in whatever spelling, also where they are those of the run that it starts from
     tuned = ["train", str(tmp_path / "found"), "--data.path", test, "--data.class_names", "bus", "car"]
     assert cli.main([*tuned, "--out", str(tmp_path / "tuned")]) == 0
-    assert experiment.read_run(tmp_path / "tuned").data.class_names == ("bus", "car")
+    assert RunFolder(tmp_path / "tuned").run().data.class_names == ("bus", "car")
     assert cli.main([*tuned[:4], "--out", str(tmp_path / "anew")]) == 0
-    assert experiment.read_run(tmp_path / "anew").data.class_names == ("truck", "van")
+    assert RunFolder(tmp_path / "anew").run().data.class_names == ("truck", "van")
 
 
 def test_given_images_are_matched_too():
@@ -143,7 +145,7 @@ def test_given_images_are_matched_too():
     opened = open_inputs(run, images=train, held_out=given([0, 0], ("b",)))
     assert opened.held_out.labels.tolist() == [1, 1] and opened.run.data.class_names == ("a", "b")
     for names in (("c", "d"), ("a", "c"), ()):
-        with pytest.raises(ValueError, match=r"the held-out images have .*, the training images \['a', 'b'\]"):
+        with pytest.raises(ValueError, match=r"the validation images have .*, the training images \['a', 'b'\]"):
             open_inputs(run, images=train, held_out=given([0, 1], names))
     with pytest.raises(ValueError, match="labels run .*7, but there are 2 class names"):
         open_inputs(run, images=given([0, 7], ("a", "b")))
@@ -170,7 +172,7 @@ def test_class_names_must_differ():
 )
 def test_fine_tuning_finds_the_rows_of_numbers(before, after, kept):
     start, run = (run_of(classes, class_names=names) for classes, names in (before, after))
-    weights, initial = ({**experiment.build(r).state_dict()} for r in (start, run))
+    weights, initial = ({**build(r).state_dict()} for r in (start, run))
     weights["embed_label.table.weight"] = torch.randn_like(weights["embed_label.table.weight"])
     table, _ = finetune.adapted(weights, start, run, initial)
     table = table["embed_label.table.weight"]
@@ -185,8 +187,8 @@ def test_fine_tuning_finds_the_rows_of_numbers(before, after, kept):
 )
 def test_sample_draws_the_class_that_is_called_so(tmp_path, names, classes, ids):
     run = run_of(len(names), class_names=names)
-    weights = experiment.build(run).state_dict()
-    experiment.create(tmp_path / "run", experiment.record_of(run), weights)
+    weights = build(run).state_dict()
+    RunFolder(tmp_path / "run").create(record_of(run), weights)
     options = ["--count", "2", "--gif", "False", "--sample.steps", "1"]
     assert cli.main(["sample", str(tmp_path / "run"), "--classes", classes, *options]) == 0
     assert np.load(tmp_path / "run" / "samples" / "samples.npz")["arr_1"].tolist() == [ids, ids]
@@ -225,8 +227,8 @@ def test_class_accuracy_is_of_the_classes_of_that_name(tmp_path, capsys):
     light = coloured(tmp_path / "light", {"light": 200})  # there its id is 0
     other = coloured(tmp_path / "other", {"pale": 200})
     options = {"reference": train, "training": train, "features": "pixels"}
-    assert scoring.score_images(light, **options)["scores"]["class_accuracy"]["value"] == 1
-    assert "class_accuracy" not in scoring.score_images(other, **options)["scores"]
+    assert fluvial.score(light, **options)["scores"]["class_accuracy"]["value"] == 1
+    assert "class_accuracy" not in fluvial.score(other, **options)["scores"]
     assert f"the labels of {other} are ignored" in capsys.readouterr().err
 
 
@@ -263,16 +265,15 @@ def asked(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
-        (["--sample.steps", str(recipes.get("digits-flowar").sample.steps)], ()),
-        (["--sample.steps=5"], ()),
-        (["--sample.steps", "5", "--sample.scale_steps", "32", "20", "8"], (32, 20, 8)),
+        (["--sample.steps", "12"], 12),
+        (["--sample.steps=5"], 5),
+        (["--sample.steps", "9", "8", "7"], (9, 8, 7)),
         ([], (32, 20, 8)),
     ],
 )
-def test_steps_stand_in_place_of_those_of_each_scale_if_they_are_given(options, steps, asked):
-    """Given is what is parsed, not what differs from the default."""
+def test_steps_are_one_number_or_one_for_each_scale(options, steps, asked):
     assert cli.main(["train", "digits-flowar", "--dry-run", *options]) == 0
-    assert asked[0].sample.scale_steps == steps
+    assert asked[0].sample.steps == steps
 
 
 @pytest.mark.parametrize("spelling", [["--smoke"], ["--smoke", "True"], ["--smoke=True"]])

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
+from fluvial import recipes
 from fluvial.cli import COMMANDS, main
-from fluvial.run import experiment
+from fluvial.cli.arguments import parse
+from fluvial.cli.runs import TrainOptions
+from fluvial.run.folder import RunFolder
+from fluvial.sampling.settings import Dopri5, SampleConfig
 from fluvial.training import checkpoint
 
 SMALL = [
@@ -31,7 +37,16 @@ SMALL = [
     "--sample.steps",
     "2",
 ]
-EVERY = ["--train.log-every", "5", "--train.save-every", "5", "--train.eval-every", "0", "--train.sample-every", "0"]
+EVERY = [
+    "--train.log-every",
+    "5",
+    "--train.save-every",
+    "5",
+    "--train.validate-every",
+    "0",
+    "--train.sample-every",
+    "0",
+]
 
 
 def train(out, *options, steps=10):
@@ -84,8 +99,8 @@ def test_compare_puts_the_methods_side_by_side(tmp_path, capsys):
     rows = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert [r["method"] for r in rows] == ["SiT", "ARFlow", "FlowAR"] and "Frechet distance" in printed
     for row in rows:
-        run = experiment.read_run(tmp_path / "c" / row["method"])
-        assert row["steps"] == run.train.steps and row["images seen"] == row["steps"] * experiment.images_per_step(run)
+        run = RunFolder(tmp_path / "c" / row["method"]).run()
+        assert row["steps"] == run.train.steps and row["images seen"] == row["steps"] * run.images_per_step
         card = json.loads((tmp_path / "c" / row["method"] / "score.json").read_text())
         assert row["of real data"] == pytest.approx(card["scores"]["frechet_distance"]["real"], abs=1e-3)
     assert Image.open(tmp_path / "c" / "compare.png").width > 500
@@ -104,7 +119,7 @@ def test_flowar_draws_its_scales(tmp_path, capsys):
     assert (
         main(["train", "digits-flowar", *small, *EVERY, "--train.steps", "3", "--train.batch", "4", "--out", out]) == 0
     )
-    assert main(["sample", out, "--count", "4", "--sample.steps", "9", "--sample.scale-steps", "4", "3", "2"]) == 0
+    assert main(["sample", out, "--count", "4", "--sample.steps", "4", "3", "2"]) == 0
     strip = Image.open(tmp_path / "run" / "samples" / "scales.png")
     assert strip.size == ((3 * 9 + 1) * 6, (4 * 9 + 1) * 6)
     # a frame a step, but Pillow joins frames that do not differ, as in a model of three steps they hardly do
@@ -113,7 +128,8 @@ def test_flowar_draws_its_scales(tmp_path, capsys):
     assert main(["sample", out, "--count", "1", "--sample.steps", "2"]) == 0, "in place of the recipe's, by scale"
     assert "'conditional 1x1': 2, 'null 1x1': 2" in capsys.readouterr().out
     for wrong in (
-        ["scale-steps", "4", "3"],
+        ["steps", "4", "3"],
+        ["steps"],
         ["guidance.scale-weights", "2"],
         ["guidance.channels", "1"],
         ["context-noise", "0.1"],
@@ -150,8 +166,8 @@ def test_a_wrong_command_line_is_code_2(arguments, says, capsys):
         ("sample", ["--columns", "0"], "at least 1: {'columns': 0}"),
         ("score", ["--count", "1"], "at least 2: {'count': 1}"),
         ("sample", ["--sample.context-noise", "0.1"], "sample.context_noise needs a method trained"),
-        ("sample", ["--sample.scale-steps", "3", "2"], "one for each of the method's 0 scales"),
-        ("score", ["--sample.guidance.ramp", "linear"], "sample.guidance.ramp is over scales"),
+        ("sample", ["--sample.steps", "3", "2"], "sample.steps must be one number"),
+        ("score", ["--sample.guidance.ramp", "linear"], "sample.guidance.ramp needs a method with scales"),
     ],
 )
 def test_a_wrong_option_of_a_run_is_code_2(run, command, options, says, capsys):
@@ -159,10 +175,90 @@ def test_a_wrong_option_of_a_run_is_code_2(run, command, options, says, capsys):
     assert says in "".join(capsys.readouterr().err.split("│")).replace("\n", "")
 
 
+def offered(capsys, *arguments):
+    """The options in the help of a command."""
+    assert main([*arguments, "--help"]) == 0
+    return set(re.findall(r"^\W{0,2}(--[a-z][a-z0-9.-]*)", capsys.readouterr().out, re.MULTILINE))
+
+
+def test_only_options_with_an_effect_are_offered(run, capsys):
+    of_scales = {"--sample.guidance.ramp", "--sample.guidance.scale-weights"}
+    flowar, sit = (offered(capsys, "train", f"digits-{name}") for name in ("flowar", "sit"))
+    assert of_scales <= flowar and not of_scales & sit
+    assert "--sample.guidance.channels" in sit - flowar and "--sample.context-noise" not in sit | flowar
+    for of_a_run in (offered(capsys, command, str(run)) for command in ("sample", "score")):
+        sampling = {name for name in of_a_run if name.startswith("--sample.")}
+        assert sampling == {name for name in sit if name.startswith("--sample.")}
+    found = {"--data.digest", "--data.names-given", "--autoencoder.hash"}
+    assert not found & sit and {"--data.class-names", "--autoencoder.shift"} <= sit
+
+
+def test_an_option_that_the_method_has_a_use_for_in_the_end_is_taken(tmp_path, capsys):
+    options = ["--dry-run", "--out", str(tmp_path / "run"), "--sample.context-noise", "0.1"]
+    assert main(["train", "digits-flowar", "--method.context-noise", "0.2", *options]) == 0
+    assert '"context_noise": 0.1' in capsys.readouterr().out
+    assert main(["train", "digits-flowar", *options]) == 2
+    assert "sample.context_noise needs a method trained with method.context_noise" in capsys.readouterr().err
+
+
+OF_SOLVERS = {
+    "dopri5": {"--sample.solver.atol", "--sample.solver.rtol"},
+    "euler-maruyama": {f"--sample.solver.{name}" for name in ("diffusion", "norm", "last-step", "last-step-size")},
+}
+
+
+@pytest.mark.parametrize("solver", ["euler", "ab2", "heun", "midpoint", "dopri5", "euler-maruyama"])
+def test_options_of_a_solver_are_offered_with_it_alone(run, solver, capsys):
+    before = offered(capsys, "sample", str(run))
+    after = offered(capsys, "sample", str(run), f"--sample.solver={solver}")
+    adaptive = {"--sample.steps", "--sample.grid", "--sample.shift"} if solver == "dopri5" else set()
+    assert after - before == OF_SOLVERS.get(solver, set()) and before - after == adaptive
+    assert offered(capsys, "train", "digits-sit", "--sample.solver", solver) >= OF_SOLVERS.get(solver, set())
+
+
+def test_a_solver_is_chosen_with_its_settings(run, tmp_path, capsys):
+    out = ["--count", "2", "--out", str(tmp_path / "samples")]
+    for chosen, recorded in (
+        (["dopri5", "--sample.solver.atol", "0.5"], {"name": "dopri5", "atol": 0.5, "rtol": 1e-5}),
+        (
+            ["euler-maruyama", "--sample.solver.last-step", "none", "--sample.solver.diffusion=linear"],
+            {"name": "euler-maruyama", "diffusion": "linear", "norm": 1, "last_step": "none", "last_step_size": 0.04},
+        ),
+        (["heun"], {"name": "heun"}),
+    ):
+        assert main(["sample", str(run), *out, "--sample.solver", *chosen]) == 0
+        about = json.loads((tmp_path / "samples" / "samples.json").read_text())["sampling"]
+        assert about["solver"] == recorded["name"] and about["settings"]["solver"] == recorded
+    capsys.readouterr()
+    for wrong, says in (
+        (["--sample.solver", "rk4"], "rk4"),
+        (["--sample.solver.atol", "1"], "--sample.solver.atol"),
+        (["--sample.solver", "heun", "--sample.solver.atol", "1"], "--sample.solver.atol"),
+        (
+            ["--sample.solver", "dopri5", "--sample.steps", "7"],
+            "dopri5 chooses its own steps: leave out --sample.steps",
+        ),
+        (["--sample.solver", "dopri5", "--sample.solver.atol", "0"], "must be above 0: {'atol': 0.0}"),
+    ):
+        assert main(["sample", str(run), *out, *wrong]) == 2, wrong
+        assert says in capsys.readouterr().err
+
+
+def test_settings_of_the_solver_of_a_run_stay_where_its_name_is_given(capsys):
+    assert main(["train", "imagenet256-sit-xl2", "--sample.solver", "euler-maruyama", "--help"]) == 0
+    assert "(default: 250)" in capsys.readouterr().out
+    changed = replace(recipes.get("digits-sit"), sample=SampleConfig(solver=Dopri5(rtol=0.3)))
+    options = parse(TrainOptions, TrainOptions(run=changed), ["--sample.solver", "dopri5"], "train", "")
+    assert options.run == changed
+    options = parse(TrainOptions, TrainOptions(run=changed), ["--sample.solver.atol", "0.2"], "train", "")
+    assert options.run.sample.solver == Dopri5(rtol=0.3, atol=0.2)
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
-@pytest.mark.parametrize("option", ["sample.guidance.weight", "sample.shift", "sample.atol"])
+@pytest.mark.parametrize("option", ["sample.guidance.weight", "sample.shift", "sample.solver.atol"])
 def test_a_number_that_is_not_finite_is_refused_by_its_option(run, option, value, capsys):
-    assert main(["sample", str(run), f"--{option}", value]) == 2
+    chosen = ["--sample.solver", "dopri5"] if option.endswith("atol") else []
+    assert main(["sample", str(run), *chosen, f"--{option}", value]) == 2
     assert f"--{option}: must be finite, got" in "".join(capsys.readouterr().err.split("│"))
 
 
@@ -512,7 +608,7 @@ def test_encode_then_verify_then_train(photos, tmp_path, capsys):
 def test_a_smoke_run_tries_everything(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "digits-flowar", "--smoke", "--train.steps", "3"]) == 0
-    run = experiment.read_run(tmp_path / "runs" / "digits-flowar-smoke")
+    run = RunFolder(tmp_path / "runs" / "digits-flowar-smoke").run()
     assert run.method.width == 64 and run.train.steps == 3 and list(Path("runs/digits-flowar-smoke/samples").iterdir())
     assert main(["train", "cifar10-sit", "--smoke", "--help"]) == 0 and "--smoke tries" in capsys.readouterr().out
     assert main(["train", "cifar10-sit", "--smoke", "--data.path", "gone.parquet"]) == 1

@@ -7,12 +7,14 @@ from functools import partial
 import pytest
 from PIL import Image
 
+import fluvial
 from fluvial import recipes
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.cli import main
 from fluvial.data.images import DataConfig
-from fluvial.run import experiment
-from fluvial.utils.files import only_one
+from fluvial.run.folder import RunFolder, record_of
+from fluvial.run.train import build, check
+from fluvial.utils.atomic import only_one
 
 
 def dry(*arguments):
@@ -59,11 +61,11 @@ def test_the_checks_are_those_of_training(tmp_path, photos):
         return run, tmp_path / out
 
     def both_refuse(run, out, says):
-        for start in (experiment.check, partial(experiment.train, device="cpu")):
+        for start in (check, partial(fluvial.train, device="cpu")):
             with pytest.raises(ValueError, match=re.escape(says)):
                 start(run, out)
 
-    assert experiment.check(*run()) == 8
+    assert check(*run()) == 8
     both_refuse(*run(channels=1), "latents of (3, 8, 8) (channels, height, width), the model takes (1, 8, 8)")
     both_refuse(*run(path=tmp_path / "gone"), "gone does not exist")
     both_refuse(*run(path=tmp_path / "empty"), "has no images")
@@ -77,17 +79,17 @@ def test_the_checks_are_those_of_training(tmp_path, photos):
 
 def test_nothing_is_downloaded_and_the_rest_is_checked(tmp_path, photos):
     recipe, said = recipes.get("imagenet256-sit-xl2"), []
-    assert experiment.check(recipe, tmp_path / "run", tell=said.append) is None
+    assert check(recipe, tmp_path / "run", tell=said.append) is None
     assert said == [
         "not checked: the images hub:ILSVRC/imagenet-1k, on the hub; name files here with --data.path",
         "not checked: the autoencoder stabilityai/sd-vae-ft-ema, on the hub; name its folder with --autoencoder.name",
     ]
     here = replace(recipe, data=replace(recipe.data, path=str(photos), size=64))
     with pytest.raises(ValueError, match="the data has 2 classes, the model 1000"):
-        experiment.check(here, tmp_path / "run")
+        check(here, tmp_path / "run")
     said.clear()
     fits = replace(here, method=replace(here.method, classes=2))
-    assert experiment.check(fits, tmp_path / "run", tell=said.append) == 8
+    assert check(fits, tmp_path / "run", tell=said.append) == 8
     assert "the autoencoder stabilityai/sd-vae-ft-ema" in said[0] and "1 file left out: 1 .heic" in said[1]
     assert len(said) == 2 and not (tmp_path / "run").exists()
 
@@ -95,7 +97,7 @@ def test_nothing_is_downloaded_and_the_rest_is_checked(tmp_path, photos):
 def test_a_dry_run_sees_that_the_folder_is_of_another_run_or_in_use(tmp_path, capsys):
     folder = tmp_path / "run"
     run = recipes.smoke(recipes.get("digits-sit"))
-    experiment.create(folder, experiment.record_of(run), experiment.build(run).state_dict())
+    RunFolder(folder).create(record_of(run), build(run).state_dict())
     assert dry("digits-sit", "--out", folder) == 1 and "holds another run" in capsys.readouterr().err
     assert dry(folder) == 0 and "not checked: the checkpoints" in capsys.readouterr().out
     assert dry(folder, "--out", tmp_path / "other") == 0

@@ -16,7 +16,8 @@ from fluvial import recipes
 from fluvial.cli import main
 from fluvial.config import Run, from_json
 from fluvial.methods import arflow, flowar, sit
-from fluvial.run import experiment
+from fluvial.run.folder import RunFolder, record_of
+from fluvial.run.train import build
 from fluvial.tools import estimate
 from fluvial.training import checkpoint
 from fluvial.training.config import TrainConfig
@@ -46,8 +47,8 @@ def shapes_unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def recomputing(run, every):
-    return replace(run, train=replace(run.train, recompute=every))
+def checkpointing(run, every):
+    return replace(run, train=replace(run.train, activation_checkpointing=every))
 
 
 def averaging(run, **settings):
@@ -72,7 +73,7 @@ def test_forward_flops_are_those_of_the_specification(method, name):
 
 
 def test_flops_are_those_of_a_real_step(run):
-    model = experiment.build(run)
+    model = build(run)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         estimate._loss(run, model, estimate._batch(run)).backward()
     counted = estimate.flops(run)
@@ -84,7 +85,7 @@ def test_flops_are_those_of_a_real_step(run):
 
 def test_recomputed_flops_are_those_of_the_blocks():
     run = run_of("sit")
-    all_blocks, half = (estimate.flops(recomputing(run, every)) for every in (1, 2))
+    all_blocks, half = (estimate.flops(checkpointing(run, every)) for every in (1, 2))
     tokens, width = 4 * 16, 64
     # per token: qkv and out 4 d^2, MLP 8 d^2, two products with 16 keys; per image: modulation 6 d^2
     block = 2 * (tokens * (12 * width**2 + 2 * 16 * width) + 4 * 6 * width**2)
@@ -93,7 +94,7 @@ def test_recomputed_flops_are_those_of_the_blocks():
 
 
 def test_parameters_are_those_of_the_model(run):
-    parts, model = estimate.parameters(run), experiment.build(run)
+    parts, model = estimate.parameters(run), build(run)
     for part, count in parts.items():
         assert count == sum(p.numel() for name, p in model.named_parameters() if name.split(".")[0] == part)
     assert sum(parts.values()) == sum(p.numel() for p in model.parameters())
@@ -120,7 +121,7 @@ def tensors_of(batch):
 
 def saved_by_autograd(run):
     """Bytes of the distinct storages that autograd keeps, parameters and tables left out, on real tensors."""
-    model, kept = experiment.build(run), {}
+    model, kept = build(run), {}
     randomise(model)
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
 
@@ -145,7 +146,7 @@ def test_activations_are_what_autograd_saves(run, precision):
 
 
 def test_the_state_is_so_many_copies_of_the_weights(run):
-    model = experiment.build(run)
+    model = build(run)
     trained, tables = sum(4 * p.numel() for p in model.parameters()), sum(b.nbytes for b in model.buffers())
     one = estimate.memory(run)
     assert one.weights == trained + tables and one.average == trained and one.moments == 2 * trained
@@ -162,13 +163,13 @@ def test_the_state_is_so_many_copies_of_the_weights(run):
     assert fsdp.gathered >= 3 * block
 
 
-def test_recomputing_and_micro_batches_save_activations(run):
+def test_checkpointing_and_micro_batches_save_activations(run):
     run = replace(run, train=replace(run.train, batch=32))
-    plain, half, every = (estimate.memory(recomputing(run, k)) for k in (0, 2, 1))
+    plain, half, every = (estimate.memory(checkpointing(run, k)) for k in (0, 2, 1))
     assert plain.total > half.total >= every.total and plain.weights == every.weights
     micro = estimate.memory(replace(run, train=replace(run.train, accumulate=4)))
     assert micro.activations < 0.4 * plain.activations
-    assert micro.gradients == plain.weights - sum(b.nbytes for b in experiment.build(run).buffers())
+    assert micro.gradients == plain.weights - sum(b.nbytes for b in build(run).buffers())
 
 
 def test_a_gpus_attention_keeps_no_matrix_for_dropout():
@@ -178,13 +179,13 @@ def test_a_gpus_attention_keeps_no_matrix_for_dropout():
     assert estimate.memory(sure, device="cuda") == estimate.memory(sure)
 
 
-@pytest.mark.parametrize("recompute", [0, 1])
-def test_the_largest_batch_fits_and_one_more_does_not(run, recompute):
+@pytest.mark.parametrize("every", [0, 1])
+def test_the_largest_batch_fits_and_one_more_does_not(run, every):
     def need(batch):
-        return estimate.memory(recomputing(replace(run, train=replace(run.train, batch=batch)), recompute)).total
+        return estimate.memory(checkpointing(replace(run, train=replace(run.train, batch=batch)), every)).total
 
     for capacity in (need(7), need(40) - 1):
-        batch = estimate.largest_batch(recomputing(run, recompute), capacity)
+        batch = estimate.largest_batch(checkpointing(run, every), capacity)
         assert need(batch) <= capacity < need(batch + 1)
     assert estimate.largest_batch(run, 1000) == 0
 
@@ -233,7 +234,7 @@ def test_dry_run_prints_and_leaves_nothing(tmp_path, capsys, monkeypatch):
 def test_dry_run_of_a_run_folder(tmp_path, capsys):
     folder = tmp_path / "run"
     run = recipes.smoke(recipes.get("digits-sit"))
-    experiment.create(folder, experiment.record_of(run), experiment.build(run).state_dict())
+    RunFolder(folder).create(record_of(run), build(run).state_dict())
     before = sorted(tmp_path.rglob("*"))
     assert main(["train", str(folder), "--dry-run", "--out", str(tmp_path / "other"), "--train.steps", "7"]) == 0
     assert '"steps": 7' in capsys.readouterr().out

@@ -5,13 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
+import fluvial
 from fluvial import recipes
 from fluvial.config import differences
 from fluvial.data.images import ImageSet, digits
 from fluvial.data.pixels import to_signed
 from fluvial.evaluation import scores
-from fluvial.run import experiment
-from fluvial.run import score as scoring
+from fluvial.run.folder import RunFolder, record_of
+from fluvial.run.train import build
 from fluvial.training import checkpoint
 
 DIT = {"width": 16, "heads": 2, "depth": 1}
@@ -28,7 +29,7 @@ def small(recipe="digits-arflow", *, steps=6, batch=4, method=None, **train):
         run,
         method=dataclasses.replace(run.method, **SIZES[recipe], **(method or {})),
         train=dataclasses.replace(
-            run.train, steps=steps, batch=batch, log_every=2, save_every=3, eval_every=3, sample_every=6, **train
+            run.train, steps=steps, batch=batch, log_every=2, save_every=3, validate_every=3, sample_every=6, **train
         ),
         sample=dataclasses.replace(run.sample, solver="euler", steps=2),
     )
@@ -37,14 +38,14 @@ def small(recipe="digits-arflow", *, steps=6, batch=4, method=None, **train):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "small"
-    return out, experiment.train(small(), out, recipe="digits-arflow", device="cpu")
+    return out, fluvial.train(small(), out, recipe="digits-arflow", device="cpu")
 
 
 def test_a_run_folder_says_what_made_it(trained):
     out, result = trained
     written = json.loads((out / "run.json").read_text())
     assert written["recipe"] == "digits-arflow" and {"fluvial", "torch", "python"} <= set(written["made_by"])
-    assert experiment.read_run(out) == result.run and result.step == 6
+    assert RunFolder(out).run() == result.run and result.step == 6
     found = {"autoencoder.shift", "autoencoder.scale", "autoencoder.hash", "data.class_names"}  # no files to digest
     assert differences(small(), result.run).keys() == found  # and nothing else was changed
     assert {"log.jsonl", "checkpoints", "samples"} <= {p.name for p in out.iterdir()}
@@ -79,21 +80,19 @@ def test_a_class_that_is_not_there_is_refused(trained, classes):
 def test_a_folder_of_another_run_is_refused(trained):
     out, _ = trained
     with pytest.raises(ValueError, match="another run: seed is 0 there and 1 here"):
-        experiment.train(dataclasses.replace(small(), seed=1), out, device="cpu")
+        fluvial.train(dataclasses.replace(small(), seed=1), out, device="cpu")
     with pytest.raises(ValueError, match=r"another run: method\.width is 16 there and 32 here"):
         other = small()
-        experiment.train(
-            dataclasses.replace(other, method=dataclasses.replace(other.method, width=32)), out, device="cpu"
-        )
+        fluvial.train(dataclasses.replace(other, method=dataclasses.replace(other.method, width=32)), out, device="cpu")
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="not empty and not a run folder"):
-        experiment.train(small(), tmp_path, device="cpu")
+        fluvial.train(small(), tmp_path, device="cpu")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(ValueError, match=r"has no run\.json"):
-        experiment.load(tmp_path)
+        fluvial.load(tmp_path)
 
 
 def test_more_steps_may_be_asked_of_a_run_with_a_constant_rate(tmp_path):
@@ -101,18 +100,18 @@ def test_more_steps_may_be_asked_of_a_run_with_a_constant_rate(tmp_path):
         run = small(steps=steps)
         return dataclasses.replace(run, optim=dataclasses.replace(run.optim, schedule="constant"))
 
-    experiment.train(constant(3), tmp_path / "run", recipe="mine", device="cpu")
-    longer = experiment.train(constant(5), tmp_path / "run", device="cpu")
-    assert longer.step == 5 and experiment.read_run(tmp_path / "run").train.steps == 5
+    fluvial.train(constant(3), tmp_path / "run", recipe="mine", device="cpu")
+    longer = fluvial.train(constant(5), tmp_path / "run", device="cpu")
+    assert longer.step == 5 and RunFolder(tmp_path / "run").run().train.steps == 5
     assert json.loads((tmp_path / "run" / "run.json").read_text())["recipe"] == "mine"
-    experiment.train(small(steps=3), tmp_path / "cosine", device="cpu")
+    fluvial.train(small(steps=3), tmp_path / "cosine", device="cpu")
     with pytest.raises(ValueError, match=r"train\.steps is 3 there and 5 here"):
-        experiment.train(small(steps=5), tmp_path / "cosine", device="cpu")
+        fluvial.train(small(steps=5), tmp_path / "cosine", device="cpu")
 
 
 @pytest.mark.parametrize("recipe", ["digits-arflow", "digits-sit", "digits-flowar"])
 def test_labelled_images_may_be_trained_on_without_their_labels(tmp_path, recipe):
-    trained = experiment.train(small(recipe, steps=2, method={"classes": 0}), tmp_path / "run", device="cpu")
+    trained = fluvial.train(small(recipe, steps=2, method={"classes": 0}), tmp_path / "run", device="cpu")
     assert trained.sample(3).labels is None
 
 
@@ -120,12 +119,12 @@ def test_samples_are_scored_while_training(tmp_path, monkeypatch):
     fitted, classifier = [], scores.classifier
     monkeypatch.setattr(scores, "classifier", lambda *real: fitted.append(1) or classifier(*real))
     run = small(steps=4, score_every=2, score_count=30)
-    experiment.train(run, tmp_path / "run", device="cpu")
+    fluvial.train(run, tmp_path / "run", device="cpu")
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     logged = [row for row in rows if "score" in row]
     assert [row["step"] for row in logged] == [2, 4] and len(fitted) == 1  # the SVM is of real images only
     assert (logged[-1]["score"]["count"], logged[-1]["score"]["extractor"]) == (30, "pixels")
-    whole = scoring.score_run(tmp_path / "run", count=30, device="cpu")["scores"]
+    whole = fluvial.score(tmp_path / "run", count=30, device="cpu")["scores"]
     for name in ("frechet_distance", "class_accuracy", "precision"):
         assert logged[-1]["score"][name] == pytest.approx(whole[name]["value"], rel=1e-6)
         assert logged[-1]["score"][f"{name}_real"] == pytest.approx(whole[name]["real"], rel=1e-6)
@@ -133,14 +132,14 @@ def test_samples_are_scored_while_training(tmp_path, monkeypatch):
 
 def test_a_parameter_that_never_has_a_gradient_can_be_resumed(tmp_path):
     method = {"images_per_sequence": 1, "history_decay": "none"}
-    experiment.train(small(steps=4, method=method), tmp_path / "run", device="cpu")
-    assert experiment.train(small(steps=4, method=method), tmp_path / "run", device="cpu").step == 4
+    fluvial.train(small(steps=4, method=method), tmp_path / "run", device="cpu")
+    assert fluvial.train(small(steps=4, method=method), tmp_path / "run", device="cpu").step == 4
 
 
 def test_images_of_four_channels_train_without_pictures(tmp_path):
     pixels = digits("train").pixels[:40].repeat(1, 4, 1, 1)
     run = small(steps=2, method={"channels": 4, "classes": 0})
-    trained = experiment.train(run, tmp_path / "run", images=ImageSet(pixels, None, ()), device="cpu")
+    trained = fluvial.train(run, tmp_path / "run", data=ImageSet(pixels, None, ()), device="cpu")
     assert trained.sample(2).images.shape == (2, 4, 8, 8) and not (tmp_path / "run" / "samples").exists()
 
 
@@ -148,14 +147,14 @@ def test_held_out_images_that_do_not_fit_are_refused_at_the_start(tmp_path):
     data = digits("train")
     held_out = data._replace(pixels=data.pixels.repeat(1, 3, 1, 1))
     with pytest.raises(ValueError, match=r"latents of \(3, 8, 8\)"):
-        experiment.train(small(), tmp_path / "run", images=data, held_out=held_out, device="cpu")
+        fluvial.train(small(), tmp_path / "run", data=data, validation=held_out, device="cpu")
 
 
 @pytest.mark.parametrize("recipe", ["digits-arflow", "digits-sit"])
 def test_images_of_ones_own_without_labels(tmp_path, recipe):
     pixels = digits("train").pixels[:40].repeat(1, 3, 1, 1)
     run = small(recipe, steps=2, method={"channels": 3, "classes": 0})
-    trained = experiment.train(run, tmp_path / "run", images=ImageSet(pixels, None, ()), device="cpu")
+    trained = fluvial.train(run, tmp_path / "run", data=ImageSet(pixels, None, ()), device="cpu")
     generated = trained.sample(5)
     assert generated.images.shape == (5, 3, 8, 8) and generated.labels is None
     assert "held_out_loss" not in (tmp_path / "run" / "log.jsonl").read_text()
@@ -171,21 +170,21 @@ def test_data_that_does_not_fit_the_model_is_refused_before_anything_is_written(
     }
     for reason, images in wrong.items():
         with pytest.raises(ValueError, match=reason):
-            experiment.train(small(), tmp_path / "run", images=images, device="cpu")
+            fluvial.train(small(), tmp_path / "run", data=images, device="cpu")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    experiment.train(small(steps=3, method={"mlp_ratio": 2.0}), tmp_path / "run", device="cpu")
+    fluvial.train(small(steps=3, method={"mlp_ratio": 2.0}), tmp_path / "run", device="cpu")
     written = json.loads((tmp_path / "run" / "run.json").read_text())
     written["run"]["method"]["mlp_ratio"] = 4.0
     with pytest.raises(ValueError, match="run.json is not as it was written"):
         (tmp_path / "run" / "run.json").write_text(json.dumps(written))
-        experiment.load(tmp_path / "run")
+        fluvial.load(tmp_path / "run")
     del written["sha256"]  # an edit that is meant
     (tmp_path / "run" / "run.json").write_text(json.dumps(written))
     with pytest.raises(checkpoint.CheckpointError, match="step-00000003 is of another run, with another model"):
-        experiment.load(tmp_path / "run")
+        fluvial.load(tmp_path / "run")
 
 
 def damage(run):
@@ -196,43 +195,43 @@ def damage(run):
 
 def test_a_run_of_imported_weights_is_never_trained_from_scratch(tmp_path):
     run = small("digits-sit", steps=2)
-    record = experiment.record_of(run, imported={"file": "weights.pt"})
-    experiment.create(tmp_path / "imported", record, experiment.build(run).state_dict())
+    record = record_of(run, imported={"file": "weights.pt"})
+    RunFolder(tmp_path / "imported").create(record, build(run).state_dict())
     damage(tmp_path / "imported")
     with pytest.raises(checkpoint.CheckpointError, match="no checkpoint of .* is whole"):
-        experiment.train(run, tmp_path / "imported", device="cpu")
+        fluvial.train(run, tmp_path / "imported", device="cpu")
     for start_over in (False, True):
         with pytest.raises(ValueError, match="the weights that .* was made of are gone; make it again"):
-            experiment.train(run, tmp_path / "imported", device="cpu", start_over=start_over)
+            fluvial.train(run, tmp_path / "imported", device="cpu", start_over=start_over)
     with pytest.raises(ValueError, match="has no whole checkpoint"):
-        experiment.train(run, tmp_path / "new", start=tmp_path / "imported", device="cpu")
+        fluvial.train(run, tmp_path / "new", start=tmp_path / "imported", device="cpu")
     assert not (tmp_path / "new" / "run.json").exists()
 
 
 def test_a_fine_tuned_run_starts_over_from_its_first_weights_and_only_when_told(tmp_path):
     run = small("digits-sit", steps=3)
-    experiment.train(run, tmp_path / "first", device="cpu")
-    tuned = experiment.train(run, tmp_path / "tuned", start=tmp_path / "first", device="cpu")
+    fluvial.train(run, tmp_path / "first", device="cpu")
+    tuned = fluvial.train(run, tmp_path / "tuned", start=tmp_path / "first", device="cpu")
     with pytest.raises(ValueError, match=r"--start-over is for runs without a whole checkpoint"):
-        experiment.train(run, tmp_path / "tuned", device="cpu", start_over=True)
+        fluvial.train(run, tmp_path / "tuned", device="cpu", start_over=True)
     damage(tmp_path / "tuned")
     with pytest.raises(checkpoint.CheckpointError, match=r"no checkpoint of .* is whole.*--start-over"):
-        experiment.train(run, tmp_path / "tuned", device="cpu")
-    again = experiment.train(run, tmp_path / "tuned", device="cpu", start_over=True)
+        fluvial.train(run, tmp_path / "tuned", device="cpu")
+    again = fluvial.train(run, tmp_path / "tuned", device="cpu", start_over=True)
     for name, value in tuned.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[name])
 
 
 def test_another_checkpoint_than_the_newest_can_be_loaded(tmp_path):
-    experiment.train(small("digits-sit", steps=6), tmp_path / "run", device="cpu")
-    older = experiment.load(tmp_path / "run", step=3, device="cpu")
+    fluvial.train(small("digits-sit", steps=6), tmp_path / "run", device="cpu")
+    older = fluvial.load(tmp_path / "run", step=3, device="cpu")
     assert older.step == 3
     there = checkpoint.load(tmp_path / "run" / "checkpoints" / "step-00000003", "ema")
     assert all(torch.equal(value, there[name]) for name, value in older.model.state_dict().items())
 
 
 def test_a_changed_run_json_is_noticed(tmp_path):
-    experiment.train(small("digits-sit", steps=1), tmp_path / "run", device="cpu")
+    fluvial.train(small("digits-sit", steps=1), tmp_path / "run", device="cpu")
     file = tmp_path / "run" / "run.json"
     text = file.read_text()
     changes = {'"seed": 0': '"seed": 1', '"weight": ': '"weight": 1', '"sha256"': '"sha257"', '"recipe"': '"recipes"'}
@@ -240,20 +239,20 @@ def test_a_changed_run_json_is_noticed(tmp_path):
         assert old in text
         file.write_text(text.replace(old, new, 1))
         with pytest.raises(ValueError, match=r"run\.json (is not as it was written|cannot be read)"):
-            experiment.read_run(tmp_path / "run")
+            RunFolder(tmp_path / "run").run()
 
 
 def test_floats_given_as_images_are_refused_before_they_become_black(tmp_path):
     data, run = digits("train"), small(steps=2)
     floats = data._replace(pixels=to_signed(data.pixels))
     with pytest.raises(ValueError, match="^images: pixels must be a uint8 tensor .* got float32"):
-        experiment.train(run, tmp_path / "run", images=floats, device="cpu")
-    with pytest.raises(ValueError, match="held-out images: pixels must be a uint8 tensor .* got float32"):
-        experiment.train(run, tmp_path / "run", images=data, held_out=floats, device="cpu")
-    with pytest.raises(ValueError, match="held-out images were given without training images"):
-        experiment.train(run, tmp_path / "run", held_out=data, device="cpu")
+        fluvial.train(run, tmp_path / "run", data=floats, device="cpu")
+    with pytest.raises(ValueError, match="validation images: pixels must be a uint8 tensor .* got float32"):
+        fluvial.train(run, tmp_path / "run", data=data, validation=floats, device="cpu")
+    with pytest.raises(ValueError, match="validation images were given without training images"):
+        fluvial.train(run, tmp_path / "run", validation=data, device="cpu")
     assert not (tmp_path / "run").exists()
-    experiment.train(run, tmp_path / "run", images=data, device="cpu")
-    for given in ({"real": floats}, {"real": data, "held_out": floats}, {"held_out": data}):
+    fluvial.train(run, tmp_path / "run", data=data, device="cpu")
+    for given in ({"data": floats}, {"data": data, "validation": floats}, {"validation": data}):
         with pytest.raises(ValueError, match="got float32|without training images"):
-            scoring.score_run(tmp_path / "run", count=4, device="cpu", **given)
+            fluvial.score(tmp_path / "run", count=4, device="cpu", **given)

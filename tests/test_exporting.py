@@ -22,10 +22,10 @@ from fluvial.config import Run
 from fluvial.data.images import DataConfig
 from fluvial.flow.guidance import Guidance
 from fluvial.methods import METHODS
-from fluvial.run import experiment
-from fluvial.run import score as scoring
+from fluvial.run.folder import RunFolder, record_of
+from fluvial.run.train import build
 from fluvial.sampling.settings import SampleConfig
-from fluvial.utils.files import write_tensors
+from fluvial.utils.tensors import write_tensors
 from fluvial.weights import exporting
 from fluvial.weights.importing import import_weights
 
@@ -38,10 +38,10 @@ def config(kind, channels):
 
 
 def folder_of(run, path):
-    model = experiment.build(run)
+    model = build(run)
     randomise(model, std=0.3)
-    record = experiment.record_of(run, "mine")
-    experiment.create(path, record, model.state_dict(), step=1200, seconds=3.5)
+    record = record_of(run, "mine")
+    RunFolder(path).create(record, model.state_dict(), step=1200, seconds=3.5)
     return path
 
 
@@ -61,7 +61,7 @@ def test_export_then_import_is_the_identity(run, tmp_path):
     assert files(out).keys() == {"model.safetensors", "README.md"}
     found = import_weights(out / "model.safetensors", tmp_path / "again")
     assert files(tmp_path / "again") == files(run)
-    assert found.run == experiment.read_run(run)
+    assert found.run == RunFolder(run).run()
     exporting.to_safetensors(tmp_path / "again", tmp_path / "twice")
     assert files(tmp_path / "twice") == files(out)
 
@@ -70,7 +70,7 @@ def test_what_others_read_of_the_file(run, tmp_path):
     """By the safetensors library, with our names; half as large in bf16."""
     exporting.to_safetensors(run, tmp_path / "fp32")
     exporting.to_safetensors(run, tmp_path / "bf16", dtype="bf16")
-    model = experiment.load(run, device="cpu").model
+    model = fluvial.load(run, device="cpu").model
     whole, half = (load_file(tmp_path / dtype / "model.safetensors") for dtype in ("fp32", "bf16"))
     assert whole.keys() == half.keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
@@ -110,11 +110,11 @@ def test_a_changed_export_is_refused(run, tmp_path):
 
 
 def test_the_card_says_what_the_model_is(run, tmp_path):
-    card = scoring.score_run(run, count=12, device="cpu")
+    card = fluvial.score(run, count=12, device="cpu")
     (run / "score.json").write_text(json.dumps(card))
     exporting.to_safetensors(run, tmp_path / "out", license="mit")
     text = (tmp_path / "out" / "README.md").read_text()
-    count = sum(p.numel() for p in experiment.load(run, device="cpu").model.parameters())
+    count = sum(p.numel() for p in fluvial.load(run, device="cpu").model.parameters())
     for part in (
         f"{count:,} parameters",
         "license: mit",
@@ -147,9 +147,9 @@ def pipeline_of(folder, **options):
 
 
 def test_a_pipeline_of_diffusers_draws_the_same_images(run, tmp_path):
-    out = exporting.to_diffusers(run, tmp_path / "out")
+    out = to_diffusers(run, tmp_path / "out")
     pipeline = pipeline_of(out)
-    trained = experiment.load(run, device="cpu")
+    trained = fluvial.load(run, device="cpu")
     expected = trained.sample(5, seed=7).images
     assert torch.equal(pixels_of(pipeline(count=5, seed=7, output_type="pt").images), expected)
     assert not any(p.requires_grad for p in pipeline.model.parameters())  # or attention rounds otherwise
@@ -174,8 +174,8 @@ def test_the_autoencoder_is_in_the_pipeline(kind, tmp_path, tiny):
     autoencoder = AutoencoderConfig(name=str(tmp_path / "vae"), shift=(0.1,), scale=(0.7,))
     sample = SampleConfig(steps=2, batch=2)
     folder_of(Run(method=config("sit", channels), autoencoder=autoencoder, sample=sample), tmp_path / "run")
-    expected = experiment.load(tmp_path / "run", device="cpu").sample(3).images
-    out = exporting.to_diffusers(tmp_path / "run", tmp_path / "out")
+    expected = fluvial.load(tmp_path / "run", device="cpu").sample(3).images
+    out = to_diffusers(tmp_path / "run", tmp_path / "out")
     (tmp_path / "vae").rename(tmp_path / "gone")
     assert torch.equal(pixels_of(pipeline_of(out)(count=3, output_type="pt").images), expected)
 
@@ -184,9 +184,9 @@ def test_released_weights_leave_as_a_pipeline_too(tmp_path):
     golden = read_golden("flowar_tiny_cross_attention")
     torch.save(golden.state_dict, tmp_path / "flowar.pth")
     import_weights(tmp_path / "flowar.pth", tmp_path / "run", autoencoder="pixels")
-    out = exporting.to_diffusers(tmp_path / "run", tmp_path / "out")
+    out = to_diffusers(tmp_path / "run", tmp_path / "out")
     images = pipeline_of(out)([5], num_inference_steps=2, output_type="pt").images
-    trained = experiment.load(tmp_path / "run", device="cpu")
+    trained = fluvial.load(tmp_path / "run", device="cpu")
     expected = trained.sample(1, classes=(5,), settings=replace(trained.run.sample, steps=2)).images
     assert torch.equal(pixels_of(images), expected)
 
@@ -364,10 +364,10 @@ def test_nothing_of_this_machine_is_in_an_export(tmp_path, monkeypatch, tiny):
         sample=SampleConfig(steps=2),
     )
     folder = folder_of(run, home / "runs" / "one")
-    record = experiment.read_record(folder)
-    experiment.write_record(folder, {**record, "start": str(home / "runs" / "zero"), "imported": {"file": "sit.pt"}})
+    record = RunFolder(folder).record()
+    RunFolder(folder).write({**record, "start": str(home / "runs" / "zero"), "imported": {"file": "sit.pt"}})
     exporting.to_safetensors(folder, tmp_path / "file")
-    exporting.to_diffusers(folder, tmp_path / "pipeline")
+    to_diffusers(folder, tmp_path / "pipeline")
     written = {**files(tmp_path / "file"), **{f"p/{k}": v for k, v in files(tmp_path / "pipeline").items()}}
     assert len(written) >= 8
     for name, content in written.items():
@@ -411,7 +411,7 @@ def test_a_damaged_pipeline_is_not_loaded(tmp_path, tiny, file, damage, says):
     tiny("AutoencoderKL").save_pretrained(tmp_path / "vae")
     autoencoder = AutoencoderConfig(name=str(tmp_path / "vae"))
     folder_of(Run(method=config("sit", 4), autoencoder=autoencoder), tmp_path / "run")
-    out = exporting.to_diffusers(tmp_path / "run", tmp_path / "out")
+    out = to_diffusers(tmp_path / "run", tmp_path / "out")
     pipeline_of(out)
     with pytest.raises(ValueError, match="is loaded as float32.*got torch.bfloat16"):
         pipeline_of(out, torch_dtype=torch.bfloat16)

@@ -13,14 +13,14 @@ from contents import content, held, names, temporary
 from faults import KINDS, READ, Commands
 from fluvial.evaluation.opening import open_images
 from fluvial.training import checkpoint
-from fluvial.utils.files import check_tensors
+from fluvial.utils.tensors import check_tensors
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("cc") is None, reason="the shim needs Linux and a C compiler"
 )
 TRAIN = (
     "train digits-sit --method.width 16 --method.heads 2 --method.depth 1 --train.batch 64 --optim.schedule constant "
-    "--sample.steps 2 --train.save-every 2 --train.eval-every 2 --train.log-every 1 --train.sample-every 2 "
+    "--sample.steps 2 --train.save-every 2 --train.validate-every 2 --train.log-every 1 --train.sample-every 2 "
     "--train.ema-lengths 0.05 0.1 --train.ema-every 2"
 )
 COMMANDS = {  # by name, in a folder {}; the first trains with keep 2, and is gone on with keeping 1

@@ -1,11 +1,13 @@
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -13,19 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from conftest import small_files
-from fluvial.utils import pictures
-from fluvial.utils.files import (
-    Lazy,
-    atomic_file,
-    atomic_files,
-    atomic_folder,
-    check_tensors,
-    read_bytes,
-    reading,
-    tensors_checksum,
-    write_json,
-    write_tensors,
-)
+from fluvial.utils import atomic, pictures
+from fluvial.utils.atomic import atomic_file, atomic_files, atomic_folder, check_unlocked, only_one, write_json
+from fluvial.utils.files import read_bytes, reading
+from fluvial.utils.tensors import Lazy, check_tensors, tensors_checksum, write_tensors
 
 
 def test_safetensors_reads_what_is_written(tmp_path):
@@ -211,15 +204,15 @@ def test_links_are_followed_and_devices_are_not_replaced(tmp_path):
 
 def test_what_is_new_may_be_taken_for_left_over_until_it_is_locked(tmp_path, monkeypatch):
     """Another writer of the same name looks between the making and the lock: the first makes another."""
-    taken, flock = [], fcntl.flock
+    taken, lock = [], atomic.lock_descriptor
 
-    def locking(*arguments):
+    def locking(*arguments, **options):
         if not taken:
             taken.extend(tmp_path.iterdir())
             taken[0].unlink()
-        flock(*arguments)
+        return lock(*arguments, **options)
 
-    monkeypatch.setattr(fcntl, "flock", locking)
+    monkeypatch.setattr(atomic, "lock_descriptor", locking)
     with atomic_file(tmp_path / "a.json") as temporary:
         temporary.write_text("[1]")
         assert [temporary] == list(tmp_path.iterdir()) != taken
@@ -227,10 +220,10 @@ def test_what_is_new_may_be_taken_for_left_over_until_it_is_locked(tmp_path, mon
 
 
 def test_a_file_system_without_locks_is_written_to(tmp_path, monkeypatch):
-    def none(*_):
+    def none(*_, **__):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(fcntl, "flock", none)
+    monkeypatch.setattr(atomic, "lock_descriptor", none)
     (tmp_path / ".a.12345678.tmp.json").write_text("perhaps of another machine")
     write_json(tmp_path / "a.json", [1])
     assert sorted(os.listdir(tmp_path)) == [".a.12345678.tmp.json", "a.json"]
@@ -282,3 +275,67 @@ def test_only_regular_files_are_read(tmp_path):
         read_bytes(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"missing"):
         read_bytes(tmp_path / "missing")
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from fluvial.utils.atomic import atomic_file, only_one
+folder = Path(sys.argv[1])
+with only_one(folder), atomic_file(folder / "a.json") as temporary:
+    temporary.write_text("half")
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_locks_of_another_process_end_when_it_is_killed(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        for asking in (check_unlocked, lambda folder: only_one(folder).__enter__()):
+            with pytest.raises(ValueError, match=f"another process is training in {tmp_path}; wait for it"):
+                asking(tmp_path)
+        (half,) = (path for path in tmp_path.iterdir() if path.name != ".lock")
+        write_json(tmp_path / "a.json", [1])
+        assert half.read_text() == "half", "what another process writes was removed"
+    finally:
+        process.kill()
+        process.communicate()
+    check_unlocked(tmp_path)
+    with only_one(tmp_path):
+        write_json(tmp_path / "a.json", [2])
+    assert sorted(os.listdir(tmp_path)) == [".lock", "a.json"]
+
+
+def test_asking_whether_a_folder_is_locked_does_not_refuse_others(tmp_path, monkeypatch):
+    """Who asks locks it for a moment: others wait for that."""
+    with only_one(tmp_path):
+        pass
+    asker = os.open(tmp_path / ".lock", os.O_RDONLY)
+    assert filelock.lock_descriptor(asker, blocking=False)
+    monkeypatch.setattr(atomic.time, "sleep", lambda seconds: filelock.unlock_descriptor(asker))
+    check_unlocked(tmp_path)
+    assert filelock.lock_descriptor(asker, blocking=False)
+    with only_one(tmp_path):
+        pass
+    os.close(asker)
+
+
+def test_a_lock_is_asked_for_where_nothing_may_be_written(tmp_path, monkeypatch):
+    """As the operating system has it for a file that may only be read; permissions do not hold for root."""
+    opening = os.open
+
+    def opened(path, flags, *mode):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opening(path, flags, *mode)
+
+    with only_one(tmp_path), monkeypatch.context() as patch:
+        patch.setattr(os, "open", opened)
+        patch.setattr(os, "access", lambda path, mode: mode == os.R_OK)
+        with pytest.raises(ValueError, match="another process is training"):
+            check_unlocked(tmp_path)
+        check_unlocked(tmp_path / "missing")
+    check_unlocked(tmp_path)
+    assert os.listdir(tmp_path) == [".lock"]

@@ -8,13 +8,16 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+import fluvial
 from conftest import randomise
 from fluvial import cli
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
 from fluvial.data.images import DataConfig, ImageSet
 from fluvial.methods import arflow, flowar, sit
-from fluvial.run import experiment, finetune
+from fluvial.run import finetune
+from fluvial.run.folder import RunFolder
+from fluvial.run.train import build
 from fluvial.sampling.settings import SampleConfig
 from fluvial.training import checkpoint
 from fluvial.training.config import TrainConfig
@@ -52,7 +55,7 @@ def images(classes, side=8, names=()):
 
 
 def weights_of(run):
-    model = experiment.build(run)
+    model = build(run)
     randomise(model, seed=1)
     return model.state_dict()
 
@@ -63,7 +66,7 @@ def method(request):
 
 
 def adapt(start, run):
-    weights, initial = weights_of(start), experiment.build(run).state_dict()
+    weights, initial = weights_of(start), build(run).state_dict()
     return (weights, initial, *finetune.adapted(weights, start, run, initial))
 
 
@@ -109,8 +112,8 @@ def test_fixed_positions_are_stretched(name):
     weights, _, ours, changes = adapt(start, run)
     assert all(torch.equal(ours[key], value) for key, value in weights.items())
     assert changes == ["positions: resampled from a latent of 8 x 8 to 16 x 24"]
-    old = experiment.build(start).embed.positions.unflatten(0, (4, 4))
-    new = experiment.build(run).embed.positions.unflatten(0, (8, 12))
+    old = build(start).embed.positions.unflatten(0, (4, 4))
+    new = build(run).embed.positions.unflatten(0, (8, 12))
     torch.testing.assert_close(new[::2, ::3], old)  # the same places of the image
     again = finetune.fitted(run_of(replace(METHODS[name], size=(32, 32))), run)
     assert again.method.position_size == (8, 8)  # still the frame that the weights were trained in
@@ -152,13 +155,13 @@ def test_weights_that_are_not_whole_are_refused(method):
     name = next(name for name in weights if name.startswith("blocks."))
     del weights[name]
     with pytest.raises(ValueError, match=f"the weights do not fit the run: {name} is missing"):
-        finetune.adapted(weights, run, run, experiment.build(run).state_dict())
+        finetune.adapted(weights, run, run, build(run).state_dict())
 
 
 def started(tmp_path, method):
     """A trained run to start from."""
     names = ("a", "b", "c", "d")
-    experiment.train(run_of(method, names), tmp_path / "start", images=images(4, names=names), device="cpu")
+    fluvial.train(run_of(method, names), tmp_path / "start", data=images(4, names=names), device="cpu")
     return tmp_path / "start"
 
 
@@ -169,41 +172,41 @@ def test_a_run_starts_from_another_and_is_continued(tmp_path, method, capsys):
     few = images(2, names=names)
     with pytest.raises(ValueError, match="width is 16 there and 32 here"):
         wrong = replace(run, method=replace(method, width=32))
-        experiment.train(wrong, tmp_path / "wrong", start=start, images=few, device="cpu")
+        fluvial.train(wrong, tmp_path / "wrong", start=start, data=few, device="cpu")
     assert not (tmp_path / "wrong").exists()
     capsys.readouterr()
-    experiment.train(run, tmp_path / "tuned", start=start, images=few, device="cpu")
+    fluvial.train(run, tmp_path / "tuned", start=start, data=few, device="cpu")
     said = capsys.readouterr().out
     assert f"starts from the weights in {start}" in said and "2 classes in place of 4, 1 found by name" in said
     assert json.loads((tmp_path / "tuned" / "run.json").read_text())["start"] == str(start)
     # the first loss is that of the adapted weights
     tensors, _ = finetune.adapted(
         checkpoint.load(checkpoint.newest(start), "ema"),
-        experiment.read_run(start),
+        RunFolder(start).run(),
         run,
-        experiment.build(run).state_dict(),
+        build(run).state_dict(),
     )
     first = checkpoint.load(tmp_path / "tuned" / "checkpoints" / "step-00000000", "ema")
     assert all(torch.equal(first[key], value) for key, value in tensors.items())
     # the same command again, and the run alone, go on
     longer = replace(run, train=replace(TRAIN, steps=4))
-    by_start = experiment.train(longer, tmp_path / "tuned", start=start, images=few, device="cpu")
+    by_start = fluvial.train(longer, tmp_path / "tuned", start=start, data=few, device="cpu")
     assert by_start.step == 4 and "starts from" not in capsys.readouterr().out
-    assert experiment.train(replace(longer, train=replace(TRAIN, steps=5)), tmp_path / "tuned", images=few).step == 5
+    assert fluvial.train(replace(longer, train=replace(TRAIN, steps=5)), tmp_path / "tuned", data=few).step == 5
 
 
 def test_a_crash_before_the_first_checkpoint_does_not_lose_the_start(tmp_path):
     method = METHODS["sit"]
     start, few = started(tmp_path, method), images(4, names=("a", "b", "c", "d"))
     run = run_of(method, ("a", "b", "c", "d"))
-    whole = experiment.train(run, tmp_path / "whole", start=start, images=few, device="cpu")
-    experiment.train(run, tmp_path / "cut", start=start, images=few, device="cpu")
+    whole = fluvial.train(run, tmp_path / "whole", start=start, data=few, device="cpu")
+    fluvial.train(run, tmp_path / "cut", start=start, data=few, device="cpu")
     for file in (tmp_path / "cut" / "checkpoints").rglob("*.*"):
         file.unlink()
     for folder in (tmp_path / "cut" / "checkpoints").iterdir():
         folder.rmdir()
     (tmp_path / "cut" / checkpoint.SAVED).unlink()
-    again = experiment.train(experiment.read_run(tmp_path / "cut"), tmp_path / "cut", images=few, device="cpu")
+    again = fluvial.train(RunFolder(tmp_path / "cut").run(), tmp_path / "cut", data=few, device="cpu")
     for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -230,7 +233,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "3 classes in place of 10, 2 found by name, 1 initialised" in said
     assert "positions: resampled from a latent of 8 x 8 to 16 x 16" in said
-    there = experiment.read_run("runs/tuned")
+    there = RunFolder("runs/tuned").run()
     assert there.method.position_size == (8, 8) and there.data.class_names == ("0", "7", "cat")
     assert cli.main(["train", "runs/tuned"]) == 0  # all done
     assert cli.main(["train", run, "--smoke"]) == 2

@@ -2,15 +2,22 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import fluvial
+from fluvial import recipes
+from fluvial.cli import main
+from fluvial.config import to_json
 from fluvial.data import latents
-from fluvial.run import experiment
+from fluvial.flow.guidance import Guidance
+from fluvial.run.folder import RunFolder
+from fluvial.sampling.settings import SampleConfig
 from fluvial.training import checkpoint
-from fluvial.utils.files import tensors_checksum
+from fluvial.utils.files import json_checksum
+from fluvial.utils.tensors import tensors_checksum
 from fluvial.weights.importing import import_weights
 
 FOLDERS = Path(__file__).parent / "folders"
@@ -27,7 +34,7 @@ def test_a_run_is_loaded_and_goes_on(tmp_path):
     trained = fluvial.load(run, device="cpu")
     assert trained.step == 2 and trained.run.method.images_per_sequence == 5
     assert tensors_checksum(dict(trained.model.state_dict())) == WEIGHTS[2]
-    ended = experiment.train(experiment.read_run(run), run, device="cpu")
+    ended = fluvial.train(RunFolder(run).run(), run, device="cpu")
     import_weights(FOLDERS / "export" / "model.safetensors", tmp_path / "imported")
     expected = fluvial.load(tmp_path / "imported", device="cpu").model.state_dict()
     for name, value in ended.model.state_dict().items():
@@ -36,9 +43,38 @@ def test_a_run_is_loaded_and_goes_on(tmp_path):
     assert steps == [2, 4] and checkpoint.newest(run).name == "step-00000004"
 
 
+def test_a_run_is_sampled(tmp_path):
+    """Its settings are those of ab2 in 12 steps under guidance, which version 0.1.0 wrote flat."""
+    run = shutil.copytree(FOLDERS / "run", tmp_path / "run")
+    trained = fluvial.load(run, device="cpu")
+    assert trained.run.sample == SampleConfig(solver="ab2", steps=12, guidance=Guidance(weight=1.5))
+    assert trained.sample(2, seed=0).nfe == {"conditional": 12, "null": 12}
+    assert main(["sample", str(run), "--count", "2", "--sample.steps", "3"]) == 0
+
+
+def test_checkpoints_know_a_run_whose_settings_have_new_names(tmp_path):
+    """The identity of a FlowAR run, whose method.upsample was method.enlarge, is the one that version 0.1.0 wrote."""
+    run = recipes.get("digits-flowar")
+    run = replace(run, train=replace(run.train, steps=2, batch=2, save_every=2, sample_every=0, validate_every=0))
+    run = replace(run, method=replace(run.method, width=16, heads=2, depth=2, head_width=16, head_depth=1))
+    fluvial.train(run, tmp_path / "run", device="cpu")
+    settings = json.loads(json.dumps(to_json(run)))
+    before = {name.replace("upsample", "enlarge"): value for name, value in settings["method"].items()}
+    assert "enlarge" in before
+    known = checkpoint.load_meta(checkpoint.newest(tmp_path / "run"))["run"]
+    assert known == json_checksum({"method": before, "seed": 0})[:16]
+    record = RunFolder(tmp_path / "run").record()
+    record["run"]["method"] = before
+    RunFolder(tmp_path / "run").write(record)
+    run = replace(run, optim=replace(run.optim), train=replace(run.train, keep=5))
+    fluvial.train(run, tmp_path / "run", device="cpu")
+    assert RunFolder(tmp_path / "run").record()["run"]["method"]["upsample"] == "via_full"
+    assert checkpoint.newest(tmp_path / "run").name == "step-00000002"
+
+
 def test_an_export_is_imported(tmp_path):
     import_weights(FOLDERS / "export" / "model.safetensors", tmp_path / "imported")
-    weights, _ = experiment.weights(tmp_path / "imported")
+    weights, _ = RunFolder(tmp_path / "imported").weights()
     assert tensors_checksum(weights) == WEIGHTS[4]
 
 

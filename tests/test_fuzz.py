@@ -21,7 +21,8 @@ from fluvial.evaluation.reference import Reference, save_reference
 from fluvial.evaluation.statistics import load as load_statistics
 from fluvial.evaluation.statistics import statistics
 from fluvial.metrics.features import extractor
-from fluvial.run import experiment
+from fluvial.run.folder import RunFolder, record_of
+from fluvial.run.train import build
 from fluvial.training import checkpoint, log
 from fluvial.weights import exporting
 from fluvial.weights.importing import import_weights
@@ -74,8 +75,8 @@ def read_statistics(file):
 def read_import(file):
     out = file.parent / "imported"
     import_weights(file, out)
-    weights, meta = experiment.weights(out)
-    return tensors(weights), meta["step"], experiment.read_run(out)
+    weights, meta = RunFolder(out).weights()
+    return tensors(weights), meta["step"], RunFolder(out).run()
 
 
 def read_picture(file):
@@ -92,8 +93,8 @@ def files(tmp_path_factory):
     root = tmp_path_factory.mktemp("fuzz")
     rng = np.random.default_rng(0)
     run, recipe = root / "run", recipes.smoke(recipes.get("digits-sit"))
-    record = experiment.record_of(recipe, "digits-sit")
-    experiment.create(run, record, experiment.build(recipe).state_dict(), step=3, seconds=1.5)
+    record = record_of(recipe, "digits-sit")
+    RunFolder(run).create(record, build(recipe).state_dict(), step=3, seconds=1.5)
     rows = [{"step": i, "loss": 1 / i, "time": 1.5} for i in range(1, 9)]
     (root / "log").mkdir()
     (root / "log" / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -130,7 +131,7 @@ def files(tmp_path_factory):
     return {
         "shard of a checkpoint": (shard, lambda file: read_checkpoint(run)),
         "checkpoint.json": (shard.with_name("checkpoint.json"), lambda file: read_checkpoint(run)),
-        "run.json": (run / "run.json", lambda file: experiment.read_run(run)),
+        "run.json": (run / "run.json", lambda file: RunFolder(run).run()),
         "shard of latents": (stored, lambda file: read_latents(root / "latents")),
         "manifest.json": (root / "latents" / "manifest.json", lambda file: read_latents(root / "latents")),
         "stored .npz": (root / "stored.npz", read_images),

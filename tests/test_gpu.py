@@ -7,6 +7,7 @@ import pytest
 import torch
 import twins
 
+import fluvial
 from conftest import loss
 from fluvial import recipes
 from fluvial.autoencoders.vae import Vae
@@ -14,10 +15,9 @@ from fluvial.data.batches import batches
 from fluvial.data.images import digits
 from fluvial.data.pixels import to_signed
 from fluvial.flow.guidance import Guidance
-from fluvial.flow.interpolant import INTERPOLANTS
 from fluvial.methods import METHODS, method_of
 from fluvial.nn.scales import attend
-from fluvial.run import experiment
+from fluvial.run.train import build
 from fluvial.sampling.generate import generate
 from fluvial.sampling.settings import SampleConfig
 from fluvial.tools import bench
@@ -32,12 +32,12 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def test_a_run_trains_resumes_and_samples(tmp_path, name, precision):
     run = recipes.get(name)
     short = dataclasses.replace(
-        run.train, batch=8, precision=precision, log_every=2, save_every=2, eval_every=2, sample_every=4
+        run.train, batch=8, precision=precision, log_every=2, save_every=2, validate_every=2, sample_every=4
     )
     constant = dataclasses.replace(run, optim=dataclasses.replace(run.optim, schedule="constant"))
     for steps in (2, 4):
         run = dataclasses.replace(constant, train=dataclasses.replace(short, steps=steps))
-        trained = experiment.train(run, tmp_path / "run", device="cuda")
+        trained = fluvial.train(run, tmp_path / "run", device="cuda")
     assert trained.step == 4 and next(trained.model.parameters()).is_cuda
     assert trained.sample(5).images.shape == (5, 1, 8, 8)
 
@@ -45,7 +45,7 @@ def test_a_run_trains_resumes_and_samples(tmp_path, name, precision):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_loss_on_the_gpu_is_the_loss_on_the_cpu(name):
     run = recipes.get(f"digits-{name}")
-    method, model = method_of(run.method), experiment.build(run)
+    method, model = method_of(run.method), build(run)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.05)
     sequence = (run.method.images_per_sequence,) if run.method.images_per_sequence else ()
@@ -60,7 +60,7 @@ def test_a_loss_on_the_gpu_is_the_loss_on_the_cpu(name):
 @pytest.mark.parametrize("clip", ["value", "norm"])
 def test_a_training_step_never_waits_for_the_device(name, clip):
     run = recipes.get(f"digits-{name}")
-    method, model = method_of(run.method), experiment.build(run).cuda()
+    method, model = method_of(run.method), build(run).cuda()
     config = dataclasses.replace(run.train, batch=4, precision="bf16", ema_decays=(0.5,))
     learner = begin(
         model,
@@ -90,7 +90,7 @@ def test_a_training_step_never_waits_for_the_device(name, clip):
 def test_sampling_waits_for_the_device_only_at_the_end(name):
     """Draws of a stochastic solver come from the host at every step."""
     run = recipes.get(f"digits-{name}")
-    method, model = method_of(run.method), experiment.build(run).cuda().eval()
+    method, model = method_of(run.method), build(run).cuda().eval()
 
     def sample(mode, *arguments, **settings):
         torch.cuda.set_sync_debug_mode(mode)
@@ -105,17 +105,15 @@ def test_sampling_waits_for_the_device_only_at_the_end(name):
             functools.partial(sample, mode),
             lambda latents: latents,
             SampleConfig(solver="euler-maruyama", steps=3, guidance=Guidance(weight=1.5)),
-            images=range(4),
-            classes=(0, 1),
-            shape=run.method.noise_shape,
-            interpolant=INTERPOLANTS[run.method.interpolant],
+            indices=range(4),
+            labels=labels_for(range(4), (0, 1)),
         )
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_sampling_that_is_not_finite_says_where_though_nothing_waited(name):
     run = recipes.get(f"digits-{name}")
-    method, model = method_of(run.method), experiment.build(run).cuda().eval()
+    method, model = method_of(run.method), build(run).cuda().eval()
     for p in model.parameters():
         torch.nn.init.constant_(p, 1e30)
     with pytest.raises(RuntimeError, match="the conditional velocity.* is not finite near t = "):
@@ -124,10 +122,8 @@ def test_sampling_that_is_not_finite_says_where_though_nothing_waited(name):
             method.sample,
             lambda latents: latents,
             SampleConfig(steps=3, guidance=Guidance(weight=1.5)),
-            images=range(4),
-            classes=(0, 1),
-            shape=run.method.noise_shape,
-            interpolant=INTERPOLANTS[run.method.interpolant],
+            indices=range(4),
+            labels=labels_for(range(4), (0, 1)),
         )
 
 
@@ -137,7 +133,7 @@ def test_sampling_that_is_not_finite_says_where_though_nothing_waited(name):
 def test_the_benchmark_measures_every_method(name, what, compile):
     run = recipes.get(f"digits-{name}")
     run = bench.settings(what, run, batch=4, dtype="bf16", compile=compile)
-    run = dataclasses.replace(run, sample=dataclasses.replace(run.sample, scale_steps=(), steps=2))
+    run = dataclasses.replace(run, sample=dataclasses.replace(run.sample, steps=2))
     found = bench.measure(what, run, device="cuda", warmup=1, repeats=2, profiled=True, side=256)
     assert found["machine"]["gpu"] and found["memory"]["peak"] > found["memory"]["before"] >= 0
     assert 0 < found["utilisation"]["median"] < 1

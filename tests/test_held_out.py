@@ -5,8 +5,8 @@ import torch
 
 from conftest import randomise
 from fluvial import recipes
-from fluvial.run.experiment import _validation, build
 from fluvial.run.inputs import open_inputs
+from fluvial.run.train import build, validation_of
 from fluvial.training.validation import by_time
 
 
@@ -20,7 +20,7 @@ def test_errors_fall_into_tenths_of_time():
 def test_the_parts_add_up_to_the_loss_and_are_the_same_every_time(method):
     run = recipes.smoke(recipes.get(f"digits-{method}"))
     inputs = open_inputs(run)
-    losses = _validation(inputs, torch.device("cpu"))
+    losses = validation_of(inputs, torch.device("cpu"))
     model = build(inputs.run).eval()
     randomise(model, std=0.05)
     found = losses(model)
@@ -38,4 +38,4 @@ def test_the_parts_add_up_to_the_loss_and_are_the_same_every_time(method):
 
 def test_without_held_out_examples_there_is_no_loss():
     inputs = open_inputs(recipes.smoke(recipes.get("digits-sit")))
-    assert _validation(replace(inputs, held_out=None), torch.device("cpu")) is None
+    assert validation_of(replace(inputs, held_out=None), torch.device("cpu")) is None

@@ -17,10 +17,11 @@ from fluvial import cli, recipes
 from fluvial.autoencoders import AutoencoderConfig, kl16
 from fluvial.data.images import ImageSet
 from fluvial.nn.layers import sincos_positions
-from fluvial.run import experiment
+from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import open_autoencoder
 from fluvial.weights import from_state_dict
-from fluvial.weights.importing import described, import_weights
+from fluvial.weights.description import described
+from fluvial.weights.importing import import_weights
 
 GOLDEN = {
     "sit_tiny": {"heads": 2},
@@ -164,17 +165,17 @@ def test_training_goes_on_from_the_weights(tmp_path, sit_golden, capsys):
         optim=replace(before.run.optim, lr=1e-4),
         train=replace(before.run.train, steps=3, batch=8, log_every=1, sample_every=0, precision="fp32"),
     )
-    after = experiment.train(run, tmp_path / "run", images=images, device="cpu")
+    after = fluvial.train(run, tmp_path / "run", data=images, device="cpu")
     assert "with a new optimizer" in capsys.readouterr().out
     assert after.step == 3
     moved = [(a - b).abs().max() for a, b in zip(after.model.parameters(), before.model.parameters(), strict=True)]
     assert 0 < max(moved) < 1e-6  # the average of three steps of 1e-4 at a decay of 0.9999
     with pytest.raises(ValueError, match="holds another run: optim.lr"):
-        experiment.train(replace(run, optim=replace(run.optim, lr=1.0)), tmp_path / "run", images=images, device="cpu")
+        fluvial.train(replace(run, optim=replace(run.optim, lr=1.0)), tmp_path / "run", data=images, device="cpu")
     with pytest.raises(ValueError, match="holds another run: method.label_drop"):
         import_weights(tmp_path / "sit.pt", tmp_path / "two", heads=2, autoencoder="pixels")
         other = replace(run, method=replace(run.method, label_drop=0.5))
-        experiment.train(other, tmp_path / "two", images=images, device="cpu")
+        fluvial.train(other, tmp_path / "two", data=images, device="cpu")
 
 
 def test_the_command(tmp_path, capsys, monkeypatch, tiny):
@@ -240,7 +241,7 @@ def test_every_class_of_the_table_is_kept(tmp_path, sit_golden, rows, options, h
     assert len(table) == classes + 1 and torch.equal(table[:rows], there)
     assert not table[rows:].any()  # of no class, where the file has none
     assert bool(found.assumed) == assumed
-    assert experiment.read_record(tmp_path / "run")["imported"].get("assumed", "") == found.assumed
+    assert RunFolder(tmp_path / "run").record()["imported"].get("assumed", "") == found.assumed
     guided = trained.run.sample.guidance.weight != 1
     assert guided == (label_drop > 0 and classes > 0)
     if classes:
@@ -348,11 +349,11 @@ def test_the_last_class_is_not_taken_for_that_of_none(tmp_path, rows, options, h
     found = import_weights(tmp_path / "a.pt", tmp_path / "run", heads=2, **hints)
     assert found.run.method.classes == classes
     assert found.run.method.label_drop == options.get("class_dropout_prob", 0.0 if rows == classes else 0.1)
-    ours, _ = experiment.weights(tmp_path / "run")
+    ours, _ = RunFolder(tmp_path / "run").weights()
     assert torch.equal(ours["embed_label.table.weight"][:rows], table)
     assert len(ours["embed_label.table.weight"]) == classes + 1
     assert bool(found.assumed) == (not options and not hints)
-    assert ("assumed" in experiment.read_record(tmp_path / "run")["imported"]) == bool(found.assumed)
+    assert ("assumed" in RunFolder(tmp_path / "run").record()["imported"]) == bool(found.assumed)
     if rows == classes:  # there is no null branch
         assert found.run.sample.guidance.weight == 1
 
@@ -366,6 +367,6 @@ def test_classes_that_the_table_has_not_are_refused(tmp_path, classes):
 
 def test_the_steps_of_every_scale_are_described():
     flowar, sit = (recipes.get(f"digits-{name}") for name in ("flowar", "sit"))
-    assert flowar.sample.scale_steps == (32, 20, 8)
-    assert described(flowar)["solver"] == f"{flowar.sample.solver}, 32 20 8 steps"
-    assert described(sit)["solver"] == f"{sit.sample.solver}, {sit.sample.steps} steps"
+    assert flowar.sample.steps == (32, 20, 8)
+    assert described(flowar)["solver"] == f"{flowar.sample.solver.name}, 32 20 8 steps"
+    assert described(sit)["solver"] == f"{sit.sample.solver.name}, {sit.sample.steps} steps"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import fluvial
 from fluvial import recipes
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run
@@ -16,7 +17,8 @@ from fluvial.data import latents
 from fluvial.data.images import DataConfig, digits
 from fluvial.data.pixels import to_signed
 from fluvial.methods import arflow, sit
-from fluvial.run import experiment, inputs
+from fluvial.run import inputs
+from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import batches_of, encode, open_autoencoder, open_inputs
 from fluvial.training.config import TrainConfig
 from fluvial.training.optim import OptimConfig
@@ -53,7 +55,7 @@ def run(photos, vae, *, method=None, data=None, autoencoder=None):
         autoencoder=AutoencoderConfig(**{"name": vae, **(autoencoder or {})}),
         optim=OptimConfig(lr=1e-3, schedule="constant"),
         train=TrainConfig(
-            **{"steps": 3, "batch": 4, "log_every": 1, "save_every": 3, "eval_every": 0, "sample_every": 3}
+            **{"steps": 3, "batch": 4, "log_every": 1, "save_every": 3, "validate_every": 0, "sample_every": 3}
         ),
     )
 
@@ -108,25 +110,25 @@ def test_mirror_images_and_draws_are_what_they_are_called(tmp_path, photos, vae)
 
 
 def test_training_on_a_cache_is_training_on_the_images(tmp_path, photos, vae):
-    direct = experiment.train(run(photos, vae), tmp_path / "direct", device="cpu")
+    direct = fluvial.train(run(photos, vae), tmp_path / "direct", device="cpu")
     through = run(photos, vae, data={"cache": True})
-    cache = experiment.train(through, tmp_path / "through", device="cpu")
+    cache = fluvial.train(through, tmp_path / "through", device="cpu")
     assert latents.read_manifest(tmp_path / "through" / "latents").plan.dtype == "bf16"
     ours, theirs = (t.model.state_dict() for t in (direct, cache))
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], atol=2e-3, rtol=0.05)  # the cache is in bf16
     assert cache.sample(3).images.shape == (3, 3, 16, 16) and (tmp_path / "through" / "samples").exists()
-    assert experiment.train(through, tmp_path / "through", device="cpu").step == 3
+    assert fluvial.train(through, tmp_path / "through", device="cpu").step == 3
 
 
 def test_sampling_needs_no_data(tmp_path, photos, vae):
     shutil.copytree(photos, tmp_path / "photos")
     settings = run(tmp_path / "photos", vae, autoencoder={"statistics": "measured"})
-    trained = experiment.train(settings, tmp_path / "run", device="cpu")
+    trained = fluvial.train(settings, tmp_path / "run", device="cpu")
     shutil.rmtree(tmp_path / "photos")
-    written = experiment.read_run(tmp_path / "run")
+    written = RunFolder(tmp_path / "run").run()
     assert len(written.autoencoder.shift) == 4 and written.data.class_names == ("a", "b", "c")
-    again = experiment.load(tmp_path / "run", device="cpu")
+    again = fluvial.load(tmp_path / "run", device="cpu")
     assert torch.equal(again.sample(4).images, trained.sample(4).images)
     assert again.autoencoder.shift == trained.autoencoder.shift == written.autoencoder.shift
 
@@ -134,28 +136,28 @@ def test_sampling_needs_no_data(tmp_path, photos, vae):
 def test_measured_statistics_are_kept_when_a_run_goes_on(tmp_path, photos, vae, monkeypatch):
     """Even if they would be measured otherwise now: the steps taken so far are on the old ones."""
     settings = run(photos, vae, autoencoder={"statistics": "measured"})
-    first = experiment.train(settings, tmp_path / "run", device="cpu").run
+    first = fluvial.train(settings, tmp_path / "run", device="cpu").run
     assert open_inputs(settings).run.autoencoder == first.autoencoder
     monkeypatch.setattr(inputs, "MEASURED", 5)
     assert open_inputs(settings).run.autoencoder.shift != first.autoencoder.shift
-    assert experiment.train(settings, tmp_path / "run", device="cpu").run.autoencoder == first.autoencoder
+    assert fluvial.train(settings, tmp_path / "run", device="cpu").run.autoencoder == first.autoencoder
 
 
 def test_a_run_goes_on_with_the_same_images_only(tmp_path, photos, vae):
-    experiment.train(run(photos, vae), tmp_path / "run", device="cpu")
+    fluvial.train(run(photos, vae), tmp_path / "run", device="cpu")
     shutil.copytree(photos, tmp_path / "moved")
-    assert experiment.train(run(tmp_path / "moved", vae), tmp_path / "run", device="cpu").step == 3
+    assert fluvial.train(run(tmp_path / "moved", vae), tmp_path / "run", device="cpu").step == 3
     from_cache = run(photos, vae, data=cached(tmp_path / "c", photos, vae))
-    assert experiment.train(from_cache, tmp_path / "run", device="cpu").step == 3
+    assert fluvial.train(from_cache, tmp_path / "run", device="cpu").step == 3
     next((tmp_path / "moved" / "a").iterdir()).unlink()
     with pytest.raises(ValueError, match=r"another run: data.digest is \w+ there and \w+ here"):
-        experiment.train(run(tmp_path / "moved", vae), tmp_path / "run", device="cpu")
+        fluvial.train(run(tmp_path / "moved", vae), tmp_path / "run", device="cpu")
 
 
 def test_unreadable_images_are_named_when_training_starts(tmp_path, photos, vae, capsys):
     shutil.copytree(photos, tmp_path / "photos")
     (tmp_path / "photos" / "a" / "00.png").write_bytes(b"")
-    experiment.train(run(tmp_path / "photos", vae, data={"unreadable": "skip"}), tmp_path / "run", device="cpu")
+    fluvial.train(run(tmp_path / "photos", vae, data={"unreadable": "skip"}), tmp_path / "run", device="cpu")
     assert "left out: 1 unreadable image: " in capsys.readouterr().out
 
 
@@ -182,21 +184,21 @@ def test_measured_statistics_standardise_the_latents(tmp_path, photos, vae):
 
 
 def test_the_autoencoder_may_move_but_not_change(tmp_path, photos, vae):
-    experiment.train(run(photos, vae), tmp_path / "run", device="cpu")
+    fluvial.train(run(photos, vae), tmp_path / "run", device="cpu")
     from diffusers import AutoencoderKL
 
     model = AutoencoderKL.from_pretrained(vae, low_cpu_mem_usage=False)
     model.save_pretrained(tmp_path / "moved")
-    assert experiment.load(tmp_path / "run", autoencoder=str(tmp_path / "moved"), device="cpu").step == 3
+    assert fluvial.load(tmp_path / "run", autoencoder=str(tmp_path / "moved"), device="cpu").step == 3
     resumed = run(photos, str(tmp_path / "moved"))
-    assert experiment.train(resumed, tmp_path / "run", device="cpu").step == 3
+    assert fluvial.train(resumed, tmp_path / "run", device="cpu").step == 3
     with torch.no_grad():
         model.decoder.conv_out.bias += 0.1
     model.save_pretrained(tmp_path / "changed")
     with pytest.raises(ValueError, match="whose weights have the hash .*, '.*changed' has"):
-        experiment.load(tmp_path / "run", autoencoder=str(tmp_path / "changed"), device="cpu")
+        fluvial.load(tmp_path / "run", autoencoder=str(tmp_path / "changed"), device="cpu")
     with pytest.raises(ValueError, match="whose weights have the hash .*, '.*changed' has"):
-        experiment.train(run(photos, str(tmp_path / "changed")), tmp_path / "run", device="cpu")
+        fluvial.train(run(photos, str(tmp_path / "changed")), tmp_path / "run", device="cpu")
 
 
 def test_a_cache_that_does_not_fit_names_both_values(tmp_path, photos, vae):
@@ -235,7 +237,7 @@ def test_data_that_does_not_fit_the_model_says_what_to_set(tmp_path, photos, vae
     with pytest.raises(ValueError, match="one class only, 0; set method.classes to 0"):
         open_inputs(run(photos, vae), images=one_class)
     with pytest.raises(ValueError, match=r"fewer: c \(6\)"):
-        experiment.train(run(photos, vae, method={"images_per_sequence": 7}), tmp_path / "run", device="cpu")
+        fluvial.train(run(photos, vae, method={"images_per_sequence": 7}), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 
 
@@ -272,7 +274,7 @@ def test_a_path_that_is_not_there_is_never_asked_of_the_hub(tmp_path, monkeypatc
         data_images.load(DataConfig(path="cats/photo"), "train")
     assert not asked
     for config in (DataConfig(path="hub:owner/name"), DataConfig(name="owner/name")):
-        with pytest.raises(ValueError, match="owner/name cannot be had from the Hugging Face hub"):
+        with pytest.raises(ValueError, match="owner/name cannot be loaded from the Hugging Face hub"):
             data_images.load(config, "train")
     assert asked == [("owner/name",)] * 2
     with pytest.raises(ValueError, match="cats/photo does not exist; did you mean cats/photos"):

@@ -10,8 +10,9 @@ from fluvial.data import images as data_images
 from fluvial.data.images import DataConfig
 from fluvial.evaluation.opening import open_images
 from fluvial.metrics.features import extractor
-from fluvial.run import experiment, inputs
-from fluvial.utils.files import closest, missing, repository
+from fluvial.run import inputs
+from fluvial.run.folder import RunFolder
+from fluvial.utils.places import closest, missing, repository
 
 TYPOS = ("pixel", "taesd", "./models/vae", "models/vae", "madebyollin/taesd/vae", "/nowhere/vae", "~/no/vae")
 
@@ -134,7 +135,7 @@ def test_a_folder_called_like_a_built_in_set_is_a_path(here):
 
 
 SMALL = ["--method.width", "16", "--method.heads", "2", "--method.depth", "1", "--train.batch", "4"]
-SMALL += ["--train.steps", "1", "--train.eval-every", "0", "--train.sample-every", "0", "--sample.steps", "2"]
+SMALL += ["--train.steps", "1", "--train.validate-every", "0", "--train.sample-every", "0", "--sample.steps", "2"]
 
 
 def test_a_given_name_takes_the_place_of_a_path(here, capsys, monkeypatch):
@@ -155,12 +156,12 @@ def test_run_json_names_the_data_that_was_used(here):
         data_images.Image.fromarray(image[0].numpy()).save(images / f"{i % 2}" / f"{i}.png")
     options = ["--data.path", "animals", "--data.channels", "1", "--method.classes", "2"]
     assert cli.main(["train", "digits-sit", *SMALL, *options, "--out", "run"]) == 0
-    written = experiment.read_run("run").data
+    written = RunFolder("run").run().data
     assert (written.name, written.path) == ("", "animals") and '"digits"' not in (here / "run/run.json").read_text()
     # a run that began with the name of the same images goes on with their path
-    record = experiment.read_record("run")
+    record = RunFolder("run").record()
     record["run"]["data"] |= {"name": "owner/name", "path": ""}
-    experiment.write_record(here / "run", record)
+    RunFolder(here / "run").write(record)
     assert cli.main(["train", "run", "--data.path", "animals"]) == 0
     assert cli.main(["train", "run", "--data.name", "digits"]) == 1
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import fluvial
 from conftest import shared
 from fluvial import recipes
 from fluvial.autoencoders import AutoencoderConfig
@@ -16,8 +17,7 @@ from fluvial.config import Run
 from fluvial.data.images import DataConfig, load
 from fluvial.data.pixels import to_signed, to_uint8
 from fluvial.methods import arflow, flowar
-from fluvial.run import experiment
-from fluvial.run.inputs import encode, open_autoencoder
+from fluvial.run.inputs import encode, open_autoencoder, open_inputs
 from fluvial.sampling.settings import SampleConfig
 from fluvial.training.config import TrainConfig
 from fluvial.training.optim import OptimConfig
@@ -87,7 +87,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 def test_photos_survive_the_autoencoder(latents, autoencoder_folder, name, mean, worst):
     """Measured: 24.9 dB with 4 channels and 29.2 dB with 16, the worst photo 17.6 and 21.7."""
     photos = load(photos_config(256), "train")
-    cache = experiment.open_inputs(run_on(latents(name), autoencoder_folder(name), CHANNELS[name])).train
+    cache = open_inputs(run_on(latents(name), autoencoder_folder(name), CHANNELS[name])).train
     autoencoder = open_autoencoder(AutoencoderConfig(name=autoencoder_folder(name)))
     with faster():
         decoded = autoencoder.decode(autoencoder.latents(cache.rows(torch.arange(128))))
@@ -104,7 +104,7 @@ def run_on(cache: str, autoencoder: str, channels: int, method: type = flowar.Fl
         data=DataConfig(path=cache, size=256),
         autoencoder=AutoencoderConfig(name=autoencoder, statistics="measured"),
         optim=OptimConfig(lr=2e-3, warmup=5, schedule="constant", clip="norm", clip_at=1.0),
-        train=TrainConfig(**{"steps": 20, "batch": 4, "log_every": 1, "eval_every": 0, "sample_every": 0, **train}),
+        train=TrainConfig(**{"steps": 20, "batch": 4, "log_every": 1, "validate_every": 0, "sample_every": 0, **train}),
     )
 
 
@@ -112,7 +112,7 @@ def run_on(cache: str, autoencoder: str, channels: int, method: type = flowar.Fl
 @pytest.mark.parametrize("method", [flowar.FlowARConfig, arflow.ARFlowConfig])
 def test_twenty_steps_on_real_latents(tmp_path, latents, autoencoder_folder, name, method):
     run = run_on(latents(name), autoencoder_folder(name), CHANNELS[name], method)
-    trained = experiment.train(run, tmp_path / "run", device="cpu")
+    trained = fluvial.train(run, tmp_path / "run", device="cpu")
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert trained.step == len(losses) == 20
     assert 1.5 < losses[0] < 3  # unit noise and unit latents, and a velocity of zero
@@ -146,10 +146,10 @@ def test_flowar_learns_eight_photos_by_heart(tmp_path, autoencoder_folder):
         data=DataConfig(path=str(tmp_path / "photos"), size=128, cache=True),
         autoencoder=autoencoder,
         optim=OptimConfig(lr=3e-3, warmup=50, schedule="cosine", clip="norm", clip_at=1.0),
-        train=TrainConfig(steps=600, batch=8, ema_decay=0.98, eval_every=0, sample_every=0),
+        train=TrainConfig(steps=600, batch=8, ema_decay=0.98, validate_every=0, sample_every=0),
         sample=SampleConfig(solver="euler", steps=10),
     )
-    trained = experiment.train(run, tmp_path / "run", device="cpu")
+    trained = fluvial.train(run, tmp_path / "run", device="cpu")
     samples = trained.sample(8)
     found = psnr(to_signed(samples.images), to_signed(photos.pixels))
     decoded = trained.autoencoder.decode(
@@ -169,7 +169,7 @@ def test_the_cifar_recipes_run_on_local_files(tmp_path, name):
         data=dataclasses.replace(run.data, path=str(shared("data/cifar10-test.parquet"))),
         train=dataclasses.replace(run.train, steps=15, log_every=1, sample_every=0),
     )
-    trained = experiment.train(run, tmp_path / "run", device="cpu")
+    trained = fluvial.train(run, tmp_path / "run", device="cpu")
     assert trained.run.data.class_names[:3] == ("airplane", "automobile", "bird")
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert sum(losses[-3:]) < sum(losses[:3])

@@ -7,7 +7,8 @@ from conftest import loss
 from fluvial import recipes
 from fluvial.flow.guidance import Guidance
 from fluvial.methods import arflow, flowar, method_of, sit
-from fluvial.run import experiment
+from fluvial.run.train import build
+from fluvial.sampling.settings import EulerMaruyama
 from fluvial.training.config import TrainConfig
 from fluvial.training.optim import OptimConfig, adamw, clip_gradients
 
@@ -19,7 +20,7 @@ def test_every_recipe_takes_a_step_at_reduced_width(name):
     if isinstance(run.method, flowar.FlowARConfig):
         reduced |= {"head_width": 16, "head_heads": 2, "head_depth": 2, "dropout": 0.0}
     run = dataclasses.replace(run, method=dataclasses.replace(run.method, **reduced))
-    model, method = experiment.build(run), method_of(run.method)
+    model, method = build(run), method_of(run.method)
     sequence = () if run.method.images_per_sequence is None else (run.method.images_per_sequence,)
     latents, labels = torch.randn(2, *sequence, run.method.channels, *run.method.size), torch.tensor([0, 9])
     labels = labels if run.method.classes else None
@@ -55,7 +56,7 @@ def test_sit_on_imagenet_has_the_published_settings():
 def test_flowar_on_imagenet_has_the_published_settings():
     for name, weight in (("s", 4.3), ("b", 2.4), ("l", 2.4), ("h", 2.4)):
         run = recipes.get(f"imagenet256-flowar-{name}")
-        assert flowar.preset(name.upper()) == run.method and run.train.recompute == (name in "lh")
+        assert flowar.preset(name.upper()) == run.method and run.train.activation_checkpointing == (name in "lh")
         assert (run.data.size, run.data.crop, run.data.flip) == (256, "random", True)
         assert run.autoencoder.name == "kl16.ckpt"
         assert (run.optim.lr, run.optim.final_lr, run.optim.clip, run.optim.clip_at) == (2e-4, 1e-5, "norm", 1.0)
@@ -72,12 +73,7 @@ def test_flowar_on_imagenet_has_the_published_settings():
 
 
 def check_sampling(sample):
-    assert (sample.solver, sample.diffusion, sample.last_step, sample.last_step_size) == (
-        "euler-maruyama",
-        "sigma",
-        "mean",
-        0.04,
-    )
+    assert sample.solver == EulerMaruyama(diffusion="sigma", norm=1.0, last_step="mean", last_step_size=0.04)
     assert sample.steps == 250 and sample.guidance == Guidance(weight=1.5, channels=3)
 
 
@@ -85,7 +81,7 @@ def check_sampling(sample):
 def test_every_recipe_has_a_smoke_form(name):
     run, small = recipes.get(name), recipes.smoke(recipes.get(name))
     assert small.data == run.data and small.autoencoder == run.autoencoder and small.method.size == run.method.size
-    assert sum(p.numel() for p in experiment.build(small).parameters()) < 1_000_000 and small.train.steps <= 60
+    assert sum(p.numel() for p in build(small).parameters()) < 1_000_000 and small.train.steps <= 60
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fluvial
 from fluvial import recipes
 from fluvial.cli import main
 from fluvial.data.images import digits
 from fluvial.evaluation import against, scores, statistics
+from fluvial.evaluation.opening import open_images
 from fluvial.metrics import report
-from fluvial.run import experiment
-from fluvial.run import score as scoring
+from fluvial.metrics.features import extractor
 
 DIT = {"width": 16, "heads": 2, "depth": 1}
 
@@ -23,7 +24,7 @@ def small(**train):
     return dataclasses.replace(
         run,
         method=dataclasses.replace(run.method, **DIT),
-        train=dataclasses.replace(run.train, steps=4, batch=4, save_every=4, eval_every=0, sample_every=0, **train),
+        train=dataclasses.replace(run.train, steps=4, batch=4, save_every=4, validate_every=0, sample_every=0, **train),
         sample=dataclasses.replace(run.sample, solver="euler", steps=2),
     )
 
@@ -31,12 +32,12 @@ def small(**train):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "small"
-    experiment.train(small(), out, recipe="digits-arflow", device="cpu")
+    fluvial.train(small(), out, recipe="digits-arflow", device="cpu")
     return out
 
 
 def score(run, **options):
-    return scoring.score_run(run, device="cpu", **{"count": 60, **options})
+    return fluvial.score(run, device="cpu", **{"count": 60, **options})
 
 
 def test_a_card_says_what_the_numbers_depend_on(run):
@@ -62,10 +63,10 @@ def test_a_card_says_what_the_numbers_depend_on(run):
 def test_real_images_stand_in_for_as_many_samples(run):
     """What is printed beside is the distance of as many training images, by another way to the same number."""
     card = score(run, count=200)
-    training = scoring.open_images("digits:train")
-    look = scoring.extractor("pixels")
+    training = open_images("digits:train")
+    look = extractor("pixels")
     found = statistics.statistics(training, look).first(200)
-    test = statistics.statistics(scoring.open_images("digits:test"), look)
+    test = statistics.statistics(open_images("digits:test"), look)
     expected = scores.scores(found, test, "pixels").values
     for name in ("frechet_distance", "precision", "kernel_distance"):
         assert card["scores"][name]["real"] == pytest.approx(expected[name].value, rel=1e-6)
@@ -76,13 +77,13 @@ def test_the_training_images_may_be_the_reference(run):
     assert card["reference"]["count"] == 1257 and card["scores"]["frechet_distance"]["real"] < 3  # test images
     assert card["real"]["count"] == 60
     with pytest.raises(ValueError, match="no data set whose images could be the reference"):
-        against.against("test", None, scoring.extractor("pixels"))
+        against.against("test", None, extractor("pixels"))
     assert main(["score", str(run), "--size", "4"]) == 2  # the run's own data are cut as they are
 
 
 def test_without_labels_there_is_no_class_accuracy(tmp_path):
     unlabelled = dataclasses.replace(small(), method=dataclasses.replace(small().method, classes=0))
-    experiment.train(unlabelled, tmp_path / "run", device="cpu")
+    fluvial.train(unlabelled, tmp_path / "run", device="cpu")
     card = score(tmp_path / "run", count=20)
     assert "class_accuracy" not in card["scores"] and card["sampling"]["guidance"] == 1.0
     assert card["images"]["labels"] == "none"
@@ -90,10 +91,10 @@ def test_without_labels_there_is_no_class_accuracy(tmp_path):
 
 def test_given_images_are_not_scored_against_the_digits(tmp_path):
     data = digits("train")
-    experiment.train(small(), tmp_path / "run", images=data._replace(pixels=255 - data.pixels), device="cpu")
+    fluvial.train(small(), tmp_path / "run", data=data._replace(pixels=255 - data.pixels), device="cpu")
     with pytest.raises(ValueError, match="images given to it in Python"):
         score(tmp_path / "run", features="pixels")
-    card = score(tmp_path / "run", features="pixels", real=data, held_out=digits("test"))
+    card = score(tmp_path / "run", features="pixels", data=data, validation=digits("test"))
     assert card["reference"]["name"] == "given, held out" and "class_accuracy" in card["scores"]
     named = score(tmp_path / "run", features="pixels", reference="digits:test", training="digits:train")
     assert named["scores"] == card["scores"] and named["reference"]["hash"] == card["reference"]["hash"]
@@ -103,7 +104,7 @@ def test_an_output_of_sample_is_scored_as_the_run_is(run, tmp_path):
     """The same images, from the file: the same numbers, and the card knows how they were drawn."""
     assert main(["sample", str(run), "--count", "60", "--gif", "False", "--out", str(tmp_path)]) == 0
     live = score(run, reference="digits:test", training="digits:train")
-    read = scoring.score_images(
+    read = fluvial.score(
         str(tmp_path), reference="digits:test", training="digits:train", features="pixels", device="cpu"
     )
     for name, found in live["scores"].items():
@@ -130,7 +131,7 @@ def test_nearest_training_images_are_drawn_and_copies_are_found(tmp_path):
     folder.mkdir()
     for i, image in enumerate(train.pixels[:40]):
         Image.fromarray(image[0].numpy()).save(folder / f"{i:03}.png")
-    card = scoring.score_images(
+    card = fluvial.score(
         str(folder), reference="digits:test", training="digits:train", features="pixels", channels=1, device="cpu",
         nearest=tmp_path / "nearest.png",
     )  # fmt: skip

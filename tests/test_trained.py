@@ -8,7 +8,7 @@ from fluvial.autoencoders.pixels import Pixels
 from fluvial.config import Run
 from fluvial.flow.guidance import Guidance
 from fluvial.methods import arflow, flowar, method_of, sit
-from fluvial.run.trained import Trained, ready
+from fluvial.run.load import Sampler, ready
 from fluvial.sampling.settings import SampleConfig
 
 SHAPE = {"size": (8, 8), "channels": 3, "classes": 10}
@@ -32,7 +32,7 @@ def trained(request):
     for p in model.parameters():
         if not bool(p.any()):
             nn.init.normal_(p, std=0.1)
-    return Trained(model=model, run=Run(method=config), autoencoder=Pixels(), step=0, seconds=0.0)
+    return Sampler(model=model, run=Run(method=config), autoencoder=Pixels())
 
 
 def latents(trained, settings):

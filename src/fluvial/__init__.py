@@ -1,21 +1,32 @@
 """fluvial: image generators that join autoregression with flow matching."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fluvial import recipes as recipes
     from fluvial import weights as weights
-    from fluvial.run.experiment import load as load
+    from fluvial.config import Run as Run
+    from fluvial.run.load import Sampler as Sampler
+    from fluvial.run.load import load as load
+    from fluvial.run.score import score as score
+    from fluvial.run.train import train as train
+    from fluvial.sampling.samples import Samples as Samples
 
 __version__ = "0.1.0"
+__all__ = ["Run", "Sampler", "Samples", "__version__", "load", "recipes", "score", "train", "weights"]
+_MODULES = {"Run": "config", "Sampler": "run.load", "Samples": "sampling.samples"}
+_MODULES |= {"load": "run.load", "score": "run.score", "train": "run.train"}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """`fluvial.load` and `fluvial.weights`, imported when first asked for: `import fluvial` is to stay light."""
-    from importlib import import_module
-
-    match name:
-        case "load":
-            return import_module("fluvial.run.experiment").load
-        case "weights":
-            return import_module("fluvial.weights")
+    """The public calls, imported when they are first asked for, so that `import fluvial` needs no torch."""
+    if name in _MODULES:
+        return getattr(import_module(f"fluvial.{_MODULES[name]}"), name)
+    if name in ("recipes", "weights"):
+        return import_module(f"fluvial.{name}")
     raise AttributeError(f"module 'fluvial' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

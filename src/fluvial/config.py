@@ -5,16 +5,25 @@ from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, get_args
 
 import cattrs
-from cattrs.strategies import configure_tagged_union
 from cattrs.v import format_exception
 
 from fluvial import methods
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.data.images import DataConfig
-from fluvial.sampling.settings import SampleConfig
+from fluvial.flow.solvers import SolverName
+from fluvial.sampling.settings import SOLVERS, AnySolver, SampleConfig, SolverConfig
 from fluvial.training.config import TrainConfig
 from fluvial.training.optim import OptimConfig
-from fluvial.utils.checks import MANY, as_declared, at_most, misfit
+from fluvial.utils.checks import MANY, as_declared, at_most, misfit, setting
+from fluvial.utils.run_format import upgraded
+
+NEEDS = {
+    "scales": "a method with scales",
+    "guided_channels": "a method that can guide some of the channels",
+    "context_noise": "a method trained with method.context_noise",
+    "steps": "a solver that does not choose its own steps",
+}
+"""What settings of sampling need to do something (`needs` in their metadata), in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +38,7 @@ class Run:
     """The optimizer."""
     train: TrainConfig = TrainConfig()
     """The training loop."""
-    sample: SampleConfig = SampleConfig()
+    sample: SampleConfig = setting(SampleConfig(), changeable=True)
     """How samples are drawn."""
     seed: int = 0
     """Seed of the initial weights, the order of the data, times, noise, and label drops."""
@@ -41,21 +50,37 @@ class Run:
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
 
+    @property
+    def images_per_step(self) -> int:
+        """Images in the batch of one training step."""
+        return self.train.batch * (self.method.images_per_sequence or 1)
+
+    @property
+    def unmet(self) -> set[str]:
+        """The names in NEEDS of what this run has not, so that the settings that need it do nothing."""
+        method = self.method
+        has = {
+            "scales": len(methods.method_of(method).scales(method)) > 0,
+            "guided_channels": method.guides_channels,
+            "context_noise": method.context_noise > 0,
+            "steps": not self.sample.solver_settings.is_adaptive,
+        }
+        return {name for name in NEEDS if not has[name]}
+
     def _check_sampling(self) -> None:
         """Raises ValueError for sampling settings that this method would ignore."""
         sample, guidance, method = self.sample, self.sample.guidance, self.method
+        unmet = self.unmet - {"steps"}  # which stay as they are when another solver is tried
+        for prefix, part in (("sample", sample), ("sample.guidance", guidance)):
+            for field in dataclasses.fields(part):
+                value, need = getattr(part, field.name), field.metadata.get("needs")
+                if need in unmet and value != field.default:
+                    raise ValueError(f"{prefix}.{field.name} needs {NEEDS[need]}, got {value!r}")
         scales = len(methods.method_of(method).scales(method))
-        for name, values in (("scale_steps", sample.scale_steps), ("guidance.scale_weights", guidance.scale_weights)):
-            if values and len(values) != scales:
-                raise ValueError(f"sample.{name} must be one for each of the method's {scales} scales, got {values}")
-        if not scales and guidance.ramp != "constant":
-            raise ValueError(f"sample.guidance.ramp is over scales, which this method has not, got {guidance.ramp!r}")
-        if guidance.channels is not None and not method.guides_channels:
-            raise ValueError(f"this method guides all channels, got sample.guidance.channels {guidance.channels}")
-        if sample.context_noise > 0 and not method.context_noise:
-            raise ValueError(
-                f"sample.context_noise needs a method trained with method.context_noise, got {sample.context_noise}"
-            )
+        for name, values in (("steps", sample.steps), ("guidance.scale_weights", guidance.scale_weights or 0)):
+            if isinstance(values, tuple) and len(values) != scales:
+                expected = f"one for each of the method's {scales} scales" if scales else "one number, without scales"
+                raise ValueError(f"sample.{name} must be {expected}, got {values}")
 
     def check_guidance(self) -> None:
         """Raises ValueError for guidance that the model has no null branch or not enough channels for.
@@ -102,8 +127,42 @@ def _plain(value: Any, kind: Any) -> Any:  # noqa: ANN401
 _converter = cattrs.Converter(forbid_extra_keys=True)
 for _kind in (int, float, bool, str):  # cattrs alone would take "3" for 3, and "no" for True
     _converter.register_structure_hook(_kind, _plain)
-_converter.register_structure_hook_func(lambda kind: not is_dataclass(kind) and kind != methods.Config, _plain)
-configure_tagged_union(methods.Config, _converter, tag_name="name", tag_generator=methods.name_of)
+_converter.register_structure_hook_func(
+    lambda kind: not is_dataclass(kind) and kind is not methods.Config and kind != AnySolver, _plain
+)
+
+
+def _method(value: Any, kind: Any) -> methods.Config:  # noqa: ANN401
+    """The settings of a method from their JSON, of the Config of the method that `name` says."""
+    settings = {key: setting for key, setting in value.items() if key != "name"}
+    return _converter.structure(settings, methods.METHODS[value["name"]].Config)
+
+
+def _method_to_json(config: methods.Config) -> dict[str, Any]:
+    return {**_converter.unstructure(config), "name": methods.name_of(type(config))}
+
+
+# looked up at every call: methods may be registered later
+_converter.register_structure_hook_func(lambda kind: kind is methods.Config, _method)
+_converter.register_unstructure_hook_func(lambda kind: kind is methods.Config, _method_to_json)
+
+
+@dataclass(frozen=True)
+class _Named:
+    name: SolverName
+
+
+def _solver(value: Any, kind: Any) -> SolverConfig:  # noqa: ANN401
+    """A solver from its JSON: its name, or an object with its name and its settings."""
+    value = {"name": value} if isinstance(value, str) else value
+    if not isinstance(value, dict):
+        raise ValueError(f"must be one of {', '.join(SOLVERS)}, or an object with the name and settings of one")
+    name = _converter.structure({"name": value.get("name")}, _Named).name
+    return _converter.structure({key: value for key, value in value.items() if key != "name"}, SOLVERS[name])
+
+
+_converter.register_structure_hook(AnySolver, _solver)
+_converter.register_unstructure_hook(AnySolver, lambda solver: {"name": solver.name, **dataclasses.asdict(solver)})
 
 
 def to_json(run: Run) -> dict[str, Any]:
@@ -114,15 +173,17 @@ def to_json(run: Run) -> dict[str, Any]:
 def from_json(values: Any) -> Run:  # noqa: ANN401 - whatever a file holds
     """The inverse of `to_json`. Raises ValueError that names each wrong, missing or unknown setting.
 
-    Nothing is converted: text is no number, a truth value neither, and numbers are finite.
+    What version 0.1.0 wrote is read as well. Nothing is converted: text is no number, a truth value neither, and
+    numbers are finite.
     """
     method = values.get("method") if isinstance(values, dict) else None
     name = method.get("name") if isinstance(method, dict) else None
-    if not isinstance(name, str) or name not in methods.METHODS:
-        known = ", ".join(methods.METHODS)
-        raise ValueError(f"not a configuration of this version of fluvial: method.name is {name!r}, known are {known}")
     try:
-        return _converter.structure(values, Run)
+        methods.check_known(name)
+    except ValueError as error:
+        raise ValueError(f"not a configuration of this version of fluvial: {error}") from error
+    try:
+        return _converter.structure(upgraded(values), Run)
     except Exception as error:
         reasons = "; ".join(map(_by_name, cattrs.transform_error(error, format_exception=_reason)))
         raise ValueError(f"not a configuration of this version of fluvial: {reasons}") from error
@@ -131,7 +192,7 @@ def from_json(values: Any) -> Run:  # noqa: ANN401 - whatever a file holds
 def _reason(error: BaseException, expected: Any) -> str:  # noqa: ANN401
     if isinstance(error, ValueError):
         return str(error)
-    if is_dataclass(expected) or expected == methods.Config:
+    if is_dataclass(expected) or expected is methods.Config:
         return "must be an object with the settings of this part"
     return format_exception(error, expected)
 
@@ -144,14 +205,25 @@ def _by_name(reason: str) -> str:
 
 def differences(a: Run, b: Run) -> dict[str, tuple[Any, Any]]:
     """The settings in which two runs differ, as {"train.steps": (value in a, value in b)}."""
-    left, right = _flat(a), _flat(b)
+    return _unlike(_flat(a), _flat(b))
+
+
+def fixed_differences(there: Run, here: Run) -> dict[str, tuple[Any, Any]]:
+    """The differences that make another run of it: those of settings that may not change when a run goes on."""
+    return _unlike(_flat(there, fixed=True), _flat(here, fixed=True))
+
+
+def _unlike(left: dict[str, Any], right: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     return {key: (left.get(key), right.get(key)) for key in left | right if left.get(key) != right.get(key)}
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401
-    if not dataclasses.is_dataclass(value):
+def _flat(value: Any, prefix: str = "", *, fixed: bool = False) -> dict[str, Any]:  # noqa: ANN401
+    """The settings by their path; `fixed` leaves out those that may change when a run goes on."""
+    if not is_dataclass(value):
         return {prefix: value}
-    flat = {prefix or "run": type(value).__module__}
+    flat = {prefix or "run": f"{type(value).__module__}.{type(value).__qualname__}"}
     for field in dataclasses.fields(value):
-        flat |= _flat(getattr(value, field.name), f"{prefix}.{field.name}" if prefix else field.name)
+        if not (fixed and field.metadata.get("changeable")):
+            name = f"{prefix}.{field.name}" if prefix else field.name
+            flat |= _flat(getattr(value, field.name), name, fixed=fixed)
     return flat

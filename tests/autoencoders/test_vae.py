@@ -96,7 +96,7 @@ def test_what_is_no_image_autoencoder_is_refused(tiny, tmp_path):
     (tmp_path / "a" / "config.json").write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
     with pytest.raises(ValueError, match="is UNet2DModel; image autoencoders are AutoencoderKL"):
         from_pretrained(str(tmp_path / "a"))
-    with pytest.raises(ValueError, match="'nobody/nothing' is no folder here, and cannot be had from the hub"):
+    with pytest.raises(ValueError, match="'nobody/nothing' is no folder here, and cannot be loaded from the hub"):
         from_pretrained("nobody/nothing")
     with pytest.raises(ValueError, match="is not there; if it was moved, name its folder with --autoencoder"):
         from_pretrained(str(tmp_path / "gone"))

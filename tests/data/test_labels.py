@@ -123,7 +123,7 @@ def test_classes_are_matched_by_name_or_number(labels, own, training, expected):
     ],
 )
 def test_classes_of_other_names_are_refused_with_both_lists(labels, own, known, given):
-    with pytest.raises(ValueError, match="the held-out images have the classes .*, the training images") as error:
+    with pytest.raises(ValueError, match="the validation images have the classes .*, the training images") as error:
         aligned(ids(labels), own, Classes(known, known, given))
     assert all(f"'{name}'" in str(error.value) for name in (*own, *known))
 

@@ -10,7 +10,8 @@ from fluvial.data import latents
 from fluvial.data.images import DataConfig, ImageSet, load
 from fluvial.data.latents import Plan
 from fluvial.data.manifest import is_cache
-from fluvial.utils.files import json_checksum, write_tensors
+from fluvial.utils.files import json_checksum
+from fluvial.utils.tensors import write_tensors
 
 N, SHARD = 23, 5
 PIXELS = torch.randint(0, 256, (N, 3, 4, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

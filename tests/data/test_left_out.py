@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import fluvial
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.cli import main
 from fluvial.config import Run
 from fluvial.data.images import DataConfig, load
 from fluvial.data.left_out import LeftOut, image_endings, image_formats, printable
 from fluvial.methods import sit
-from fluvial.run import experiment
 from fluvial.run.inputs import encode, open_autoencoder
 from fluvial.training.config import TrainConfig
 
@@ -172,14 +172,14 @@ def small(path, **data):
     return Run(
         method=sit.Config(size=(8, 8), channels=3, classes=2, patch=4, depth=1, width=16, heads=2),
         data=DataConfig(path=str(path), **data),
-        train=TrainConfig(steps=1, batch=2, log_every=1, save_every=1, eval_every=0, sample_every=0),
+        train=TrainConfig(steps=1, batch=2, log_every=1, save_every=1, validate_every=0, sample_every=0),
     )
 
 
 @pytest.mark.parametrize("cache", [False, True])
 def test_training_names_what_it_leaves_out_once(tmp_path, capsys, cache):
     fill(tmp_path / "data", "train/a/0.png", "train/b/1.png", "train/b/2.heic", "val/a/3.png", "val/b/4.png", "val/b/5")
-    experiment.train(small(tmp_path / "data", cache=cache), tmp_path / "run", device="cpu")
+    fluvial.train(small(tmp_path / "data", cache=cache), tmp_path / "run", device="cpu")
     printed = capsys.readouterr().out
     assert printed.count("1 file left out: 1 .heic, which Pillow does not open here: convert them (b/2.heic)") == 1
     assert printed.count("1 file left out: 1 without an ending (b/5)") == 1
@@ -201,7 +201,7 @@ def test_encoding_names_what_it_leaves_out(tmp_path, capsys):
     )
     assert said == ["1 file left out: 1 .heic, which Pillow does not open here: convert them (2.heic)"]
     run = small(tmp_path / "b", size=8)
-    experiment.train(
+    fluvial.train(
         Run(method=sit.Config(**{**vars(run.method), "classes": 0}), data=run.data, train=run.train),
         tmp_path / "run",
         device="cpu",

@@ -12,7 +12,7 @@ from fluvial.evaluation.opening import open_images
 from fluvial.evaluation.reference import open_reference
 from fluvial.evaluation.statistics import FORMAT, load, statistics
 from fluvial.metrics.features import extractor
-from fluvial.utils.files import write_tensors
+from fluvial.utils.tensors import write_tensors
 
 
 def images(path, compressed=False, count=6):

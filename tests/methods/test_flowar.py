@@ -11,7 +11,7 @@ from fluvial.flow.guidance import Guidance
 from fluvial.flow.interpolant import linear
 from fluvial.flow.timesteps import grid, two_piece_grid
 from fluvial.methods import flowar
-from fluvial.training.distributed import recompute
+from fluvial.training.distributed import checkpoint_activations
 from fluvial.weights import released as upstream
 
 
@@ -29,7 +29,7 @@ def close(got, expected, tolerance=2e-5):
 
 def inputs_of(latents, config):
     maps = flowar.pyramid(latents, config)
-    return flowar.packed([flowar.enlarged(m, config, i + 1) for i, m in enumerate(maps[:-1])], config.patch)
+    return flowar.packed([flowar.upsampled(m, config, i + 1) for i, m in enumerate(maps[:-1])], config.patch)
 
 
 @torch.no_grad()
@@ -117,7 +117,7 @@ SHAPES = [
     {"classes": 0},
     {"scales": (4,)},
     {"scales": (3, 4)},
-    {"enlarge": "direct"},
+    {"upsample": "direct"},
     {"context_noise": 0.5},
     {"loss_weight": "scale"},
 ]
@@ -234,7 +234,7 @@ def test_recomputed_blocks_change_no_gradient():
     gradients = []
     for every in (0, 1):
         model = tiny(head="cross_attention", dropout=0.0).train()
-        recompute(model, every)
+        checkpoint_activations(model, every)
         torch.manual_seed(0)
         loss(model, latents, labels).backward()
         gradients.append([p.grad for p in model.parameters()])
@@ -428,9 +428,9 @@ def test_maps_of_patches_are_means_of_the_pixels_they_cover():
             rows, columns = (slice(i * 8 // 6, -(-(i + 1) * 8 // 6)) for i in (row, column))
             torch.testing.assert_close(second[0, :, row, column], latents[0, :, rows, columns].mean(dim=(1, 2)))
     assert torch.equal(last, latents)
-    grown = flowar.enlarged(first, flowar.FlowARConfig(**{**TINY, "scales": (2, 3, 4), "enlarge": "direct"}), 1)
+    grown = flowar.upsampled(first, flowar.FlowARConfig(**{**TINY, "scales": (2, 3, 4), "upsample": "direct"}), 1)
     torch.testing.assert_close(grown, torch.nn.functional.interpolate(first, (6, 6), mode="bicubic"))
-    assert (flowar.enlarged(first, config, 1) - grown).abs().max() > 1e-2  # by way of the full size is another thing
+    assert (flowar.upsampled(first, config, 1) - grown).abs().max() > 1e-2  # by way of the full size is another thing
 
 
 def test_a_latent_that_does_not_fit_is_refused():

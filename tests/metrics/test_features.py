@@ -12,7 +12,8 @@ from conftest import randomise, shared
 from fluvial.data.images import DataConfig, load
 from fluvial.metrics import features
 from fluvial.metrics.features import extractor
-from fluvial.utils.files import checksum, tensors_checksum
+from fluvial.utils.files import checksum
+from fluvial.utils.tensors import tensors_checksum
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)  # no model's own, so that a default would show
 

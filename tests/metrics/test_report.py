@@ -6,7 +6,7 @@ import pytest
 
 from fluvial.cli import main
 from fluvial.metrics import report
-from fluvial.utils.files import write_json
+from fluvial.utils.atomic import write_json
 
 
 def card(**scores):

@@ -103,7 +103,7 @@ from fluvial.training.config import TrainConfig
 from fluvial.training.health import Health
 from fluvial.training.optim import OptimConfig
 from fluvial.training.step import MicroBatch, begin, step
-from fluvial.run.trained import ready
+from fluvial.run.load import ready
 
 compiled = []
 
@@ -142,10 +142,10 @@ def begun(config, **settings):
 for config, sequence in ((far, (3,)), (near, ())):
     batch = torch.randn(4, *sequence, 2, 4, 4), torch.tensor([0, 1, 2, 0])
     plain, fast = (
-        step(learner, lambda number: batch, Health(torch.device("cpu")), 0, looks=True)
-        for learner in (begun(config), begun(config, compile=True, recompute=1))
+        step(learner, lambda number: batch, Health(torch.device("cpu")), 0, blocks_too=True)
+        for learner in (begun(config), begun(config, compile=True, activation_checkpointing=1))
     )
-    torch.testing.assert_close(fast.loss, plain.loss), torch.testing.assert_close(fast.norm, plain.norm)
+    torch.testing.assert_close(fast.loss, plain.loss), torch.testing.assert_close(fast.grad_norm, plain.grad_norm)
     for name, numbers in plain.blocks.items():
         assert abs(fast.blocks[name]["grad_norm"] / numbers["grad_norm"] - 1) < 1e-3, name
     model, noise = model_of(config).requires_grad_(False).eval(), torch.randn(2, *config.noise_shape)
@@ -158,7 +158,7 @@ for config, sequence in ((far, (3,)), (near, ())):
 assert len(compiled) == 12, "in training and sampling the blocks: 2 of ARFlow, 2 and 2 of the head of FlowAR"
 
 # dropout whose draws are made again in the backward pass: the gradient is that of the loss with these draws
-learner = begun(dataclasses.replace(near, dropout=0.5), compile=True, recompute=1)
+learner = begun(dataclasses.replace(near, dropout=0.5), compile=True, activation_checkpointing=1)
 draws = flowar.draws(near, (4, 2, 4, 4), generator=torch.Generator().manual_seed(0), device="cpu")
 batch = MicroBatch(torch.randn(4, 2, 4, 4), torch.tensor([0, 1, 2, 0]), draws)
 
@@ -169,14 +169,14 @@ def loss():
 
 
 loss().backward()
-direction = [p.grad.clone() for p in learner.parameters]
+direction = [p.grad.clone() for p in learner.model.parameters()]
 length = sum(d.square().sum() for d in direction).sqrt()
 ends = []
 for side in (1, -1):
-    for p, d in zip(learner.parameters, direction, strict=True):
+    for p, d in zip(learner.model.parameters(), direction, strict=True):
         p.data.add_(d / length, alpha=side * 0.01)
     ends.append(loss().item())
-    for p, d in zip(learner.parameters, direction, strict=True):
+    for p, d in zip(learner.model.parameters(), direction, strict=True):
         p.data.sub_(d / length, alpha=side * 0.01)
 slope = (ends[0] - ends[1]) / 0.02
 assert abs(slope / length - 1) < 0.02, (slope, length)

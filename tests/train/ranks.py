@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import torch
 
+import fluvial
 from fluvial import recipes
-from fluvial.run import experiment
 
 
 def main(out, settings):
@@ -33,7 +33,7 @@ def main(out, settings):
     steps = [int(step) for step in kills.split(",") if step]
     if restart < len(steps) and int(os.environ["RANK"]) == restart % int(os.environ["WORLD_SIZE"]):
         _die_at(steps[restart])
-    experiment.train(run, out, device="cpu")
+    fluvial.train(run, out, device="cpu")
 
 
 def _die_at(step):

@@ -10,7 +10,7 @@ from torch import nn
 from fluvial.training import checkpoint
 from fluvial.training.checkpoint import CheckpointError, Saver
 from fluvial.training.optim import OptimConfig, adamw, begin_optimizer, optimizer_tensors
-from fluvial.utils.files import write_tensors
+from fluvial.utils.tensors import write_tensors
 
 
 def save(run, step, value=0.0, **options):

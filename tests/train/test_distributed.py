@@ -114,7 +114,7 @@ def test_sigterm_saves_and_ends_with_0(tmp_path):
 
 @pytest.mark.slow
 def test_a_rank_that_hangs_at_the_start_is_named(tmp_path, monkeypatch):
-    source = SCRIPT.read_text().replace("experiment.train(run", "patched(); experiment.train(run")
+    source = SCRIPT.read_text().replace("fluvial.train(run", "patched(); fluvial.train(run")
     patch = "\n\ndef patched():\n    from functools import partial\n    from fluvial.training import distributed\n"
     patch += "    distributed.world = partial(distributed.world, timeout=5.0)\n"
     script = tmp_path / "hanging.py"
@@ -198,7 +198,7 @@ def test_blocks_are_found():
 def test_recomputing_changes_no_gradient(every, again):
     x, calls = torch.randn(3, 8), []
     plain, model = Stack(), Stack()
-    distributed.recompute(model, every)
+    distributed.checkpoint_activations(model, every)
     for block in model.blocks:
         block[0].register_forward_hook(lambda *_: calls.append(1))
     for each in (plain, model):

@@ -13,8 +13,10 @@ from torch import nn
 from fluvial.methods.method import Draws
 from fluvial.training import checkpoint
 from fluvial.training.config import TrainConfig
-from fluvial.training.loop import FolderGone, Stopped, train
+from fluvial.training.loop import FolderGone, train
 from fluvial.training.optim import OptimConfig
+from fluvial.training.step import begin
+from fluvial.utils.errors import Stopped
 
 
 def start():
@@ -60,19 +62,8 @@ def run(
     model = start() if model is None else model
     defaults = {"steps": 20, "batch": 8, "ema_decay": 0.9, "log_every": 5, "save_every": 5}
     config = TrainConfig(**{**defaults, **settings})
-    average = train(
-        model,
-        method=method_with(loss),
-        batches=batches,
-        replica=start,
-        config=config,
-        optim=OptimConfig(lr=0.01),
-        seed=0,
-        run=folder,
-        held_out=held_out,
-        preview=preview,
-        start_over=start_over,
-    )
+    learner = begin(model, method=method_with(loss), config=config, optim=OptimConfig(lr=0.01), seed=0, empty=start)
+    average = train(learner, batches, folder, validate=held_out, preview=preview, start_over=start_over)
     return model, average
 
 
@@ -121,7 +112,7 @@ def test_what_a_killed_run_lacks_of_its_checkpoints_step_is_made_again(tmp_path,
         path.parent.mkdir(exist_ok=True)
         path.write_text(str(model.weight.tolist()))
 
-    options = {"steps": 12, "save_every": 4, "eval_every": 4, "sample_every": 4, "log_every": 2}
+    options = {"steps": 12, "save_every": 4, "validate_every": 4, "sample_every": 4, "log_every": 2}
     options |= {"ema_lengths": (0.05, 0.1), "ema_every": 4}
     run(tmp_path / "whole", held_out=measured, preview=drawn, **options)
 
@@ -220,7 +211,7 @@ def test_the_log_and_the_callbacks(tmp_path):
     run(
         tmp_path,
         steps=12,
-        eval_every=4,
+        validate_every=4,
         sample_every=6,
         save_every=100,
         held_out=lambda model: {"held_out_loss": 0.25, "held_out_by_time": [0.5, None]},
@@ -351,9 +342,11 @@ def test_block_norms_and_further_averages(tmp_path):
         return loss(model, *arguments, **chance)
 
     model = Two()
-    config = TrainConfig(steps=4, batch=8, blocks_every=4, log_every=4, save_every=4, ema_decays=(0.5,), recompute=1)
-    options = {"config": config, "optim": OptimConfig(lr=0.01, clip="none"), "seed": 0, "replica": Two}
-    train(model, method=method_with(recording), batches=lambda order: batch, run=tmp_path, **options)
+    config = TrainConfig(
+        steps=4, batch=8, blocks_every=4, log_every=4, save_every=4, ema_decays=(0.5,), activation_checkpointing=1
+    )
+    options = {"config": config, "optim": OptimConfig(lr=0.01, clip="none"), "seed": 0, "empty": Two}
+    train(begin(model, method=method_with(recording), **options), lambda order: batch, tmp_path)
     (line,) = (line["blocks"] for line in log(tmp_path) if "blocks" in line)
     for name, block in (("blocks.0", model.blocks[0]), ("blocks.1", model.blocks[1])):
         moved = torch.cat([(p - before[f"{name}.{n}"]).flatten() for n, p in block.named_parameters()]).norm()
@@ -396,7 +389,9 @@ def test_a_finished_run_is_left_alone(tmp_path):
     assert same(model, again) and len(log(tmp_path)) == 4
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch": 9, "accumulate": 2}, {"ema_decay": 1.0}, {"eval_every": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"batch": 9, "accumulate": 2}, {"ema_decay": 1.0}, {"validate_every": -1}]
+)
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="must be|cannot be split"):
         TrainConfig(**wrong)
@@ -436,7 +431,8 @@ def test_the_mean_loss_of_a_line_counts_the_steps_before_a_stop(tmp_path):
     dying.left = 9
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", loss=dying, steps=20, log_every=10, save_every=6)
-    assert checkpoint.newest(tmp_path / "cut").name == "step-00000006"
+    while not (tmp_path / "cut" / "checkpoints" / "step-00000006").exists():
+        time.sleep(0.001)  # the checkpoint is written in the background
     run(tmp_path / "cut", steps=20, log_every=10, save_every=6)
     whole, cut = ([row["loss"] for row in log(tmp_path / name) if "loss" in row] for name in ("whole", "cut"))
     assert whole == cut and len(whole) == 2

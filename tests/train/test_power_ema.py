@@ -10,15 +10,17 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+import fluvial
 from conftest import randomise
 from fluvial import cli
 from fluvial.config import Run
 from fluvial.methods.sit import SiTConfig
-from fluvial.run import experiment
+from fluvial.run.folder import RunFolder, record_of
+from fluvial.run.train import build
 from fluvial.sampling.settings import SampleConfig
 from fluvial.training import power_ema
 from fluvial.training.config import TrainConfig
-from fluvial.utils import files
+from fluvial.utils.tensors import write_tensors
 
 LENGTHS = (0.05, 0.1)
 STEPS, EVERY = 640, 20
@@ -310,7 +312,7 @@ def test_too_few_damaged_and_foreign_snapshots(tmp_path):
     with pytest.raises(ValueError, match=f"{last.name} is damaged: its content is not what was written"):
         power_ema.rebuild(tmp_path, length=0.08)
     foreign = {"weight": torch.zeros(3, dtype=torch.float64), "other": torch.zeros(2, 3)}
-    files.write_tensors(last, foreign, {"step": "8", "length": "0.100", "run": "{}"})
+    write_tensors(last, foreign, {"step": "8", "length": "0.100", "run": "{}"})
     with pytest.raises(ValueError, match=rf"{last.name} is of another model .*: weight is \(3,\) there and \(2,\)"):
         power_ema.rebuild(tmp_path, length=0.08)
 
@@ -359,7 +361,7 @@ def test_a_snapshot_of_another_run_is_refused(tmp_path, other, says):
 def test_a_snapshot_that_does_not_say_what_it_is_is_refused(tmp_path):
     tracked(walk(steps=8, width=2), LENGTHS, tmp_path, every=1)
     last = tmp_path / "step-00000008-0.100.safetensors"
-    files.write_tensors(last, {name: value.clone() for name, value in load_file(last).items()})
+    write_tensors(last, {name: value.clone() for name, value in load_file(last).items()})
     says = rf"{last.name} does not say its length, run, step.*earlier version of fluvial\. Move it away"
     with pytest.raises(ValueError, match=says):
         power_ema.rebuild(tmp_path, length=0.1)
@@ -372,7 +374,7 @@ def test_a_snapshot_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     assert list(load_file(first[0])["weight"]) == [1, 1, 1]
 
     def half(path, tensors, metadata=None):
-        files.write_tensors(path, tensors, metadata)
+        write_tensors(path, tensors, metadata)
         path.write_bytes(path.read_bytes()[:-4])
         raise OSError("no space left on device")
 
@@ -398,7 +400,7 @@ def run(tmp_path):
     """A run folder whose weights went from those of one seed to those of another, over 8 snapshots."""
     config = SiTConfig(size=(8, 8), channels=1, classes=3, patch=2, depth=1, width=16, heads=2)
     run = Run(method=config, sample=SampleConfig(solver="euler", steps=2))
-    model, folder = experiment.build(run), tmp_path / "runs" / "tiny"
+    model, folder = build(run), tmp_path / "runs" / "tiny"
     named = dict(model.named_parameters())
     tracks = start(named.items(), LENGTHS)
     for step in range(1, 81):
@@ -406,8 +408,8 @@ def run(tmp_path):
         update(tracks, named.values(), step)
         if step % 10 == 0:
             power_ema.save(folder / "ema", step, list(named), tracks)
-    record = experiment.record_of(run, "mine", imported={"file": "x.pt"})
-    experiment.create(folder, record, model.state_dict(), step=80, seconds=8.0)
+    record = record_of(run, "mine", imported={"file": "x.pt"})
+    RunFolder(folder).create(record, model.state_dict(), step=80, seconds=8.0)
     return folder
 
 
@@ -417,9 +419,9 @@ def test_the_command_makes_a_run_to_sample_from(run, capsys):
     assert "residual of the fit: 1." in printed and "from 16 snapshots" in printed and str(out) in printed
     before, record = (json.loads((folder / "run.json").read_text()) for folder in (run, out))
     assert record.pop("ema") == {"length": 0.08, "step": 80, "from": str(run)}
-    assert experiment.read_run(out) == experiment.read_run(run) and before.pop("sha256") != record.pop("sha256")
+    assert RunFolder(out).run() == RunFolder(run).run() and before.pop("sha256") != record.pop("sha256")
     assert record == before
-    made = experiment.load(out, device="cpu")
+    made = fluvial.load(out, device="cpu")
     assert (made.step, made.seconds) == (80, 8.0)
     expected = {name: tensor.make() for name, tensor in power_ema.rebuild(run / "ema", length=0.08).tensors.items()}
     assert all(torch.equal(tensor, expected[name]) for name, tensor in made.model.state_dict().items())
@@ -430,9 +432,9 @@ def test_the_command_makes_a_run_to_sample_from(run, capsys):
 def test_the_commands_step_and_folder(run, tmp_path, monkeypatch):
     monkeypatch.chdir(run)
     assert cli.main(["ema", ".", "--length", "0.1", "--step", "40"]) == 0
-    assert experiment.load(run.with_name("tiny-ema-0.100"), device="cpu").seconds == 4.0
+    assert fluvial.load(run.with_name("tiny-ema-0.100"), device="cpu").seconds == 4.0
     assert cli.main(["ema", str(run), "--length", "0.0755", "--out", str(tmp_path / "there")]) == 0
-    assert experiment.read_record(tmp_path / "there")["ema"]["length"] == 0.0755
+    assert RunFolder(tmp_path / "there").record()["ema"]["length"] == 0.0755
 
 
 def test_what_the_command_refuses(run, tmp_path, capsys):
@@ -451,7 +453,7 @@ def test_what_the_command_refuses(run, tmp_path, capsys):
     weights = {name: value.clone() for name, value in load_file(file).items()}
     weights["extra"] = torch.zeros(1)
     for file, step, length in power_ema.snapshots(run / "ema"):
-        files.write_tensors(file, weights, {"step": str(step), "length": f"{length:.3f}", "run": "{}"})
+        write_tensors(file, weights, {"step": str(step), "length": f"{length:.3f}", "run": "{}"})
     assert cli.main(["ema", str(run), "--length", "0.08"]) == 1
     assert "averages of another model than" in capsys.readouterr().err
     assert sorted(path.name for path in run.parent.iterdir()) == ["tiny"]

@@ -98,8 +98,8 @@ def test_what_was_not_taken_is_said():
         (inside("_orig_mod") | inside("module"), "two tensors"),
         ({"model": WEIGHTS, "net": OTHER}, "holds weights in model, net: save the ones to import alone"),
         ({"model": WEIGHTS, "ema1": OTHER, "ema2": OTHER}, "holds weights in ema1, ema2"),
-        ({"model": {"epoch": 3}}, "holds no weights: 'epoch' is a int and no tensor"),
-        ({"ema": {}, "model": {}}, "holds no weights, but nothing"),
+        ({"model": {"epoch": 3}}, "holds no weights: 'epoch' is a int, not a tensor"),
+        ({"ema": {}, "model": {}}, "holds no weights: it is empty"),
     ],
 )
 def test_what_is_not_clear_is_refused(content, says):

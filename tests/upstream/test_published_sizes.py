@@ -7,6 +7,7 @@ import torch
 from conftest import read_golden, shared
 from fluvial.autoencoders import kl16
 from fluvial.methods import arflow, flowar, sit
+from fluvial.sampling.settings import EulerMaruyama
 from fluvial.weights import released as upstream
 
 SIT = {
@@ -130,7 +131,7 @@ def test_flowar_is_sampled_as_released(size):
     assert {name: getattr(run.sample, name) for name in sampling} == sampling
     assert {name: getattr(run.sample.guidance, name) for name in guidance} == guidance
     assert (run.autoencoder.name, run.autoencoder.scale, run.data.size) == ("kl16.ckpt", (0.2325,), 256)
-    assert run.train.recompute == (size != "S")  # as they are trained
+    assert run.train.activation_checkpointing == (size != "S")  # as they are trained
 
 
 @pytest.mark.parametrize(("method", "pixels"), [(sit, 256), (arflow, 256), (arflow, 128)])
@@ -141,8 +142,8 @@ def test_sit_and_arflow_are_sampled_as_released(method, pixels):
     )
     _, run = upstream.from_state_dict(released.on_meta(shapes))
     sample = run.sample
-    assert (sample.solver, sample.steps, sample.diffusion, sample.diffusion_norm) == ("euler-maruyama", 250, "sigma", 1)
-    assert (sample.last_step, sample.last_step_size) == ("mean", 0.04)
+    solver = EulerMaruyama(diffusion="sigma", norm=1.0, last_step="mean", last_step_size=0.04)
+    assert (sample.solver, sample.steps) == (solver, 250)
     assert (sample.guidance.weight, sample.guidance.channels, sample.guidance.interval) == (1.5, 3, (0.0, 1.0))
     assert (run.autoencoder.name, run.autoencoder.scale) == ("stabilityai/sd-vae-ft-ema", (0.18215,))
     assert (run.method, run.data.size) == (preset, pixels)

@@ -130,7 +130,7 @@ def test_checkpoints_of_other_trainers(tmp_path):
 
 def test_what_would_fill_the_memory_is_refused_before(tmp_path):
     torch.save({"ema": {"a": torch.zeros(1).expand(10**10)}}, tmp_path / "wide.pt")
-    with pytest.raises(ValueError, match=r"a is \(10000000000,\), and holds fewer numbers than that"):
+    with pytest.raises(ValueError, match=r"a has the shape \(10000000000,\), and the file holds fewer numbers"):
         read(tmp_path / "wide.pt")
     torch.save({"ema": {"a": torch.zeros(10**6)}}, tmp_path / "plain.pt")
     with (
@@ -162,11 +162,11 @@ def test_a_folder_stands_for_the_one_file_in_it(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ({}, "holds no weights, but nothing"),
-        ([1, 2], "holds no weights, but a list"),
-        ({"ema": {}}, "holds no weights, but nothing"),
-        ({"state": WEIGHTS}, "'state' is a dict and no tensor.*ema, model_ema, .*model"),
-        ({"model": {"a": 3}}, "'a' is a int and no tensor"),
+        ({}, "holds no weights: it is empty"),
+        ([1, 2], "holds no weights: it is a list"),
+        ({"ema": {}}, "holds no weights: it is empty"),
+        ({"state": WEIGHTS}, "'state' is a dict, not a tensor.*ema, model_ema, .*model"),
+        ({"model": {"a": 3}}, "'a' is a int, not a tensor"),
     ],
 )
 def test_a_file_without_weights(tmp_path, content, says):
@@ -230,8 +230,8 @@ def test_a_file_that_unpacks_to_more_is_refused_before_it_is_unpacked(tmp_path):
 @pytest.mark.parametrize(
     ("tensor", "says"),
     [
-        (torch.zeros(1).expand(2**30), r"a is \(1073741824,\), and holds fewer numbers"),
-        (torch.arange(4.0).as_strided((2**20, 2), (0, 1)), "a is .*, and holds fewer numbers"),
+        (torch.zeros(1).expand(2**30), r"a has the shape \(1073741824,\), and the file holds fewer numbers"),
+        (torch.arange(4.0).as_strided((2**20, 2), (0, 1)), "a has the shape .*, and the file holds fewer numbers"),
         (torch.ones(3).to_sparse(), "a is no plain tensor|damaged"),
         (torch.empty(3, device="meta"), "a is no plain tensor"),
         (torch.empty(0, 10**12), "a is empty, of the shape"),

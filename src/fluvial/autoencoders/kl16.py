@@ -1,4 +1,4 @@
-"""MAR's KL-16 (kl16.ckpt; github.com/LTH14/mar, models/vae.py) to diffusers' AutoencoderKL.
+"""MAR's KL-16 autoencoder (kl16.ckpt; github.com/LTH14/mar, models/vae.py), loaded as diffusers' AutoencoderKL.
 
 16 channels, stride 16, attention in the encoder's last level and in both middles. FlowAR is trained on its latents.
 """
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from fluvial.autoencoders.vae import Vae
 from fluvial.utils import weight_files
 from fluvial.utils.extras import require
-from fluvial.utils.files import Lazy
+from fluvial.utils.tensors import Lazy
 from fluvial.utils.translation import Source, Translation, count, reading, translate
 
 TELLTALE = r"(encoder\.down|decoder\.up)\.\d+\."
 SCALE = 0.2325  # released FlowAR main.py and MAR: posterior draws times this have about unit standard deviation
-# diffusers' name -> the release's; LEVEL is counted from the other end
+# patterns of diffusers' names -> the release's; LEVEL is counted from the other end
 NAMES = {
     r"down_blocks\.(\d+)\.": r"down.\1.",
     r"up_blocks\.(\d+)\.": r"up.LEVEL\1.",
@@ -38,9 +38,9 @@ NAMES = {
 
 
 def config_from(state_dict: Mapping[str, Tensor], *, scale: float = SCALE) -> dict[str, Any]:
-    """The arguments of diffusers' AutoencoderKL: widths from the shapes, attention where the encoder has it.
+    """The arguments of diffusers' AutoencoderKL for these weights: widths from shapes, attention from names.
 
-    Raises ValueError if this is another autoencoder of the same family.
+    Raises ValueError if the weights are not of 16 channels and 5 levels, as KL-16's are.
     """
     levels = count(state_dict, r"encoder\.down\.(\d+)\.")
     channels = len(state_dict["post_quant_conv.weight"])
@@ -63,13 +63,14 @@ def config_from(state_dict: Mapping[str, Tensor], *, scale: float = SCALE) -> di
 
 
 def translation(state_dict: Mapping[str, Tensor], names: Iterable[str], config: Mapping[str, Any]) -> Translation:
-    """What diffusers' tensors of these names are made of: attention's 1 x 1 convolutions become linear layers."""
+    """The translation from the release to diffusers' names; attention's 1 x 1 convolutions become linear layers."""
     levels = len(config["block_out_channels"])
     loss = {key: "the loss that it was trained with" for key in state_dict if key.startswith("loss.")}
     return Translation({name: _source_of(name, levels) for name in names}, {}, loss)
 
 
 def _source_of(name: str, levels: int) -> Source:
+    """The release's tensor for diffusers' tensor of this name."""
     key = name
     for ours, theirs in NAMES.items():
         key = re.sub(ours, theirs, key)
@@ -79,9 +80,9 @@ def _source_of(name: str, levels: int) -> Source:
 
 
 def from_state_dict(state_dict: Mapping[str, Tensor], *, scale: float = SCALE, identity: str = "kl16") -> Vae:
-    """MAR's KL-16 with these released weights, of any width: 16 channels, stride 16; latents are z * `scale`.
+    """KL-16 with these released weights, of any width: 16 channels, stride 16; latents are z * `scale`.
 
-    Raises ValueError naming what is missing, too many, of another shape or type, or not finite.
+    Raises ValueError naming tensors that are missing, unexpected, of another shape or type, or not finite.
     """
     if any(key.startswith("encoder.down_blocks.") for key in state_dict):
         raise ValueError("these are the weights of a diffusers model: give the folder that they are in")
@@ -91,7 +92,7 @@ def from_state_dict(state_dict: Mapping[str, Tensor], *, scale: float = SCALE, i
 
 
 def load(file: Path | str) -> Vae:
-    """KL-16 from the released file, or its weights as safetensors. Raises ValueError naming the file."""
+    """KL-16 loaded from the released file, or from its weights as safetensors. Raises ValueError naming the file."""
     state_dict = weight_files.read(file, [TELLTALE]).state_dict
     try:
         return from_state_dict(state_dict, identity=str(file))
@@ -102,7 +103,7 @@ def load(file: Path | str) -> Vae:
 def translated(
     state_dict: Mapping[str, Tensor], *, scale: float = SCALE, dtype: torch.dtype | None = None
 ) -> tuple[nn.Module, dict[str, Lazy], dict[str, str]]:
-    """KL-16 as a diffusers model on the meta device, its weights to be made one by one, and what was left out."""
+    """KL-16 as a diffusers model on the meta device, its weights as lazy tensors, and the keys left out."""
     diffusers = require("diffusers", extra="vae", why="KL-16")
     with reading("KL-16"):
         config = config_from(state_dict, scale=scale)

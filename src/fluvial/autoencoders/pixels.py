@@ -1,4 +1,4 @@
-"""The identity: a method trains on the pixels themselves."""
+"""The identity autoencoder, for methods trained on pixels."""
 
 import torch
 from jaxtyping import Float
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Pixels(nn.Module):
-    """Latents are the images."""
+    """The identity: latents are the images."""
 
     stride = 1
     channels = image_channels = None  # as many as the images have
@@ -15,13 +15,13 @@ class Pixels(nn.Module):
     hash = "pixels"
 
     def standardised(self, shift: tuple[float, ...], scale: tuple[float, ...]) -> "Pixels":
-        """Itself: pixels in [-1, 1] are used as they are. Raises ValueError for any other shift or scale."""
+        """This object, unchanged. Raises ValueError for a shift other than 0 or a scale other than 1."""
         if (shift, scale) != (self.shift, self.scale):
             raise ValueError(f"pixels are not shifted or scaled, got shift {shift} and scale {scale}")
         return self
 
     def moments(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """The images, in [-1, 1]; they have no variance."""
+        """The images in [-1, 1], as the mean; there is no variance."""
         return images
 
     def latents(
@@ -30,9 +30,9 @@ class Pixels(nn.Module):
         generator: torch.Generator | None = None,
         part: tuple[slice, int] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """The images."""
+        """The images, unchanged."""
         return moments
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Latents to images in [-1, 1], clamped."""
+        """Images in [-1, 1]: the latents, clamped."""
         return latents.clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""Any image autoencoder of diffusers: AutoencoderKL, AutoencoderTiny, AutoencoderDC."""
+"""Image autoencoders of diffusers: AutoencoderKL, AutoencoderTiny, AutoencoderDC."""
 
 from collections.abc import Callable
 from functools import cached_property, lru_cache
@@ -10,12 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fluvial.utils.extras import require
-from fluvial.utils.files import missing, plain, repository, tensors_checksum
+from fluvial.utils.files import plain
+from fluvial.utils.places import missing, repository
+from fluvial.utils.tensors import tensors_checksum
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC")
-# images that go through an autoencoder at a time: they need far more memory than latents do, and a CPU's cache is small
+# images per call of the autoencoder: they need far more memory than latents do, and a CPU's cache is small
 CHUNK = {"cpu": 1, "cuda": 16}
-LOG_VARIANCE = (-30.0, 20.0)  # clamped to, as in diffusers' DiagonalGaussianDistribution and in the releases
+LOG_VARIANCE = (-30.0, 20.0)  # clamped to this range, as by diffusers' DiagonalGaussianDistribution and the releases
 
 
 class Vae(nn.Module):
@@ -41,11 +43,11 @@ class Vae(nn.Module):
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of names and values of all weights, its first 16 digits."""
+        """The first 16 digits of the SHA-256 of names and values of all weights."""
         return tensors_checksum(self.model.state_dict())[:16]
 
     def standardised(self, shift: tuple[float, ...], scale: tuple[float, ...]) -> "Vae":
-        """Itself, with this shift and scale. Raises ValueError unless they are one number or one a channel."""
+        """This object, with shift and scale set. Raises ValueError unless each is one number or one per channel."""
         for name, values in (("shift", shift), ("scale", scale)):
             if len(values) not in (1, self.channels):
                 raise ValueError(f"{name} must be one number or one for each of {self.channels} channels, got {values}")
@@ -54,7 +56,7 @@ class Vae(nn.Module):
 
     @torch.no_grad()
     def moments(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b m h w"]:
-        """Mean and log variance (2c channels) of the posterior, or the mean alone (c), of images in [-1, 1]."""
+        """The posterior's mean and log variance (m = 2c channels), or its mean alone (m = c), of images in [-1, 1]."""
         return _in_chunks(self._moments, images)
 
     def _moments(self, images: Tensor) -> Tensor:
@@ -69,9 +71,10 @@ class Vae(nn.Module):
         generator: torch.Generator | None = None,
         part: tuple[slice, int] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """A draw from the posterior, (mean + exp(logvar / 2) noise - shift) * scale; its mean without a generator.
+        """A draw of latents, (mean + exp(logvar / 2) noise - shift) * scale; without a generator the mean is used.
 
-        part = (rows, count): these are rows of a batch of `count`, whose noise is drawn as a whole.
+        part = (rows, count) if these are only some rows of a batch of `count`: the noise of the whole batch is drawn,
+        so that it does not depend on how the batch is divided.
         """
         z, logvar = moments[:, : self.channels], moments[:, self.channels :]
         if generator is not None and logvar.shape[1] > 0:
@@ -83,7 +86,7 @@ class Vae(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-        """Latents to images in [-1, 1], clamped."""
+        """Images decoded from latents, clamped to [-1, 1]."""
         shift, scale = self._shift_and_scale(latents)
         z = latents / scale + shift
         return _in_chunks(lambda part: self.model.decode(part).sample, z).clamp(-1, 1)
@@ -93,14 +96,14 @@ class Vae(nn.Module):
 
 
 class UnknownKind(ValueError):
-    pass
+    """The model named is not one of the autoencoders in `KINDS`."""
 
 
 def from_pretrained(name: str) -> Vae:
-    """A diffusers autoencoder by its folder or OWNER/NAME on the hub, or that of a pipeline which has one in vae/.
+    """The diffusers autoencoder in a folder, or of OWNER/NAME on the hub; of a pipeline, the one in its vae/.
 
-    A subfolder on the hub is named by hub:OWNER/NAME/SUBFOLDER. Its shift and scale are those of its configuration.
-    Raises ValueError if there is none, or it is of another kind.
+    A subfolder on the hub is named by hub:OWNER/NAME/SUBFOLDER. Shift and scale come from the configuration. Raises
+    ValueError if there is no autoencoder, it is not one of `KINDS`, or its weights are incomplete or not finite.
     """
     diffusers = require("diffusers", extra="vae", why=f"the autoencoder {name!r}")
     on_hub = None if Path(name).exists() else repository(name)
@@ -122,14 +125,14 @@ def from_pretrained(name: str) -> Vae:
         # never a .bin, which is a pickle
         how = {"low_cpu_mem_usage": False, "use_safetensors": True, "output_loading_info": True}
         model, told = getattr(diffusers, kind).from_pretrained(folder, **how, **options)
-        if told["missing_keys"]:  # which diffusers draws at random, with a warning
+        if told["missing_keys"]:  # diffusers only warns, and initialises them at random
             raise ValueError(f"{sorted(told['missing_keys'])[0]} is missing")
         if odd := [key for key, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]:
             raise ValueError(f"{odd[0]} holds numbers that are not finite")
     except UnknownKind:
         raise
     except Exception as error:  # diffusers and the hub's client share no base class
-        where = "is damaged" if here else "is no folder here, and cannot be had from the hub"
+        where = "is damaged" if here else "is no folder here, and cannot be loaded from the hub"
         within = Path(folder, options.get("subfolder", ""))
         if here and list(within.glob("*.bin")) and not list(within.glob("*.safetensors")):
             where = (
@@ -142,12 +145,13 @@ def from_pretrained(name: str) -> Vae:
 
 
 def _split(name: str) -> list[str]:
+    """OWNER/NAME, and the subfolder if there is one."""
     owner_and_name, rest = name.split("/")[:2], name.split("/")[2:]
     return ["/".join(owner_and_name), *(["/".join(rest)] if rest else [])]
 
 
 def _published(config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:  # noqa: ANN401
-    """Shift and scale such that (z - shift) * scale is about standard, from what diffusers stores of it."""
+    """Shift and scale from a diffusers configuration, with which (z - shift) * scale is about standard normal."""
     scale = float(config.get("scaling_factor") or 1.0)
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean and std:
@@ -156,18 +160,18 @@ def _published(config: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:  # n
 
 
 def _stride(model: Any) -> int:  # noqa: ANN401
-    """Image pixels along the side of a latent pixel: every level but the last halves the image."""
+    """Image pixels per latent pixel along a side: every level but the last halves the image."""
     config = model.config
     levels = config.get("encoder_block_out_channels") or config.block_out_channels
     return 2 ** (len(levels) - 1)
 
 
 def _in_chunks(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """network(x) in float32, a few images at a time."""
+    """The network's output for x in float32, computed a few images at a time."""
     parts = x.contiguous(memory_format=torch.channels_last).split(CHUNK.get(x.device.type, 1))
     return torch.cat([network(part).float() for part in parts]).contiguous()
 
 
-@lru_cache(maxsize=8)  # made anew at every batch it would make the host wait for a GPU
+@lru_cache(maxsize=8)  # copying it at every batch would synchronise with a GPU
 def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=dtype, device=device).reshape(-1, 1, 1)

@@ -18,6 +18,7 @@ fluvial data verify LATENTS           check what `fluvial encode` wrote against 
 
 fluvial COMMAND --help lists the options of a command with their defaults; for train, those of the recipe.
 --traceback, with any command, shows where an error comes from.
+--plugin FILE.py, with any command, imports a file first, which registers methods and recipes: docs/add-a-method.md.
 """
 
 import io
@@ -25,31 +26,31 @@ import os
 import select
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from difflib import get_close_matches
+from importlib import import_module
 
 from fluvial import __version__
-from fluvial.cli import average, bench, data, health, runs, score, weights
-from fluvial.cli.arguments import UsageError
-from fluvial.training.loop import Stopped
+from fluvial.cli import plugins
+from fluvial.utils.errors import Stopped, UsageError
 
 TRACEBACK = "--traceback"
 LONGEST = 2000  # characters of a message: what it quotes may be damaged, or not written to be read
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "recipes": runs.list_recipes,
-    "train": runs.train,
-    "sample": runs.sample,
-    "score": score.score,
-    "plot": health.plot,
-    "doctor": health.doctor,
-    "compare": runs.compare,
-    "bench": bench.bench,
-    "import": weights.import_,
-    "ema": average.ema,
-    "export": weights.export,
-    "data": data.data,
-    "encode": data.encode,
+COMMANDS = {  # by command, its module and function: torch is imported by those that need it
+    "recipes": "runs.list_recipes",
+    "train": "runs.train",
+    "sample": "runs.sample",
+    "score": "score.score",
+    "plot": "health.plot",
+    "doctor": "health.doctor",
+    "compare": "runs.compare",
+    "bench": "bench.bench",
+    "import": "weights.import_",
+    "ema": "average.ema",
+    "export": "weights.export",
+    "data": "data.data",
+    "encode": "data.encode",
 }
 
 
@@ -79,13 +80,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """The exit code of a command that ends as it should, or is asked to stop."""
     try:
+        files, arguments = plugins.taken_from(arguments)
+        for file in files:
+            plugins.load(file)
         match arguments:
             case [] | ["-h" | "--help", *_]:
                 print(__doc__)
             case ["--version", *_]:
                 print(f"fluvial {__version__}")
             case [command, *rest] if command in COMMANDS:
-                COMMANDS[command](rest)
+                module, _, function = COMMANDS[command].partition(".")
+                getattr(import_module(f"fluvial.cli.{module}"), function)(rest)
             case [command, *_]:
                 close = get_close_matches(command.lower(), COMMANDS, n=1)
                 hint = f" Did you mean {close[0]}?" if close else ""
@@ -118,11 +123,18 @@ def _nobody_reads(error: BaseException) -> bool:
     gone = False
     if sys.stdout is not None:  # as it is where it was closed before we began
         with suppress(OSError, ValueError):  # what stands in for stdout in tests and notebooks has no descriptor
-            poll = select.poll()
-            poll.register(sys.stdout.fileno(), select.POLLOUT)
-            gone = any(events & select.POLLERR for _, events in poll.poll(0))
+            gone = _lacks_reader(sys.stdout.fileno())
         _give_up_stdout()
     return gone and isinstance(error, BrokenPipeError)
+
+
+def _lacks_reader(descriptor: int) -> bool:
+    """Whether it is a pipe whose reader has gone; True without `poll`, as on Windows, where the error alone tells."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _give_up_stdout() -> None:

@@ -1,43 +1,71 @@
 """What the commands share: parsing options, positional arguments, and the device."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import Field, dataclass, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import torch
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
+from fluvial import methods
 from fluvial.config import Run
-from fluvial.run import experiment
+from fluvial.flow.solvers import SolverName
+from fluvial.run.folder import RunFolder
+from fluvial.sampling.settings import SOLVERS, SampleConfig
 from fluvial.utils.checks import misfit
+from fluvial.utils.errors import UsageError
 
 T = TypeVar("T")
 HELP = ("-h", "--help")
-VALUES = ConstructorRegistry()
-"""How tyro reads numbers and paths: what is refused is named by its option, before any configuration is made."""
 
 
-class UsageError(ValueError):
-    """The command line is wrong: exit code 2."""
+def parse(
+    kind: type[T],
+    default: T | None,
+    arguments: list[str],
+    prog: str,
+    description: str | None,
+    run: Run | None = None,
+) -> T:
+    """The options of a command. What has no effect on the run that they are for, or hold, is not in their help.
 
-
-def parse(kind: type[T], default: T | None, arguments: list[str], prog: str, description: str | None) -> T:
+    Raises UsageError for values that are refused; SystemExit, after printing, for unknown options and for --help.
+    """
     refuse_repeated(arguments)
     config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-    options: Any = {"args": arguments, "prog": prog, "description": description, "config": config, "registry": VALUES}
+    options: Any = {"args": arguments, "prog": prog, "description": description, "config": config}
     try:
         if default is None:  # some options must be given
-            return tyro.cli(kind, **options)
-        return tyro.cli(kind, default=_in_place(default, arguments), **options)
+            return tyro.cli(kind, registry=_registry(lambda field: False), **options)
+        default = _in_place(default, arguments)
+        run = getattr(default, "run", run and replace(run, sample=getattr(default, "sample", run.sample)))
+        unmet = set() if run is None else run.unmet
+        asked_for_help = bool(set(arguments) & set(HELP))  # what tyro hides it does not parse either
+
+        def hidden(field: Field[Any]) -> bool:
+            return asked_for_help and (field.metadata.get("found", False) or field.metadata.get("needs") in unmet)
+
+        return tyro.cli(kind, default=default, registry=_registry(hidden), **options)
     except ValueError as error:  # a __post_init__ that refuses a value
         raise UsageError(str(error)) from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Sample:
-    steps: int | None = None
-    scale_steps: tuple[int, ...] | None = None
+    solver: str | None = None
+    steps: tuple[str, ...] | None = None
+    grid: str | None = None
+    shift: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +76,15 @@ class _Data:
 
 @dataclass(frozen=True, kw_only=True)
 class _Given:
-    """Options that stand in place of others: None where they are not given."""
+    """Options that decide on others: None where they are not given."""
 
     sample: _Sample = _Sample()
     data: _Data = _Data()
 
 
 def _in_place(default: Any, arguments: list[str]) -> Any:  # noqa: ANN401 - options of any command
-    """The defaults without what an option stands in place of: sample.steps of scale_steps, data.name of data.path."""
-    given, _ = tyro.cli(_Given, args=arguments, return_unknown_args=True, add_help=False, registry=VALUES)
+    """The defaults with what an option stands in place of: the solver of that name, and data.name of data.path."""
+    given, _ = tyro.cli(_Given, args=arguments, return_unknown_args=True, add_help=False)
     if hasattr(default, "run"):
         return replace(default, run=_replaced(default.run, given))
     return _replaced(default, given)
@@ -64,8 +92,13 @@ def _in_place(default: Any, arguments: list[str]) -> Any:  # noqa: ANN401 - opti
 
 def _replaced(default: Any, given: _Given) -> Any:  # noqa: ANN401
     sample, data = given.sample, given.data
-    if hasattr(default, "sample") and sample.steps is not None and sample.scale_steps is None:
-        default = replace(default, sample=replace(default.sample, scale_steps=()))
+    if hasattr(default, "sample"):
+        if sample.solver in SOLVERS and sample.solver != default.sample.solver_settings.name:
+            default = replace(default, sample=replace(default.sample, solver=sample.solver))
+        solver, chosen = default.sample.solver_settings, ("steps", "grid", "shift")
+        if solver.is_adaptive and (wrong := [name for name in chosen if getattr(sample, name) is not None]):
+            listed = ", ".join(f"--sample.{name}" for name in wrong)
+            raise UsageError(f"the solver {solver.name} chooses its own steps: leave out {listed}")
     if hasattr(default, "data") and data.name is not None:
         if data.path is not None:
             raise UsageError(f"--data.name {data.name} and --data.path {data.path} are two data sets: give one of them")
@@ -100,9 +133,53 @@ def refuse_repeated(arguments: list[str]) -> None:
         )
 
 
-@VALUES.primitive_rule
+def _registry(hidden: Callable[[Field[Any]], bool]) -> ConstructorRegistry:
+    """How tyro reads numbers, paths and solvers, and which settings it leaves out."""
+    registry = ConstructorRegistry()
+    registry.primitive_rule(_numbers_and_paths)
+    registry.struct_rule(partial(_options, hidden=hidden))
+    return registry
+
+
+ASKED = "asked"  # a marker: the rules of tyro are asked for the same type
+
+
+def _options(info: StructTypeInfo, *, hidden: Callable[[Field[Any]], bool]) -> StructConstructorSpec | None:
+    """The options of a dataclass.
+
+    A solver is chosen by its name, beside the settings that it has: --sample.solver dopri5 --sample.solver.atol 1e-3.
+    """
+    if info.type is methods.Config:  # the settings of whatever method the default is of
+        info = replace(info, type=type(info.default))
+    if ASKED in info.markers or not is_dataclass(info.type):
+        return None
+    spec = ConstructorRegistry.get_struct_spec(replace(info, markers=(*info.markers, ASKED)))
+    assert isinstance(spec, StructConstructorSpec)
+    left_out = {field.name for field in fields(info.type) if hidden(field)}
+    options = tuple(
+        replace(field, type=Annotated[field.type, tyro.conf.Suppress]) if field.name in left_out else field
+        for field in spec.fields
+    )
+    if info.type is not SampleConfig:
+        return replace(spec, fields=options)
+    parts = [_of_solver(field) if field.name == "solver" else [field] for field in options]
+    return StructConstructorSpec(instantiate=_sampling, fields=tuple(field for part in parts for field in part))
+
+
+def _of_solver(field: StructFieldSpec) -> list[StructFieldSpec]:
+    """The options that choose a solver and set what only it has."""
+    solver: Any = field.default
+    chosen = replace(field, type=SolverName, default=solver.name)
+    own: Any = Annotated[type(solver), tyro.conf.arg(name="solver")]
+    return [chosen, *([StructFieldSpec("of_solver", own, solver)] if fields(solver) else [])]
+
+
+def _sampling(*, solver: str, of_solver: Any = None, **rest: Any) -> SampleConfig:  # noqa: ANN401
+    return SampleConfig(solver=of_solver or SOLVERS[solver](), **rest)
+
+
 def _numbers_and_paths(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """A number or a path, several numbers, or None: numbers as `misfit` wants them, and no empty path.
+    """A number or a path, several numbers, one or several, or None: as `misfit` wants them, and no empty path.
 
     "" is what a shell makes of a variable that is not set, and Python takes it for the present folder.
     """
@@ -111,14 +188,15 @@ def _numbers_and_paths(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any]
     if one is None:
         return None
     several = get_origin(kind) is tuple
+    one_or_several = any(get_origin(part) is tuple for part in parts)
     name = ("{None}|" if type(None) in parts else "") + ("PATH" if one is Path else one.__name__.upper())
-    count = 1 if not several else "*" if Ellipsis in parts else len(parts)
+    count = "*" if one_or_several else 1 if not several else "*" if Ellipsis in parts else len(parts)
 
     def read(words: list[str]) -> Any:  # noqa: ANN401
         if one is Path and "" in words:
             raise ValueError("must be a path, got ''")
         values = [None if word == "None" and type(None) in parts else one(word) for word in words]
-        value = tuple(values) if several else values[0]
+        value = tuple(values) if several or (one_or_several and len(values) != 1) else values[0]
         if wrong := misfit(value, kind):
             raise ValueError(wrong)
         return value
@@ -128,7 +206,7 @@ def _numbers_and_paths(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any]
         metavar=f"[{name} [{name} ...]]" if count == "*" else " ".join([name] * count),
         instance_from_str=read,
         is_instance=lambda value: not misfit(value, kind),
-        str_from_instance=lambda value: [str(each) for each in (value if several else [value])],
+        str_from_instance=lambda value: [str(each) for each in (value if isinstance(value, tuple) else [value])],
     )
 
 
@@ -169,9 +247,9 @@ def of_a_run(kind: type[T], arguments: list[str], command: str, description: str
     """The run folder that a command names, its run, and the options, whose sampling fits the run's method."""
     meaning = "a folder that `fluvial train` or `fluvial import` wrote, such as runs/digits-arflow"
     name, rest = positional(arguments, command, "RUN", meaning)
-    run = experiment.read_run(name)
+    run = RunFolder(name).run()
     default: Any = kind
-    options: Any = parse(kind, default(sample=run.sample), rest, f"fluvial {command} RUN", description)
+    options: Any = parse(kind, default(sample=run.sample), rest, f"fluvial {command} RUN", description, run)
     try:
         run.sampled_with(options.sample)
     except ValueError as error:

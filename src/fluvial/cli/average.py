@@ -5,10 +5,10 @@ from pathlib import Path
 
 from fluvial.cli.arguments import parse, positional
 from fluvial.methods import empty_model
-from fluvial.run import experiment
+from fluvial.run.folder import RunFolder
 from fluvial.training import checkpoint, power_ema
+from fluvial.utils.atomic import atomic_folder
 from fluvial.utils.checks import other_weights
-from fluvial.utils.files import atomic_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ def ema(arguments: list[str]) -> None:
     folder = Path(name).resolve()
     label = f"{options.length:.3f}" if float(f"{options.length:.3f}") == options.length else f"{options.length:g}"
     out = options.out or folder.with_name(f"{folder.name}-ema-{label}")
-    run, record = experiment.read_run(name), experiment.read_record(name)
+    run, record = RunFolder(name).run(), RunFolder(name).record()
     rebuilt = power_ema.rebuild(folder / "ema", length=options.length, step=options.step)
     if wrong := other_weights(empty_model(run.method).state_dict(), rebuilt.tensors):
         raise ValueError(f"{folder / 'ema'} holds averages of another model than {folder / 'run.json'}: {wrong}")
@@ -43,6 +43,6 @@ def ema(arguments: list[str]) -> None:
     origin = {"length": options.length, "step": rebuilt.step, "from": name}
     with atomic_folder(out) as partial:
         record = {**record, "ema": origin, "run": record["run"]}
-        experiment.create(partial, record, rebuilt.tensors, step=rebuilt.step, seconds=seconds)
+        RunFolder(partial).create(record, rebuilt.tensors, step=rebuilt.step, seconds=seconds)
     print(f"residual of the fit: {rebuilt.residual:.1e} of the profile, from {rebuilt.snapshots} snapshots")
     print(f"{out}: the average of length {options.length:g} at step {rebuilt.step}")

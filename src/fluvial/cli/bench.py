@@ -10,14 +10,14 @@ import tyro
 from rich.table import Table
 
 from fluvial import recipes
-from fluvial.cli.arguments import UsageError, device_of, parse, positional
-from fluvial.cli.dry import scaled
-from fluvial.cli.output import console
+from fluvial.cli.arguments import device_of, parse, positional
+from fluvial.cli.output import console, scaled
 from fluvial.config import Run
-from fluvial.run.experiment import default_device
+from fluvial.run.load import default_device
 from fluvial.tools import bench as benchmark
+from fluvial.utils.atomic import write_json
 from fluvial.utils.checks import at_least
-from fluvial.utils.files import write_json
+from fluvial.utils.errors import UsageError
 from fluvial.utils.precision import Precision
 
 WHAT = "train, for a training step, or sample, for the drawing of a batch"

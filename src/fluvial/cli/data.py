@@ -12,17 +12,19 @@ from rich.console import Console
 from rich.table import Table
 
 from fluvial.autoencoders import AutoencoderConfig
-from fluvial.cli.arguments import UsageError, device_of, nothing_more, parse, positional
+from fluvial.cli.arguments import device_of, nothing_more, parse, positional
 from fluvial.cli.output import console
 from fluvial.data import latents
 from fluvial.data.images import BUILT_IN, DataConfig
 from fluvial.data.images import load as load_images
 from fluvial.data.inspect import inspect as inspect_images
 from fluvial.data.manifest import is_cache
-from fluvial.run import experiment, inputs
+from fluvial.run import inputs
+from fluvial.run.load import default_device
 from fluvial.training import distributed
 from fluvial.utils import pictures
 from fluvial.utils.checks import at_least
+from fluvial.utils.errors import UsageError
 
 DATA = "a folder of images, parquet, arrow or tar files, or hub:OWNER/NAME for a data set on the Hugging Face hub"
 
@@ -216,7 +218,7 @@ def encode(arguments: list[str]) -> None:
         **vars(options.source),
     )
     rank, world = distributed.ranks()
-    device = device_of(options.device) or experiment.default_device()
+    device = device_of(options.device) or default_device()
     if str(device) == "cuda":
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
     manifest = inputs.encode(

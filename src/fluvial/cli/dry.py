@@ -1,25 +1,25 @@
 """fluvial train --dry-run: what a run needs and what it would do, and whether training would start."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
 
-from fluvial.cli.output import console
+from fluvial.cli.output import console, scaled
 from fluvial.config import Run, to_json
-from fluvial.run import experiment
 from fluvial.tools import estimate
 
 
-def show(run: Run, device: estimate.Device, out: Path, start: Path | None = None) -> None:
-    """Prints parameters, FLOPs, memory, the length of the run, what was checked, and its configuration as JSON.
+def show(run: Run, device: estimate.Device, out: Path, check: Callable[..., int | None]) -> None:
+    """Prints parameters, FLOPs, memory, the length of the run, the checks made by `check`, and its configuration.
 
     Raises ValueError afterwards if training would.
     """
     said, wrong, count = list[str](), None, None
     try:
-        count = experiment.check(run, out, start=start, tell=said.append)
+        count = check(run, out, tell=said.append)
     except (ValueError, OSError, RuntimeError) as error:
         wrong = error
     table = Table("what", "value", title="nothing is trained", title_justify="left")
@@ -39,7 +39,7 @@ def show(run: Run, device: estimate.Device, out: Path, start: Path | None = None
 
 def rows(run: Run, device: estimate.Device, count: int | None) -> list[tuple[str, str]]:
     """The lines of the table, name and value; `count` is the number of training images, if it is known."""
-    parts, step, steps = estimate.parameters(run), experiment.images_per_step(run), run.train.steps
+    parts, step, steps = estimate.parameters(run), run.images_per_step, run.train.steps
     flops, memory = estimate.flops(run), estimate.memory(run, device=device)
     lines = [("parameters", f"{sum(parts.values()):,}")]
     lines += [(f"  {part}", f"{number:,}") for part, number in parts.items()]
@@ -62,12 +62,3 @@ def rows(run: Run, device: estimate.Device, count: int | None) -> list[tuple[str
         ("steps an epoch", f"{count / step:,.1f}"),
         ("epochs", f"{steps * step / count:,.1f}"),
     ]
-
-
-def scaled(value: float | int) -> str:
-    """1.5e12 as "1.5 T", to be followed by a unit."""
-    for prefix in ("", "k", "M", "G", "T"):
-        if value < 1000:
-            return f"{value:.4g} {prefix}"
-        value /= 1000
-    return f"{value:,.4g} P"

@@ -6,3 +6,12 @@ from rich.console import Console
 def console() -> Console:
     """A console that prints text as it is: names of classes and files may look like rich's markup or emoji."""
     return Console(markup=False, emoji=False, highlight=False)
+
+
+def scaled(value: float | int) -> str:
+    """1.5e12 as "1.5 T", to be followed by a unit."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if value < 1000:
+            return f"{value:.4g} {prefix}"
+        value /= 1000
+    return f"{value:,.4g} P"

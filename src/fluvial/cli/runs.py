@@ -3,7 +3,9 @@
 import argparse
 import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,19 +15,21 @@ from rich.table import Table
 
 from fluvial import recipes
 from fluvial.cli import dry
-from fluvial.cli.arguments import UsageError, device_of, nothing_more, of_a_run, parse, positional, refuse_repeated
+from fluvial.cli.arguments import device_of, nothing_more, of_a_run, parse, positional, refuse_repeated
 from fluvial.cli.output import console
 from fluvial.config import Run
 from fluvial.data.labels import class_ids, numbers
-from fluvial.run import experiment, finetune
-from fluvial.sampling.generate import Generated
-from fluvial.sampling.samples import RECORD, SAMPLES, Frames
+from fluvial.methods import find_installed
+from fluvial.run import finetune
+from fluvial.run.folder import RunFolder
+from fluvial.run.load import load
+from fluvial.run.train import check
+from fluvial.run.train import train as train_run
 from fluvial.sampling.settings import SampleConfig
 from fluvial.tools.compare import compare as compare_runs
 from fluvial.training import distributed
-from fluvial.utils import pictures
 from fluvial.utils.checks import at_least, positive
-from fluvial.utils.files import atomic_files, checksum, json_checksum, write_json
+from fluvial.utils.errors import UsageError
 
 COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
 SMOKE = "--smoke tries the recipe with a small model and few steps, in runs/RECIPE-smoke: a minute or so on a CPU."
@@ -33,7 +37,6 @@ DRY_RUN = "--dry-run trains nothing: it prints parameters, FLOPs, memory and the
 DRY_RUN += "autoencoder and folder as training does, but for what is on the hub."
 START_OVER = "--start-over trains from the start again where none of the run's checkpoints is whole, which is refused "
 START_OVER += "otherwise."
-GRID = 1000  # images in the grid at most; the .npz has all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,7 @@ class CompareOptions:
 
 def list_recipes(arguments: list[str]) -> None:
     nothing_more(arguments, "recipes", "List the recipes.")
+    find_installed()
     for name, recipe in recipes.RECIPES.items():
         print(f"{name}\n    {(recipe.__doc__ or '').strip().splitlines()[0]}")
 
@@ -110,9 +114,10 @@ def train(arguments: list[str]) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from error
     flags, rest = _flags(rest)
+    about = inspect.getdoc(recipes.RECIPES[name])
     if flags.smoke:
         run, name = recipes.smoke(run), f"{name}-smoke"
-    doc = f"{inspect.getdoc(recipes.RECIPES[name.removesuffix('-smoke')])}\n\n{SMOKE}\n\n{DRY_RUN}\n\n{START_OVER}"
+    doc = f"{about}\n\n{SMOKE}\n\n{DRY_RUN}\n\n{START_OVER}"
     options = parse(TrainOptions, TrainOptions(run=run), rest, f"fluvial train {name}", doc)
     if flags.dry_run:
         return _tell(options.run, options.device, options.out or Path("runs") / name)
@@ -132,7 +137,7 @@ def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _train_further(folder: Path, arguments: list[str]) -> None:
     """Goes on with a run, or with --out starts another from its weights."""
-    run = experiment.read_run(folder)
+    run = RunFolder(folder).run()
     flags, arguments = _flags(arguments)
     if flags.smoke:
         raise UsageError("--smoke is for recipes: the model of a run is as large as its weights")
@@ -154,7 +159,7 @@ def _train_further(folder: Path, arguments: list[str]) -> None:
 def _tell(run: Run, device: Literal["auto", "cpu", "cuda"], out: Path, start: Path | None = None) -> None:
     """A dry run, which may be for a GPU that is not here."""
     here = "cuda" if torch.cuda.is_available() else "cpu"
-    dry.show(run, here if device == "auto" else device, out, start)
+    dry.show(run, here if device == "auto" else device, out, partial(check, start=start))
 
 
 def _train(run: Run, out: Path, options: TrainOptions, **origin: Any) -> None:  # noqa: ANN401
@@ -162,10 +167,10 @@ def _train(run: Run, out: Path, options: TrainOptions, **origin: Any) -> None:  
     if first:
         print(f"training in {out}")
     device = device_of(options.device)
-    trained = experiment.train(run, out, device=device, **origin)
+    sampler = train_run(run, out, device=device, **origin)
     if first:
         drawn = f"; pictures in {out / 'samples'}" if (out / "samples").exists() else ""
-        print(f"{out}: {trained.step} steps in {trained.seconds:.0f} s{drawn}")
+        print(f"{out}: {sampler.step} steps in {sampler.seconds:.0f} s{drawn}")
 
 
 def _ids(words: tuple[str, ...], run: Run) -> tuple[int, ...]:
@@ -185,48 +190,23 @@ def _ids(words: tuple[str, ...], run: Run) -> tuple[int, ...]:
 
 
 def sample(arguments: list[str]) -> None:
-    folder, run, options = of_a_run(SampleOptions, arguments, "sample", "Draw images from a run folder.")
+    folder, _, options = of_a_run(SampleOptions, arguments, "sample", "Draw images from a run folder.")
     device = device_of(options.device)
-    trained = experiment.load(folder, autoencoder=options.autoencoder, device=device, step=options.step)
-    classes = _ids(options.classes, trained.run) or None
-    out = options.out or folder / "samples"
-    large = run.method.size[0] * trained.autoencoder.stride > 64  # a frame of many large images takes long to decode
-    frames = Frames(trained.autoencoder.decode, min(options.count, 10 if large else 100), ends_only=not options.gif)
-    generated = trained.sample(
-        options.count,
-        classes=classes,
-        seed=options.seed,
-        settings=options.sample,
-        on_step=frames,
-    )
-    told = {"seed": options.seed, "settings": options.sample, "classes": classes}
-    about = trained.provenance(**told, evaluations=generated.nfe)
-    with atomic_files(out) as folder:
-        saved = _save(folder, generated, frames, options, about)
-    if generated.images.shape[1] not in (1, 3):
-        print(f"no pictures: they need 1 or 3 channels, the images have {generated.images.shape[1]}")
-    print(f"{options.count} images, evaluations of the model for each: {generated.nfe}")
+    sampler = load(folder, autoencoder=options.autoencoder, device=device, step=options.step)
+    classes = _ids(options.classes, sampler.run) or None
+    given = {"classes": classes, "seed": options.seed, "settings": options.sample, "trajectory": options.gif}
+    samples = sampler.sample(options.count, **given)
+    saved = samples.save(options.out or folder / "samples", columns=options.columns, npz=options.npz, gif=options.gif)
+    if samples.images.shape[1] not in (1, 3):
+        print(f"no pictures: they need 1 or 3 channels, the images have {samples.images.shape[1]}")
+    print(f"{options.count} images; evaluations of the network for each: {evaluations(samples.nfe)}")
     for path in saved:
-        print(out / path.name)
+        print(path)
 
 
-def _save(
-    folder: Path, generated: Generated, frames: Frames, options: SampleOptions, about: dict[str, Any]
-) -> list[Path]:
-    """Writes what `fluvial sample` leaves of these images, and returns the files to name."""
-    saved = []
-    if options.npz:
-        saved.append(pictures.save_npz(generated.images, generated.labels, folder / SAMPLES))
-        grey = generated.images.shape[1] == 1
-        record = {**about, "grey": grey, "file_sha256": checksum(folder / SAMPLES)}
-        write_json(folder / RECORD, {**record, "sha256": json_checksum(record)})
-    if generated.images.shape[1] in (1, 3):
-        saved.append(pictures.save_grid(generated.images[:GRID], folder / "grid.png", options.columns))
-        if options.gif:
-            saved.append(pictures.save_gif(frames.images, folder / "trajectory.gif", options.columns))
-        if len(frames.ends) > 1:
-            saved.append(pictures.save_strip(frames.ends, folder / "scales.png"))
-    return saved
+def evaluations(nfe: Mapping[str, int]) -> str:
+    """Evaluations by branch in words: "20 conditional, 20 null"."""
+    return ", ".join(f"{count} {branch}" for branch, count in nfe.items())
 
 
 def compare(arguments: list[str]) -> None:

@@ -8,15 +8,16 @@ from typing import Any, Literal
 import torch
 from rich.table import Table
 
-from fluvial.cli.arguments import UsageError, check_output, device_of, of_a_run, parse, positional
+from fluvial.cli.arguments import check_output, device_of, of_a_run, parse, positional
 from fluvial.cli.output import console
 from fluvial.metrics import report
-from fluvial.run import experiment
-from fluvial.run import score as scoring
+from fluvial.run.load import default_device
+from fluvial.run.score import score as measure_images
 from fluvial.sampling.settings import SampleConfig
 from fluvial.training import distributed
+from fluvial.utils.atomic import write_json
 from fluvial.utils.checks import at_least
-from fluvial.utils.files import write_json
+from fluvial.utils.errors import UsageError
 
 WHAT = (
     "a run folder, whose samples are drawn; or images: a folder, an .npz of the ADM suite, what `fluvial sample` "
@@ -131,10 +132,10 @@ def score(arguments: list[str]) -> None:
 
 def _card(name: str, options: Measured, out: Path | None) -> tuple[dict[str, Any], bool]:
     """The card, and whether this is the first of the ranks, which alone has it."""
-    device = torch.device(device_of(options.device) or experiment.default_device())
+    device = torch.device(device_of(options.device) or default_device())
     with distributed.world(device) as (world, device):
         wanted: dict[str, Any] = {
-            "reference": options.reference or "test",
+            "reference": options.reference,
             "training": options.training,
             "features": options.extractor,
             "weights": options.weights,
@@ -149,11 +150,11 @@ def _card(name: str, options: Measured, out: Path | None) -> tuple[dict[str, Any
             wanted |= {
                 "count": options.count,
                 "seed": options.seed,
+                "settings": options.sample,
                 "autoencoder": options.autoencoder,
                 "step": options.step,
             }
-            return scoring.score_run(name, settings=options.sample, **wanted), world.first
-        return scoring.score_images(name, **wanted), world.first
+        return measure_images(name, **wanted), world.first
 
 
 def _picture(out: Path) -> Path:

@@ -9,7 +9,8 @@ from rich.table import Table
 from fluvial.cli.arguments import parse, positional
 from fluvial.cli.output import console
 from fluvial.utils.checks import at_least
-from fluvial.weights import exporting, importing
+from fluvial.utils.extras import require
+from fluvial.weights import description, exporting, importing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,10 @@ def export(arguments: list[str]) -> None:
         case "safetensors":
             exporting.to_safetensors(run, out, dtype=dtype, **how)
         case "diffusers":
-            exporting.to_diffusers(run, out, **how)
+            require("diffusers", extra="vae", why="a pipeline of diffusers")
+            from fluvial.weights.pipeline import to_diffusers
+
+            to_diffusers(run, out, **how)
         case "hub":
             print(exporting.to_hub(run, options.repo, private=options.private, dtype=dtype, **how))
             return
@@ -101,9 +105,8 @@ def _summary(file: str, found: importing.Imported) -> Table:
     table = Table("what", title=Path(file).name, title_justify="left")
     table.add_column("value", overflow="fold")
     of_size = f"-{found.size}" if found.size else ", of no published size"
-    table.add_row(
-        "found", f"{importing.NAMES[found.kind]}{of_size if found.run else ''}, {found.parameters:,} parameters"
-    )
+    name = description.NAMES.get(found.kind, found.kind)
+    table.add_row("found", f"{name}{of_size if found.run else ''}, {found.parameters:,} parameters")
     if found.part:
         table.add_row("taken", f"{found.part} of a trainer's checkpoint")
     if found.assumed:
@@ -114,6 +117,6 @@ def _summary(file: str, found: importing.Imported) -> Table:
     for reason, keys in reasons.items():
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
         table.add_row("left out", f"{keys[0]}{more}: {reason}")
-    for what, text in ({} if found.run is None else importing.described(found.run)).items():
+    for what, text in ({} if found.run is None else description.described(found.run)).items():
         table.add_row(what, text)
     return table

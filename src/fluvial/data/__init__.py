@@ -1,1 +1,1 @@
-"""Images in, batches out."""
+"""Data sets of images and caches of latents, and training batches from them."""

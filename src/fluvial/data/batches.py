@@ -35,12 +35,12 @@ def batches(
     share: Callable[[int], slice] = lambda count: slice(0, count),
     device: torch.device | str = "cpu",
 ) -> Callable[[int], Batch]:
-    """A function from the step to (latents, labels) of that step.
+    """A function from the step to the batch (latents, labels) of that step.
 
-    Without images_per_sequence latents are (b, c, h, w), every image once an epoch in shuffled order; with it they are
-    (b, s, c, h, w), sequences of one class. `encode` turns rows of `examples`, moved to `device`, into latents, drawing
-    from the generator: pixels in 0 ... 255 or cached moments, whose batches are the same. `share` is the part of a
-    batch that is read here: what it holds does not depend on the others.
+    Without images_per_sequence latents are (b, c, h, w), every image once per epoch in shuffled order; with it they are
+    (b, s, c, h, w), sequences of images of one class. `encode` maps rows of `examples` on `device` (pixels in 0 ... 255
+    or cached moments, which give the same batches) to latents, with draws from the generator. `share` maps the batch
+    size to the rows that this rank reads; their content does not depend on how the batch is divided.
     """
     count = len(examples[0])
     if count == 0:
@@ -63,7 +63,7 @@ def batches(
         corners = numpy_generator(seed, "crop", step).random((len(chosen), 2))
         labels = None if labels is None else labels[share(batch)]
         found = examples.rows(chosen[mine], None if flipped is None else flipped[mine], corners[mine])
-        if on_gpu:  # from pinned memory the copy need not wait
+        if on_gpu:  # copies from pinned memory are asynchronous
             found, labels = found.pin_memory(), None if labels is None else labels.pin_memory()
         return found, labels
 
@@ -79,7 +79,7 @@ def batches(
 
 
 def ahead(make: Callable[[int], T]) -> Callable[[int], T]:
-    """The same function of the step, which from the second step on makes the next one's while this one is used."""
+    """A prefetching version of `make`: if steps are consecutive, a thread computes the next one's value in advance."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
     waiting: dict[int, Future[T]] = {}
     last = -2
@@ -97,7 +97,7 @@ def ahead(make: Callable[[int], T]) -> Callable[[int], T]:
 
 
 def shuffled(count: int, seed: int, step: int, batch: int) -> Int[Tensor, "b"]:
-    """The indices of this step: epoch after epoch, each in its own order, batches running on across the ends."""
+    """The image indices of a step: each epoch has its own random order, and batches run on from one to the next."""
     start, stop = step * batch, (step + 1) * batch
     epochs = range(start // count, -(-stop // count))
     order = np.concatenate([_permutation(count, seed, epoch) for epoch in epochs])
@@ -110,9 +110,9 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def with_same_classes(train: Train, test: Test | None, given: DataConfig) -> tuple[Train, Test | None]:
-    """Training and validation examples with the class ids and names of the run, where both are labelled.
+    """Training and validation examples with the same class ids and names, where both are labelled.
 
-    The names are those that `given` has, else those of the training examples. Raises ValueError with both lists if the
+    The names are those of `given`, else those of the training examples. Raises ValueError with both lists if the
     validation examples have classes of other names, and the user gave none.
     """
     own = train.class_names

@@ -1,4 +1,4 @@
-"""From whatever an image file holds to a square of 8-bit pixels."""
+"""Decodes images and crops them to squares of 8-bit pixels."""
 
 import warnings
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from fluvial.data.left_out import image_formats, printable
 from fluvial.utils.files import irregular, read_bytes
 
 T = TypeVar("T")
-Stored = bytes | Path | np.ndarray  # an image as it is stored: encoded, in a file, or as plain numbers
+Stored = bytes | Path | np.ndarray  # an undecoded image: encoded bytes, a file, or an array of pixels
 Crop = Literal["centre", "random", "pad"]
-ENLARGED = 8  # an image that would have to grow more than this is taken for a mistake
+MAX_UPSAMPLING = 8  # an image that needs a larger factor is taken for a mistake
 VAR_MARGIN = 1.125  # the short side before a random crop, as a multiple of the size
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf", b"IEND")
@@ -33,7 +33,7 @@ TURNS = {  # by EXIF's orientation
 
 
 class UnreadableImage(ValueError):
-    """An image that cannot be used: its name, and why."""
+    """An image that cannot be used, with its name and the reason."""
 
     def __init__(self, name: str, reason: str) -> None:
         self.name, self.reason = printable(name), reason
@@ -41,14 +41,14 @@ class UnreadableImage(ValueError):
 
 
 def decode(source: Stored, name: str, use: Callable[[Image.Image], T]) -> T:
-    """What `use` makes of the decoded image, of several frames the first.
+    """The value of use(image) for the decoded image; of several frames it is the first.
 
-    Raises UnreadableImage for one that cannot be decoded or used.
+    Raises UnreadableImage if it cannot be decoded or used.
     """
     try:
         if isinstance(source, np.ndarray):
             return use(from_array(source))
-        # a file is opened here, since one that Pillow opens is mapped into memory: it ends the process if it shrinks
+        # opened here, since Pillow would memory-map it, and a mapped file that shrinks kills the process
         with regular(source).open("rb") if isinstance(source, Path) else BytesIO(source) as stream:
             return _decoded(stream, use)
     except UnreadableImage as error:
@@ -61,7 +61,7 @@ def decode(source: Stored, name: str, use: Callable[[Image.Image], T]) -> T:
 
 
 def _decoded(stream: BytesIO | BufferedReader, use: Callable[[Image.Image], T]) -> T:
-    """A PNG that Pillow refuses is tried once more without what is not of the image, such as a large text."""
+    """The value of use(image); a PNG that Pillow refuses is retried without metadata, such as a long text."""
     if not stream.read(1):
         raise UnreadableImage("", "cannot be decoded (it is empty)")
     stream.seek(0)
@@ -79,7 +79,7 @@ def _decoded(stream: BytesIO | BufferedReader, use: Callable[[Image.Image], T]) 
 
 
 def _bare_png(stream: BytesIO | BufferedReader) -> bytes:
-    """The PNG whose signature was read, with only the chunks that say what the image looks like."""
+    """The PNG whose signature was read, reduced to the chunks that affect how it looks."""
     parts = [PNG]
     while len(head := stream.read(8)) == 8:
         length, kind = int.from_bytes(head[:4]), head[4:]
@@ -91,14 +91,14 @@ def _bare_png(stream: BytesIO | BufferedReader) -> bytes:
 
 
 def _told(error: Exception) -> str:
-    """The error in words, without the address of an object of ours."""
+    """The error's message, without the memory address that Pillow's own has."""
     if isinstance(error, UnidentifiedImageError):
         return "Pillow cannot identify it as an image"
     return str(error) or repr(error)
 
 
 def regular(path: Path) -> Path:
-    """The path of a regular file. Raises UnreadableImage for a pipe or a device, whose reading may never end."""
+    """The path of a regular file. Raises UnreadableImage if it is missing, a pipe or a device, which may block."""
     try:
         other = irregular(path)
     except FileNotFoundError:
@@ -110,16 +110,16 @@ def regular(path: Path) -> Path:
 
 
 def content(source: Stored) -> bytes:
-    """The bytes of the file, or those of the numbers with their shape."""
+    """The bytes of an undecoded image; of an array, its dtype, shape and bytes."""
     if isinstance(source, np.ndarray):
         return f"{source.dtype} {source.shape} ".encode() + source.tobytes()
     return read_bytes(regular(source)) if isinstance(source, Path) else source
 
 
 def from_array(array: np.ndarray) -> Image.Image:
-    """The image of numbers in 0 ... 255: (h, w) or (h, w, c), else (c, h, w), with c of 1, 3 or 4.
+    """The image of an integer array in 0 ... 255: (h, w) or (h, w, c), else (c, h, w), with c of 1, 3 or 4.
 
-    Whole numbers of any type are taken for 0 ... 255, and refused if they are not in it. Raises UnreadableImage.
+    Raises UnreadableImage for other shapes, types and ranges.
     """
     shape = array.shape
     if len(shape) == 3 and shape[2] not in (1, 3, 4) and shape[0] in (1, 3, 4):
@@ -135,7 +135,7 @@ def from_array(array: np.ndarray) -> Image.Image:
 
 
 def kind(image: Image.Image) -> str:
-    """How the file stores its pixels: "RGB", "grey", "alpha", "palette" or "CMYK", or Pillow's name of a rare mode."""
+    """The colour mode of the file: "RGB", "grey", "alpha", "palette" or "CMYK", else Pillow's name of the mode."""
     if image.has_transparency_data:
         return "alpha"
     named = {"P": "palette", "L": "grey", "1": "grey"}
@@ -143,31 +143,31 @@ def kind(image: Image.Image) -> str:
 
 
 def is_rotated(image: Image.Image) -> bool:
-    """Whether the EXIF data ask for the image to be turned or mirrored."""
+    """True if the EXIF orientation rotates or mirrors the image."""
     return _turn(image) is not None
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """How EXIF wants the image turned. Of EXIF data that cannot be read nothing is known, and nothing is turned."""
+    """The transposition that the EXIF orientation asks for; None if there is none, or EXIF data cannot be read."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged EXIF data, by no name
+            warnings.simplefilter("ignore")  # warnings of damaged EXIF data do not name the file
             return TURNS.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # as for decoders: nearly anything
+    except Exception:  # damaged EXIF data raise nearly anything
         return None
 
 
 def _has_sixteen_bits(image: Image.Image) -> bool:
-    """Whether the image is grey with 16 bits. Pillow has no other mode than that of 32 for those of a .pgm."""
+    """True if the image is 16-bit grey, which for a .pgm Pillow opens in its 32-bit mode."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
 
 
 def upright(image: Image.Image, channels: int) -> Image.Image:
-    """The image as a viewer shows it, in RGB (3 channels) or grey (1): turned as EXIF says, transparency on white.
+    """The image as a viewer shows it, in RGB (3 channels) or grey (1): rotated by EXIF, transparency on white.
 
-    The releases convert to RGB only, which shows what lies under transparent pixels and leaves EXIF aside.
+    The releases only convert to RGB, which shows the colours of transparent pixels and ignores EXIF.
     """
-    turn = _turn(image)  # the rest of EXIF stays behind: Pillow's own turning writes it anew, which odd tags prevent
+    turn = _turn(image)  # not ImageOps.exif_transpose, which rewrites EXIF and fails on unusual tags
     if _has_sixteen_bits(image):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if turn is not None:
@@ -175,7 +175,7 @@ def upright(image: Image.Image, channels: int) -> Image.Image:
     if image.mode in ("I", "F"):
         raise UnreadableImage("", f"32-bit pixels (mode {image.mode}) have no known range; save it with 8 or 16 bits")
     if image.has_transparency_data:
-        image = image.convert("LA") if image.mode == "La" else image  # the only conversion that there is of it
+        image = image.convert("LA") if image.mode == "La" else image  # Pillow converts La to nothing else
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode == "LAB":
@@ -186,24 +186,26 @@ def upright(image: Image.Image, channels: int) -> Image.Image:
 def square(image: Image.Image, size: int, crop: Crop, corner: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
     """The image cut or padded to size x size pixels.
 
-    "centre" is `centre_crop`, "random" is `random_crop` at `corner`, "pad" puts it in the middle of black.
-    Raises UnreadableImage for an image too small, or, with "pad", too large.
+    "centre" is `centre_crop`, "random" is `random_crop` at `corner`, "pad" centres it on black. Raises UnreadableImage
+    for an image that is too small, or, with "pad", too large.
     """
     if crop == "pad":
         if max(image.size) > size:
             raise UnreadableImage("", f"{image.width} x {image.height} pixels do not fit into {size} x {size}; crop it")
         return _pad(image, size)
-    if min(image.size) * ENLARGED < size:
+    if min(image.size) * MAX_UPSAMPLING < size:
         raise UnreadableImage(
-            "", f"{image.width} x {image.height} pixels are too few for {size} x {size}: more than {ENLARGED}-fold"
+            "",
+            f"{image.width} x {image.height} pixels are too few for {size} x {size}: images are upsampled at most "
+            f"{MAX_UPSAMPLING}-fold",
         )
     return centre_crop(image, size) if crop == "centre" else random_crop(image, size, corner)
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """Halved with a box filter while twice the size or more, then bicubic to the short side, then the middle.
+    """ADM's centre crop: halve by box filter while twice the size or more, bicubic to the short side, crop the middle.
 
-    What ADM does (guided-diffusion, image_datasets.py `center_crop_arr`), and SiT and ARFlow after it.
+    Source: guided-diffusion, image_datasets.py `center_crop_arr`; SiT and ARFlow use it too.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -214,9 +216,10 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def random_crop(image: Image.Image, size: int, corner: tuple[float, float]) -> Image.Image:
-    """The short side to 1.125 times the size, then the square whose corner is this share (x, y) of the way along.
+    """VAR's random crop: resize the short side to 1.125 times the size, then cut a square at `corner`.
 
-    VAR's augmentation with the bilinear filter of released FlowAR (main.py); VAR's own filter is Lanczos.
+    corner (x, y) is a fraction in [0, 1) of the possible offsets. The filter is bilinear, as in released FlowAR
+    (main.py); VAR's own is Lanczos.
     """
     short = round(VAR_MARGIN * size)
     scale = short / min(image.size)
@@ -233,6 +236,6 @@ def _pad(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_array(image: Image.Image) -> UInt8[np.ndarray, "c h w"]:
-    """RGB or grey pixels, channels first."""
+    """The pixels of an RGB or grey image, channels first."""
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else np.ascontiguousarray(np.moveaxis(array, -1, 0))

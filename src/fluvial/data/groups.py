@@ -1,4 +1,4 @@
-"""Sequences of different images of one class, ARFlow's training example (released dataset/cache_loader.py)."""
+"""Draws ARFlow's training examples: sequences of different images of one class (released dataset/cache_loader.py)."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -14,7 +14,7 @@ SmallClasses = Literal["error", "repeat"]
 
 
 def index_by_class(labels: Int[Tensor, "n"] | None, count: int) -> list[tuple[int, np.ndarray]]:
-    """(class id, indices of its images) for every class that has any; unlabelled images are one class, -1."""
+    """Pairs (class id, indices of its images) of all classes with images; unlabelled images are one class, -1."""
     if labels is None:
         return [(-1, np.arange(count))]
     values = labels.numpy()
@@ -26,7 +26,7 @@ def index_by_class(labels: Int[Tensor, "n"] | None, count: int) -> list[tuple[in
 def check_sizes(
     index: list[tuple[int, np.ndarray]], images: int, rule: SmallClasses, class_names: Sequence[str] = ()
 ) -> None:
-    """Raises ValueError naming the classes with fewer than `images` images, unless the rule is to repeat."""
+    """Raises ValueError naming the classes with fewer than `images` images, unless the rule is "repeat"."""
     small = [(i, len(members)) for i, members in index if len(members) < images]
     if small and rule == "error":
         named = ", ".join(f"{class_names[i] if 0 <= i < len(class_names) else i} ({n})" for i, n in small[:10])
@@ -40,10 +40,10 @@ def check_sizes(
 def draw_groups(
     index: list[tuple[int, np.ndarray]], seed: int, step: int, batch: int, images: int
 ) -> tuple[Int[Tensor, "b s"], Int[Tensor, "b"]]:
-    """`batch` sequences for this step, a function of (seed, step) alone: image indices, and class ids.
+    """Image indices and class ids of the `batch` sequences of this step, a function of (seed, step) alone.
 
-    A class is drawn uniformly over classes, then distinct images of it. A class with fewer images gives each of them
-    as often as any other, give or take one.
+    A class is drawn uniformly over classes, then distinct images of it. If the class has too few images, they are
+    repeated, with counts that differ by at most one.
     """
     rng = numpy_generator(seed, "groups", step)
     chosen = rng.integers(len(index), size=batch)

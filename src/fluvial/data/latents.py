@@ -1,23 +1,23 @@
-"""The cache of latents: what an autoencoder makes of every image and its mirror image, computed once.
+"""The cache of latents: the autoencoder's output for every image and its mirror image, computed once.
 
 latents/
-  manifest.json            autoencoder, image size, crop, statistics, class names, the checksums of every shard, its own
-  shard-00000.safetensors  labels (n,), index (n,): their place in the data set; the CRC-32 of each image's moments
-                           (n,); moments (n, m, h, w), moments_flip
+  manifest.json            autoencoder, image size, crop, statistics, class names, checksums of the shards and of itself
+  shard-00000.safetensors  labels (n,), index (n,): positions in the data set; the CRC-32 of each image's moments (n,);
+                           moments (n, m, h, w), moments_flip
 
-The moments of the posterior are stored, not a draw from it, so that training draws anew each time it sees an image.
-Shards are written whole or not at all, each with its record beside it (shard-00000.json) until the manifest, which is
-written last, takes the records in. So a crash costs the shards it interrupted, and any number of processes may share
-the work without talking to each other: shard k is for process k mod world, and whoever ends last writes the manifest.
+The moments of the posterior are stored, not a draw from it, so that training draws anew each time it uses an image.
+Shards are written atomically. Each has a record beside it (shard-00000.json) until the manifest, which is written last
+and contains all records. So a crash loses only unfinished shards, and any number of processes can share the work
+without communication: process k mod world writes shard k, and the last process to finish writes the manifest.
 
-What is read is verified. Opening a cache compares the SHA-256 of what comes before the moments in each shard, so that
-shards cannot be changed, exchanged or renamed; each image's moments are compared with their CRC-32 whenever they are
-read, which for 16 KB (ImageNet at 256 x 256) takes 9 microseconds on one core. All of its 42 GB would take 40 s at
-every start, at the 1.1 GB/s of SHA-256; `fluvial data verify` reads them.
+Data are verified when they are read. Opening a cache compares the SHA-256 of everything before the moments in each
+shard, so that altered, exchanged or renamed shards are found. Each image's moments are compared with their CRC-32
+whenever they are read, which for 16 KB (ImageNet at 256 x 256) takes 9 microseconds on one core. The SHA-256 of all its
+42 GB would take 40 s at every start, at 1.1 GB/s; `fluvial data verify` computes it.
 """
 
 import hashlib
-import json
+import math
 import mmap
 import zlib
 from collections.abc import Callable, Sequence
@@ -28,23 +28,26 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fluvial.data.images import ImageSet, refuse
+from fluvial.data.images import Files, ImageSet, refuse
 from fluvial.data.manifest import FORMAT, Manifest, Plan, Record, read_manifest, read_plan, read_record, shard_name
 from fluvial.data.manifest import write as write_record
 from fluvial.data.pixels import to_signed
-from fluvial.utils.files import atomic_file, checksum, reading, write_tensors
+from fluvial.utils.atomic import atomic_file
+from fluvial.utils.files import checksum, plain, reading
 from fluvial.utils.progress import Bar
+from fluvial.utils.tensors import write_tensors
 
 MOMENTS = ("moments", "moments_flip")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 RESTORE = "move what is damaged away, and encode again with the same command to restore it"
-READ = {"BF16": (np.int16, torch.bfloat16), "F32": (np.float32, torch.float32)}  # by safetensors' names
+READ = {"BF16": (np.int16, torch.bfloat16), "F32": (np.float32, torch.float32)}  # safetensors' name -> numpy, torch
 
 
 class LatentSet(NamedTuple):
-    """Moments (n, m, h, w) on disk, labels (n,) or None where there are none, and the names of the classes."""
+    """An opened cache: moments (n, m, h, w) on disk, labels (n,) or None for unlabelled images, and class names."""
 
     moments: "Moments"
     labels: Int[Tensor, "n"] | None
@@ -54,7 +57,7 @@ class LatentSet(NamedTuple):
     def rows(
         self, chosen: Int[Tensor, "b"], flipped: Bool[Tensor, "b"] | None = None, corners: np.ndarray | None = None
     ) -> Float[Tensor, "b m h w"]:
-        """The moments of these images in float32, of their mirror images where `flipped`."""
+        """The moments of these images in float32, of the mirror image where `flipped`; corners are not used."""
         return self.moments.read(chosen.tolist(), [] if flipped is None else flipped.tolist())
 
 
@@ -70,10 +73,10 @@ def write(
     rank: int = 0,
     world: int = 1,
 ) -> Manifest | None:
-    """Writes the cache, or what is missing of it, and returns its manifest; None while other processes are at work.
+    """Writes the missing shards of a cache and returns its manifest, or None if other processes have not finished.
 
-    `moments` turns images in [-1, 1], on `device`, into (mean | log variance) or the mean alone. Raises ValueError if
-    the folder holds another cache, an image is unreadable, or the disk is full; finished shards stay valid.
+    `moments` maps images in [-1, 1], on `device`, to (mean | log variance) or the mean alone. Raises ValueError if the
+    folder holds another cache, an image is unreadable, or the disk is full; finished shards stay valid.
     """
     _claim(folder, plan)
     records = _records(folder, plan)
@@ -93,23 +96,25 @@ def write(
 
 
 def _indices(plan: Plan, number: int) -> range:
+    """The images of shard `number`."""
     return range(number * plan.shard, min((number + 1) * plan.shard, plan.images))
 
 
 def _encoded(
     images: ImageSet, indices: range, moments: Callable, plan: Plan, skip: bool, device: torch.device | str
 ) -> dict[str, Any]:
-    """The shard's tensors for these images, and the names of those left out."""
+    """The shard's tensors for these images, the sums for their statistics, and the unreadable images."""
     if isinstance(images.pixels, Tensor):
         pixels, bad = images.pixels[indices.start : indices.stop], {}
     else:
+        assert isinstance(images.pixels, Files)
         pixels, bad = images.pixels.try_read(indices)
     if not skip:
         refuse(bad.values())
     index = torch.tensor([i for k, i in enumerate(indices) if k not in bad], dtype=torch.long)
     x = to_signed(pixels.to(device))
     if len(index) == 0:
-        x = torch.zeros(1, *x.shape[1:], device=device)  # for the shape: few networks take no image at all
+        x = torch.zeros(1, *x.shape[1:], device=device)  # for the shape: few networks accept an empty batch
     tensors = {"moments": moments(x)} | ({"moments_flip": moments(x.flip(-1))} if plan.flip else {})
     tensors = {name: value[: len(index)] for name, value in tensors.items()}
     for part in tensors.values():
@@ -129,6 +134,7 @@ def _encoded(
 
 
 def _write_shard(folder: Path, number: int, parts: list[dict[str, Any]], plan: Plan) -> None:
+    """Writes a shard and its record, each atomically. Raises ValueError if it cannot be written."""
     tensors = {k: torch.cat([part["tensors"][k] for part in parts]).contiguous() for k in parts[0]["tensors"]}
     moments = {name: tensors.pop(name) for name in MOMENTS if name in tensors}
     sums = {f"{name}_crc32": _crc32(value) for name, value in moments.items()}
@@ -157,6 +163,7 @@ def _write_shard(folder: Path, number: int, parts: list[dict[str, Any]], plan: P
 
 
 def _crc32(moments: Float[Tensor, "n m h w"]) -> Int[Tensor, "n"]:
+    """The CRC-32 of each image's moments."""
     rows = moments.view(torch.uint8).flatten(1).numpy()
     return torch.tensor([zlib.crc32(row.data) for row in rows], dtype=torch.long)
 
@@ -168,8 +175,8 @@ def _begins_with(file: Path, count: int) -> str:
 
 
 def _claim(folder: Path, plan: Plan) -> None:
-    """Writes plan.json, or checks that the cache begun or finished there is of the same plan."""
-    # in this order: another process may write the plan, or turn it into the manifest, at any moment
+    """Writes plan.json. Raises ValueError if the folder holds something else, or a cache of another plan."""
+    # in this order: another process may write the plan, or replace it by the manifest, at any moment
     entries = [p for p in folder.iterdir() if not p.name.startswith(".")] if folder.exists() else []
     there = read_plan(folder)
     if there is None and (folder / "manifest.json").exists():
@@ -184,24 +191,24 @@ def _claim(folder: Path, plan: Plan) -> None:
 
 
 def differences(there: Plan, here: Plan) -> str:
-    """The settings in which two plans differ, or nothing. Images and autoencoder may have been moved."""
+    """The differences between two plans in words, or ""; the paths of images and autoencoder may differ."""
     moved = ("source", "autoencoder")
     names = (k for k in asdict(there) if k not in moved and getattr(there, k) != getattr(here, k))
     return ", ".join(f"{k} is {getattr(there, k)} there and {getattr(here, k)} here" for k in names)
 
 
 def _records(folder: Path, plan: Plan) -> list[Record | None]:
-    """The record of every shard; None for one that is not there in full length."""
+    """The record of every shard; None for a shard that is missing or not of its full length."""
     files = [shard_name(number) for number in range(plan.shards)]
     beside = [read_record((folder / file).with_suffix(".json")) for file in files]
-    # after the records, which whoever writes the manifest removes
+    # read after the records, which are removed once the manifest is written
     finished = {s.file: s for s in read_manifest(folder).shards} if (folder / "manifest.json").exists() else {}
     records = [record or finished.get(file) for file, record in zip(files, beside, strict=True)]
     return [None if record is None or _fault(folder, record) else record for record in records]
 
 
 def _fault(folder: Path, record: Record) -> str:
-    """What is wrong with a shard's length, or nothing."""
+    """The fault of a shard that is missing or of another length; "" if it has none."""
     file = folder / record.file
     if not file.exists():
         return "is missing"
@@ -210,7 +217,7 @@ def _fault(folder: Path, record: Record) -> str:
 
 
 def _finish(folder: Path, plan: Plan) -> Manifest | None:
-    """Writes the manifest if no shard is missing."""
+    """Writes and returns the manifest if all shards are there, else None. Raises ValueError if no image is readable."""
     records = _records(folder, plan)
     shards = tuple(record for record in records if record is not None)
     if len(shards) < len(records):
@@ -231,7 +238,7 @@ def _finish(folder: Path, plan: Plan) -> Manifest | None:
 
 
 def verify(folder: Path) -> list[str]:
-    """What is wrong with the shards of a cache: a line for each that is missing, cut short, altered, or not of it."""
+    """The faults of a cache, one line per shard that is missing, cut short, altered, or not part of the cache."""
     manifest = read_manifest(folder)
     wrong = _faults(folder, manifest)
     with Bar(len(manifest.shards), what="reading shards") as bar:
@@ -244,7 +251,7 @@ def verify(folder: Path) -> list[str]:
 
 
 def _faults(folder: Path, manifest: Manifest) -> list[str]:
-    """What can be told without reading the shards."""
+    """The faults that show without reading the shards: missing files, lengths, files that are not of the cache."""
     known = {shard.file for shard in manifest.shards}
     wrong = [f"{shard.file} {fault}" for shard in manifest.shards if (fault := _fault(folder, shard))]
     extra = sorted(file.name for file in folder.glob("shard-*.safetensors") if file.name not in known)
@@ -252,17 +259,17 @@ def _faults(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def load(folder: Path) -> LatentSet:
-    """The cache in a folder. Raises ValueError if it is not complete."""
+    """The cache in a folder. Raises ValueError if it is incomplete or damaged."""
     manifest = read_manifest(folder)
     moments = Moments(folder, manifest)
-    labels = torch.cat([shard.whole("labels") for shard in moments.shards])
+    labels = torch.cat([shard.labels for shard in moments.shards])
     labelled = bool((labels >= 0).all())
     plan = manifest.plan
     return LatentSet(moments, labels if labelled else None, plan.class_names if labelled else (), plan.digest)
 
 
 class Moments:
-    """The moments of a cache, memory-mapped: rows are read from disk when they are asked for."""
+    """The memory-mapped moments of a cache; rows are read from disk on demand."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
@@ -277,10 +284,11 @@ class Moments:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
+        """The shape (n, m, h, w) of all moments."""
         return (len(self), *self.shards[0].shape)
 
     def read(self, indices: Sequence[int], flipped: Sequence[bool] = ()) -> Float[Tensor, "b m h w"]:
-        """These rows in float32; of the mirror image where `flipped`. Raises ValueError for one that was altered."""
+        """The moments of these rows in float32, mirrored where `flipped`. Raises ValueError if one was altered."""
         numbers = np.searchsorted(self.ends, indices, side="right")
         starts = self.ends - [shard.images for shard in self.manifest.shards]
         wanted = [
@@ -288,7 +296,7 @@ class Moments:
             for k, (n, i) in enumerate(zip(numbers, indices, strict=True))
         ]
         for shard, name, row in wanted:
-            shard.will_need(name, row)  # the kernel reads all rows at once, rather than one after the other
+            shard.will_need(name, row)  # lets the kernel read all rows in parallel
         out = np.empty((len(wanted), *self.shape[1:]), self.shards[0].stored_as)
         for k, (shard, name, row) in enumerate(wanted):
             out[k] = shard.arrays[name][row]
@@ -297,49 +305,51 @@ class Moments:
 
 
 class _Shard:
-    """One safetensors file, mapped into memory."""
+    """One safetensors file, of which the moments are mapped into memory."""
 
     def __init__(self, path: Path, record: Record) -> None:
-        """Raises ValueError if what comes before the moments is not what was written."""
+        """Opens a shard. Raises ValueError if the bytes before the moments do not have the SHA-256 of the record."""
         self.path = path
         with reading(path) as file:
+            if hashlib.sha256(file.read(record.head)).hexdigest() != record.head_sha256:
+                raise ValueError(
+                    f"{path} is another shard, or was altered: its labels are not those written; {RESTORE}"
+                )
+            # get_slice of safetensors takes 20 times as long a row, and its get_tensor maps the file as private memory
+            # of this process, which systems that do not overcommit refuse for a large cache; neither reads ahead
             self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        if hashlib.sha256(self.map[: record.head]).hexdigest() != record.head_sha256:
-            raise ValueError(f"{path} is another shard, or was altered: its labels are not those written; {RESTORE}")
         self.advises = hasattr(self.map, "madvise")  # not on Windows
         if self.advises:
             self.map.madvise(mmap.MADV_RANDOM)  # no reading ahead: the next row wanted lies elsewhere
-        # the format: the header's length in 8 bytes, the header as JSON, the tensors
-        length = int.from_bytes(self.map[:8], "little")
-        self.header, self.start = json.loads(self.map[8 : 8 + length]), 8 + length
-        self.shape = tuple(self.header["moments"]["shape"][1:])
-        self.stored_as, self.dtype = READ[self.header["moments"]["dtype"]]
-        self.arrays = {name: self._array(name) for name in MOMENTS if name in self.header}
-        self.crc32 = {name: self.whole(f"{name}_crc32").tolist() for name in self.arrays}
-
-    def _array(self, name: str) -> np.ndarray:
-        """The bits of a tensor, since numpy knows no bfloat16."""
-        (begin, _), shape = self.header[name]["data_offsets"], self.header[name]["shape"]
-        return np.ndarray(shape, self.stored_as, self.map, self.start + begin)
-
-    def whole(self, name: str) -> Int[Tensor, "n"]:
-        """labels, index or a CRC-32 of each image."""
-        begin, end = self.header[name]["data_offsets"]
-        return torch.from_numpy(np.frombuffer(self.map[self.start + begin : self.start + end], np.int64).copy())
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = [name for name in MOMENTS if name in file.keys()]
+                shapes = [file.get_slice(name).get_shape() for name in names]
+                self.stored_as, self.dtype = READ[file.get_slice("moments").get_dtype()]
+                self.labels: Int[Tensor, "n"] = file.get_tensor("labels").clone()
+                self.crc32 = {name: file.get_tensor(f"{name}_crc32").tolist() for name in names}
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{path} cannot be read ({plain(error)})") from error
+        self.shape, size = tuple(shapes[0][1:]), math.prod(shapes[0]) * self.dtype.itemsize
+        self.starts = {name: record.head + k * size for k, name in enumerate(names)}  # both are as long
+        self.arrays = {
+            name: np.ndarray(shape, self.stored_as, self.map, self.starts[name])  # numpy knows no bfloat16
+            for name, shape in zip(names, shapes, strict=True)
+        }
 
     def check(self, moments: np.ndarray, name: str, row: int) -> None:
-        """Raises ValueError if these moments, read from this row, are not those that were written."""
+        """Raises ValueError if these moments, read from this row, do not have the CRC-32 that was written."""
         if zlib.crc32(moments.data) != self.crc32[name][row]:
             raise ValueError(
-                f"{self.path} was altered: {name} of its image {row} are not those written, the CRC-32 is another; "
+                f"{self.path} was altered: {name} of its image {row} are not those written, their CRC-32 differs; "
                 f"{RESTORE}"
             )
 
     def will_need(self, name: str, row: int) -> None:
-        """Tells the kernel that this row will be read soon."""
+        """Advises the kernel that this row will be read soon."""
         if not self.advises:
             return
         size = self.arrays[name][0].nbytes
-        begin = self.start + self.header[name]["data_offsets"][0] + row * size
+        begin = self.starts[name] + row * size
         page = begin // mmap.PAGESIZE * mmap.PAGESIZE
         self.map.madvise(mmap.MADV_WILLNEED, page, begin + size - page)

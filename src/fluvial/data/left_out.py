@@ -1,4 +1,4 @@
-"""Which files of a folder are images, by their names, and a record of the files that are left out."""
+"""Lists the image files of a folder, by their suffix, and records the files that are left out."""
 
 import os
 from collections import Counter
@@ -6,56 +6,57 @@ from pathlib import Path
 
 from PIL import Image
 
-# Of what Pillow has a name for: no pixels of its own (drawings, which Ghostscript or Windows renders), or formats that
-# it tells from others but has no decoder for. All others that it opens are taken, whoever registered them
+# Formats of Pillow that are not read: drawings that Ghostscript or Windows renders, and formats that Pillow identifies
+# but cannot decode. All others are read, also those that an extension has registered.
 NOT_DECODED = frozenset(("EPS", "WMF", "PDF", "MPEG", "BUFR", "GRIB", "HDF5"))
-ASIDE = frozenset(  # folders of thumbnails and of system files, beside all whose name begins with a dot
+ASIDE = frozenset(  # folders of thumbnails and system files, which are skipped as names with a leading dot are
     ("@eadir", "__macosx", "@recycle", "#recycle", "#snapshot", "$recycle.bin", "lost+found")
 )
-CONVERT = frozenset(  # images all the same, which a user expects to be trained on
+CONVERT = frozenset(  # image formats that Pillow does not read here: the user is told to convert them
     (
         *(".heic", ".heif", ".hif", ".avif", ".avifs", ".jxl", ".jxr", ".bpg", ".svg", ".eps", ".wmf", ".exr", ".hdr"),
         *(".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".xcf"),
     )
 )
-NAMED = 3  # files named for each reason
+NAMED = 3  # names of files listed per reason
 
 
 def image_formats() -> list[str]:
-    """The formats that images are looked for in, by Pillow's names."""
+    """Pillow's names of the image formats that are read."""
     Image.init()
     return [name for name in Image.ID if name not in NOT_DECODED]
 
 
 def image_endings() -> frozenset[str]:
-    """The endings of images, in small letters, that Pillow opens here: more if an extension of it is registered."""
-    formats = {*image_formats(), "MPO"}  # which Pillow opens as the JPEG that it begins with
+    """The suffixes of images that Pillow can open here, in lower case; extensions of Pillow add theirs."""
+    formats = {*image_formats(), "MPO"}  # MPO begins with a JPEG, which Pillow opens
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name in formats)
 
 
 def is_image(name: str, endings: frozenset[str] | None = None) -> bool:
-    """Whether a file's name is that of an image; `endings` saves finding them for each of many files."""
+    """True if a file name has the suffix of an image; pass `endings` when testing many names."""
     return os.path.splitext(name)[1].lower() in (image_endings() if endings is None else endings)
 
 
 def is_aside(name: str) -> bool:
-    """Whether a file or folder of this name is not for the user of the folder that it is in."""
+    """True if a file or folder of this name is hidden or belongs to the system, so that it is skipped."""
     return name.startswith(".") or name.lower() in ASIDE
 
 
 def printable(name: str) -> str:
-    """A file name as text that any terminal, log and JSON file takes: bytes that are not UTF-8 and controls escaped."""
+    """A file name as printable text, with control characters and bytes that are not UTF-8 escaped."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class LeftOut:
-    """Files that are left out: how many for each reason, and the names of the first few."""
+    """A record of files that were left out: a count per reason, and the first few names."""
 
     def __init__(self) -> None:
         self.counts, self.names = Counter[str](), dict[str, list[str]]()
 
     def add(self, reason: str, name: str) -> None:
+        """Records a file."""
         self.counts[reason] += 1
         names = self.names.setdefault(reason, [])
         if len(names) < NAMED:
@@ -63,10 +64,11 @@ class LeftOut:
 
     @property
     def total(self) -> int:
+        """The number of files left out."""
         return self.counts.total()
 
     def __str__(self) -> str:
-        """Such as "3 files left out: 2 .txt (a.txt, b.txt); 1 without an ending (README)"; "" if there are none."""
+        """A summary such as "3 files left out: 2 .txt (a.txt, b.txt); 1 without an ending (README)"; "" if none."""
         parts = []
         for reason, count in self.counts.most_common():
             more = ", ..." if count > len(self.names[reason]) else ""
@@ -75,7 +77,7 @@ class LeftOut:
 
 
 def why_left_out(name: str) -> str:
-    """Why a file that has no image's ending is left out."""
+    """The reason for leaving out a file without an image's suffix, as `LeftOut` lists it."""
     ending = os.path.splitext(name)[1].lower()
     if ending in CONVERT:
         return f"{ending}, which Pillow does not open here: convert them"
@@ -83,7 +85,7 @@ def why_left_out(name: str) -> str:
 
 
 def list_images(path: Path) -> tuple[dict[str, list[str]], LeftOut]:
-    """The images in a folder by the subfolder that they are in, "" for those straight in it; and what is left out.
+    """The image files of a folder by subfolder ("" for the folder itself), and the files that are left out.
 
     Raises ValueError for a folder that cannot be listed.
     """
@@ -92,7 +94,7 @@ def list_images(path: Path) -> tuple[dict[str, list[str]], LeftOut]:
         raise ValueError(f"the folder {printable(str(error.filename))} cannot be listed: {error.strerror}")
 
     found, left_out, endings = dict[str, list[str]](), LeftOut(), image_endings()
-    seen = {_identity(parent) for parent in path.resolve().parents}  # a link to one of them is a mistake
+    seen = {_identity(parent) for parent in path.resolve().parents}  # a link to one of them would make a cycle
     for folder, below, files in os.walk(path, followlinks=True, onerror=refuse):
         inside = os.path.relpath(folder, path)
         if _identity(folder) in seen:
@@ -121,11 +123,11 @@ def list_images(path: Path) -> tuple[dict[str, list[str]], LeftOut]:
 
 
 def _identity(folder: str | Path) -> tuple[int, int]:
-    """The same for all links to a folder."""
+    """The device and inode of a folder, the same for all links to it."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino
 
 
 def size_of(file: str) -> int:
-    """Bytes of a file, 0 of one that is not there: reading it will tell."""
+    """The size of a file in bytes; 0 for a broken link, which is reported when it is read."""
     return os.path.getsize(file) if os.path.exists(file) else 0

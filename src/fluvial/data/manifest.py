@@ -1,4 +1,4 @@
-"""What is written beside the shards of a cache of latents: JSON files, each with the SHA-256 of itself."""
+"""The JSON files of a cache of latents (plan, records, manifest), each with a SHA-256 of its own content."""
 
 import json
 import math
@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeVar
 import cattrs
 from cattrs.v import format_exception
 
+from fluvial.utils.atomic import write_json
 from fluvial.utils.checks import at_least
-from fluvial.utils.files import brief, json_checksum, read_bytes, write_json
+from fluvial.utils.files import brief, json_checksum, read_bytes
 
 T = TypeVar("T")
 FORMAT = 2
@@ -18,20 +19,21 @@ DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, cattr
 
 
 def shard_name(number: int) -> str:
+    """The file name of shard `number`."""
     return f"shard-{number:05d}.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What defines a cache. Two caches of the same plan and the same images hold the same."""
+    """The settings that determine a cache: two caches with equal plans and the same images have the same content."""
 
     source: str
     images: int
     autoencoder: str
     hash: str
-    """Of the autoencoder's weights."""
+    """Hash of the autoencoder's weights."""
     digest: str
-    """Of the names and sizes of the image files."""
+    """Hash of the names and sizes of the image files, see `sources.Source.digest`."""
     labels: str
     """The SHA-256 of the labels."""
     stride: int
@@ -39,10 +41,10 @@ class Plan:
     image_size: int
     crop: str
     flip: bool
-    """Whether the mirror images are there too."""
+    """True if the mirror images are encoded too."""
     dtype: Literal["bf16", "fp32"]
     shard: int
-    """Images a shard, before unreadable ones are left out."""
+    """Images per shard, before unreadable ones are left out."""
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -50,29 +52,30 @@ class Plan:
 
     @property
     def shards(self) -> int:
+        """The number of shards."""
         return -(-self.images // self.shard)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What is known of a shard that is there."""
+    """The record of a finished shard: its size, checksums and statistics."""
 
     file: str
     images: int
     bytes: int
     sha256: str
     head: int
-    """Bytes before the moments."""
+    """The number of bytes before the moments."""
     head_sha256: str
     sums: tuple[tuple[float, ...], tuple[float, ...]]
-    """Of z and of z^2 over images, height and width, for each channel."""
+    """Sums of z and of z^2 over images, height and width, per channel."""
     skipped: tuple[str, ...]
-    """The unreadable images, and why."""
+    """The unreadable images, with the reasons."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """manifest.json: the plan, the mean and standard deviation of each channel of z, and the shards."""
+    """The content of manifest.json: the plan, mean and standard deviation of z per channel, and the shards' records."""
 
     format: int
     images: int
@@ -95,12 +98,13 @@ class Manifest:
 
     @property
     def skipped(self) -> list[str]:
+        """The unreadable images of all shards, with the reasons."""
         return [name for shard in self.shards for name in shard.skipped]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """plan.json: there until the manifest is."""
+    """The content of plan.json, which is removed once the manifest is written."""
 
     format: int
     plan: Plan
@@ -116,7 +120,7 @@ def write(file: Path, values: Plan | Record | Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """manifest.json. Raises ValueError if there is none, it is of a newer version, or it is damaged."""
+    """The manifest of a cache. Raises ValueError if there is none, or it is of another format or damaged."""
     if not (folder / "manifest.json").exists():
         begun = "; `fluvial encode` has not finished there" if (folder / "plan.json").exists() else ""
         raise ValueError(f"{folder} holds no latents: it has no manifest.json{begun}")
@@ -124,6 +128,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_plan(folder: Path) -> Plan | None:
+    """The plan of an unfinished cache; None if there is no plan.json. Raises ValueError if it is damaged."""
     try:
         return _read(folder / "plan.json", Begun).plan
     except FileNotFoundError:
@@ -131,7 +136,7 @@ def read_plan(folder: Path) -> Plan | None:
 
 
 def read_record(file: Path) -> Record | None:
-    """The record of a shard; None if it is not there, damaged, or of another shard. OSError if it is unreadable."""
+    """The record of a shard; None if missing, damaged, or of another shard. Raises OSError if it cannot be read."""
     try:
         record = _structured(json.loads(read_bytes(file)), Record)
     except (FileNotFoundError, *DAMAGE):
@@ -140,7 +145,7 @@ def read_record(file: Path) -> Record | None:
 
 
 def _read(file: Path, kind: type[T]) -> T:
-    """Raises ValueError if the file is of another version of the format, or damaged."""
+    """The content of a JSON file. Raises ValueError if it is of another format, or damaged."""
     try:
         values = json.loads(read_bytes(file))
         written = values["format"]
@@ -155,9 +160,9 @@ def _read(file: Path, kind: type[T]) -> T:
 
 
 def _structured(values: dict[str, Any], kind: type[T]) -> T:
-    """What `write` wrote. Raises ValueError if the SHA-256 is of other values, and what cattrs raises."""
+    """The values as an instance of `kind`. Raises ValueError if their SHA-256 does not match, and cattrs' errors."""
     if values.pop("checksum", None) != json_checksum(values):
-        raise ValueError("its content is not what was written, the SHA-256 is another")
+        raise ValueError("its content is not what was written, its SHA-256 differs")
     return _converter.structure(values, kind)
 
 
@@ -166,7 +171,7 @@ def _reason(error: BaseException, expected: Any) -> str:  # noqa: ANN401 - a typ
 
 
 def is_cache(place: str) -> bool:
-    """Whether `fluvial encode` wrote this folder, or began to."""
+    """True if the folder is a cache written by `fluvial encode`, finished or not."""
     folder = Path(place).expanduser()
     if not place or not folder.is_dir():
         return False

@@ -1,4 +1,4 @@
-"""Columns that hold the pixels of images as lists of numbers."""
+"""Reads data set columns that hold pixels as nested lists of numbers."""
 
 import hashlib
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def holds_numbers(feature: Any) -> bool:  # noqa: ANN401 - a feature of `datasets`
-    """Whether a column has the pixels themselves, as lists of numbers in lists: `datasets` would make them 32 bits."""
+    """True if a column holds pixels as nested lists of numbers, which `datasets` would decode as 32-bit images."""
     import datasets
 
     if isinstance(feature, datasets.Array2D | datasets.Array3D):
@@ -19,7 +19,7 @@ def holds_numbers(feature: Any) -> bool:  # noqa: ANN401 - a feature of `dataset
 
 
 def sha256_of_numbers(column: Any) -> str:  # noqa: ANN401 - pyarrow.ChunkedArray
-    """The SHA-256 of all numbers in lists of lists, one after the other."""
+    """The SHA-256 of all numbers of a column of nested lists, in order."""
     import pyarrow
 
     digest = hashlib.sha256()
@@ -32,7 +32,7 @@ def sha256_of_numbers(column: Any) -> str:  # noqa: ANN401 - pyarrow.ChunkedArra
 
 
 def to_array(row: Any) -> np.ndarray | bytes:  # noqa: ANN401 - lists of any kind
-    """The numbers of one row; lists of different lengths as objects, and no bytes for a row without an image."""
+    """One row as an array; of dtype object if its lists differ in length; b"" for a row without an image."""
     if row is None:
         return b""
     try:

@@ -1,4 +1,4 @@
-"""Image files and their labels, undecoded: from folders, and through the `datasets` library."""
+"""Finds image files and labels, without decoding them: in folders, and through the `datasets` library."""
 
 import errno
 import hashlib
@@ -20,10 +20,10 @@ from fluvial.data.crop import Stored, regular
 from fluvial.data.labels import named, ordered, own_classes
 from fluvial.data.left_out import LeftOut, image_endings, is_aside, is_image, list_images, printable, size_of
 from fluvial.data.numbers import holds_numbers, sha256_of_numbers, to_array
-from fluvial.utils.files import HUB, missing, repository
+from fluvial.utils.places import HUB, missing, repository
 
 TRAIN, HELD_OUT = ("train", "training"), ("validation", "valid", "val", "test", "testing")
-# how `datasets` names the kinds of file it reads
+# suffix -> the builder of `datasets` that reads it
 BUILDERS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
@@ -38,22 +38,22 @@ LABEL_COLUMNS = ("label", "labels", "class", "cls", "target", "category")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """`count` images: read(indices) gives name and content of each, as bytes, a path, or numbers."""
+    """A list of undecoded images: read(indices) returns pairs (name, content as bytes, a path, or an array)."""
 
     name: str
     count: int
     read: Callable[[Sequence[int]], list[tuple[str, Stored]]]
     digest: Callable[[], str]
-    """Of the names and sizes of files, or the images and labels of rows, wherever they lie."""
+    """Hash of the names and sizes of files, or of the images and labels of rows; independent of the location."""
     labels: Sequence[Any] | None
-    """Class ids or class names, one an image."""
+    """One class id or class name per image; None for unlabelled images."""
     class_names: tuple[str, ...]
     left_out: LeftOut = field(default_factory=LeftOut)
-    """Files beside the images that are not taken for images."""
+    """Files that were not taken for images."""
 
 
 def class_labels(source: Source, given: tuple[str, ...]) -> tuple[Int[Tensor, "n"] | None, tuple[str, ...]]:
-    """Class ids, and the names of the classes: those given, else those found; see `labels.named`.
+    """Class ids and class names of a source: the names given, else those found; see `labels.named`.
 
     Raises ValueError if a label is missing, or has no name among those given.
     """
@@ -62,7 +62,7 @@ def class_labels(source: Source, given: tuple[str, ...]) -> tuple[Int[Tensor, "n
 
 
 def check_there(name: str) -> None:
-    """Raises ValueError, with the closest name, for a path or wildcard where nothing is. The hub is not asked."""
+    """Raises ValueError, with the closest name, for a path or wildcard that matches nothing; the hub is not asked."""
     path = Path(name).expanduser()
     if name.startswith(HUB):
         repository(name)
@@ -79,11 +79,11 @@ def open_source(
     image_column: str = "",
     label_column: str = "",
 ) -> Source | None:
-    """The images behind a path, or behind hub:OWNER/NAME; None if there is no split of that kind.
+    """The images of a path, or of hub:OWNER/NAME; None if there is no such split.
 
-    Held-out images are never the split that is trained on.
+    With `held_out` these are the validation images, which are never from the split `trained_on`.
 
-    Raises ValueError if there is nothing of that name, nothing in it, or it cannot be read.
+    Raises ValueError if there is nothing of that name, it has no images, or it cannot be read.
     """
     if name.startswith(HUB):
         dataset = _dataset(str(repository(name)), held_out, split, trained_on, (image_column, label_column))
@@ -106,7 +106,7 @@ def open_source(
 
 
 def _split_folder(path: Path, held_out: bool, split: str, trained_on: str) -> Path | None:
-    """The subfolder of that split, if there is a train/ folder; else all is for training."""
+    """The subfolder of a split if there is a train/ folder; without one the whole folder is for training."""
     inside = {p.name.lower(): p for p in path.iterdir() if p.is_dir() and not is_aside(p.name)}
     if split:
         if split.lower() not in inside:
@@ -127,10 +127,10 @@ def _split_folder(path: Path, held_out: bool, split: str, trained_on: str) -> Pa
 
 
 def _folder(path: Path) -> Source:
-    """Images straight in the folder have no labels; images in subfolders are of the class of that name.
+    """The images of a folder: unlabelled if they are directly in it, else each subfolder is a class.
 
-    `datasets` has a builder for this too. It copies the list into a cache, guesses splits from words anywhere in a
-    path, and lists ImageNet anew for minutes at every start.
+    The builder of `datasets` for folders is not used: it copies the list into a cache, guesses splits from words
+    anywhere in a path, and takes minutes to list ImageNet at every start.
     """
     found, left_out = list_images(path)
     if not found:
@@ -144,7 +144,7 @@ def _folder(path: Path) -> Source:
             f"folder of its class, or all of them into one"
         )
     names = () if "" in found else ordered(found)
-    files = [file for name in sorted(found) for file in found[name]]  # in an order that never changes: see `digest`
+    files = [file for name in sorted(found) for file in found[name]]  # in a fixed order, which `digest` depends on
 
     def read(indices: Sequence[int]) -> list[tuple[str, Stored]]:
         return [(files[i], Path(files[i])) for i in indices]
@@ -168,17 +168,17 @@ def _sha256(lines: Iterable[str]) -> str:
     """The first 16 digits of the SHA-256 of these lines."""
     digest = hashlib.sha256()
     for line in lines:
-        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))  # names that are not UTF-8 as they are
+        digest.update(f"{line}\n".encode("utf-8", "surrogateescape"))  # keeps bytes that are not UTF-8
     return digest.hexdigest()[:16]
 
 
 def _builder(file: Path) -> str | None:
-    """What `datasets` reads the file with, told from its ending."""
+    """The builder of `datasets` that reads a file, by its suffix; None if there is none."""
     return next((builder for ending, builder in BUILDERS.items() if file.name.endswith(ending)), None)
 
 
 def _dataset_files(path: Path) -> bool:
-    """Whether a folder holds data set files, and no images, itself or one level below."""
+    """True if a folder has data set files and no images, in itself or one level below."""
     if any((path / mark).exists() for mark in SAVED):
         return True
     found, endings = False, image_endings()
@@ -192,9 +192,9 @@ def _dataset_files(path: Path) -> bool:
 
 
 def _dataset(name: Path | str, held_out: bool, split: str, trained_on: str, columns: tuple[str, str]) -> Any:  # noqa: ANN401 - datasets.Dataset
-    """One split of a data set, loaded by `datasets`; None if there is no held-out one.
+    """One split of a data set, loaded by `datasets`; None if there are no validation images.
 
-    `columns` are the image's and the label's of tar files; others are chosen later.
+    `columns` are the suffixes of image and label in tar files; columns of other data sets are chosen later.
     """
     import datasets
 
@@ -209,7 +209,7 @@ def _dataset(name: Path | str, held_out: bool, split: str, trained_on: str, colu
         if isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             where = f"there is no room for the copy of {name} that `datasets` makes (HF_DATASETS_CACHE says where)"
         elif isinstance(name, str):
-            where = f"{name} cannot be had from the Hugging Face hub"
+            where = f"{name} cannot be loaded from the Hugging Face hub"
         raise ValueError(f"{where} ({type(reason).__name__}: {reason})") from error
     if isinstance(loaded, datasets.Dataset):
         loaded = datasets.DatasetDict({"train": loaded})
@@ -224,7 +224,7 @@ def _dataset(name: Path | str, held_out: bool, split: str, trained_on: str, colu
 
 
 def _loader(name: Path | str, columns: tuple[str, str]) -> Callable[[], Any]:
-    """How to load it. Raises ValueError for files that are not there or that `datasets` does not read."""
+    """A function that loads the data set. Raises ValueError for files that are missing or of an unknown kind."""
     import datasets
 
     if isinstance(name, str):
@@ -249,7 +249,7 @@ def _loader(name: Path | str, columns: tuple[str, str]) -> Callable[[], Any]:
 
 
 def _split_files(folder: Path) -> dict[str, list[str]]:
-    """The data set files of each split, which `datasets` tells from their names."""
+    """The data set files of each split, which `datasets` derives from their names."""
     import datasets
 
     files: Any = datasets.load_dataset_builder(str(folder)).config.data_files
@@ -257,7 +257,7 @@ def _split_files(folder: Path) -> dict[str, list[str]]:
 
 
 def _only_kind(name: Path, files: Iterable[Path]) -> str:
-    """What `datasets` reads the files with. Raises ValueError for several kinds, of which it would take one."""
+    """The builder of `datasets` for all files. Raises ValueError for several kinds, of which it would read one only."""
     kinds = sorted({str(_builder(file)) for file in files if _builder(file) and (file.is_dir() or regular(file))})
     if len(kinds) > 1:
         raise ValueError(f"{name} are files of several kinds: {', '.join(kinds)}; name those of one with a wildcard")
@@ -265,6 +265,7 @@ def _only_kind(name: Path, files: Iterable[Path]) -> str:
 
 
 def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> Source:  # noqa: ANN401
+    """The images and labels in two columns of a data set. Raises ValueError if they are not there or of other kinds."""
     import datasets
 
     features = dataset.features
@@ -298,7 +299,7 @@ def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> S
                 files.append((f"{name}, row {i}", to_array(row)))
                 continue
             path, content = (row["path"], row["bytes"]) if row else (None, None)
-            if content is None:  # a row without an image is unreadable
+            if content is None:  # empty content is reported as unreadable later
                 content = _inside(roots, path, f"{name}, row {i}") if path else b""
             files.append((f"{name}, row {i} ({path})" if path else f"{name}, row {i}", content))
         return files
@@ -320,14 +321,14 @@ def _columns(dataset: Any, name: str, image_column: str, label_column: str) -> S
 
 
 def _sha256_of_files(column: Any) -> str:  # noqa: ANN401 - pyarrow.ChunkedArray
-    """The SHA-256 of the encoded images in rows, and of their lengths, whatever the chunks."""
+    """The SHA-256 of the lengths and of the content of encoded images in rows; independent of the chunks."""
     import pyarrow
     from pyarrow import compute
 
     lengths, content = hashlib.sha256(), hashlib.sha256()
     for files in compute.struct_field(column, "bytes").chunks:  # type: ignore[attr-defined]
         lengths.update("".join(f"{n}\n" for n in compute.binary_length(files).to_pylist()).encode())  # type: ignore[attr-defined]
-        files = files.drop_null().cast(pyarrow.large_binary())  # copies no content, unless rows are without any
+        files = files.drop_null().cast(pyarrow.large_binary())  # copies only if some rows are empty
         if len(files):
             _, ends, data = files.buffers()
             bounds = np.frombuffer(ends, np.int64)[files.offset : files.offset + len(files) + 1]
@@ -336,7 +337,7 @@ def _sha256_of_files(column: Any) -> str:  # noqa: ANN401 - pyarrow.ChunkedArray
 
 
 def _roots(name: str) -> list[Path]:
-    """The folders of a data set: its rows may point to files in these."""
+    """The folders of a data set, in which the files that its rows point to must be."""
     if name.startswith(HUB):
         from datasets import config
         from huggingface_hub.constants import HF_HUB_CACHE
@@ -349,7 +350,7 @@ def _roots(name: str) -> list[Path]:
 
 
 def _inside(roots: Sequence[Path], path: str, row: str) -> Path:
-    """The file that a row points to. Raises ValueError unless it is in one of these folders, links followed."""
+    """The file that a row points to. Raises ValueError if it is outside these folders, with links resolved."""
     files = [(root / path).resolve() for root in roots if "\0" not in path]
     inside = [file for file, root in zip(files, roots, strict=False) if file.is_relative_to(root.resolve())]
     if not inside:
@@ -361,7 +362,10 @@ def _inside(roots: Sequence[Path], path: str, row: str) -> Path:
 
 
 def _found(features: Any, name: str, what: str, usual: tuple[str, ...], kind: type) -> str:  # noqa: ANN401
-    """The only column of that kind, else the first with a usual name; for images there must be one, for labels not."""
+    """The only column of this kind, else the first with a usual name; "" if there is no column of labels.
+
+    Raises ValueError if there is no column of images, or several and none has a usual name.
+    """
     typed = [column for column, feature in features.items() if isinstance(feature, kind)]
     if len(typed) == 1:
         return typed[0]

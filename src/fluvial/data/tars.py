@@ -1,7 +1,7 @@
-"""Images and labels of webdataset tar files: files of one name up to its first dot are one sample, its image and label.
+"""Reads images and labels from webdataset tar files, where files with the same name up to its first dot are a sample.
 
-`datasets` has a builder for them. It takes the kinds of file from the first five samples, so that a .png after .jpg is
-dropped, and an archive that is damaged in the middle ends there for it, as for `tarfile`.
+The builder of `datasets` is not used: it takes the suffixes from the first five samples, so that a .png after .jpg is
+dropped, and it takes an archive damaged in the middle to end there, as `tarfile` does.
 """
 
 import os
@@ -13,20 +13,20 @@ from fluvial.data.left_out import LeftOut, image_endings, is_aside, printable, w
 
 LABELS = ("label", "labels", "class", "cls", "target", "category")
 LONGEST_LABEL = 1000  # bytes
-END = 1024  # zero bytes that end every tar file
-FORMAT = 1  # to be raised with every change of the rows: copies of earlier ones are in caches
-WHY, IMAGE, LABEL = "left_out", "image", "label"  # the columns
+END = 1024  # zero bytes at the end of a tar file
+FORMAT = 1  # increase it whenever the rows change, since `datasets` caches copies of them
+WHY, IMAGE, LABEL = "left_out", "image", "label"  # columns; WHY is the reason for leaving a file out
 
 
 class TarError(ValueError):
-    """A tar file that cannot be used, and why."""
+    """A tar file that cannot be used; the message says why."""
 
 
 def load(splits: dict[str, list[str]], image: str, label: str) -> Any:  # noqa: ANN401 - datasets.DatasetDict
-    """The samples of the tar files of each split: IMAGE, LABEL (None if there is none), and WHY it is left out.
+    """The samples of the tar files of each split, with columns IMAGE, LABEL (None if there is none) and WHY.
 
-    `image` and `label` are the endings to take, found by default; label "none" for none. They are copied into the cache
-    of `datasets`, once.
+    `image` and `label` are the suffixes of images and labels, found if empty; label "none" is for no labels. Samples
+    are copied once into the cache of `datasets`.
     """
     import datasets
 
@@ -36,14 +36,14 @@ def load(splits: dict[str, list[str]], image: str, label: str) -> Any:  # noqa: 
         files = list(map(os.path.abspath, names))
         stamps = [(FORMAT, os.path.getsize(file), os.stat(file).st_mtime_ns) for file in files]
         options: dict[str, Any] = {"files": files, "stamps": stamps, "image": image, "label": label}
-        options["endings"] = tuple(sorted(image_endings()))  # the hash of the options is the name of the copy
+        options["endings"] = tuple(sorted(image_endings()))  # the cached copy is named by a hash of the options
         features = datasets.Features(columns)
         loaded[split] = datasets.Dataset.from_generator(_rows, features, gen_kwargs=options, writer_batch_size=100)
     return datasets.DatasetDict(loaded)
 
 
 def taken(dataset: Any) -> tuple[Any, LeftOut]:  # noqa: ANN401 - datasets.Dataset
-    """The samples that have an image, labels that are all whole numbers as such, and what is left out."""
+    """The samples with an image, labels as integers if all of them are, and the record of files left out."""
     import datasets
 
     left_out, reasons = LeftOut(), dataset[WHY][:]
@@ -61,14 +61,14 @@ def taken(dataset: Any) -> tuple[Any, LeftOut]:  # noqa: ANN401 - datasets.Datas
 
 
 def _is_whole(text: str) -> bool:
-    """Whether the text is a whole number, and the number's only spelling: 01 and 1 may be two names."""
+    """True if the text is an integer as Python writes it; 01 is not, since 01 and 1 may be two names."""
     return text.removeprefix("-").isdecimal() and text.isascii() and str(int(text)) == text and len(text) < 19
 
 
 def _rows(
     files: list[str], stamps: list[tuple[int, ...]], image: str, label: str, endings: tuple[str, ...]
 ) -> Iterator[dict[str, Any]]:
-    """The samples of one tar after the other. `stamps` are for their copy, which is another where they are."""
+    """The samples of all tar files; `stamps` (sizes and times) only make the cached copy depend on the files' state."""
     for file in files:
         with tarfile.open(file, "r:*") as tar:
             samples, left_out = _samples(_members(tar, file))
@@ -92,7 +92,7 @@ def _rows(
 
 
 def _members(tar: tarfile.TarFile, file: str) -> list[tarfile.TarInfo]:
-    """What is in the tar. Raises TarError unless it is read to its end: `tarfile` stops where it is damaged."""
+    """The members of a tar. Raises TarError if it is cut short or damaged, where `tarfile` would stop silently."""
     cut = TarError(f"{file} is cut short: it has no end-of-archive mark; copy or download it again")
     stream: Any = tar.fileobj
     try:
@@ -116,7 +116,7 @@ Samples = dict[str, dict[str, tarfile.TarInfo]]
 
 
 def _samples(members: Sequence[tarfile.TarInfo]) -> tuple[Samples, list[tuple[str, str]]]:
-    """Files by the name of their sample and what follows its first dot; why others are left out, and their names."""
+    """Members by sample and suffix (after the first dot), and pairs (reason, name) of the files left out."""
     samples, left_out = Samples(), list[tuple[str, str]]()
     for member in members:
         *folders, base = [part for part in member.name.split("/") if part not in ("", ".", "..")] or [""]
@@ -141,7 +141,7 @@ def _samples(members: Sequence[tarfile.TarInfo]) -> tuple[Samples, list[tuple[st
 def _image(
     key: str, members: dict[str, tarfile.TarInfo], wanted: str, endings: Collection[str], file: str
 ) -> tuple[str, list[tuple[str, str]]]:
-    """What follows the first dot of the sample's image, "" if it has none; and the others, that are left out."""
+    """The suffix of a sample's image ("" if it has none), and pairs (reason, name) of its other images, left out."""
     images = [field for field in members if f".{field.rpartition('.')[2]}" in endings]
     plain = [field for field in images if "." not in field] or images
     if wanted:
@@ -160,7 +160,7 @@ def _image(
 
 
 def _known(field: str, fields: set[str], file: str, option: str) -> str:
-    """Raises TarError if no file of the tar is of that kind."""
+    """The suffix unchanged. Raises TarError if no file of the tar has it."""
     if field not in fields:
         raise TarError(f"{file} has no column {field!r}, only {', '.join(sorted(fields)[:20])}; set {option}")
     return field
@@ -173,6 +173,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, file: str) -> str:
+    """The text of a label's file. Raises TarError if it is too long, or not text."""
     if member.size > LONGEST_LABEL:
         raise TarError(f"{file}: {printable(member.name)} has {member.size:,} bytes, too many for a label")
     try:

@@ -18,7 +18,7 @@ from fluvial.data.manifest import is_cache
 from fluvial.evaluation.images import Images
 from fluvial.evaluation.npz import open_npz
 from fluvial.sampling.samples import SAMPLES
-from fluvial.utils.files import HUB
+from fluvial.utils.places import HUB
 
 
 def open_images(name: str, like: DataConfig | None = None, classes: Classes | None = None) -> Images:
@@ -89,12 +89,17 @@ def _digest(images: ImageSet, config: DataConfig) -> str:
     if isinstance(images.pixels, Tensor):
         content.update(str(tuple(images.pixels.shape)).encode())
         content.update(images.pixels.contiguous().numpy().data)
-    else:
+    elif isinstance(images.pixels, Files):
         content.update(f"{config.size} {config.crop if config.size else ''} {config.channels}".encode())
-        files: Files = images.pixels
+        files = images.pixels
         for start in range(0, len(files), 1024):
             for _, source in files.source.read(list(files.chosen[start : start + 1024])):
                 content.update(hashlib.sha256(crop.content(source)).digest())
+    else:
+        content.update(str(tuple(images.pixels.shape)).encode())
+        for start in range(0, len(images.pixels), 1024):
+            rows = range(start, min(start + 1024, len(images.pixels)))
+            content.update(images.pixels.read(rows).contiguous().numpy().data)
     if images.labels is not None:
         content.update(images.labels.numpy().data)
     return content.hexdigest()

@@ -19,7 +19,8 @@ from fluvial.evaluation.statistics import FORMAT, Statistics, gaussian, load, sa
 from fluvial.metrics.features import Extractor
 from fluvial.metrics.frechet import Gaussian
 from fluvial.training.distributed import ALONE, World
-from fluvial.utils.files import checksum, tensors_checksum
+from fluvial.utils.files import checksum
+from fluvial.utils.tensors import tensors_checksum
 
 NEIGHBOURS = 10_000  # reference images used for nearest neighbours and kernels, as many as in the ADM suite
 PAIRS = ("mu", "sigma"), ("mu_s", "sigma_s")  # mean and covariance of the pooled and of the spatial features

@@ -16,9 +16,11 @@ from fluvial.metrics.classifier_score import Classified, classified, splits
 from fluvial.metrics.features import Extractor, Features
 from fluvial.metrics.frechet import Gaussian, Moments, fit, merged, moments
 from fluvial.training.distributed import ALONE, World
-from fluvial.utils.files import atomic_file, brief, check_tensors, write_tensors
+from fluvial.utils.atomic import atomic_file
+from fluvial.utils.files import brief
 from fluvial.utils.progress import Bar
 from fluvial.utils.randomness import numpy_generator
+from fluvial.utils.tensors import check_tensors, write_tensors
 
 KEPT = 50_000  # features kept for metrics that need single features: neighbours, kernels, standard errors
 SPATIAL = 5_000  # spatial features kept, for a standard error

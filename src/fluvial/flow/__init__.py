@@ -1,1 +1,1 @@
-"""One ODE or SDE between noise and data: interpolants, time grids, solvers, guidance. Depends on PyTorch alone."""
+"""Flow matching between noise and data: interpolants, time grids, ODE and SDE solvers, guidance."""

@@ -1,9 +1,9 @@
-"""Guidance: two velocity fields in, one out.
+"""Guidance: combines the velocities of a conditional and a null branch.
 
     v = v_null + weight (v_cond - v_null)
 
-With a null (unlabelled) field of the same model this is classifier-free guidance (arXiv 2207.12598); with a smaller or
-less trained model in its place it is autoguidance (arXiv 2406.02507).
+If v_null is the same model without a label, this is classifier-free guidance (arXiv 2207.12598); if it is a smaller or
+less trained model, it is autoguidance (arXiv 2406.02507).
 """
 
 from collections import Counter
@@ -14,25 +14,27 @@ import torch
 from torch import Tensor
 
 from fluvial.flow.interpolant import expand
-from fluvial.flow.solvers import Field, State, can_look, check_finite, is_finite
-from fluvial.utils.checks import as_declared
+from fluvial.flow.solvers import Field, State, check_finite, checks_are_free, is_finite
+from fluvial.utils.checks import as_declared, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """How strongly, when and on what the null branch is pushed away from."""
+    """Settings of guidance: its weight, the times at which and the channels on which it acts."""
 
     weight: float = 1.0
-    """1 is no guidance, 0 is unconditional, above 1 sharpens."""
+    """1 is no guidance, 0 is unconditional, above 1 strengthens the condition."""
     interval: tuple[float, float] = (0.0, 1.0)
-    """Times t (0 noise, 1 data) between which guidance acts, elsewhere the weight is 1 (arXiv 2404.07724)."""
-    channels: int | None = None
-    """Guide only the first so many channels, the rest stay conditional; None guides all. SiT and ARFlow released 3."""
+    """Times t (0 noise, 1 data) between which guidance acts; elsewhere the weight is 1 (arXiv 2404.07724)."""
+    channels: int | None = setting(None, needs="guided_channels")
+    """Number of channels that are guided, from the first; the others stay conditional. None is all, SiT's and ARFlow's
+    releases use 3."""
 
-    ramp: Literal["constant", "linear"] = "constant"
-    """FlowAR: the weight at every scale, or a linear ramp from 1 at the coarsest to it at the finest (release)."""
-    scale_weights: tuple[float, ...] = ()
-    """FlowAR: the weight of each scale, coarse to fine, in place of weight and ramp."""
+    ramp: Literal["constant", "linear"] = setting("constant", needs="scales")
+    """The same weight at every scale, or a linear ramp from 1 at the coarsest scale to `weight` at the finest
+    (release)."""
+    scale_weights: tuple[float, ...] = setting((), needs="scales")
+    """One weight per scale, coarse to fine, in place of weight and ramp."""
 
     def __post_init__(self) -> None:
         as_declared(self)
@@ -48,18 +50,21 @@ class Guidance:
 
     @property
     def is_off(self) -> bool:
-        """Whether the null branch has no effect anywhere."""
+        """True if every weight is 1, so that the null branch has no effect."""
         return all(weight == 1 for weight in self.scale_weights or (self.weight,))
 
     @property
     def told(self) -> str:
-        """The option that says how strong it is."""
+        """The option that sets the weight, with its value, for messages."""
         if self.scale_weights:
             return f"sample.guidance.scale_weights {' '.join(map(str, self.scale_weights))}"
         return f"sample.guidance.weight {self.weight:g}"
 
     def at_scale(self, scale: int, scales: int) -> "Guidance":
-        """The guidance of one scale of several, the coarsest being 0."""
+        """The guidance of scale number `scale` (0 is the coarsest) out of `scales`: its weight, without a ramp.
+
+        Raises ValueError if scale_weights has not one weight per scale.
+        """
         weight = self.weight
         if self.scale_weights:
             if len(self.scale_weights) != scales:
@@ -79,20 +84,20 @@ def guided(
     place: str = "",
     careful: bool = False,
 ) -> Field:
-    """The guided field; its state is the pair (conditional, null) of the branches' own states.
+    """The guided velocity field; its state is the pair of the states of the conditional and the null branch.
 
-    The null branch is evaluated only where it has an effect: never at weight 1 or outside the interval. A branch with
-    a history is an exception: what it sees before the interval opens acts on what it says inside, so it runs from the
-    start until the interval closes. `evaluations`, if given, counts the calls of "conditional" and "null".
+    The null branch is evaluated only where it has an effect: not at weight 1 and not outside the interval. With a
+    history (ARFlow) it is evaluated from the start until the interval ends, since the points before the interval
+    affect its velocities inside. `evaluations`, if given, counts the calls of "conditional" and "null".
 
     Raises RuntimeError for a velocity that is not finite, naming the branch, t, and the `place`, such as " of scale
-    4x4"; on a GPU only if `careful`, as looking waits for the device.
+    4x4"; on a GPU only if `careful`, since the check synchronises with the device.
     """
     tally: Counter[str] = Counter() if evaluations is None else evaluations
     low, high = guidance.interval
 
-    def look(v: Tensor, t: Tensor, **branches: Tensor) -> None:
-        if (careful or can_look(v)) and not is_finite(v):
+    def check(v: Tensor, t: Tensor, **branches: Tensor) -> None:
+        if (careful or checks_are_free(v)) and not is_finite(v):
             for name, velocity in branches.items():
                 check_finite(velocity, t, f"the {name} velocity{place}")
             check_finite(v, t, f"the velocity{place} under guidance of weight {guidance.weight:g}")
@@ -101,14 +106,14 @@ def guided(
         state_c, state_n = (None, None) if state is None else state
         tally["conditional"] += 1
         v_c, next_c = conditional(x, t, state_c)
-        v_c = v_c.to(x.dtype)  # the difference of two bfloat16 velocities would lose what guidance magnifies
+        v_c = v_c.to(x.dtype)  # guidance magnifies the rounding error of a difference of bfloat16 velocities
         if guidance.weight == 1:
-            look(v_c, t, conditional=v_c)
+            check(v_c, t, conditional=v_c)
             return v_c, (next_c, state_n)
         has_history = next_c is not None
-        # the whole interval needs no look at t, which on a GPU would wait for the device
+        # for the whole interval t is not compared, which would synchronise with a GPU
         if guidance.interval != (0, 1) and not bool(((t <= high) & (has_history | (t >= low))).any()):
-            look(v_c, t, conditional=v_c)
+            check(v_c, t, conditional=v_c)
             return v_c, (next_c, state_n)
         tally["null"] += 1
         v_n, next_n = null(x, t, state_n)
@@ -117,7 +122,7 @@ def guided(
         v = v_n + expand(weight, v_c) * (v_c - v_n)
         if guidance.channels is not None:
             v = torch.cat([v[:, : guidance.channels], v_c[:, guidance.channels :]], dim=1)
-        look(v, t, conditional=v_c, null=v_n)
+        check(v, t, conditional=v_c, null=v_n)
         return v, (next_c, next_n)
 
     return field

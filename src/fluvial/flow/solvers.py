@@ -1,12 +1,13 @@
-"""Solvers that carry a point along a velocity field from times[0] to times[-1], and count their evaluations.
+"""ODE and SDE solvers: integrate a velocity field from times[0] to times[-1], and count its evaluations (NFE).
 
-A field is `field(x, t, state) -> (velocity, state)`, with x (b, ...), t (b,) and velocity like x. `state` is whatever
-the field remembers of the points it has accepted (None if nothing, ARFlow's history otherwise): the state that comes
-back includes (x, t), so a solver keeps it if and only if (x, t) lies on the accepted trajectory. Points that Heun,
-midpoint or dopri5 only try out read the history and leave no trace in it. Each solver is its formula and nothing else.
+A field is `field(x, t, state) -> (velocity, state)`, with x (b, ...), t (b,) and velocity like x. `state` is ARFlow's
+history of the points accepted so far, or None for a field without one. The state returned includes (x, t), so a solver
+keeps it if and only if (x, t) is on the accepted trajectory. The trial points of Heun, midpoint and dopri5 read the
+history and are not added to it.
 
-A velocity that is not finite ends every solver with a RuntimeError that says near which t. On a GPU looking at each
-would wait for the device: there the one who draws looks at the end, as `fluvial.sampling.generate` does.
+Every solver raises RuntimeError, naming the time, for a velocity that is not finite. On a GPU this check would
+synchronise with the device at every step, so there the caller checks the final result, as `fluvial.sampling.generate`
+does.
 """
 
 import math
@@ -25,7 +26,7 @@ Field = Callable[[Tensor, Tensor, State], tuple[Tensor, State]]
 
 
 class Step(NamedTuple):
-    """What a solver tells its callback after each step (1, 2, ...); t is the smallest time in the batch."""
+    """The argument of the callback after each step (1, 2, ...); t is the smallest time in the batch."""
 
     number: int
     t: float
@@ -34,7 +35,7 @@ class Step(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """The point at the end, the field's state, and the number of field evaluations (NFE) it took to get there."""
+    """The final point, the field's state there, and the number of evaluations of the field (NFE)."""
 
     x: Tensor
     state: State
@@ -42,24 +43,24 @@ class Solution(NamedTuple):
 
 
 OnStep = Callable[[Step], None]
-StepNoise = Callable[[int], Tensor] | Tensor  # the draws of step 0, 1, ..., by a function or along the first axis
+StepNoise = Callable[[int], Tensor] | Tensor  # normal draws of step 0, 1, ...: from a function, or along the first axis
 Solver = Callable[..., Solution]  # solver(field, x, times, *, state=None, on_step=None)
 Options = ParamSpec("Options")
 Solve = Callable[Concatenate[Field, Tensor, Sequence[float] | Tensor, Options], Solution]
 
 
-def can_look(values: Tensor) -> bool:
-    """Whether they can be looked at without waiting: not on a GPU, nor of fake tensors, which have shapes alone."""
+def checks_are_free(values: Tensor) -> bool:
+    """True if reading the values does not wait for a device; False on a GPU and for fake tensors (without values)."""
     return values.device.type == "cpu" and type(values) is Tensor
 
 
 def is_finite(values: Tensor) -> bool:
-    """Whether all of them are, by one pass over them as a rule; waits for a GPU."""
-    return math.isfinite(values.sum()) or bool(values.isfinite().all())  # the sum alone may overflow
+    """True if all values are finite; synchronises with a GPU."""
+    return math.isfinite(values.sum()) or bool(values.isfinite().all())  # finite values can have an infinite sum
 
 
 def check_finite(values: Tensor, t: Tensor, name: str) -> None:
-    """Raises RuntimeError for values (b, ...) that are not finite, with the first of their times t (b,)."""
+    """Raises RuntimeError if values (b, ...) are not finite, naming the smallest time t (b,) of those that are not."""
     if not is_finite(values):
         bad = ~values.isfinite().reshape(len(values), -1).all(dim=1)
         raise RuntimeError(
@@ -69,21 +70,21 @@ def check_finite(values: Tensor, t: Tensor, name: str) -> None:
 
 
 def _checked(solve: Solve[Options]) -> Solve[Options]:
-    """The solver, which looks at every velocity if nothing waits for that."""
+    """The solver with a check that every velocity is finite, where that check needs no synchronisation."""
 
     @wraps(solve)
     def checked(
         field: Field, x: Tensor, times: Sequence[float] | Tensor, *args: Options.args, **options: Options.kwargs
     ) -> Solution:
-        def looked_at(x: Tensor, t: Tensor, state: State) -> tuple[Tensor, State]:
+        def checked_field(x: Tensor, t: Tensor, state: State) -> tuple[Tensor, State]:
             velocity, state = field(x, t, state)
             check_finite(velocity, t, "the velocity")
             return velocity, state
 
-        if not can_look(x):
+        if not checks_are_free(x):
             return solve(field, x, times, *args, **options)
-        solution = solve(looked_at, x, times, *args, **options)
-        check_finite(solution.x, _at(float(times[-1]), x), "the solution")  # steps overflow where velocities do not
+        solution = solve(checked_field, x, times, *args, **options)
+        check_finite(solution.x, _at(float(times[-1]), x), "the solution")  # x can overflow with finite velocities
         return solution
 
     return checked
@@ -93,7 +94,7 @@ def _checked(solve: Solve[Options]) -> Solve[Options]:
 def euler(
     field: Field, x: Tensor, times: Sequence[float] | Tensor, *, state: State = None, on_step: OnStep | None = None
 ) -> Solution:
-    """First order, one evaluation a step: x + h v(x, t)."""
+    """Euler's method: first order, one evaluation per step, x + h v(x, t)."""
     steps = _steps(times)
     for i, (t, h) in enumerate(steps):
         v, state = field(x, _at(t, x), state)
@@ -106,7 +107,7 @@ def euler(
 def heun(
     field: Field, x: Tensor, times: Sequence[float] | Tensor, *, state: State = None, on_step: OnStep | None = None
 ) -> Solution:
-    """Second order, two evaluations a step: the mean of the velocities at both ends of an Euler step."""
+    """Heun's method: second order, two evaluations per step, the mean velocity of both ends of an Euler step."""
     steps = _steps(times)
     for i, (t, h) in enumerate(steps):
         v, state = field(x, _at(t, x), state)
@@ -120,7 +121,7 @@ def heun(
 def midpoint(
     field: Field, x: Tensor, times: Sequence[float] | Tensor, *, state: State = None, on_step: OnStep | None = None
 ) -> Solution:
-    """Second order, two evaluations a step: the velocity half an Euler step ahead."""
+    """The midpoint method: second order, two evaluations per step, the velocity half an Euler step ahead."""
     steps = _steps(times)
     for i, (t, h) in enumerate(steps):
         v, state = field(x, _at(t, x), state)
@@ -134,7 +135,7 @@ def midpoint(
 def ab2(
     field: Field, x: Tensor, times: Sequence[float] | Tensor, *, state: State = None, on_step: OnStep | None = None
 ) -> Solution:
-    """Adams-Bashforth 2: second order, one evaluation a step, as the last velocity is reused. Starts with Euler."""
+    """Adams-Bashforth 2: second order, one evaluation per step, reuses the last velocity; the first step is Euler's."""
     steps = _steps(times)
     previous: tuple[Tensor, float] | None = None
     for i, (t, h) in enumerate(steps):
@@ -172,13 +173,13 @@ def dopri5(
     rtol: float = 1e-5,
     max_steps: int = 10_000,
 ) -> Solution:
-    """Dormand-Prince 5(4) with adaptive steps; of `times` only the two ends count.
+    """Dormand-Prince 5(4) with adaptive steps; only the first and last of `times` are used.
 
-    Every sample of the batch has its own step size and error test, so a sample does not depend on its neighbours; the
-    NFE is that of the slowest one. The last stage of a step is evaluated at the accepted point, so it serves as the
-    first of the next step and is what enters the history.
+    Every sample of the batch has its own step size and error test, so a sample does not depend on the others in its
+    batch; the NFE is that of the slowest sample. The last stage of a step is evaluated at the accepted point, so it is
+    also the first stage of the next step, and the one that enters the history.
 
-    Raises RuntimeError if a sample has not arrived after max_steps steps: the field is then not smooth enough.
+    Raises RuntimeError if a sample has not reached the end after max_steps steps: the field is not smooth enough.
     """
     start, end = float(times[0]), float(times[-1])
     if end <= start:
@@ -212,7 +213,7 @@ def dopri5(
         v = torch.where(expand(accept, x), stages[-1], v)
         state = _select(accept, trial_state, state)
         t = torch.where(accept, torch.where(last, end, t + h), t)
-        # the usual controller: aim at 0.9 of the tolerance, change the step at most fivefold
+        # the standard controller with safety factor 0.9; the step changes at most fivefold
         h = h * (0.9 * norm.clamp_min(1e-10) ** -0.2).clamp(0.2, 5.0)
         tried += 1
         _report(on_step, tried, float(t.min()), x, nfe)
@@ -224,7 +225,9 @@ SBDM_T_MIN = 1e-3  # the SBDM diffusion is infinite at t = 0
 
 
 def diffusion(form: DiffusionForm, interpolant: Interpolant, t: Tensor, norm: float = 1.0) -> Tensor:
-    """w(t), half the squared noise rate of the SDE, shaped like t. Any w >= 0 leaves the marginals unchanged.
+    """The diffusion coefficient w(t) of the SDE, half its squared noise rate, shaped like t.
+
+    Any w >= 0 leaves the marginals unchanged.
 
     Source: SiT section 3.4; released file transport/path.py `compute_diffusion`.
     """
@@ -258,11 +261,11 @@ def euler_maruyama(
     state: State = None,
     on_step: OnStep | None = None,
 ) -> Solution:
-    """The reverse SDE dx = (v + w s) dt + sqrt(2 w) dW, one evaluation a step: the score s comes from the same v.
+    """Euler-Maruyama for the reverse SDE dx = (v + w s) dt + sqrt(2 w) dW: one evaluation per step, score s from v.
 
-    The final interval of `times` is the last step, taken without noise: "mean" along the drift of the SDE, "euler"
-    along v, "tweedie" to the expected data; "none" treats it like any other. `noise` gives the standard normal draws
-    (shaped like x) of step 0, 1, ...
+    The last step, over the final interval of `times`, adds no noise: "mean" follows the drift of the SDE, "euler"
+    follows v, "tweedie" jumps to the expected data; "none" treats it like the others. `noise` gives the standard normal
+    draws (shaped like x) of step 0, 1, ...
 
     Source: SiT section 3.4; released file transport/integrators.py and transport.py `__get_last_step`.
     """
@@ -298,12 +301,12 @@ ODE_SOLVERS: dict[SolverName, Solver] = {
 
 
 def solver(name: SolverName, **settings: Any) -> Solver:  # noqa: ANN401 - each solver names its own settings
-    """The solver of that name with its settings bound."""
+    """The solver of this name with its settings bound."""
     return partial(euler_maruyama if name == "euler-maruyama" else ODE_SOLVERS[name], **settings)
 
 
 def _steps(times: Sequence[float] | Tensor) -> list[tuple[float, float]]:
-    """(t, h) of each step. Plain floats, so that the loop never waits for the device."""
+    """The pairs (t, step size) as Python floats, so that the loop does not wait for the device."""
     points = times.tolist() if isinstance(times, Tensor) else list(times)
     steps = [(a, b - a) for a, b in pairwise(points)]
     if not steps or any(h <= 0 for _, h in steps):
@@ -316,6 +319,7 @@ def _time_dtype(x: Tensor) -> torch.dtype:
 
 
 def _at(t: float, x: Tensor) -> Tensor:
+    """The time t for every sample of x, (b,)."""
     return torch.full((len(x),), t, dtype=_time_dtype(x), device=x.device)
 
 
@@ -325,7 +329,7 @@ def _report(on_step: OnStep | None, number: int, t: float, x: Tensor, nfe: int) 
 
 
 def _select(accept: Tensor, new: State, old: State) -> State:
-    """Sample by sample the new state where accepted; a state is None, a batch-first tensor, or a tuple of states."""
+    """The new state of accepted samples, the old one of others: None, a batch-first tensor, or a tuple of such."""
     if isinstance(new, Tensor):
         return torch.where(expand(accept, new), new, old)
     if isinstance(new, tuple):

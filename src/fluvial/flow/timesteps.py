@@ -1,4 +1,4 @@
-"""How t is drawn in training, and the grids that sampling steps through. t = 0 is noise, t = 1 is data."""
+"""Distributions of t in training, and time grids for sampling. t = 0 is noise, t = 1 is data."""
 
 import math
 from typing import Literal
@@ -13,7 +13,7 @@ TimeSampling = Literal["uniform", "logit-normal"]
 def uniform(
     shape: tuple[int, ...], *, generator: torch.Generator | None = None, device: torch.device | str | None = None
 ) -> Float[Tensor, "..."]:
-    """t ~ U(0, 1), as both releases draw it."""
+    """Times t ~ U(0, 1), as in both releases."""
     return torch.rand(shape, generator=generator, device=device)
 
 
@@ -25,12 +25,12 @@ def logit_normal(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Float[Tensor, "..."]:
-    """t = sigmoid(mean + std z), z standard normal: more weight in the middle (Stable Diffusion 3, section 3.1)."""
+    """Times t = sigmoid(mean + std z), z standard normal: more of them near 1/2 (Stable Diffusion 3, section 3.1)."""
     return torch.sigmoid(mean + std * torch.randn(shape, generator=generator, device=device))
 
 
 def sorted_along_sequence(t: Float[Tensor, "b s"]) -> Float[Tensor, "b s"]:
-    """Each row in ascending order: the noisiest image of a sequence first (ARFlow)."""
+    """Times with each row in ascending order: the noisiest image of a sequence comes first (ARFlow)."""
     return t.sort(dim=-1).values
 
 
@@ -38,7 +38,7 @@ TIME_SAMPLINGS = {"uniform": uniform, "logit-normal": logit_normal}
 
 
 def shift(t: Tensor, factor: float) -> Tensor:
-    """Moves times towards noise for factor > 1, keeping 0 and 1 in place; 1 changes nothing.
+    """Times moved towards noise for factor > 1; 0 and 1 stay in place, and factor 1 changes nothing.
 
     In the noise level s = 1 - t this is s -> factor s / (1 + (factor - 1) s) (Stable Diffusion 3, equation 23).
     """
@@ -46,7 +46,7 @@ def shift(t: Tensor, factor: float) -> Tensor:
 
 
 def grid(steps: int, *, shift_factor: float = 1.0, t0: float = 0.0, t1: float = 1.0) -> Float[Tensor, "k"]:
-    """steps + 1 ascending times from t0 to t1 in float64: equal steps, or denser at noise for shift_factor > 1."""
+    """A grid of steps + 1 ascending times from t0 to t1 in float64: equal steps, or denser near noise for shift > 1."""
     if steps < 1:
         raise ValueError(f"a time grid needs at least 1 step, got {steps}")
     if not 0 < shift_factor < math.inf:
@@ -70,14 +70,14 @@ def grid_with_last_step(steps: int, last_step_size: float) -> Float[Tensor, "k"]
 
 
 def _ascending(times: Float[Tensor, "k"], what: str) -> Float[Tensor, "k"]:
-    """The times. Raises ValueError where some are so close that they coincide."""
+    """The times unchanged. Raises ValueError if they do not ascend strictly in float64."""
     if not bool((times.diff() > 0).all()):
         raise ValueError(f"the times of a grid must ascend, and some coincide: got {what}")
     return times
 
 
 def two_piece_grid(steps: int) -> Float[Tensor, "k"]:
-    """FlowAR's grid: half of the points equally from noise level 1 to 0.3, the rest from 0.25 to 0, denser at the data.
+    """FlowAR's time grid: half of the points from noise level 1 to 0.3, the others from 0.25 to 0, denser near data.
 
     An even number of steps N is what the release calls N or N + 1 (its "25 steps" are 24 evaluations).
     """

@@ -2,9 +2,9 @@
 
 A training example is s different images of one class at s ascending times. Tokens of one image attend to each other;
 from earlier to later images information passes only through the history of gated linear attention. In sampling the
-sequence is the model's own trajectory: every point that the solver accepts is the next image.
+sequence is the trajectory of the solver: every accepted point is the next image.
 
-The functions are those of `methods/method.py`. Latents are of about unit standard deviation.
+`methods/method.py` defines the interface. Latents have a standard deviation of about 1.
 """
 
 from collections import Counter
@@ -45,16 +45,18 @@ from fluvial.utils.checks import at_least
 
 @dataclass(frozen=True, kw_only=True)
 class ARFlowConfig(DiTConfig):
+    """The settings of ARFlow."""
+
     images_per_sequence: int = 5
     """Images in a training sequence (release: 5, hard-wired)."""
     sorted_times: bool = True
-    """Order the times of a sequence, noisiest image first (release); otherwise leave them as drawn."""
+    """Sort the times of a sequence, noisiest image first (release); False leaves them as drawn."""
     qkv_norm: QkvNorm = "width"
     """RMS norm of q, k and v over the whole width (release) or per head."""
     history_decay: HistoryDecay = "raster"
-    """How a token's reading of the history decays: along the raster order (release), shared by an image, or none."""
+    """Decay of the history as a token reads it: along the raster order (release), the same for an image, or none."""
     image_decay: ImageDecay = "mean"
-    """How the history decays over an image: by the mean of its tokens' log-gates (release) or by their sum."""
+    """Decay of the history from image to image: the mean of its tokens' log-gates (release), or their sum."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +72,7 @@ def preset(name: str, **overrides: Any) -> ARFlowConfig:  # noqa: ANN401 - any f
 
 
 class Block(nn.Module):
-    """One adaLN-Zero block around hybrid linear attention; every image has its own modulation."""
+    """One adaLN-Zero block with hybrid linear attention and an MLP; every image has its own modulation."""
 
     def __init__(self, config: ARFlowConfig) -> None:
         super().__init__()
@@ -94,7 +96,7 @@ class Block(nn.Module):
 
 
 class ARFlow(nn.Module):
-    """The velocity field of ARFlow on sequences of images. Its output is zero at initialisation."""
+    """The network that predicts ARFlow's velocity on sequences of images; its output is zero at initialisation."""
 
     def __init__(self, config: ARFlowConfig) -> None:
         super().__init__()
@@ -134,7 +136,7 @@ Model = ARFlow
 def draws(
     config: ARFlowConfig, shape: Sequence[int], *, generator: torch.Generator | None = None, device: torch.device | str
 ) -> Draws:
-    """The draws of a step on latents of this shape: t (b, s), noise, and whose label is dropped (b,).
+    """Samples t (b, s), noise and the label-drop mask (b,) of one training step on latents of this shape.
 
     Every image of a sequence has its own time and its own noise; the label is dropped for the sequence as a whole.
     """
@@ -149,7 +151,7 @@ def draws(
 def errors(
     model: nn.Module, latents: Float[Tensor, "b s c h w"], labels: Int[Tensor, "b"] | None, draws: Draws
 ) -> Float[Tensor, "b s"]:
-    """|v - u_t|^2 of each image of each sequence, the mean over its entries (released transport.py).
+    """The mean squared velocity error |v - u_t|^2 of each image of each sequence (released transport.py).
 
     Labels are dropped in training mode only.
     """
@@ -162,7 +164,7 @@ def errors(
 
 
 def part_weights(config: ARFlowConfig) -> Sequence[float]:
-    """All images of a sequence count alike."""
+    """The weight of each image of a sequence in the loss: equal, with sum 1."""
     return (1 / config.images_per_sequence,) * config.images_per_sequence
 
 
@@ -180,15 +182,15 @@ def sample(
     evaluations: Counter[str] | None = None,
     careful: bool = False,
 ) -> Float[Tensor, "b c h w"]:
-    """Latents at the end of `times`, integrated from `noise` along the guided velocity.
+    """Samples of latents: the solution at the end of `times`, integrated from `noise` along the guided velocity.
 
-    Every point the solver accepts enters the history, as the next image of the sequence; points it only tries out do
-    not (see `fluvial.flow.solvers`). The null branch of guidance has a history of its own.
+    Every point that the solver accepts enters the history, as the next image of the sequence; trial points do not (see
+    `fluvial.flow.solvers`). The null branch of guidance has a history of its own.
 
     labels are class ids (b,) or None for no class. `solver` is one of `fluvial.flow.solvers`, with its settings bound;
-    the release uses `euler_maruyama`, whose draws are `step_noise`.
+    the release uses `euler_maruyama`, whose noise is `step_noise`.
     `evaluations`, if given, counts the calls of each guidance branch. Raises RuntimeError for a velocity that is not
-    finite; on a GPU only if `careful`, which waits for it at every step.
+    finite; on a GPU only if `careful`, which synchronises at every step.
     """
 
     def branch(labels: Tensor | None) -> Field:
@@ -198,7 +200,7 @@ def sample(
 
         return field
 
-    guidance = Guidance() if labels is None else guidance  # both branches would be the same
+    guidance = Guidance() if labels is None else guidance  # without labels both branches are equal
     field = guided(branch(labels), branch(None), guidance, evaluations=evaluations, careful=careful)
     draws = {} if step_noise is None else {"noise": step_noise}
     return solver(field, noise, times, on_step=on_step, **draws).x

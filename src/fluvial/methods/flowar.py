@@ -1,8 +1,8 @@
 """FlowAR: next-scale autoregression with a flow-matching head (arXiv 2412.15205).
 
-A latent is a pyramid of maps, coarse to fine. A transformer reads the class and the enlarged maps before a scale and
-says what that scale should hold, token by token; the flow head, one small network for all scales, turns noise into the
-map under that condition. Both are trained together by the velocity error of the head.
+A latent is a pyramid of maps (scales), coarse to fine. A transformer takes the class and the upsampled coarser maps and
+outputs a condition for every token of the next scale; the flow head, one small network for all scales, turns noise into
+that scale's map under this condition. Both are trained together on the velocity error of the head.
 """
 
 from collections import Counter
@@ -50,17 +50,17 @@ def pyramid(latents: Float[Tensor, "b c h w"], config: FlowARConfig) -> list[Flo
     return [F.interpolate(latents, size=(h * config.patch, w * config.patch), mode="area") for h, w in config.maps]
 
 
-def enlarged(smaller: Float[Tensor, "b c _ _"], config: FlowARConfig, scale: int) -> Float[Tensor, "b c _ _"]:
-    """The transformer's input at this scale: Up(s^(i-1)), the scale before enlarged."""
+def upsampled(coarser: Float[Tensor, "b c _ _"], config: FlowARConfig, scale: int) -> Float[Tensor, "b c _ _"]:
+    """The transformer's input at this scale: the previous scale upsampled, Up(s^(i-1))."""
     h, w = (side * config.patch for side in config.maps[scale])
-    if config.enlarge == "direct":
-        return F.interpolate(smaller, size=(h, w), mode="bicubic", align_corners=False)
-    full = F.interpolate(smaller, size=config.size, mode="bicubic", align_corners=False)
+    if config.upsample == "direct":
+        return F.interpolate(coarser, size=(h, w), mode="bicubic", align_corners=False)
+    full = F.interpolate(coarser, size=config.size, mode="bicubic", align_corners=False)
     return F.interpolate(full, size=(h, w), mode="area")
 
 
 def packed(maps: Sequence[Float[Tensor, "b c _ _"]], patch: int) -> Float[Tensor, "b n p"]:
-    """The tokens of several maps one after another."""
+    """The tokens of several maps, concatenated."""
     return torch.cat([patchify(m, patch) for m in maps], dim=1)
 
 
@@ -68,7 +68,7 @@ Cache = tuple[KeysValues, ...]
 
 
 class FlowAR(nn.Module):
-    """The transformer over scales and the flow head."""
+    """FlowAR's network: the transformer over scales and the flow head."""
 
     rotary: Tensor
     head: FlowHead
@@ -111,9 +111,10 @@ class FlowAR(nn.Module):
         inputs: Float[Tensor, "b m p"],
         level: Float[Tensor, "b s"] | None = None,
     ) -> Float[Tensor, "b n p"]:
-        """The velocity of the noisy tokens of all scales at once, a time for each scale.
+        """The velocity of the noisy tokens x_t of all scales at once, as in training; t has one time per scale.
 
-        inputs are the enlarged maps for all scales but the first, as `enlarged` and `packed` make them.
+        inputs are the tokens of the upsampled maps for all scales but the first, from `upsampled` and `packed`.
+        `level` is the noise level of each scale's inputs, see `transformer`.
         """
         scales = range(len(self.config.sizes))
         labels = self.embed_label.null(len(x_t)) if labels is None else labels
@@ -128,11 +129,11 @@ class FlowAR(nn.Module):
         cache: Cache | None = None,
         level: Float[Tensor, "b s"] | None = None,
     ) -> tuple[Float[Tensor, "b n c"], Cache]:
-        """What these scales should hold, and the cache of keys and values with them.
+        """The condition for the flow head at every token of these scales, and the key-value cache including them.
 
-        inputs are the enlarged maps of these scales but the very first, which starts from the class. `cache` holds the
-        scales before. `level` is the noise level of each scale's inputs (0 if not given), of which only a
-        model with `context_noise` is told.
+        inputs are the tokens of the upsampled maps of these scales, except for the coarsest scale, whose input is the
+        class. `cache` holds the keys and values of the scales before. `level` is the noise level of each scale's inputs
+        (0 if not given), which only a model with `context_noise` uses.
         """
         config, span = self.config, self.config.span(scales)
         sizes = config.sizes[scales.start : scales.stop]
@@ -158,17 +159,18 @@ Model = FlowAR
 
 @dataclass(frozen=True, kw_only=True)
 class ContextDraws(Draws):
-    """The draws of a step, with those of the noise in the transformer's inputs if `context_noise` is on."""
+    """The random draws of one training step, including the noise in the transformer's inputs with `context_noise`."""
 
     level: Float[Tensor, "b s"] | None = None
-    """Noise level of each scale's inputs; 0 at the first, which starts from the class."""
+    """Noise level of each scale's inputs; 0 at the first, whose input is the class."""
     level_noise: Float[Tensor, "b n p"] | None = None
+    """Standard normal noise mixed into the inputs."""
 
 
 def draws(
     config: FlowARConfig, shape: Sequence[int], *, generator: torch.Generator | None = None, device: torch.device | str
 ) -> ContextDraws:
-    """The draws of a step on latents of this shape: t (b, s), noise (b, n, p), whose label is dropped (b,).
+    """Samples t (b, s), noise (b, n, p) and the label-drop mask (b,) of one training step on latents of this shape.
 
     Every scale of every image has its own time and noise. With context_noise also the level (b, s) and noise (b, n, p)
     of the transformer's inputs.
@@ -190,7 +192,7 @@ def draws(
 def errors(
     model: nn.Module, latents: Float[Tensor, "b c h w"], labels: Int[Tensor, "b"] | None, draws: ContextDraws
 ) -> Float[Tensor, "b s"]:
-    """|v - u_t|^2 of each scale of each image, the mean over its entries, all scales in one pass (equation 9).
+    """The mean squared velocity error |v - u_t|^2 of each scale of each image, in one forward pass (equation 9).
 
     Labels are dropped in training mode only.
     """
@@ -200,8 +202,8 @@ def errors(
 
     maps = pyramid(latents, config)
     x1 = packed(maps, config.patch)
-    grown = [enlarged(smaller, config, i + 1) for i, smaller in enumerate(maps[:-1])]
-    inputs = packed(grown, config.patch) if grown else x1[:, :0]
+    larger = [upsampled(coarser, config, i + 1) for i, coarser in enumerate(maps[:-1])]
+    inputs = packed(larger, config.patch) if larger else x1[:, :0]
 
     if draws.level is not None and draws.level_noise is not None:
         mix = per_token(draws.level, config.sizes)[:, config.sizes[0] :, None]
@@ -213,7 +215,7 @@ def errors(
 
 
 def targets(config: FlowARConfig, latents: Float[Tensor, "n c h w"]) -> Sequence[tuple[float, Tensor]]:
-    """The maps of all scales, each with its weight."""
+    """Pairs (weight in the loss, clean map) for every scale."""
     return list(zip(part_weights(config), pyramid(latents, config), strict=True))
 
 
@@ -233,15 +235,16 @@ def sample(
     level_noise: Float[Tensor, "b n p"] | None = None,
     careful: bool = False,
 ) -> Float[Tensor, "b c h w"]:
-    """Latents, drawn scale by scale (section 3.4): transformer, integral of the head's velocity, enlarge, next scale.
+    """Samples of latents, drawn scale by scale (section 3.4).
 
-    noise are the tokens of all scales (`config.noise_shape`), as are the draws `step_noise` of a stochastic solver,
-    whose steps are counted on over the scales. times is one grid for every scale, or a list of one for each. Guidance
-    follows `Guidance.at_scale`; the null branch is not evaluated where it has no effect. A model trained with context
-    noise is told the level `context_noise`, which is mixed into its inputs with the draws `level_noise`.
-    `on_step` sees the map of the present scale enlarged to the full latent; `evaluations` counts "transformer 4x4",
-    "conditional 4x4", "null 4x4" and so on. Raises ValueError for a list of times that is not one for each scale,
-    guided channels, or context noise that the model does not know; RuntimeError as `guided` does.
+    For each scale: run the transformer, integrate the head's velocity from noise, upsample the map for the next scale.
+    `noise` has the tokens of all scales (`config.noise_shape`), and so has `step_noise`, the noise of a stochastic
+    solver, whose step numbers run on from scale to scale. `times` is one grid for all scales, or a list of one per
+    scale. Guidance follows `Guidance.at_scale`; the null branch is not evaluated where it has no effect. For a model
+    trained with context noise, `level_noise` is mixed into the transformer's inputs at the level `context_noise`.
+    `on_step` gets the map of the current scale upsampled to the full latent; `evaluations` counts "transformer 4x4",
+    "conditional 4x4", "null 4x4" and so on. Raises ValueError if the list of times has not one grid per scale, if
+    guidance is limited to some channels, or for context noise with a model trained without; RuntimeError as `guided`.
     """
     assert isinstance(model, FlowAR)
     config, count = model.config, len(model.config.maps)
@@ -257,21 +260,21 @@ def sample(
     if len(grids) != count:
         raise ValueError(f"{count} scales need one grid of times, or a list of {count} grids, got {len(grids)}")
     nulls = model.embed_label.null(len(noise))
-    labels, guidance = (nulls, Guidance()) if labels is None else (labels, guidance)  # else both branches were alike
+    labels, guidance = (nulls, Guidance()) if labels is None else (labels, guidance)  # else both are equal
     weights = [guidance.at_scale(i, count).weight for i in range(count)]
     branches, caches = [labels, nulls], cast(list[Cache | None], [None, None])
     latents, done, tally = noise[:0], 0, Counter[str]() if evaluations is None else evaluations
-    shown: Counter[int] = Counter()  # steps that on_step has seen, by scale
+    shown: Counter[int] = Counter()  # number of steps passed to on_step, by scale
 
     for i, size in enumerate(config.maps):
         scales = range(i, i + 1)
         span = config.span(scales)
-        inputs = None if i == 0 else patchify(enlarged(latents, config, i), config.patch)
+        inputs = None if i == 0 else patchify(upsampled(latents, config, i), config.patch)
         if inputs is not None and level_noise is not None:
             inputs = (1 - context_noise) * inputs + context_noise * level_noise[:, span]
         level = noise.new_full((len(noise), 1), context_noise if i > 0 else 0.0)
         if all(weight == 1 for weight in weights[i:]):
-            branches = [labels]  # no scale from here on needs the null branch
+            branches = [labels]  # neither this scale nor any finer one needs the null branch
         fields = []
         for j, ids in enumerate(branches):
             z, caches[j] = model.transformer(inputs, ids, scales, caches[j], level)
@@ -282,8 +285,8 @@ def sample(
             guided(fields[0], fields[-1], at, evaluations=calls, place=f" of scale {scale}", careful=careful),
             noise[:, span],
             grids[i],
-            on_step=on_step and _enlarging(on_step, config, i, shown),
-            **({} if step_noise is None else {"noise": _part_of(step_noise, span, done)}),
+            on_step=on_step and _at_full_size(on_step, config, i, shown),
+            **({} if step_noise is None else {"noise": _noise_of_scale(step_noise, span, done)}),
         )
         tally.update({f"{name} {scale}": n for name, n in calls.items()})
         latents, done = unpatchify(solution.x, config.patch, size), done + len(grids[i]) - 1
@@ -291,12 +294,13 @@ def sample(
 
 
 def _field(head: FlowHead, z: Tensor, scales: range) -> Field:
+    """The velocity field of these scales, given the transformer's output z."""
     condition = head.condition(z, scales)
     return lambda x, t, state: (head(x, t.unsqueeze(1), condition, scales), state)
 
 
-def _enlarging(on_step: OnStep, config: FlowARConfig, scale: int, shown: Counter[int]) -> OnStep:
-    """`on_step` with maps of tokens turned into latents of the full size, and steps counted on over the scales."""
+def _at_full_size(on_step: OnStep, config: FlowARConfig, scale: int, shown: Counter[int]) -> OnStep:
+    """A callback that passes tokens to `on_step` as latents of the full size; step numbers run on over the scales."""
     before = shown.total()
 
     def show(step: Step) -> None:
@@ -307,6 +311,6 @@ def _enlarging(on_step: OnStep, config: FlowARConfig, scale: int, shown: Counter
     return show
 
 
-def _part_of(noise: StepNoise, span: slice, done: int) -> Callable[[int], Tensor]:
-    """The draws of one scale, whose first step is number `done` of all."""
+def _noise_of_scale(noise: StepNoise, span: slice, done: int) -> Callable[[int], Tensor]:
+    """The step noise of one scale as a function of its step, after `done` steps of coarser scales."""
     return lambda i: (noise[done + i] if isinstance(noise, Tensor) else noise(done + i))[:, span]

@@ -1,14 +1,17 @@
-"""What a method is to the rest of the library: the functions of its module, and the random draws of a training step."""
+"""The interface of a method: the functions that its module defines, and the random draws of a training step."""
 
 # ruff: noqa: ANN401 - each method has a Config of its own
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from fluvial.flow.interpolant import InterpolantName
+from fluvial.flow.timesteps import TimeSampling
 
 D = TypeVar("D", bound="Draws")
 
@@ -18,18 +21,18 @@ class Draws:
     """The random draws of one training step. A method may add its own; all begin with the batch axis."""
 
     t: Float[Tensor, "b ..."]
-    """Times in [0, 1], from noise to data."""
+    """Times in [0, 1]: 0 is noise, 1 is data."""
     noise: Float[Tensor, "b ..."]
-    """Standard normal."""
+    """Standard normal noise, x0."""
     drop: Bool[Tensor, " b"]
-    """The examples whose label is dropped in training."""
+    """The label-drop mask: True for examples whose label is dropped in training."""
 
     def __getitem__(self: D, rows: slice) -> D:
-        """The draws of some of the examples."""
+        """The draws of these examples of the batch."""
         return self._each(lambda value: value[rows])
 
     def to(self: D, device: torch.device | str) -> D:
-        """The same draws on another device."""
+        """The draws, moved to a device."""
         return self._each(lambda value: value.to(device))
 
     def _each(self: D, change: Callable[[Tensor], Tensor]) -> D:
@@ -38,8 +41,73 @@ class Draws:
 
 
 @runtime_checkable
+class MethodConfig(Protocol):
+    """The settings that every method's Config has, as fields of a frozen dataclass, properties or ClassVars."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the latent."""
+        ...
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latent."""
+        ...
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 trains without labels."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden layers, which the learning rate is judged by."""
+        ...
+
+    @property
+    def label_drop(self) -> float:
+        """Probability that a label is dropped in training; 0 leaves guidance without a null branch."""
+        ...
+
+    @property
+    def time_sampling(self) -> TimeSampling:
+        """How t is drawn in training."""
+        ...
+
+    @property
+    def interpolant(self) -> InterpolantName:
+        """Path from noise to data."""
+        ...
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """The shape of one image's noise, as `sample` takes it."""
+        ...
+
+    @property
+    def images_per_sequence(self) -> int | None:
+        """Images in a training example, as an axis of their own after the batch's; None if it is one image."""
+        ...
+
+    @property
+    def guides_channels(self) -> bool:
+        """Whether guidance can be limited to the first channels."""
+        ...
+
+    @property
+    def context_noise(self) -> float:
+        """Largest noise level mixed into inputs other than x_t in training; 0 for none."""
+        ...
+
+
+@runtime_checkable
 class Objective(Protocol):
-    """What training needs of a method: a loss is (errors * part_weights).sum(-1).mean(), see `train/step.py`."""
+    """The functions that training needs; the loss is (errors * part_weights).sum(-1).mean(), see `training/step.py`.
+
+    A part is an image of ARFlow's sequence, or a scale of FlowAR; SiT has one.
+    """
 
     def draws(
         self,
@@ -49,7 +117,7 @@ class Objective(Protocol):
         generator: torch.Generator | None = None,
         device: torch.device | str,
     ) -> Draws:
-        """The draws of a training step on latents of this shape."""
+        """Samples t, noise and the label-drop mask of one training step on latents of this shape."""
         ...
 
     def errors(self, model: nn.Module, latents: Tensor, labels: Tensor | None, draws: Any) -> Float[Tensor, "b parts"]:
@@ -57,26 +125,22 @@ class Objective(Protocol):
         ...
 
     def part_weights(self, config: Any) -> Sequence[float]:
-        """What each part counts in the loss."""
+        """The weight of each part in the loss."""
         ...
 
 
 @runtime_checkable
 class Method(Objective, Protocol):
-    """The module of a method, such as `methods/sit.py`; config is of the method's own `Config`."""
+    """The interface of a method's module, such as `methods/sit.py`; `config` is an instance of its `Config`."""
 
     @property
     def Config(self) -> type[Any]:
-        """The settings: a frozen dataclass.
-
-        With size, channels, classes, label_drop, time_sampling, interpolant, noise_shape, images_per_sequence,
-        guides_channels and context_noise as fields, properties or ClassVars: see `methods/sit.py`.
-        """
+        """The settings: a frozen dataclass with all that `MethodConfig` lists, and those of the method's own."""
         ...
 
     @property
     def Model(self) -> Callable[[Any], nn.Module]:
-        """The network of a Config, which it holds as `config`."""
+        """The network's class: `Model(config)`, which keeps the settings as `config`."""
         ...
 
     @property
@@ -90,29 +154,32 @@ class Method(Objective, Protocol):
 
     @property
     def sample(self) -> Callable[..., Tensor]:
-        """sample(model, labels, *, noise, times, guidance, solver, ...): latents (b, c, h, w)."""
+        """The sampler: sample(model, labels, *, noise, times, guidance, solver, ...) -> latents (b, c, h, w).
+
+        Further keywords are step_noise, on_step, evaluations and careful: see `methods/sit.py`.
+        """
         ...
 
     def targets(self, config: Any, latents: Tensor) -> Sequence[tuple[float, Tensor]]:
-        """The clean values that noise flows to, of latents (n, c, h, w) of single images, and what they count."""
+        """Pairs (weight in the loss, clean values that noise flows to) for latents (n, c, h, w) of single images."""
         ...
 
     def scales(self, config: Any) -> tuple[str, ...]:
-        """Names of the maps of an image that are drawn one after another; () if it is drawn at once."""
+        """Names of the scales that an image is drawn in, coarse to fine; () if it is drawn at once."""
         ...
 
     def tokens(self, config: Any) -> int:
-        """Tokens of one image in the network's sequence."""
+        """The number of tokens of one image in the network's sequence."""
         ...
 
     def small(self, config: Any) -> Any:
-        """The same settings with a network that a CPU trains in a minute."""
+        """The settings with a network small enough that a CPU trains it in a minute."""
         ...
 
     def framed(self, config: Any, start: Any) -> Any:
-        """The settings, with what they need to begin from weights of the settings `start`, of another size perhaps."""
+        """The settings adapted to start from weights of the settings `start`, which may be of another size."""
         ...
 
     def resampled(self, weights: Mapping[str, Tensor], before: Any, after: Any) -> tuple[dict[str, Tensor], str]:
-        """The weights with learned positions for the size of `after`, and what was changed in words, or ""."""
+        """The weights with learned positions resampled to the size of `after`, and a note of the change, or ""."""
         ...

@@ -1,6 +1,6 @@
 """SiT: a flow transformer on single images (arXiv 2401.08740), the baseline of both papers.
 
-The functions are those of `methods/method.py`. Latents are (b, c, h, w) of about unit deviation.
+`methods/method.py` defines the interface. Latents are (b, c, h, w), with a standard deviation of about 1.
 """
 
 from collections import Counter
@@ -40,7 +40,7 @@ from fluvial.nn.layers import (
 
 @dataclass(frozen=True, kw_only=True)
 class SiTConfig(DiTConfig):
-    """The settings of a diffusion transformer, and nothing more."""
+    """The settings of SiT: those of a diffusion transformer."""
 
     images_per_sequence: ClassVar[None] = None
     """A training example is one image."""
@@ -67,7 +67,7 @@ class Block(nn.Module):
 
 
 class SiT(nn.Module):
-    """The velocity field of SiT. Its output is zero at initialisation."""
+    """The network that predicts SiT's velocity; its output is zero at initialisation."""
 
     def __init__(self, config: SiTConfig) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ Model = SiT
 def draws(
     config: SiTConfig, shape: Sequence[int], *, generator: torch.Generator | None = None, device: torch.device | str
 ) -> Draws:
-    """The draws of a step on latents of this shape: t (b,), noise, and whose label is dropped (b,)."""
+    """Samples t (b,), noise and the label-drop mask (b,) of one training step on latents of this shape."""
     return Draws(
         t=TIME_SAMPLINGS[config.time_sampling](shape[:1], generator=generator, device=device),
         noise=torch.randn(shape, generator=generator, device=device),
@@ -107,7 +107,7 @@ def draws(
 def errors(
     model: nn.Module, latents: Float[Tensor, "b c h w"], labels: Int[Tensor, "b"] | None, draws: Draws
 ) -> Float[Tensor, "b 1"]:
-    """|v - u_t|^2 of each image, the mean over its entries (SiT section 2; released transport.py `training_losses`).
+    """The mean squared velocity error |v - u_t|^2 of each image (SiT section 2; transport.py `training_losses`).
 
     Labels are dropped in training mode only.
     """
@@ -121,7 +121,7 @@ def errors(
 
 
 def part_weights(config: SiTConfig) -> Sequence[float]:
-    """One part, the image."""
+    """The weight 1 of the only part, the image."""
     return (1.0,)
 
 
@@ -139,12 +139,12 @@ def sample(
     evaluations: Counter[str] | None = None,
     careful: bool = False,
 ) -> Float[Tensor, "b c h w"]:
-    """Latents at the end of `times`, integrated from `noise` along the guided velocity.
+    """Samples of latents: the solution at the end of `times`, integrated from `noise` along the guided velocity.
 
     labels are class ids (b,) or None for no class. `solver` is one of `fluvial.flow.solvers`, with its settings bound;
-    a stochastic one takes its draws from `step_noise`.
+    a stochastic one takes its noise from `step_noise`.
     `on_step` is called after every step; `evaluations`, if given, counts the calls of each guidance branch. Raises
-    RuntimeError for a velocity that is not finite; on a GPU only if `careful`, which waits for it at every step.
+    RuntimeError for a velocity that is not finite; on a GPU only if `careful`, which synchronises at every step.
     """
 
     def branch(labels: Tensor | None) -> Field:
@@ -153,7 +153,7 @@ def sample(
 
         return field
 
-    guidance = Guidance() if labels is None else guidance  # both branches would be the same
+    guidance = Guidance() if labels is None else guidance  # without labels both branches are equal
     field = guided(branch(labels), branch(None), guidance, evaluations=evaluations, careful=careful)
     draws = {} if step_noise is None else {"noise": step_noise}
     return solver(field, noise, times, on_step=on_step, **draws).x

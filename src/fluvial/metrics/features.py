@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fluvial.utils.extras import require
-from fluvial.utils.files import check_zip, checksum, missing, plain, repository, tensors_checksum
+from fluvial.utils.files import check_zip, checksum, plain
+from fluvial.utils.places import missing, repository
+from fluvial.utils.tensors import tensors_checksum
 
 NAMES = ("inception", "pixels", "efficientnet-lite0", "dinov2", "clip")
 TORCHSCRIPT = (".pt", ".ts", ".pth", ".torchscript")
@@ -234,7 +236,7 @@ def _hub(name: str, weights: str, device: torch.device) -> Extractor:
         kind = transformers.AutoConfig.from_pretrained(place).model_type
         family = transformers.Dinov2Model if name == "dinov2" else transformers.CLIPVisionModelWithProjection
         model, report = family.from_pretrained(place, use_safetensors=True, output_loading_info=True)
-        settings = json.loads(Path(transformers.utils.cached_file(place, "preprocessor_config.json")).read_text())
+        settings = json.loads(Path(transformers.utils.cached_file(place, "preprocessor_config.json")).read_bytes())
         side, mean, std = (settings[key] for key in ("crop_size", "image_mean", "image_std"))
     except Exception as error:  # transformers and the hub's client share no base class
         raise ValueError(

@@ -1,1 +1,1 @@
-"""The layers that the methods are built from. Each module initialises itself in `reset_parameters`."""
+"""Layers of the methods' networks. Each module initialises itself in `reset_parameters`."""

@@ -1,4 +1,4 @@
-"""Attention inside an image, and ARFlow's hybrid: softmax inside an image, gated linear attention across images."""
+"""Softmax attention, and ARFlow's hybrid: softmax inside an image, gated linear attention across images."""
 
 from typing import Literal
 
@@ -11,22 +11,24 @@ from fluvial.nn.layers import Linear, dropout
 
 
 def split_heads(x: Float[Tensor, "*b n d"], heads: int) -> Float[Tensor, "*b heads n k"]:
+    """Tokens of width d as `heads` sets of tokens of width k = d / heads."""
     return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
 
 
 def merge_heads(x: Float[Tensor, "*b heads n k"]) -> Float[Tensor, "*b n d"]:
+    """The inverse of `split_heads`."""
     return x.transpose(-3, -2).flatten(-2)
 
 
-MATERIALISED = 512  # keys at most whose weights a CPU keeps in memory
+MATERIALISED = 512  # keys up to which a CPU keeps the attention weights in memory
 
 
 def softmax_attention(
     q: Float[Tensor, "*b n k"], k: Float[Tensor, "*b m k"], v: Float[Tensor, "*b m k"], drop: float = 0.0
 ) -> Float[Tensor, "*b n k"]:
-    """softmax(q k^T / sqrt(k)) v, with dropout of the weights.
+    """Softmax attention softmax(q k^T / sqrt(k)) v, with dropout of the weights.
 
-    Compiled for a CPU and few keys it is written out, which is faster there, the backward pass above all.
+    Compiled for a CPU and few keys it is `written_out`, which is faster there, above all in the backward pass.
     """
     if q.device.type == "cpu" and torch.compiler.is_compiling() and k.shape[-2] <= MATERIALISED:
         return written_out(q, k, v, drop)
@@ -34,7 +36,7 @@ def softmax_attention(
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0) -> Tensor:
-    """The same by its definition; in bfloat16 the scores are rounded to it, the softmax is float32."""
+    """Softmax attention by its definition; in bfloat16 the scores are rounded to it, the softmax is float32."""
     wide = torch.promote_types(q.dtype, torch.float32)
     weights = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1), dim=-1, dtype=wide)
     return dropout(weights, drop).to(v.dtype) @ v
@@ -72,8 +74,8 @@ class HybridLinearAttention(nn.Module):
         M_i = exp(decay_i) M_{i-1} + K_i^T V_i / sqrt(k)
 
     decay_i is the mean of a_i over the image ("mean", the release) or its sum ("sum"). read_i is exp of the running sum
-    of a_i along the raster order ("raster": the release, a left-over of token-causal attention, so that the bottom of
-    an image reads less history), exp(decay_i) for every token ("shared"), or 1 ("none").
+    of a_i along the raster order ("raster": the release, a remnant of token-causal attention, so that the bottom of an
+    image reads less history), exp(decay_i) for every token ("shared"), or 1 ("none").
 
     Then an RMS norm per head, a SiLU gate, and the output projection. q, k and v pass an RMS norm without weights over
     the whole width ("width", the release: its per-head norm never took effect) or per head ("head").
@@ -95,20 +97,20 @@ class HybridLinearAttention(nn.Module):
         self.qkv_norm: QkvNorm = qkv_norm
         self.history_decay: HistoryDecay = history_decay
         self.image_decay: ImageDecay = image_decay
-        self.qkvg = nn.Linear(width, 4 * width, bias=False)  # four projections of x in one product
+        self.qkvg = nn.Linear(width, 4 * width, bias=False)  # four projections of x in one matrix multiplication
         self.gate = Linear(width, heads, bias=False)
         self.out = Linear(width, width, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        for weight in self.qkvg.weight.chunk(4):  # each on its own, as four separate layers would start
+        for weight in self.qkvg.weight.chunk(4):  # one by one, as four separate layers would be initialised
             nn.init.xavier_uniform_(weight)
 
     def forward(
         self, x: Float[Tensor, "b s n d"], condition: Float[Tensor, "b s d"], history: History | None = None
     ) -> tuple[Float[Tensor, "b s n d"], History]:
-        """The output for s images, and the history after them (float32 at least), for the images that follow."""
-        wide = torch.promote_types(x.dtype, torch.float32)  # of gates and history, whatever autocast does to the rest
+        """The output for s images, and the history (float32 at least) for the images that follow them."""
+        wide = torch.promote_types(x.dtype, torch.float32)  # the dtype of gates and history, also under autocast
         qkv, g = self.qkvg(x).split([3 * x.shape[-1], x.shape[-1]], dim=-1)
         normed = x.shape[-1] // (1 if self.qkv_norm == "width" else self.heads)
         qkv = rms_norm(qkv.unflatten(-1, (-1, normed))).flatten(-2)
@@ -126,6 +128,7 @@ class HybridLinearAttention(nn.Module):
         return self.out(F.silu(g) * o), after
 
     def _read(self, log_gate: Float[Tensor, "b s heads n"], decay: Float[Tensor, "b s heads"]) -> Tensor:
+        """The logarithm of read_i."""
         match self.history_decay:
             case "raster":
                 return log_gate.cumsum(dim=-1)
@@ -136,13 +139,14 @@ class HybridLinearAttention(nn.Module):
 
 
 def rms_norm(x: Tensor) -> Tensor:
+    """RMS norm without weights, eps 1e-6."""
     return F.rms_norm(x, x.shape[-1:], eps=EPS)
 
 
 def scan(
     decay: Float[Tensor, "b s heads"], updates: Float[Tensor, "b s heads k k"], history: History | None
 ) -> tuple[Float[Tensor, "b s heads k k"], History]:
-    """M_i = decay_i M_{i-1} + updates_i from M_0 = history or 0. Returns M_0 ... M_{s-1} and M_s."""
+    """The recurrence M_i = decay_i M_{i-1} + updates_i from M_0 = history or 0: M_0 ... M_{s-1}, and M_s."""
     current = torch.zeros_like(updates[:, 0]) if history is None else history
     before = []
     for keep, update in zip(decay[..., None, None].unbind(1), updates.unbind(1), strict=True):

@@ -1,4 +1,4 @@
-"""What SiT and ARFlow share: both are diffusion transformers of the same published sizes."""
+"""The settings that SiT and ARFlow share, their published sizes, and the functions of these settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +14,8 @@ from fluvial.utils.checks import MOST, as_declared, at_least, at_most, positive,
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig:
+    """The settings of a diffusion transformer on patches of one latent."""
+
     size: tuple[int, int] = (32, 32)
     """Height and width of the latent."""
     channels: int = 4
@@ -33,8 +35,8 @@ class DiTConfig:
     label_drop: float = 0.1
     """Probability that a label is dropped in training, so that guidance has a null branch."""
     position_size: tuple[int, ...] = ()
-    """Height and width whose positions are stretched over the size, as for weights that were trained at another size;
-    the size itself if not given."""
+    """Height and width whose positions are stretched over the latent, for weights trained at another size; the size
+    itself if not given."""
     interpolant: InterpolantName = "linear"
     """Path from noise to data."""
     time_sampling: TimeSampling = "uniform"
@@ -43,7 +45,7 @@ class DiTConfig:
     guides_channels: ClassVar[bool] = True
     """Guidance can be limited to the first channels."""
     context_noise: ClassVar[float] = 0.0
-    """There are no inputs besides x_t that noise could be mixed into."""
+    """Zero, as there are no inputs besides x_t that noise could be mixed into."""
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
@@ -67,34 +69,34 @@ class DiTConfig:
 C = TypeVar("C", bound=DiTConfig)
 
 
-def scales(config: DiTConfig) -> tuple[str, ...]:
-    """None: an image is drawn at once."""
+def scales(config: object) -> tuple[str, ...]:
+    """Names of the scales: none, as an image is drawn at once."""
     return ()
 
 
-def targets(config: DiTConfig, latents: Float[Tensor, "n c h w"]) -> Sequence[tuple[float, Tensor]]:
-    """The images, which are all of the loss."""
+def targets(config: object, latents: Float[Tensor, "n c h w"]) -> Sequence[tuple[float, Tensor]]:
+    """The clean values in the loss, with their weights: the latents, with weight 1."""
     return [(1.0, latents)]
 
 
 def tokens(config: DiTConfig) -> int:
-    """Patches of an image."""
+    """The number of patches of an image."""
     return (config.size[0] // config.patch) * (config.size[1] // config.patch)
 
 
 def small(config: C) -> C:
-    """The same settings with two narrow blocks."""
+    """The settings with two narrow blocks, for a quick trial."""
     return replace(config, width=64, heads=2, depth=2)
 
 
 def framed(config: C, start: C) -> C:
-    """The settings for weights of `start`: positions are stretched over the size that these were trained at."""
+    """The settings to start from weights of `start`: the positions of its size are stretched over the new size."""
     frame = start.position_size or start.size
     return config if config.position_size or frame == config.size else replace(config, position_size=frame)
 
 
 def resampled(weights: Mapping[str, Tensor], before: DiTConfig, after: DiTConfig) -> tuple[dict[str, Tensor], str]:
-    """The weights as they are, since positions are a fixed table, which `framed` stretches; and what was done."""
+    """The unchanged weights (`framed` stretches the fixed positions), and a note if the size changed, else ""."""
     sizes = [f"{h} x {w}" for h, w in (before.size, after.size)]
     told = "" if before.size == after.size else f"positions: resampled from a latent of {sizes[0]} to {sizes[1]}"
     return dict(weights), told
@@ -110,7 +112,7 @@ PRESETS = tuple(f"{size}/{patch}" for size in SIZES for patch in (2, 4, 8))
 
 
 def preset_settings(name: str) -> dict[str, Any]:
-    """depth, width, heads and patch of the published size "S/2" ... "XL/8" (SiT, table 1)."""
+    """Depth, width, heads and patch of the published size "S/2" ... "XL/8" (SiT, table 1)."""
     if name not in PRESETS:
         raise ValueError(f"unknown size {name!r}: expected one of {', '.join(PRESETS)}")
     size, _, patch = name.partition("/")

@@ -1,4 +1,4 @@
-"""FlowAR's flow-matching head: one small network for the maps of all scales (arXiv 2412.15205, section 3.3)."""
+"""FlowAR's flow-matching head, one small network shared by all scales (arXiv 2412.15205, section 3.3)."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast
@@ -13,18 +13,18 @@ from fluvial.nn.scales import ConditionedBlock, KeysValues, modulated, per_token
 
 
 class Condition(NamedTuple):
-    """What the head needs of the transformer for some scales; none of it depends on x or t."""
+    """The transformer's output for some scales, as the head uses it; independent of x and t."""
 
     projected: Float[Tensor, "b n d"]
     keys_values: tuple[KeysValues | None, ...]
 
 
 class FlowHead(nn.Module):
-    """The velocity of the maps of one or more scales, given the transformer's output for them.
+    """The network that predicts the velocity of the maps of one or more scales, given the transformer's output.
 
     With `cross` the condition enters by cross-attention and modulates the MLP (released L and H), else it modulates
     attention and MLP (paper; released S). `floor_time` rounds the embedded noise level down to 1/1000, as the release
-    does; `zero` starts with zero gates and zero velocity.
+    does; `zero` initialises gates and output to zero.
     """
 
     rotary: Tensor
@@ -54,17 +54,17 @@ class FlowHead(nn.Module):
         self.register_buffer("rotary", axial_rotary(maps, width // heads), persistent=False)
 
     def condition(self, z: Float[Tensor, "b n c"], scales: range) -> Condition:
-        """Computed once for a scale, used at every step of its integral."""
+        """The condition for these scales, computed once and used at every solver step."""
         rotary, blocks = self.rotary[:, span_of(self.sizes, scales)], cast(Iterable[ConditionedBlock], self.blocks)
         return Condition(self.project(z), tuple(block.keys_values(z, rotary) for block in blocks))
 
     def forward(
         self, x: Float[Tensor, "b n p"], t: Float[Tensor, "b s"], condition: Condition, scales: range
     ) -> Float[Tensor, "b n p"]:
-        """x are the noisy tokens of these scales, t (0 noise, 1 data) a time for each of them."""
+        """The velocity of the noisy tokens x of these scales; t (0 noise, 1 data) has one time per scale."""
         span, sizes = span_of(self.sizes, scales), self.sizes[scales.start : scales.stop]
-        # The release's time runs from data to noise and is embedded as 0 ... 1000: this is where the two clocks meet.
-        # (Its velocity has the opposite sign: the importer turns the output layer round.)
+        # The release's time runs from data (0) to noise (1) and is embedded as 0 ... 1000: t is converted here.
+        # (Its velocity has the opposite sign: the importer negates the output layer.)
         level = 1000 * (1 - t)
         if self.floor_time:
             level = torch.floor(level + 1e-3)  # 1 - (1 - 0.3) must still floor to 300

@@ -1,4 +1,4 @@
-"""Patches, positions, embeddings, adaLN-Zero and the MLP of a diffusion transformer (DiT, arXiv 2212.09748)."""
+"""Layers of a diffusion transformer: patches, positions, embeddings, adaLN-Zero, MLP (DiT, arXiv 2212.09748)."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def patchify(x: Float[Tensor, "*b c h w"], patch: int) -> Float[Tensor, "*b n p"]:
-    """Square patches in raster order, each flattened as (row, column, channel)."""
+    """Tokens of square patches in raster order, each flattened as (row, column, channel)."""
     *lead, c, h, w = x.shape
     x = x.reshape(*lead, c, h // patch, patch, w // patch, patch)
     k = len(lead)
@@ -18,7 +18,7 @@ def patchify(x: Float[Tensor, "*b c h w"], patch: int) -> Float[Tensor, "*b n p"
 
 
 def unpatchify(tokens: Float[Tensor, "*b n p"], patch: int, grid: tuple[int, int]) -> Float[Tensor, "*b c h w"]:
-    """The inverse of `patchify`; grid is the number of patches down and across."""
+    """The inverse of `patchify`; grid is the number of rows and columns of patches."""
     *lead, _, p = tokens.shape
     rows, cols = grid
     c, k = p // patch**2, len(lead)
@@ -30,9 +30,10 @@ def unpatchify(tokens: Float[Tensor, "*b n p"], patch: int, grid: tuple[int, int
 def sincos_positions(
     width: int, grid: tuple[int, int], frame: tuple[float, float] | None = None
 ) -> Float[Tensor, "n d"]:
-    """Fixed 2-D positions in raster order: half the width encodes the column, half the row, each as sines then cosines.
+    """Fixed 2-D position embeddings in raster order: half the width for columns, half for rows, sines then cosines.
 
-    Rows run from 0 to the height of the `frame`, columns to its width, both excluded: by default those of the grid.
+    Row positions lie in [0, height of the `frame`), column positions in [0, its width); the frame is the grid by
+    default.
     Source: MAE's get_2d_sincos_pos_embed, as DiT, SiT and ARFlow use it (base 10000, columns first).
     """
     if width % 4:
@@ -45,7 +46,7 @@ def sincos_positions(
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift, one shift and scale (..., d) for all tokens of x (..., n, d)."""
+    """The modulation x (1 + scale) + shift, with one shift and scale (..., d) for all tokens of x (..., n, d)."""
     return torch.addcmul(shift.unsqueeze(-2), x, 1 + scale.unsqueeze(-2))
 
 
@@ -55,28 +56,28 @@ def layer_norm(x: Tensor) -> Tensor:
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Inverted dropout. Compiled for a CPU its draws are hashed: Inductor's own are made there one by one."""
+    """Inverted dropout; `hashed_dropout` if compiled for a CPU, where Inductor draws random numbers one by one."""
     if p == 0 or x.device.type != "cpu" or not torch.compiler.is_compiling():
         return F.dropout(x, p)
     return hashed_dropout(x, p, torch.randint(-(2**31), 2**31 - 1, (1,), dtype=torch.int32, device=x.device))
 
 
 def hashed_dropout(x: Tensor, p: float, seed: Int[Tensor, "1"]) -> Tensor:
-    """Dropout whose draw for entry i is a hash of i and the int32 seed: integer arithmetic alone, which vectorises."""
+    """Dropout that keeps entry i by a hash of i and the int32 seed: integer arithmetic, which vectorises."""
     entries = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape)
     keep = _mixed(_mixed(entries) ^ seed) >= int((p - 0.5) * 2**32)
     return torch.where(keep, x * (1 / (1 - p)), 0.0)
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """A bijection of int32 that changes every bit with chance 1/2 (C. Wellons' hash-prospector, lowbias32)."""
+    """An integer hash, a bijection of int32 (C. Wellons' hash-prospector, lowbias32)."""
     x = (x ^ (x >> 16) & 0xFFFF) * 0x21F0AAAD  # & after >>: the shift of a negative number copies its sign
     x = (x ^ (x >> 15) & 0x1FFFF) * (0xD35A2D97 - 2**32)
     return x ^ (x >> 15) & 0x1FFFF
 
 
 class Linear(nn.Linear):
-    """A linear layer as both releases start it: Xavier-uniform weight, zero bias."""
+    """A linear layer with Xavier-uniform weight and zero bias at initialisation, as in both releases."""
 
     def reset_parameters(self) -> None:
         nn.init.xavier_uniform_(self.weight)
@@ -85,7 +86,7 @@ class Linear(nn.Linear):
 
 
 class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero: the gates and outputs of adaLN-Zero."""
+    """A linear layer initialised to zero, for the gates and outputs of adaLN-Zero."""
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
@@ -93,7 +94,7 @@ class ZeroLinear(nn.Linear):
 
 
 class Modulation(nn.Module):
-    """adaLN(-Zero): SiLU and a linear layer, zero at first, that turn a condition into `count` vectors of its width."""
+    """adaLN modulation: SiLU and a linear layer, zero at first if `zero`, from a condition to `count` vectors."""
 
     def __init__(self, width: int, count: int, *, zero: bool = True) -> None:
         super().__init__()
@@ -105,7 +106,7 @@ class Modulation(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, tanh-GELU, linear."""
+    """The MLP of a block: linear, tanh-GELU, linear."""
 
     def __init__(self, width: int, ratio: float = 4.0) -> None:
         super().__init__()
@@ -117,9 +118,9 @@ class Mlp(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """A time, not rescaled, as 128 cosines and 128 sines (max period 10000) through linear, SiLU, linear.
+    """The embedding of a time, not rescaled: `features` / 2 cosines and sines each (max period 10000), then an MLP.
 
-    The weights start as N(0, std^2), or Xavier-uniform for std None.
+    The MLP is linear, SiLU, linear; its weights start as N(0, std^2), or Xavier-uniform for std None.
     """
 
     frequencies: Tensor
@@ -141,14 +142,14 @@ class TimeEmbedding(nn.Module):
                 nn.init.normal_(layer.weight, std=self.std)
 
     def forward(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b d"]:
-        with torch.autocast(t.device.type, enabled=False):  # bfloat16 would blur the waves
+        with torch.autocast(t.device.type, enabled=False):  # bfloat16 is too coarse for the angles
             angles = t.float().unsqueeze(-1) * self.frequencies
             waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
             return self.out(F.silu(self.hidden(waves.to(self.hidden.weight.dtype))))
 
 
 class LabelEmbedding(nn.Module):
-    """A vector for each class and, as the last row, one for no class: what an absent or dropped label becomes."""
+    """The embedding of class ids; the last row, the null id, stands for an absent or dropped label."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
@@ -160,7 +161,7 @@ class LabelEmbedding(nn.Module):
         nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, labels: Int[Tensor, "b"] | None, batch: int) -> Float[Tensor, "b d"]:
-        """labels in 0 ... classes, where `classes` is the null id; None stands for a batch of null ids."""
+        """The embedding of labels in 0 ... classes, where `classes` is the null id; labels None are all null ids."""
         return self.table(self.null(batch) if labels is None else labels)
 
     def null(self, batch: int) -> Int[Tensor, "b"]:
@@ -169,7 +170,7 @@ class LabelEmbedding(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Patches to tokens, plus fixed positions; size is (height, width) of the latent.
+    """The embedding of patches as tokens, plus fixed positions; size is (height, width) of the latent.
 
     `position_size`, if given, is the height and width whose positions are stretched over the latent.
     """
@@ -198,9 +199,9 @@ class PatchEmbedding(nn.Module):
 
 
 class VelocityHead(nn.Module):
-    """Tokens back to a latent: layer norm, adaLN, a zero-initialised linear layer, patches put together.
+    """The output layer, from tokens to a latent: layer norm, adaLN, a zero-initialised linear layer, unpatchify.
 
-    The releases' has twice the channels and leaves the second half unused.
+    The releases' layer has twice the channels, of which the second half is unused.
     """
 
     def __init__(self, grid: tuple[int, int], patch: int, channels: int, width: int) -> None:

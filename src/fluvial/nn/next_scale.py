@@ -1,4 +1,4 @@
-"""The settings of FlowAR, its published sizes, and what follows from the settings alone."""
+"""The settings of FlowAR, its published sizes, and the functions of these settings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +20,8 @@ HeadForm = Literal["spatial_adaln", "cross_attention"]
 
 @dataclass(frozen=True, kw_only=True)
 class FlowARConfig:
+    """The settings of FlowAR: its transformer over scales, its flow head, and their training."""
+
     size: tuple[int, int] = (16, 16)
     """Height and width of the latent."""
     channels: int = 16
@@ -31,7 +33,7 @@ class FlowARConfig:
     scales: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Rows of tokens of each scale, coarse to fine; the last is the height over patch."""
     scale_columns: tuple[int, ...] = ()
-    """Columns of tokens of each scale; as many as rows if not given."""
+    """Columns of tokens of each scale; equal to the rows if not given."""
     depth: int = 12
     """Blocks of the transformer: half before and half after the second position table."""
     width: int = 768
@@ -52,9 +54,9 @@ class FlowARConfig:
     label_drop: float = 0.1
     """Probability that a label is dropped in training, so that guidance has a null branch."""
     loss_weight: Literal["token", "scale"] = "token"
-    """Weigh all tokens alike (release, equation 9), or all scales alike."""
-    enlarge: Literal["via_full", "direct"] = "via_full"
-    """Enlarge a map for the next scale by bicubic to the full latent and area down (release), or by bicubic alone."""
+    """Give all tokens the same weight (release, equation 9), or all scales."""
+    upsample: Literal["via_full", "direct"] = "via_full"
+    """Upsample a map for the next scale by bicubic to the full latent and area down (release), or by bicubic alone."""
     time_sampling: TimeSampling = "uniform"
     """How t is drawn in training, for each image and scale."""
     floor_time: bool = False
@@ -62,13 +64,13 @@ class FlowARConfig:
     init: Literal["zero", "release"] = "zero"
     """Start with zero gates and zero velocity, or Xavier everywhere: in the release the zeros are overwritten."""
     context_noise: float = 0.0
-    """Largest noise level mixed into the transformer's inputs in training, and told to it; 0 for clean inputs."""
+    """Largest noise level mixed into the transformer's inputs in training, and given to it; 0 for clean inputs."""
 
     images_per_sequence: ClassVar[None] = None
     """A training example is one image."""
     interpolant: ClassVar[InterpolantName] = "linear"
     guides_channels: ClassVar[bool] = False
-    """Tokens of the head hold all channels."""
+    """False, as a token of the head holds all channels."""
 
     def __post_init__(self) -> None:
         as_declared(self)
@@ -94,27 +96,27 @@ class FlowARConfig:
 
     @property
     def maps(self) -> tuple[tuple[int, int], ...]:
-        """Rows and columns of tokens of each scale."""
+        """The number of rows and columns of tokens of each scale."""
         return tuple(zip(self.scales, self.scale_columns or self.scales, strict=True))
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Tokens of each scale."""
+        """The number of tokens of each scale."""
         return tuple(h * w for h, w in self.maps)
 
     @property
     def noise_shape(self) -> tuple[int, int]:
-        """Tokens of all scales, and numbers in a token: the noise of one image."""
+        """The shape of one image's noise: tokens of all scales, numbers in a token."""
         return sum(self.sizes), self.patch**2 * self.channels
 
     def span(self, scales: range) -> slice:
-        """Where the tokens of these scales are among all."""
+        """The slice of these scales' tokens among the tokens of all scales."""
         return span_of(self.sizes, scales)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     "S": {"depth": 12, "width": 768, "heads": 12, "head_depth": 2, "head": "spatial_adaln"},
-    # B is in the paper's Table 7 only; its heads are our reading
+    # B is in the paper's Table 7 only, which does not give its heads: these are our choice
     "B": {"depth": 16, "width": 768, "heads": 12, "head_depth": 6, "head": "spatial_adaln"},
     "L": {"depth": 16, "width": 1024, "heads": 16, "head_depth": 12, "head": "cross_attention"},
     # the paper's Table 7 says 18 blocks in the head, the released H has 12
@@ -131,37 +133,40 @@ def preset(name: str, **overrides: Any) -> FlowARConfig:  # noqa: ANN401 - any f
 
 
 def part_weights(config: FlowARConfig) -> Sequence[float]:
-    """n_i / n_last for n_i tokens of scale i, so that every token counts alike (release), or 1 / number of scales."""
+    """The weight of each scale in the loss: n_i / n_last for its n_i tokens (release), or 1 / number of scales."""
     if config.loss_weight == "scale":
         return (1 / len(config.sizes),) * len(config.sizes)
     return [n / config.sizes[-1] for n in config.sizes]
 
 
 def scales(config: FlowARConfig) -> tuple[str, ...]:
-    """Rows and columns of each, coarse to fine, such as "4x4"."""
+    """Names of the scales, coarse to fine: rows and columns, such as "4x4"."""
     return tuple(f"{h}x{w}" for h, w in config.maps)
 
 
 def tokens(config: FlowARConfig) -> int:
-    """Tokens of all scales together."""
+    """The number of tokens of all scales."""
     return sum(config.sizes)
 
 
 def small(config: FlowARConfig) -> FlowARConfig:
-    """The same settings with two narrow blocks, and one in the head."""
+    """The settings with two narrow blocks and one in the head, for a quick trial."""
     head = {"head_width": 64, "head_heads": 2, "head_depth": 1}
     return replace(config, width=64, heads=2, depth=2, **head)
 
 
 def framed(config: FlowARConfig, start: FlowARConfig) -> FlowARConfig:
-    """The settings as they are: positions are learned, and `resampled` for another size."""
+    """The unchanged settings: positions are learned, and `resampled` for another size."""
     return config
 
 
 def resampled(
     weights: Mapping[str, Tensor], before: FlowARConfig, after: FlowARConfig
 ) -> tuple[dict[str, Tensor], str]:
-    """The position table for other scales: each map from the one of the same size, else bicubic from the closest."""
+    """The weights with the position table resampled for other scales, and a note in words ("" if unchanged).
+
+    Each map is taken from the one of the same size, else bicubic from the one closest in area.
+    """
     if before.maps == after.maps:
         return dict(weights), ""
     there = dict(zip(before.maps, weights["positions"].split(before.sizes, dim=1), strict=True))

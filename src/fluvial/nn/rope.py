@@ -1,4 +1,4 @@
-"""Rotary positions on 2-D maps of several sizes in one frame (RoFormer, arXiv 2104.09864; axial as in EVA-02)."""
+"""Rotary position embedding on 2-D maps of several sizes (RoFormer, arXiv 2104.09864; axial as in EVA-02)."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,18 @@ from torch import Tensor
 
 
 def axial_frequencies(head_width: int, *, theta: float = 10_000.0) -> Float[Tensor, "f"]:
-    """The frequencies of either axis: one for every second pair of channels, in float64."""
+    """The rotary frequencies of one axis, head_width / 4 of them, in float64."""
     if head_width % 4:
         raise ValueError(f"2-D rotary positions need heads whose width is divisible by 4, got {head_width}")
     return theta ** -(torch.arange(0, head_width // 2, 2, dtype=torch.float64) / (head_width // 2))
 
 
 def axial_angles(maps: Sequence[tuple[int, int]], head_width: int, *, span: float = 16.0) -> Float[Tensor, "n k"]:
-    """The angle of every token of every map, in raster order, for each of the head_width / 2 pairs of channels, twice.
+    """The rotary angle of every token of every map, in raster order, for each of the k = head_width channels.
 
-    The first half of the channels turns with the row, the second with the column. All maps share one frame: the token
-    at row r of h sits at r / h of the height, so that a coarse token lies at the top left corner of the cell it
-    covers. The longer side of the last map spans [0, span).
+    Both channels of a pair have the same angle. The first half of the channels rotates with the row, the second with
+    the column. All maps share one frame: row r of h is at r / h of the height, so that a coarse token is at the top
+    left corner of the cell it covers. The longer side of the last map spans [0, span).
     """
     frequencies, (height, width) = axial_frequencies(head_width), maps[-1]
     unit = span / max(height, width)
@@ -33,13 +33,13 @@ def axial_angles(maps: Sequence[tuple[int, int]], head_width: int, *, span: floa
 
 
 def axial_rotary(maps: Sequence[tuple[int, int]], head_width: int) -> Float[Tensor, "2 n k"]:
-    """Cosine and sine of `axial_angles`: a table made once and cut to the tokens at hand."""
+    """Cosines and sines of `axial_angles`, a table computed once for the tokens of all maps."""
     angles = axial_angles(maps, head_width)
     return torch.stack([angles.cos(), angles.sin()])
 
 
 def rotate(x: Float[Tensor, "b heads n k"], rotary: Float[Tensor, "2 n k"]) -> Float[Tensor, "b heads n k"]:
-    """Turns each pair of neighbouring channels by its angle, of which rotary has cosine and sine."""
+    """x with each pair of neighbouring channels rotated by its angle, whose cosine and sine are in `rotary`."""
     cos, sin = rotary.to(x.dtype)
     turned = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
     return x * cos + turned * sin

@@ -1,4 +1,4 @@
-"""Transformer blocks for tokens that come in scales: maps of one image, coarse to fine, packed one after another."""
+"""Transformer blocks on the tokens of several scales: maps of one image, coarse to fine, in one sequence."""
 
 from collections.abc import Sequence
 
@@ -15,12 +15,12 @@ KeysValues = tuple[Float[Tensor, "b _ _ _"], Float[Tensor, "b _ _ _"]]  # (b, he
 
 
 def span_of(sizes: Sequence[int], scales: range) -> slice:
-    """Where the tokens of these scales are among the packed tokens of all."""
+    """The slice of these scales' tokens in the sequence of all scales."""
     return slice(sum(sizes[: scales.start]), sum(sizes[: scales.stop]))
 
 
 def per_token(values: Float[Tensor, "b s *d"], sizes: Sequence[int]) -> Float[Tensor, "b n *d"]:
-    """What holds for a scale, for each of its tokens. (To repeat by a tensor of sizes would wait for a GPU.)"""
+    """Values per scale repeated for each token. (repeat_interleave with a tensor of sizes would wait for a GPU.)"""
     each = zip(values.split(1, dim=1), sizes, strict=True)
     parts = [value.expand(-1, size, *value.shape[2:]) for value, size in each]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -35,10 +35,10 @@ def attend(
     causal: bool,
     drop: float = 0.0,
 ) -> Float[Tensor, "b heads n k"]:
-    """Softmax attention scale by scale; sizes are the token counts of the scales in q, which end where k ends.
+    """Softmax attention scale by scale; sizes are the token counts of the scales in q, the last ones of k.
 
-    A scale sees itself (both ways) and, if causal, all scales before it, those that only k holds included. Without a
-    mask the fast kernels apply, and nothing is computed that a mask would throw away.
+    A scale attends to itself (in both directions) and, if causal, to all scales before it, also those only in k. As
+    there is no mask, fused kernels apply, and nothing masked is computed.
     """
     past, start, out = k.shape[-2] - q.shape[-2], 0, []
     for size in sizes:
@@ -50,7 +50,7 @@ def attend(
 
 
 class ScaleAttention(nn.Module):
-    """Self-attention over scales with rotary positions: block-causal with a cache, or each scale to itself."""
+    """Self-attention over scales with rotary positions: block-causal with a key-value cache, or within each scale."""
 
     def __init__(self, width: int, heads: int, *, causal: bool, bias: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class ScaleAttention(nn.Module):
         sizes: Sequence[int],
         cache: KeysValues | None = None,
     ) -> tuple[Float[Tensor, "b n d"], KeysValues]:
-        """The output for the scales in x, and the keys and values of all scales so far."""
+        """The output for the scales in x, and the keys and values of these scales and those in the cache."""
         q, k, v = (split_heads(a, self.heads) for a in self.qkv(x).chunk(3, dim=-1))
         q, k = rotate(q, rotary), rotate(k, rotary)
         if cache is not None:
@@ -76,7 +76,7 @@ class ScaleAttention(nn.Module):
 
 
 class ScaleCrossAttention(nn.Module):
-    """Each scale of x attends to the same scale of a condition, with rotary positions on both."""
+    """Cross-attention from each scale of x to the same scale of a condition, with rotary positions on both."""
 
     def __init__(self, width: int, condition_width: int, heads: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class ScaleCrossAttention(nn.Module):
         self.out = Linear(width, width)
 
     def keys_values(self, condition: Float[Tensor, "b n c"], rotary: Float[Tensor, "2 n k"]) -> KeysValues:
-        """What the condition contributes: the same for every x."""
+        """The keys and values of the condition, which do not depend on x."""
         k, v = (split_heads(a, self.heads) for a in self.kv(condition).chunk(2, dim=-1))
         return rotate(k, rotary), v
 
@@ -102,7 +102,7 @@ class ScaleCrossAttention(nn.Module):
 
 
 class Geglu(nn.Module):
-    """GEGLU of hidden width 8/3 of the input's, rounded down (arXiv 2002.05202; "SwiGLU" in FlowAR's release)."""
+    """GEGLU MLP, hidden width 8/3 of the input's, rounded down (arXiv 2002.05202; "SwiGLU" in FlowAR's release)."""
 
     def __init__(self, width: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -119,12 +119,12 @@ class Geglu(nn.Module):
 
 
 def modulated(x: Float[Tensor, "b n d"], shift: Float[Tensor, "b _ d"], scale: Float[Tensor, "b _ d"]) -> Tensor:
-    """RMSNorm(x) (1 + scale) + shift, with one shift and scale for all tokens or one for each."""
+    """The modulation RMSNorm(x) (1 + scale) + shift, with one shift and scale for all tokens or one per token."""
     return torch.addcmul(shift, rms_norm(x), 1 + scale)
 
 
 class CausalBlock(nn.Module):
-    """Block-causal attention and GEGLU, modulated and gated by one vector for all tokens."""
+    """A block of the transformer: block-causal attention and GEGLU, adaLN with one condition for all tokens."""
 
     def __init__(self, width: int, heads: int, *, dropout: float, zero: bool) -> None:
         super().__init__()
@@ -147,10 +147,10 @@ class CausalBlock(nn.Module):
 
 
 class ConditionedBlock(nn.Module):
-    """Attention of each scale to itself and GEGLU, under a time and a condition for each token.
+    """A block of the flow head: attention within each scale and GEGLU, conditioned on time and on each token.
 
-    Without cross_width time and condition together modulate both (spatial adaLN). With it time modulates the attention,
-    time and condition the MLP, and between them the scale cross-attends to a condition of that width.
+    Without cross_width, time and condition together modulate both (spatial adaLN). With it, time modulates the
+    attention, time and condition the MLP, and between them the scale cross-attends to a condition of that width.
     """
 
     also_called = ("keys_values",)
@@ -170,7 +170,7 @@ class ConditionedBlock(nn.Module):
             self.cross = ScaleCrossAttention(width, cross_width, heads)
 
     def keys_values(self, z: Float[Tensor, "b n c"], rotary: Float[Tensor, "2 n k"]) -> KeysValues | None:
-        """What cross-attention needs of the condition, whatever x and the time."""
+        """Keys and values of the condition for cross-attention, independent of x and time; None without it."""
         return None if self.cross is None else self.cross.keys_values(self.norm_z(z), rotary)
 
     def forward(
@@ -182,7 +182,7 @@ class ConditionedBlock(nn.Module):
         rotary: Float[Tensor, "2 n k"],
         sizes: Sequence[int],
     ) -> Float[Tensor, "b n d"]:
-        """time is for each scale, condition for each token and includes it."""
+        """The block's output; `time` has one embedding per scale, `condition` one per token, with the time added."""
         if self.cross is None:
             gate1, gate2, scale1, scale2, shift1, shift2 = self.modulation(condition)
         else:

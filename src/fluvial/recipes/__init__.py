@@ -1,10 +1,12 @@
 """Recipes: functions that return a Run, with the expected results in their docstrings."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, cast
 
 from fluvial.config import Run
-from fluvial.methods import method_of
+from fluvial.methods import find_installed, method_of
 from fluvial.recipes import cifar10, digits, imagenet, mnist, photos
 
 RECIPES: dict[str, Callable[[], Run]] = {
@@ -31,8 +33,29 @@ RECIPES: dict[str, Callable[[], Run]] = {
 }
 
 
+def register(name: str, recipe: Any) -> None:  # noqa: ANN401 - checked to be a function
+    """Registers a function that returns a Run as a recipe; registering it again changes nothing.
+
+    The first line of its docstring is what `fluvial recipes` lists. Raises ValueError if the name is taken or
+    not valid as the name of a folder, or the recipe has no docstring.
+    """
+    wrong = f"cannot register the recipe {name!r}: "
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
+        raise ValueError(f"{wrong}a name is of small letters, digits, and - _ . inside, such as digits-sit")
+    if RECIPES.get(name, recipe) is not recipe:
+        raise ValueError(f"{wrong}there is another recipe of that name; choose another")
+    if not callable(recipe) or not (recipe.__doc__ or "").strip():
+        raise ValueError(f"{wrong}it must be a function that returns a Run, with a docstring that says what to expect")
+    RECIPES[name] = cast(Callable[[], Run], recipe)
+
+
 def get(name: str) -> Run:
-    """The run of a recipe. Raises ValueError with the known names, the closest first."""
+    """The run of a recipe, of an installed package too. Raises ValueError with the known names, the closest first.
+
+    Packages with an entry point in `fluvial.methods` are imported for the recipes they register.
+    """
+    if name not in RECIPES:
+        find_installed()
     if name not in RECIPES:
         from difflib import get_close_matches
 
@@ -58,8 +81,8 @@ def smoke(run: Run) -> Run:
             compile=False,
             log_every=10,
             save_every=steps,
-            eval_every=steps,
+            validate_every=steps,
             sample_every=steps,
         ),
-        sample=replace(run.sample, steps=min(run.sample.steps, 5), scale_steps=(), batch=16),
+        sample=replace(run.sample, steps=5, batch=16),
     )

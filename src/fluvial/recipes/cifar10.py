@@ -52,7 +52,7 @@ def cifar10_flowar() -> Run:
         head_heads=6,
         dropout=0.0,
     )
-    sample = replace(SAMPLE, scale_steps=(32, 26, 20, 14, 8))
+    sample = replace(SAMPLE, steps=(32, 26, 20, 14, 8))
     return Run(method=method, data=DATA, optim=OPTIM, train=_train(batch=128, steps=8_000), sample=sample)
 
 
@@ -65,6 +65,6 @@ def _train(batch: int, steps: int = 16_000) -> TrainConfig:
         ema_decay=0.999,
         log_every=100,
         save_every=2000,
-        eval_every=1000,
+        validate_every=1000,
         sample_every=2000,
     )

@@ -26,7 +26,7 @@ def digits_arflow() -> Run:
         data=DataConfig(name="digits"),
         optim=OPTIM,
         train=TrainConfig(
-            steps=1200, batch=32, ema_decay=0.99, log_every=50, save_every=200, eval_every=200, sample_every=200
+            steps=1200, batch=32, ema_decay=0.99, log_every=50, save_every=200, validate_every=200, sample_every=200
         ),
         sample=SAMPLE,
     )
@@ -43,7 +43,7 @@ def digits_sit() -> Run:
         data=DataConfig(name="digits"),
         optim=OPTIM,
         train=TrainConfig(
-            steps=1200, batch=160, ema_decay=0.99, log_every=50, save_every=200, eval_every=200, sample_every=200
+            steps=1200, batch=160, ema_decay=0.99, log_every=50, save_every=200, validate_every=200, sample_every=200
         ),
         sample=SAMPLE,
     )
@@ -73,7 +73,7 @@ def digits_flowar() -> Run:
         data=DataConfig(name="digits"),
         optim=OPTIM,
         train=TrainConfig(
-            steps=1200, batch=64, ema_decay=0.99, log_every=50, save_every=200, eval_every=200, sample_every=200
+            steps=1200, batch=64, ema_decay=0.99, log_every=50, save_every=200, validate_every=200, sample_every=200
         ),
-        sample=replace(SAMPLE, scale_steps=(32, 20, 8), guidance=Guidance(weight=1.4)),
+        sample=replace(SAMPLE, steps=(32, 20, 8), guidance=Guidance(weight=1.4)),
     )

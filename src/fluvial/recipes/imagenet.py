@@ -17,7 +17,7 @@ from fluvial.config import Run
 from fluvial.data.images import DataConfig
 from fluvial.flow.guidance import Guidance
 from fluvial.methods import arflow, flowar, sit
-from fluvial.sampling.settings import SampleConfig
+from fluvial.sampling.settings import EulerMaruyama, SampleConfig
 from fluvial.training.config import TrainConfig
 from fluvial.training.optim import OptimConfig
 
@@ -26,11 +26,8 @@ AUTOENCODER = AutoencoderConfig(name="stabilityai/sd-vae-ft-ema")  # 4 channels,
 KL16 = AutoencoderConfig(name="kl16.ckpt")  # MAR's: 16 channels, stride 16
 # The SDE sampler of both releases: 249 Euler-Maruyama steps and a last step of 0.04 by the mean; 3 guided channels.
 SAMPLE = SampleConfig(
-    solver="euler-maruyama",
+    solver=EulerMaruyama(diffusion="sigma", last_step="mean", last_step_size=0.04),
     steps=250,
-    diffusion="sigma",
-    last_step="mean",
-    last_step_size=0.04,
     guidance=Guidance(weight=1.5, channels=3),
     batch=32,
 )
@@ -109,7 +106,7 @@ def imagenet256_flowar_l() -> Run:
 
     The paper reports an FID of 1.90, not reproduced with this library. Needs a GPU.
     """
-    return _flowar("L", weight=2.4, recompute=1)
+    return _flowar("L", weight=2.4, activation_checkpointing=1)
 
 
 def imagenet256_flowar_h() -> Run:
@@ -119,7 +116,7 @@ def imagenet256_flowar_h() -> Run:
     says 18. Needs GPUs.
     """
     sample = replace(_flowar_sampling(2.4, up_to=0.7), grid="uniform", steps=50)
-    return replace(_flowar("H", weight=2.4, recompute=1), sample=sample)
+    return replace(_flowar("H", weight=2.4, activation_checkpointing=1), sample=sample)
 
 
 def imagenet512_flowar_l() -> Run:
@@ -128,11 +125,11 @@ def imagenet512_flowar_l() -> Run:
     Scales 1 to 32 over the 32 x 32 latent, all else as at 256 pixels. The paper reports an FID of 2.43, not reproduced
     with this library. Needs GPUs.
     """
-    run = _flowar("L", weight=2.4, recompute=1, size=(32, 32), scales=(1, 2, 4, 8, 16, 32))
+    run = _flowar("L", weight=2.4, activation_checkpointing=1, size=(32, 32), scales=(1, 2, 4, 8, 16, 32))
     return replace(run, data=replace(run.data, size=512))
 
 
-def _flowar(name: str, *, weight: float, recompute: int = 0, **method: Any) -> Run:  # noqa: ANN401
+def _flowar(name: str, *, weight: float, activation_checkpointing: int = 0, **method: Any) -> Run:  # noqa: ANN401
     """The settings of the paper's Table 6, shared by all sizes, and otherwise (decay, EMA, dropout) the release's."""
     return Run(
         method=flowar.preset(name, **method),
@@ -148,7 +145,13 @@ def _flowar(name: str, *, weight: float, recompute: int = 0, **method: Any) -> R
             clip="norm",
             clip_at=1.0,
         ),
-        train=TrainConfig(steps=400 * EPOCH, batch=1024, save_every=10_000, precision="tf32", recompute=recompute),
+        train=TrainConfig(
+            steps=400 * EPOCH,
+            batch=1024,
+            save_every=10_000,
+            precision="tf32",
+            activation_checkpointing=activation_checkpointing,
+        ),
         sample=_flowar_sampling(weight, up_to=0.9),
     )
 

@@ -29,7 +29,7 @@ def photos_256() -> Run:
             precision="bf16",
             ema_decay=0.999,
             save_every=2000,
-            eval_every=2000,
+            validate_every=2000,
             sample_every=2000,
         ),
         sample=SampleConfig(solver="ab2", steps=25, batch=50),

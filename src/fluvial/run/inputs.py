@@ -20,7 +20,7 @@ from fluvial.data.latents import LatentSet, Manifest, Plan
 from fluvial.data.manifest import is_cache
 from fluvial.data.pixels import to_signed
 from fluvial.data.sources import check_there
-from fluvial.utils.files import HUB, missing, repository
+from fluvial.utils.places import HUB, missing, repository
 from fluvial.utils.randomness import generator, numpy_generator
 
 WEIGHT_FILES = (".ckpt", ".pt", ".pth", ".safetensors")
@@ -61,11 +61,12 @@ def open_inputs(
     *,
     images: ImageSet | None = None,
     held_out: ImageSet | None = None,
+    autoencoder: Autoencoder | None = None,
     cache: Path | None = None,
     device: torch.device | str = "cpu",
     tell: Callable[[str], None] = print,
 ) -> Inputs:
-    """The autoencoder and the data of a run, checked against its model. Given images stand in for `run.data`.
+    """The autoencoder and the data of a run, checked against its model. What is given stands in for what it names.
 
     `cache` is the folder for the latents of a run with data.cache. `tell` is called with what is left out of the data.
 
@@ -74,7 +75,7 @@ def open_inputs(
     for place in (run.data.place, run.data.test_path) if images is None else ():
         if place and place not in (*data_images.BUILT_IN, "given"):
             check_there(place)  # before anything is downloaded or read
-    autoencoder = open_autoencoder(run.autoencoder).to(device)
+    autoencoder = (autoencoder or open_autoencoder(run.autoencoder)).to(device)
     run, train, test = _open_data(run, autoencoder, images, held_out, cache, device, tell)
     if not run.autoencoder.shift and run.autoencoder.statistics == "measured":
         autoencoder.standardised(*_measured(train, autoencoder, device))

@@ -1,14 +1,15 @@
 """`fluvial score`: a run, or images from anywhere, measured against real images, as a card."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
 import fluvial
-from fluvial.data.images import BUILT_IN, DataConfig, ImageSet, checked
+from fluvial.data.given import Given, image_set
+from fluvial.data.images import BUILT_IN, DataConfig, ImageSet
 from fluvial.data.labels import Classes
 from fluvial.data.manifest import is_cache
 from fluvial.evaluation.against import Against, Real, Which, against, real_images
@@ -18,96 +19,104 @@ from fluvial.evaluation.opening import open_images
 from fluvial.evaluation.reference import NEIGHBOURS, Reference, open_reference, reference, save_reference
 from fluvial.evaluation.scores import Scores
 from fluvial.evaluation.statistics import BATCH, KEPT, Statistics, statistics
+from fluvial.flow.guidance import Guidance
 from fluvial.metrics.features import Extractor, extractor
 from fluvial.metrics.report import KIND, sealed
-from fluvial.run import experiment
-from fluvial.sampling.settings import SampleConfig
+from fluvial.run.folder import RunFolder
+from fluvial.run.load import Sampler, default_device, load
+from fluvial.sampling.settings import AnySolver, SampleConfig
 from fluvial.training.distributed import ALONE, World
 from fluvial.utils import pictures
 
 FEATURES = "inception"  # what images are compared in, if nothing is said
 
 
-def score_run(
-    folder: Path | str,
+def score(
+    source: Sampler | Path | str,
     *,
     count: int = 1000,
     seed: int = 0,
+    steps: int | Sequence[int] | None = None,
+    guidance: float | Guidance | None = None,
+    solver: AnySolver | None = None,
     settings: SampleConfig | None = None,
-    reference: str = "test",
+    reference: str = "",
     training: str = "",
     features: str | Callable[..., Any] = "",
     weights: str = "",
     size: int = 0,
     channels: Literal[1, 3] = 3,
-    nearest: Path | None = None,
-    keep: Path | None = None,
-    real: ImageSet | None = None,
-    held_out: ImageSet | None = None,
+    nearest: Path | str | None = None,
+    keep: Path | str | None = None,
+    data: Given | None = None,
+    validation: Given | None = None,
     autoencoder: str = "",
     step: int | None = None,
     device: torch.device | str | None = None,
     world: World = ALONE,
 ) -> dict[str, Any]:
-    """Draws `count` images of a run and measures them: their card.
+    """Measures images against real ones: a card, in which each number stands with what it depends on.
 
-    `reference` is "test" or "train" for the two parts of the run's own data, or whatever `open_reference` takes; the
-    training images beside another reference are named by `training`. `real` and `held_out` stand in for the run's own
-    data, as they must for a run trained on given images. The features are pixels for the built-in digits, else
-    Inception's. See `measure` for the rest.
+    `source` is a sampler or a run folder, of which `count` images are sampled; or images: a folder, an .npz of the ADM
+    suite, or a data set. seed, steps, guidance, solver and settings are those of `Sampler.sample`; step and autoencoder
+    those of `load`. They are for runs alone.
+
+    `reference` is "test" (the default) or "train" for the two parts of a run's own data, or whatever `open_reference`
+    takes, and needed for images. `training` names training images beside another reference. `data` and `validation`
+    stand in for the run's own data, as they must for a run trained on images given in Python. The features are pixels
+    for the built-in digits, else Inception's. `size` crops the images of folders and data sets, the reference's too,
+    and with `channels` 1 they are grey. See `measure` for nearest and keep.
+
+    Returns the card on the main process, and nothing on others. Raises ValueError for what cannot be measured.
     """
-    folder, device = Path(folder), torch.device(device or experiment.default_device())
-    if held_out is not None and real is None:
-        raise ValueError("held-out images were given without training images: give both (real and held_out)")
-    real = None if real is None else checked(real)
-    held_out = None if held_out is None else checked(held_out, "held-out images")
-    trained = experiment.load(folder, autoencoder=autoencoder, device=device, step=step)
-    data = trained.run.data
-    samples = trained.draw(count, seed=seed, settings=settings)._replace(name=str(folder))
-    look = extractor(features or _usual(data.path or data.name), weights=weights, device=device)
-    side = trained.run.method.size[0] * trained.autoencoder.stride
-    if 1 in (trained.autoencoder.image_channels, trained.run.method.channels):  # latents have more
+    device = torch.device(device or default_device())
+    measured: dict[str, Any] = {
+        "nearest": None if nearest is None else Path(nearest),
+        "keep": None if keep is None else Path(keep),
+        "world": world,
+    }
+    if not isinstance(source, Sampler) and not RunFolder(source).exists():
+        if not reference:
+            raise ValueError(f"{source} is not a run folder (it has no run.json), and images need a reference")
+        name, like = str(source), DataConfig(size=size, channels=channels)
+        look = extractor(features or _usual(name.partition(":")[0]), weights=weights, device=device)
+        real = Real(open_images(training, like), None) if training else None
+        classes = None if real is None else real.training.classes
+        samples = open_images(name, like, classes)
+        which = open_reference(reference, look, like, classes=classes, world=world)
+        return measure(samples, look, which, real, **measured)
+
+    images, held_out = _given(data, validation)
+    sampler = source
+    if not isinstance(sampler, Sampler):
+        sampler = load(sampler, autoencoder=autoencoder, device=device, step=step)
+    settings = sampler.settings(settings, steps=steps, guidance=guidance, solver=solver)
+    config, labelled = sampler.run.data, sampler.run.method.classes > 0
+    name = str(sampler.folder or "samples")
+    samples = sampler.draw(count, seed=seed, settings=settings)._replace(name=name)
+    look = extractor(features or _usual(config.path or config.name), weights=weights, device=device)
+    if 1 in (sampler.autoencoder.image_channels, sampler.run.method.channels):  # latents have more
         channels = 1
-    like = DataConfig(size=size or data.size or side * is_cache(data.path or data.name), channels=channels)
-    classes = Classes(data.class_names, data.class_names, False) if trained.run.method.classes else None
-    own, which = None, cast(Which, reference)
-    if reference in ("test", "train"):
-        own = real_images(data, real, held_out, labelled=trained.run.method.classes > 0)
+    like = DataConfig(
+        size=size or config.size or sampler.side * is_cache(config.path or config.name), channels=channels
+    )
+    classes = Classes(config.class_names, config.class_names, False) if labelled else None
+    own, which = None, cast(Which, reference or "test")
+    if which in ("test", "train"):
+        own = real_images(config, images, held_out, labelled=labelled)
     else:
         which = open_reference(reference, look, like, classes=classes, world=world)
     if training:
         own = Real(open_images(training, like, classes), None if own is None else own.test)
-    batch = (settings or trained.run.sample).batch
-    options: dict[str, Any] = {"nearest": nearest, "keep": keep, "batch": batch, "world": world}
-    return measure(samples, look, which, own, **options)
+    return measure(samples, look, which, own, batch=settings.batch, **measured)
 
 
-def score_images(
-    name: str,
-    *,
-    reference: str,
-    training: str = "",
-    features: str | Callable[..., Any] = "",
-    weights: str = "",
-    size: int = 0,
-    channels: Literal[1, 3] = 3,
-    nearest: Path | None = None,
-    keep: Path | None = None,
-    device: torch.device | str | None = None,
-    world: World = ALONE,
-) -> dict[str, Any]:
-    """Measures the images of a folder, .npz or data set: see `open_images`, `open_reference` and `measure`.
-
-    `size` crops the images of folders and data sets, the reference's too, and with `channels` 1 they are grey.
-    """
-    device = torch.device(device or experiment.default_device())
-    look = extractor(features or _usual(name.partition(":")[0]), weights=weights, device=device)
-    like = DataConfig(size=size, channels=channels)
-    real = Real(open_images(training, like), None) if training else None
-    classes = None if real is None else real.training.classes
-    samples = open_images(name, like, classes)
-    which = open_reference(reference, look, like, classes=classes, world=world)
-    return measure(samples, look, which, real, nearest=nearest, keep=keep, world=world)
+def _given(data: Given | None, validation: Given | None) -> tuple[ImageSet | None, ImageSet | None]:
+    """Image sets of what was given in place of a run's own data."""
+    if data is None and validation is not None:
+        raise ValueError("validation images were given without training images: give both, or neither")
+    images = None if data is None else image_set(data)
+    return images, None if validation is None else image_set(validation, "validation images")
 
 
 def measure(

@@ -2,17 +2,18 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
 from fluvial.data.pixels import to_uint8
-from fluvial.flow.interpolant import Interpolant
+from fluvial.flow.interpolant import INTERPOLANTS
 from fluvial.flow.solvers import OnStep, is_finite
+from fluvial.sampling.samples import Samples
 from fluvial.sampling.settings import SampleConfig
 from fluvial.utils.randomness import normal
 
@@ -20,17 +21,9 @@ DIVERGED = 1e4  # latents and images are of about unit size; under strong guidan
 CONTEXT_STEP = 2**40  # the address of FlowAR's context noise, beyond any solver step
 
 
-class Generated(NamedTuple):
-    """Images in order of their index, their labels, and evaluations of the model an image took, by guidance branch."""
-
-    images: UInt8[Tensor, "n c h w"]
-    labels: Int[Tensor, "n"] | None
-    nfe: dict[str, int]
-
-
-def labels_for(images: range, classes: tuple[int, ...] | None) -> Int[Tensor, "b"] | None:
-    """Image i is of class classes[i mod len(classes)]; None for no labels."""
-    return torch.tensor([classes[i % len(classes)] for i in images]) if classes else None
+def labels_for(indices: Sequence[int], classes: Sequence[int]) -> Int[Tensor, "b"] | None:
+    """Class ids of these images: image i is of class classes[i mod len(classes)]. None if there are no classes."""
+    return torch.tensor([classes[i % len(classes)] for i in indices]) if classes else None
 
 
 @torch.no_grad()
@@ -40,51 +33,45 @@ def generate(
     decode: Callable[[Tensor], Tensor],
     settings: SampleConfig,
     *,
-    images: range,
-    classes: tuple[int, ...] | None,
-    shape: tuple[int, ...],
-    interpolant: Interpolant,
+    indices: Sequence[int],
+    labels: Int[Tensor, "n"] | None,
     seed: int = 0,
-    on_batch: Callable[[int], None] | None = None,
     on_step: OnStep | None = None,
-) -> Generated:
-    """These images of a sampling run; image i depends on (seed, i), its class, and the settings.
+) -> Samples:
+    """The images of these indices; image i depends on (seed, i), its label, and the settings.
 
-    `sample` is a method's sampler, `shape` that of one image's noise; `decode` turns latents into images in [-1, 1].
-    `on_batch` is told how many images are done; `on_step` follows the solver within each batch.
+    `sample` is a method's sampler; `decode` turns latents into images in [-1, 1]. `on_step` follows the solver within
+    each batch. Raises RuntimeError for images that are not finite.
     """
-    device = next(model.parameters()).device
+    device, config = next(model.parameters()).device, cast(Any, model.config)
     parts, nfe = [], Counter[str]()
-    for start in range(0, len(images), settings.batch):
-        part = images[start : start + settings.batch]
+    for start in range(0, len(indices), settings.batch):
+        part = slice(start, start + settings.batch)
 
-        def noise(step: int, part: range = part) -> Tensor:
-            drawn = normal(seed, part, shape, step=step)
+        def noise(step: int, part: slice = part) -> Tensor:
+            drawn = normal(seed, list(indices[part]), config.noise_shape, step=step)
             return (drawn.pin_memory() if device.type == "cuda" else drawn).to(device, non_blocking=True)
 
         extra: dict[str, Any] = {}
-        if settings.solver == "euler-maruyama":
+        if settings.solver_settings.is_stochastic:
             extra["step_noise"] = lambda step, noise=noise: noise(step + 1)
         if settings.context_noise > 0:
             extra |= {"context_noise": settings.context_noise, "level_noise": noise(CONTEXT_STEP)}
 
-        labels = labels_for(part, classes)
         evaluations: Counter[str] = Counter()
         draw = partial(
             sample,
             model,
-            None if labels is None else labels.to(device),
+            None if labels is None else labels[part].to(device),
             noise=noise(0),
             times=settings.times(),
             guidance=settings.guidance,
-            solver=settings.bound_solver(interpolant),
+            solver=settings.solver_settings.bound(INTERPOLANTS[config.interpolant]),
             **extra,
         )
         parts.append(_drawn(draw, decode, on_step=on_step, evaluations=evaluations))
         nfe |= evaluations  # the largest over batches: dopri5 may differ
-        if on_batch is not None:
-            on_batch(start + len(part))
-    return Generated(torch.cat(parts), labels_for(images, classes), dict(nfe))
+    return Samples(images=torch.cat(parts), labels=labels, nfe=dict(nfe))
 
 
 def _drawn(

@@ -1,28 +1,98 @@
-"""What was drawn: images with their labels, and the steps on the way."""
+"""Sampled images with their labels and how they were sampled: shown, and saved as PNG, GIF and .npz."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
+from PIL import Image
 from torch import Tensor
 
 from fluvial.data.pixels import to_uint8
 from fluvial.flow.solvers import Step
+from fluvial.utils import pictures
+from fluvial.utils.atomic import atomic_files, write_json
+from fluvial.utils.files import checksum, json_checksum
 
 SAMPLES = "samples.npz"  # the images that `fluvial sample` writes
-RECORD = "samples.json"  # how they were drawn
+RECORD = "samples.json"  # how they were sampled
+GRID = 1000  # images in a saved grid at most; the .npz has all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Sampled images in order of their index. A notebook shows them as a grid."""
+
+    images: UInt8[Tensor, "n c h w"]
+    labels: Int[Tensor, "n"] | None = None
+    """Class ids; None for a model without classes."""
+    nfe: Mapping[str, int] = field(default_factory=dict)
+    """Evaluations of the network for one image, by branch of guidance."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Solver, guidance, seed, weights, autoencoder and all other settings behind the images."""
+    trajectory: tuple[UInt8[Tensor, "m c h w"], ...] = ()
+    """The first images after every solver step, if asked for."""
+    stages: tuple[UInt8[Tensor, "m c h w"], ...] = ()
+    """The first images at the end of every integral: for FlowAR, one for each scale."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def grid(self, columns: int = 10) -> Image.Image:
+        """The images row by row, small ones upsampled. Raises ValueError unless they have 1 or 3 channels."""
+        return pictures.grid(self.images, columns)
+
+    def gif(self, columns: int = 10) -> Image.Image:
+        """An animation of the trajectory. Raises ValueError if it was not kept."""
+        if not self.trajectory:
+            raise ValueError("these samples have no trajectory: sample them with trajectory=True")
+        return Image.open(BytesIO(pictures.gif(self.trajectory, columns)))
+
+    def save(self, folder: Path | str, *, columns: int = 10, npz: bool = True, gif: bool = True) -> list[Path]:
+        """Writes the images and how they were sampled; returns the files, all written or none.
+
+        samples.npz and samples.json (with `npz`), grid.png, trajectory.gif (with `gif`, if a trajectory was kept) and
+        for FlowAR scales.png; no picture of images that have neither 1 nor 3 channels.
+        """
+        with atomic_files(Path(folder)) as partial:
+            saved = self._save_npz(partial) if npz else []
+            if self.images.shape[1] in (1, 3):
+                saved.append(pictures.save_grid(self.images[:GRID], partial / "grid.png", columns))
+                if gif and self.trajectory:
+                    saved.append(pictures.save_gif(self.trajectory, partial / "trajectory.gif", columns))
+                if len(self.stages) > 1:
+                    saved.append(pictures.save_strip(self.stages, partial / "scales.png"))
+        return [Path(folder) / path.name for path in saved]
+
+    def _save_npz(self, folder: Path) -> list[Path]:
+        """The images as the ADM suite has them, and beside them a record with the checksums of both."""
+        file = pictures.save_npz(self.images, self.labels, folder / SAMPLES)
+        record = {**self.about, "grey": self.images.shape[1] == 1, "file_sha256": checksum(file)}
+        write_json(folder / RECORD, {**record, "sha256": json_checksum(record)})
+        return [file]
+
+    def _repr_png_(self) -> bytes | None:
+        """The grid for a notebook; None if the images have neither 1 nor 3 channels."""
+        if self.images.shape[1] not in (1, 3):
+            return None
+        buffer = BytesIO()
+        pictures.grid(self.images[:GRID]).save(buffer, format="png")
+        return buffer.getvalue()
 
 
 class Frames:
     """An `on_step` that keeps the first `count` images of a run at every step, for a GIF of the trajectory.
 
-    With `ends_only` it decodes and keeps no more than what each integral ended with.
+    With `ends_only` it decodes and keeps only the images that each integral ended with.
     """
 
     def __init__(self, decode: Callable[[Tensor], Tensor], count: int, *, ends_only: bool = False) -> None:
         self.decode, self.count, self.ends_only = decode, count, ends_only
         self.images: list[UInt8[Tensor, "n c h w"]] = []
         self.ends: list[UInt8[Tensor, "n c h w"]] = []
-        """What each integral ended with: the image, or in FlowAR the map of each scale."""
+        """The images that each integral ended with; in FlowAR the map of each scale."""
         self._last = 0
 
     def __call__(self, step: Step) -> None:

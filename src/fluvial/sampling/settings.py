@@ -1,7 +1,7 @@
 """How images are sampled: solver, steps, guidance, precision."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor
 
@@ -9,43 +9,123 @@ from fluvial.flow.guidance import Guidance
 from fluvial.flow.interpolant import Interpolant
 from fluvial.flow.solvers import DiffusionForm, LastStep, Solver, SolverName, solver
 from fluvial.flow.timesteps import grid, grid_with_last_step, two_piece_grid
-from fluvial.utils.checks import as_declared, at_most, probabilities
+from fluvial.utils.checks import as_declared, at_least, positive, probabilities, setting
 from fluvial.utils.precision import Precision
 
 MOST_STEPS = 1_000_000  # of a solver: a grid of more takes memory before anything else is looked at
 
 
 @dataclass(frozen=True, kw_only=True)
+class _SolverConfig:
+    """What the solvers share: each has a name, and the settings that only it knows as fields."""
+
+    name: ClassVar[SolverName]
+    is_stochastic: ClassVar[bool] = False
+    """The sampler gives it noise for every step."""
+    is_adaptive: ClassVar[bool] = False
+    """It chooses its own steps: steps, grid and shift have no effect."""
+
+    def __post_init__(self) -> None:
+        as_declared(self)
+
+    def bound(self, interpolant: Interpolant) -> Solver:
+        """The solver with its settings."""
+        return solver(self.name, **asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Euler(_SolverConfig):
+    """First order, one evaluation of the model a step."""
+
+    name: ClassVar[SolverName] = "euler"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AB2(_SolverConfig):
+    """Adams-Bashforth 2: second order, one evaluation of the model a step."""
+
+    name: ClassVar[SolverName] = "ab2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heun(_SolverConfig):
+    """Second order, two evaluations of the model a step, the last one at t = 1."""
+
+    name: ClassVar[SolverName] = "heun"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Midpoint(_SolverConfig):
+    """Second order, two evaluations of the model a step."""
+
+    name: ClassVar[SolverName] = "midpoint"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dopri5(_SolverConfig):
+    """Dormand-Prince 5(4) with adaptive steps, six evaluations of the model each."""
+
+    name: ClassVar[SolverName] = "dopri5"
+    is_adaptive: ClassVar[bool] = True
+
+    atol: float = 1e-5
+    """Absolute tolerance a step."""
+    rtol: float = 1e-5
+    """Relative tolerance a step."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "atol", "rtol")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EulerMaruyama(_SolverConfig):
+    """The SDE sampler of the releases, one evaluation of the model a step."""
+
+    name: ClassVar[SolverName] = "euler-maruyama"
+    is_stochastic: ClassVar[bool] = True
+
+    diffusion: DiffusionForm = "sigma"
+    """The noise rate w(t)."""
+    norm: float = 1.0
+    """Factor on the noise rate."""
+    last_step: LastStep = "mean"
+    """The last step, taken without noise (unless none)."""
+    last_step_size: float = 0.04
+    """Length of the last step in t."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, self, "norm")
+
+    def bound(self, interpolant: Interpolant) -> Solver:
+        """The solver with its settings."""
+        return solver(self.name, interpolant=interpolant, form=self.diffusion, norm=self.norm, last_step=self.last_step)
+
+
+SolverConfig = Euler | AB2 | Heun | Midpoint | Dopri5 | EulerMaruyama
+AnySolver = SolverConfig | SolverName
+SOLVERS: dict[str, type[SolverConfig]] = {
+    kind.name: kind for kind in (Euler, AB2, Heun, Midpoint, Dopri5, EulerMaruyama)
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleConfig:
-    solver: SolverName = "euler"
+    solver: AnySolver = Euler()
     """euler and ab2 evaluate the model once a step, heun and midpoint twice, dopri5 chooses its own steps;
     euler-maruyama is the SDE sampler of the releases, once a step. heun and dopri5 also evaluate it at t = 1, where
-    models are least sure."""
-    steps: int = 50
-    """Solver steps from noise to data, in FlowAR at each scale; dopri5 ignores it."""
-    scale_steps: tuple[int, ...] = ()
-    """FlowAR: solver steps of each scale, coarse to fine, in place of steps. On the command line, --sample.steps alone
-    takes as many at every scale."""
-    grid: Literal["uniform", "two-piece"] = "uniform"
+    models are least sure. A name stands for the solver with its default settings, and is replaced by it."""
+    steps: int | tuple[int, ...] = setting(50, needs="steps")
+    """Solver steps from noise to data: one number, or for FlowAR also one for each scale, coarse to fine."""
+    grid: Literal["uniform", "two-piece"] = setting("uniform", needs="steps")
     """Equal steps, or half of them below t = 0.7 and half above 0.75 (FlowAR's release)."""
-    shift: float = 1.0
+    shift: float = setting(1.0, needs="steps")
     """Above 1 moves the steps of a uniform grid towards the noise end."""
     guidance: Guidance = Guidance()
     """Classifier-free guidance."""
-    diffusion: DiffusionForm = "sigma"
-    """euler-maruyama: the noise rate w(t)."""
-    diffusion_norm: float = 1.0
-    """euler-maruyama: factor on the noise rate."""
-    last_step: LastStep = "mean"
-    """euler-maruyama: the last step, taken without noise (unless none)."""
-    last_step_size: float = 0.04
-    """euler-maruyama: length of the last step in t."""
-    atol: float = 1e-5
-    """dopri5: absolute tolerance a step."""
-    rtol: float = 1e-5
-    """dopri5: relative tolerance a step."""
-    context_noise: float = 0.0
-    """FlowAR trained with method.context_noise: noise level of the maps that a scale is drawn from."""
+    context_noise: float = setting(0.0, needs="context_noise")
+    """Noise level of the maps that a scale is drawn from, for models trained with method.context_noise."""
     batch: int = 250
     """Images drawn at a time; changes memory and speed, not the images."""
     precision: Precision = "fp32"
@@ -54,46 +134,55 @@ class SampleConfig:
     """Compile each block: takes a minute at the start, and is faster after it."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "solver", chosen_solver(self.solver))
         as_declared(self)
-        if self.batch < 1 or self.diffusion_norm < 0 or self.atol <= 0 or self.rtol <= 0:
-            raise ValueError(
-                f"batch must be at least 1, diffusion_norm at least 0, atol and rtol above 0, "
-                f"got {self.batch}, {self.diffusion_norm}, {self.atol}, {self.rtol}"
-            )
-        at_most(MOST_STEPS, self, "steps")
-        if any(steps > MOST_STEPS for steps in self.scale_steps):
-            raise ValueError(f"scale_steps must be at most {MOST_STEPS:,} each, got {self.scale_steps}")
+        object.__setattr__(self, "steps", tuple(self.steps) if isinstance(self.steps, list) else self.steps)
+        at_least(1, self, "batch")
+        if not self.each_steps:
+            raise ValueError("steps must be one number, or one for each scale, got none")
+        if max(self.each_steps) > MOST_STEPS:
+            raise ValueError(f"steps must be at most {MOST_STEPS:,}, got {self.steps}")
         if self.grid == "two-piece" and self.shift != 1:
             raise ValueError(f"only a uniform grid can be shifted, got grid two-piece and shift {self.shift}")
         probabilities(self, "context_noise")
-        if self._has_last_step and (self.shift != 1 or self.grid != "uniform"):
+        if self._last_step_size and (self.shift != 1 or self.grid != "uniform"):
             raise ValueError(
                 f"euler-maruyama with a last step has its own grid: got shift {self.shift} and grid {self.grid!r}, "
-                f"which need last_step none or another solver"
+                f"which need its last_step none or another solver"
             )
         self.times()
 
     @property
-    def _has_last_step(self) -> bool:
-        return self.solver == "euler-maruyama" and self.last_step != "none"
+    def solver_settings(self) -> SolverConfig:
+        """The solver, however it was given."""
+        return cast(SolverConfig, self.solver)
+
+    @property
+    def each_steps(self) -> tuple[int, ...]:
+        """The numbers of steps: of each scale, or the one number of all."""
+        return self.steps if isinstance(self.steps, tuple) else (self.steps,)
+
+    @property
+    def _last_step_size(self) -> float | None:
+        """Length of a last step that the grid makes room for."""
+        of = self.solver_settings
+        return of.last_step_size if isinstance(of, EulerMaruyama) and of.last_step != "none" else None
 
     def times(self) -> Tensor | list[Tensor]:
         """The time grid that these settings stand for, or one for each scale."""
-        if self.scale_steps:
-            return [self._grid(steps) for steps in self.scale_steps]
-        return self._grid(self.steps)
+        grids = [self._grid(steps) for steps in self.each_steps]
+        return grids if isinstance(self.steps, tuple) else grids[0]
 
     def _grid(self, steps: int) -> Tensor:
-        if self._has_last_step:
-            return grid_with_last_step(steps, self.last_step_size)
+        if self._last_step_size is not None:
+            return grid_with_last_step(steps, self._last_step_size)
         return two_piece_grid(steps) if self.grid == "two-piece" else grid(steps, shift_factor=self.shift)
 
-    def bound_solver(self, interpolant: Interpolant) -> Solver:
-        """The solver with its settings."""
-        settings: dict[str, Any] = {}
-        if self.solver == "dopri5":
-            settings = {"atol": self.atol, "rtol": self.rtol}
-        elif self.solver == "euler-maruyama":
-            settings = {"interpolant": interpolant, "last_step": self.last_step}
-            settings |= {"form": self.diffusion, "norm": self.diffusion_norm}
-        return solver(self.solver, **settings)
+
+def chosen_solver(given: Any) -> SolverConfig:  # noqa: ANN401 - as it was given
+    """A solver given by its settings or its name. Raises ValueError for anything else."""
+    if isinstance(given, str) and given in SOLVERS:
+        return SOLVERS[given]()
+    if not isinstance(given, SolverConfig):
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, or its settings, got {given!r:.100}")
+    return given

@@ -27,11 +27,11 @@ import fluvial
 from fluvial.autoencoders.pixels import Pixels
 from fluvial.config import Run, to_json
 from fluvial.methods import method_of
-from fluvial.run.experiment import Trained, images_per_step
+from fluvial.run.load import Sampler
 from fluvial.tools import estimate
 from fluvial.training.health import Health
 from fluvial.training.step import begin, step
-from fluvial.utils.precision import Precision, products
+from fluvial.utils.precision import Precision, matmul_precision
 
 What = Literal["train", "sample"]
 Call = Callable[[], Mapping[str, int]]  # one training step or batch; returns NFE by branch for samples, {} for a step
@@ -76,7 +76,7 @@ def measure(
     device, asked = torch.device(device), run.train if what == "train" else run.sample
     dtype, on_gpu = asked.precision, device.type == "cuda"
     before = torch.cuda.memory_allocated(device) if on_gpu else memory(device)
-    with torch.random.fork_rng([device] if on_gpu else []), products(dtype):
+    with torch.random.fork_rng([device] if on_gpu else []), matmul_precision(dtype):
         call, images = (_training if what == "train" else _sampling)(run, device)
         for _ in range(warmup):
             call()
@@ -134,7 +134,7 @@ def matrix_peak(
     device = torch.device(device)
     side, kind = side or SIDE[device.type], torch.bfloat16 if dtype == "bf16" else torch.float32
     a, b, out = (torch.randn(side, side, device=device).to(kind) for _ in range(3))
-    with torch.no_grad(), products(dtype):
+    with torch.no_grad(), matmul_precision(dtype):
         product = partial(torch.mm, a, b, out=out)
         product()  # initialises libraries
         once = seconds_of(product, device)
@@ -251,15 +251,15 @@ def _training(run: Run, device: torch.device) -> tuple[Call, int]:
         step(learner, lambda number: batch, health, next(numbers))
         return {}
 
-    return call, images_per_step(run)
+    return call, run.images_per_step
 
 
 def _sampling(run: Run, device: torch.device) -> tuple[Call, int]:
     """A function that draws one batch, and its number of images."""
     model = _model(run, device).requires_grad_(False).eval()
-    trained = Trained(model=model, run=run, autoencoder=Pixels(), step=0, seconds=0.0)
+    sampler = Sampler(model=model, run=run, autoencoder=Pixels())
 
     def call() -> Mapping[str, int]:
-        return trained.sample(run.sample.batch).nfe
+        return sampler.sample(run.sample.batch).nfe
 
     return call, run.sample.batch

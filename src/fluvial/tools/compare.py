@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from fluvial.config import Run
-from fluvial.run import experiment
-from fluvial.run import score as scoring
+from fluvial.run.folder import RunFolder
+from fluvial.run.score import score
+from fluvial.run.train import train
 from fluvial.utils import pictures
-from fluvial.utils.files import brief, read_bytes, write_json
+from fluvial.utils.atomic import write_json
+from fluvial.utils.files import brief, read_bytes
 
 CALIBRATION = 40  # steps of a trial that measures the speed; the last half is timed
 
@@ -37,21 +39,21 @@ def compare(
     for name, run in runs.items():
         folder = out / name
         there = (folder / "run.json").exists()
-        timed = experiment.read_run(folder) if there else _for_seconds(run, seconds, device)
-        trained = experiment.train(timed, folder, device=device)
-        card = scoring.score_run(folder, count=count, device=device)
+        timed = RunFolder(folder).run() if there else _for_seconds(run, seconds, device)
+        sampler = train(timed, folder, device=device)
+        card = score(sampler, count=count, device=device)
         scores, sampling = card["scores"], card["sampling"]
         write_json(folder / "score.json", card)
-        samples[name] = trained.sample(10).images
-        images = trained.step * experiment.images_per_step(timed)
+        samples[name] = sampler.sample(10).images
+        images = sampler.step * timed.images_per_step
         rows.append(
             {
                 "method": name,
-                "parameters": sum(p.numel() for p in trained.model.parameters()),
-                "steps": trained.step,
+                "parameters": sum(p.numel() for p in sampler.model.parameters()),
+                "steps": sampler.step,
                 "images seen": images,
-                "training s": round(trained.seconds, 1),
-                "training images/s": round(images / trained.seconds),
+                "training s": round(sampler.seconds, 1),
+                "training images/s": round(images / sampler.seconds),
                 "class accuracy": scores.get("class_accuracy", {}).get("value"),
                 "Frechet distance": round(scores["frechet_distance"]["value"], 3),
                 "of real data": round(scores["frechet_distance"]["real"], 3),
@@ -81,11 +83,11 @@ def _claim(out: Path, seconds: float) -> None:
 
 def _for_seconds(run: Run, seconds: float, device: torch.device | str | None) -> Run:
     """The run with as many steps as fit into this time, without validation and pictures during training."""
-    quiet = replace(run.train, eval_every=0, sample_every=0)
+    quiet = replace(run.train, validate_every=0, sample_every=0)
     trial = replace(run, train=replace(quiet, steps=CALIBRATION, log_every=CALIBRATION // 2, save_every=CALIBRATION))
     with TemporaryDirectory() as folder:
-        experiment.train(trial, Path(folder) / "trial", device=device)
-        log = (Path(folder) / "trial" / "log.jsonl").read_text().splitlines()
-    images_per_second = [json.loads(line)["images_per_second"] for line in log if "images_per_second" in line][-1]
-    steps = max(1, round(seconds * images_per_second / experiment.images_per_step(run)))
+        train(trial, Path(folder) / "trial", device=device)
+        log = (Path(folder) / "trial" / "log.jsonl").read_bytes().splitlines()
+    images_per_second = [json.loads(line)["images_per_second"] for line in log if b"images_per_second" in line][-1]
+    steps = max(1, round(seconds * images_per_second / run.images_per_step))
     return replace(run, train=replace(quiet, steps=steps))

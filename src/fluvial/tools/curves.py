@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from fluvial.run import experiment
+from fluvial.run.folder import RunFolder
 from fluvial.training import log
+from fluvial.utils.atomic import write_bytes
 from fluvial.utils.extras import require
-from fluvial.utils.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +57,7 @@ def plot(folders: Sequence[Path], out: Path, *, by: By = "steps") -> Path:
         History(
             name=name,
             rows=log.read(folder),
-            images_per_step=experiment.images_per_step(experiment.read_run(folder)) if by == "images" else 1,
+            images_per_step=RunFolder(folder).run().images_per_step if by == "images" else 1,
         )
         for name, folder in zip(names, folders, strict=True)
     ]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode  # no public name; meta tensors do not mix with tables
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fluvial.config import Run
 from fluvial.methods import method_of
-from fluvial.training.distributed import blocks, recomputed
+from fluvial.training.distributed import blocks, checkpointed_blocks
 from fluvial.training.living import Living, Moments
 from fluvial.training.step import MicroBatch, errors_in, loss_of, split
 
@@ -93,7 +93,8 @@ def flops(run: Run) -> Flops:
         _loss(one, model, _batch(one))
     counts = counter.get_flop_counts()
     again = sum(
-        sum(counts[f"{type(model).__name__}.{name}"].values()) for name in recomputed(model, run.train.recompute)
+        sum(counts[f"{type(model).__name__}.{name}"].values())
+        for name in checkpointed_blocks(model, run.train.activation_checkpointing)
     )
     forward = counter.get_total_flops()
     return Flops(
@@ -213,7 +214,7 @@ def _moments(run: Run, micro: int, device: Device) -> tuple[nn.Module, Moments]:
     kernel = _FusedAttention if device == "cuda" else nullcontext
     with FakeTensorMode():
         model = _model(run)
-        for block in recomputed(model, run.train.recompute).values():
+        for block in checkpointed_blocks(model, run.train.activation_checkpointing).values():
             _recompute(block, kernel)
         with Living(model) as living:
             for part in split(_batch(run, micro * run.train.accumulate), micro)[:2]:
@@ -248,9 +249,9 @@ def _recompute(block: nn.Module, kernel: Callable[[], Any]) -> None:
     """Switches activation checkpointing of a block on."""
     forward = block.forward
 
-    def again(*args: Any) -> Any:  # noqa: ANN401
+    def again(*args: Any, **named: Any) -> Any:  # noqa: ANN401
         with kernel():
-            return forward(*args)
+            return forward(*args, **named)
 
     # fake tensors draw no random numbers, so there is no state to preserve
     block.forward = partial(checkpoint, again, use_reentrant=False, preserve_rng_state=False)

@@ -31,8 +31,10 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from fluvial.training.distributed import ALONE, World
 from fluvial.training.home import identity
+from fluvial.utils.atomic import flush, remove
 from fluvial.utils.checks import other_weights
-from fluvial.utils.files import Lazy, checksum, flush, json_checksum, read_bytes, remove, write_tensors
+from fluvial.utils.files import checksum, json_checksum, read_bytes
+from fluvial.utils.tensors import Lazy, write_tensors
 
 T = TypeVar("T")
 FORMAT = 3
@@ -310,7 +312,7 @@ def _publish(run: Path, step: int, meta: Mapping[str, Any]) -> None:
     files = {path.name: {"bytes": path.stat().st_size, "sha256": checksum(path)} for path in paths}
     description = {"format": FORMAT, "step": step, "run": identity(run), **meta, "files": files}
     text = json.dumps({**description, "sha256": json_checksum(description)}, indent=2)
-    (partial / "checkpoint.json").write_text(text + "\n")
+    (partial / "checkpoint.json").write_bytes(text.encode() + b"\n")
     for path in (*partial.iterdir(), partial):
         flush(path)
     if os.path.lexists(final):

@@ -6,7 +6,7 @@ from typing import Literal
 from fluvial.training import power_ema
 from fluvial.training.distributed import Parallel
 from fluvial.training.log import LogTo
-from fluvial.utils.checks import as_declared, at_least
+from fluvial.utils.checks import as_declared, at_least, setting
 from fluvial.utils.precision import Precision
 
 
@@ -23,9 +23,9 @@ class TrainConfig:
     weights, residual streams, time embeddings and ARFlow's history stay float32, with products in tf32 on a GPU."""
     compile: bool = False
     """Compile each block with torch.compile: a minute at the start, faster steps after."""
-    recompute: int = 0
-    """Recompute every k-th block in the backward pass, to save memory: 1 for all, 0 for none."""
-    parallel: Parallel = "auto"
+    activation_checkpointing: int = setting(0, changeable=True)
+    """Recompute the activations of every k-th block in the backward pass, to save memory: 1 for all, 0 for none."""
+    parallel: Parallel = setting("auto", changeable=True)  # a step is the same on any number of ranks
     """Under torchrun: ddp keeps all on every rank, fsdp shards weights, gradients, optimizer and average inside a node
     and copies them over nodes; auto takes ddp where the training state fits in half of the memory."""
     ema_decay: float = 0.9999
@@ -33,43 +33,43 @@ class TrainConfig:
     ema_decays: tuple[float, ...] = ()
     """Further averages, kept in the checkpoints beside the first."""
     ema_lengths: tuple[float, ...] = ()
-    """Power-function averages whose snapshots go to RUN/ema, so that `fluvial ema` makes one of any length: 0.05 0.1
-    are EDM2's. The length is the spread of the average over the steps so far, as a share of them."""
+    """Power-function averages (EDM2) by their relative length: the standard deviation of the average over the steps so
+    far, as a share of them; EDM2 keeps 0.05 0.1. Snapshots go to RUN/ema, so that `fluvial ema` makes any other."""
     ema_every: int = 0
     """Steps between such snapshots; a 32nd of all steps by default."""
-    ema_device: Literal["", "cpu"] = ""
+    ema_device: Literal["", "cpu"] = setting("", changeable=True)
     """Where the averages live: with the weights, or in host memory, which is slower."""
-    patience: int = 10
+    patience: int = setting(10, changeable=True)
     """Steps that are not finite in a row, each of them skipped, before training goes back to the last checkpoint."""
-    log_every: int = 100
+    log_every: int = setting(100, changeable=True)
     """Steps between lines of the log."""
-    blocks_every: int = 1000
+    blocks_every: int = setting(1000, changeable=True)
     """Steps between gradient norms and update sizes of every block in the log; 0 for never."""
-    log_to: tuple[LogTo, ...] = ()
+    log_to: tuple[LogTo, ...] = setting((), changeable=True)
     """Where the log goes besides log.jsonl: tensorboard, wandb, trackio."""
-    save_every: int = 10_000
+    save_every: int = setting(10_000, changeable=True)
     """Steps between checkpoints."""
-    keep: int = 2
+    keep: int = setting(2, changeable=True)
     """How many of the newest checkpoints stay on disk."""
-    keep_every: int = 0
+    keep_every: int = setting(0, changeable=True)
     """Checkpoints of steps that this divides stay too; 0 for none."""
-    eval_every: int = 10_000
-    """Steps between held-out losses; 0 for never."""
-    score_every: int = 0
-    """Steps between scores of samples against held-out images; 0 for never."""
-    score_count: int = 500
+    validate_every: int = setting(10_000, changeable=True)
+    """Steps between validation losses; 0 for never."""
+    score_every: int = setting(0, changeable=True)
+    """Steps between scores of samples against validation images; 0 for never."""
+    score_count: int = setting(500, changeable=True)
     """Samples of such a score."""
-    score_extractor: str = "pixels"
+    score_extractor: str = setting("pixels", changeable=True)
     """The features of such a score: pixels, inception, efficientnet-lite0, dinov2, clip."""
-    sample_every: int = 10_000
+    sample_every: int = setting(10_000, changeable=True)
     """Steps between sample grids; 0 for never."""
 
     def __post_init__(self) -> None:
         as_declared(self)
         at_least(1, self, "steps", "batch", "accumulate", "log_every", "save_every", "keep", "patience")
-        at_least(0, self, "eval_every", "sample_every", "score_every", "blocks_every", "keep_every", "recompute")
+        at_least(0, self, "validate_every", "sample_every", "score_every", "blocks_every", "keep_every")
         at_least(2, self, "score_count")
-        at_least(0, self, "ema_every")
+        at_least(0, self, "ema_every", "activation_checkpointing")
         power_ema.check_lengths(self.ema_lengths)
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} cannot be split evenly into accumulate {self.accumulate}")

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined] - public, and not in its __all__
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
@@ -139,31 +139,39 @@ def _meet(store: Store, rank: int, size: int, timeout: float) -> None:
 
 
 def blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The transformer blocks by name: what is compiled, recomputed and sharded one by one."""
-    return {
-        f"{name}.{i}": block
-        for name, stack in model.named_modules()
-        if isinstance(stack, nn.ModuleList)
-        for i, block in enumerate(stack)
-        if any(True for _ in block.children())
-    }
+    """The transformer blocks by name: what is compiled, checkpointed and sharded one by one.
+
+    They are the members of an nn.ModuleList or nn.Sequential that have layers of their own; where a model has none, its
+    parts that have parameters.
+    """
+    found = dict[str, nn.Module]()
+    for name, stack in model.named_modules():
+        inside = any(name == block or name.startswith(f"{block}.") for block in found)
+        if isinstance(stack, (nn.ModuleList, nn.Sequential)) and not inside:
+            found |= {f"{name}.{i}": block for i, block in enumerate(stack) if _is_block(block)}
+    return found or {name: part for name, part in model.named_children() if any(True for _ in part.parameters())}
 
 
-def recomputed(model: nn.Module, every: int) -> dict[str, nn.Module]:
+def _is_block(module: nn.Module) -> bool:
+    """True for a module that has layers and is called itself, as lists of layers are not."""
+    return any(True for _ in module.children()) and not isinstance(module, (nn.ModuleList, nn.ModuleDict))
+
+
+def checkpointed_blocks(model: nn.Module, every: int) -> dict[str, nn.Module]:
     """Every k-th block, by name; none for 0."""
     return {name: block for i, (name, block) in enumerate(blocks(model).items()) if every and i % every == 0}
 
 
-def recompute(model: nn.Module, every: int) -> None:
-    """Lets every k-th block forget what it computed, and compute it again in the backward pass; 0 for none."""
-    for block in recomputed(model, every).values():
-        block.forward = partial(_recomputed, block, block.forward)  # type: ignore[method-assign]
+def checkpoint_activations(model: nn.Module, every: int) -> None:
+    """Applies activation checkpointing to every k-th block, which recomputes it in the backward pass; 0 for none."""
+    for block in checkpointed_blocks(model, every).values():
+        block.forward = partial(_checkpointed, block, block.forward)  # type: ignore[method-assign]
 
 
-def _recomputed(block: nn.Module, forward: Any, *arguments: Any) -> Any:  # noqa: ANN401
+def _checkpointed(block: nn.Module, forward: Any, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
     if block.training and torch.is_grad_enabled():
-        return checkpoint(forward, *arguments, use_reentrant=False)
-    return forward(*arguments)
+        return checkpoint(forward, *arguments, use_reentrant=False, **named)
+    return forward(*arguments, **named)
 
 
 def parallelise(model: nn.Module, parallel: Parallel, world: World) -> nn.Module:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fluvial.training import power_ema
 
@@ -37,7 +38,7 @@ def start(model: nn.Module, names: Sequence[str], device: torch.device | str | N
 def update(average: Sequence[Tensor], model: nn.Module, decay: float) -> None:
     """average <- decay average + (1 - decay) weights, in place."""
     weights = [_local(p).to(a.device) for a, p in zip(average, model.parameters(), strict=True)]
-    torch._foreach_lerp_(list(average), weights, 1 - decay)  # type: ignore[attr-defined]
+    get_ema_multi_avg_fn(decay)(list(average), weights, None)  # all tensors in one call
 
 
 def tensors(average: Sequence[Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fluvial.utils.files import json_checksum, read_bytes
+from fluvial.utils.run_format import as_first_written
 
 
 class Home:
@@ -55,5 +56,7 @@ def written(run: Path) -> dict[str, Any]:
 
 def identity(run: Path) -> str:
     """A checksum of what never changes in a run, its method and seed; "" for a folder without a whole run.json."""
-    settings = {key: value for key, value in written(run).items() if key in ("method", "seed")}
-    return json_checksum(settings)[:16] if len(settings) == 2 else ""
+    settings = written(run)
+    if not settings.keys() >= {"method", "seed"} or not isinstance(settings["method"], dict):
+        return ""
+    return json_checksum({"method": as_first_written(settings["method"]), "seed": settings["seed"]})[:16]

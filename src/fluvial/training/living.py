@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode  # neither has a public name
 from torch.utils._pytree import tree_leaves
 
 Moments = np.ndarray  # (moments, 3): bytes of gradients, activations, the rest

@@ -14,9 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fluvial.training.distributed import World
+from fluvial.utils.atomic import atomic_file, flush, naming
 from fluvial.utils.checks import LARGEST
 from fluvial.utils.extras import require
-from fluvial.utils.files import at_once, atomic_file, flush, naming, read_bytes
+from fluvial.utils.files import at_once, read_bytes
 
 Row = dict[str, Any]
 EVENTS = ("skipped", "rolled_back_to")
@@ -47,8 +48,8 @@ class Log:
     def write(self, step: int, **values: Any) -> None:  # noqa: ANN401
         """A row of values at this step; numbers in it go to the other writers under their path."""
         try:
-            with naming(self.path), open(self.path, "a", opener=at_once) as file:
-                file.write(json.dumps({"step": step, **values, "time": round(time.time(), 3)}) + "\n")
+            with naming(self.path), open(self.path, "ab", opener=at_once) as file:
+                file.write(json.dumps({"step": step, **values, "time": round(time.time(), 3)}).encode() + b"\n")
         except FileNotFoundError:
             return  # the folder is gone: the loop notices and saves elsewhere
         numbers = dict(_numbers(values))

@@ -27,8 +27,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fluvial.training.home import written
+from fluvial.utils.atomic import atomic_file
 from fluvial.utils.checks import other_weights
-from fluvial.utils.files import DTYPES, Lazy, atomic_file, check_tensors, reading, write_tensors
+from fluvial.utils.files import reading
+from fluvial.utils.tensors import DTYPES, Lazy, check_tensors, write_tensors
 
 LONGEST = 1 / math.sqrt(12)
 """The length of the plain mean of all steps, gamma 0."""

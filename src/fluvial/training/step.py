@@ -3,6 +3,7 @@
 Nothing in it waits for the device, but for averages in host memory and a look at each block.
 """
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,37 +16,48 @@ from torch import Tensor, nn
 from fluvial.methods.method import Draws, Objective
 from fluvial.training import ema
 from fluvial.training.config import TrainConfig
-from fluvial.training.distributed import ALONE, World, blocks, parallelise, recompute, together_at_last
+from fluvial.training.distributed import ALONE, World, blocks, checkpoint_activations, parallelise, together_at_last
 from fluvial.training.health import Health, gradient_norms, update_sizes
 from fluvial.training.optim import OptimConfig, adamw, clip_gradients, learning_rate
 from fluvial.utils.precision import Precision
 from fluvial.utils.randomness import address, generator
 
-Batch = Callable[[int], tuple[Tensor, Tensor | None]]
+Batches = Callable[[int], tuple[Tensor, Tensor | None]]
+"""Latents and labels by step 0, 1, ..."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """A model in training, and what a step of it needs."""
+    """A model in training with its optimizer and averages."""
 
-    bare: nn.Module
     model: nn.Module
-    """The same as it is trained on all ranks."""
-    parameters: list[nn.Parameter]
+    """The model itself, whose parameters are trained."""
+    wrapped: nn.Module
+    """The model as all ranks train it: under DDP or FSDP2 if there are several."""
     optimizer: torch.optim.AdamW
     averages: ema.Tracks
     method: Objective
-    weights: Tensor
-    """Of each part of the error in the loss."""
+    part_weights: Float[Tensor, " parts"]
+    """What each part of the error counts in the loss."""
     config: TrainConfig
     optim: OptimConfig
     seed: int
     world: World
+    empty: Callable[[], nn.Module]
+    """Makes a model of the same shape on the same device, its parameters to be filled."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     def loss(self, part: "MicroBatch", model: nn.Module | None = None) -> Float[Tensor, ""]:
-        """The loss of a micro-batch in the precision of training, of the model as it is trained or another."""
-        model = self.model if model is None else model
-        return loss_of(errors_in(self.config.precision, self.method, model, part), self.weights)
+        """The loss of a micro-batch, in the precision of training; of the wrapped model unless another is given."""
+        model = self.wrapped if model is None else model
+        return loss_of(errors_in(self.config.precision, self.method, model, part), self.part_weights)
+
+    def averaged(self) -> nn.Module:
+        """The first moving average as a frozen model in eval mode. All ranks have to ask for it."""
+        return ema.module(self.averages["ema"], self.model, self.empty)
 
 
 class MicroBatch(NamedTuple):
@@ -60,14 +72,14 @@ class MicroBatch(NamedTuple):
         return MicroBatch(self.latents[rows], None if self.labels is None else self.labels[rows], self.draws[rows])
 
 
-class Taken(NamedTuple):
-    """A step as it was taken; its tensors are on the device, and nothing has waited for them."""
+class StepMetrics(NamedTuple):
+    """Loss, gradient norm and learning rate of one step; the tensors are on the device, and nothing waits for them."""
 
     loss: Tensor
-    norm: Tensor
-    """Of the gradient, before clipping."""
-    bad: Tensor
-    """Whether the gradient was not finite, and the step skipped."""
+    grad_norm: Tensor
+    """Before clipping."""
+    skipped: Tensor
+    """True if the gradient was not finite, and the weights were left as they were."""
     lr: float
     parts: list[MicroBatch]
     blocks: dict[str, dict[str, float]]
@@ -82,63 +94,71 @@ def begin(
     optim: OptimConfig,
     seed: int,
     world: World = ALONE,
+    empty: Callable[[], nn.Module] | None = None,
 ) -> Learner:
-    """The model of a method made ready for `step`, in training mode.
+    """The learner of a method's model, at step 0 and in training mode. `empty` makes a copy by default.
 
-    Raises ValueError if the batch is too small for the ranks.
+    Raises ValueError if the batch is too small for the ranks, or the model holds more than checkpoints do.
     """
+    if others := model.state_dict().keys() - dict(model.named_parameters()).keys():
+        raise ValueError(
+            f"checkpoints hold the parameters of a model, each under one name, and this one also has "
+            f"{', '.join(sorted(others))}: register buffers with persistent=False, and keep no running statistics"
+        )
     if config.batch < world.size * config.accumulate:
         raise ValueError(
             f"a batch of {config.batch} is too small for {world.size} ranks with {config.accumulate} micro-batches each"
         )
-    recompute(model, config.recompute)
+    checkpoint_activations(model, config.activation_checkpointing)
     for block in blocks(model).values() if config.compile else ():
         block.compile()
     wrapped = parallelise(model, config.parallel, world)
     kept = ("ema", *map(ema.name_of, config.ema_decays), *map(ema.name_of_length, config.ema_lengths))
     return Learner(
-        bare=model,
-        model=wrapped.train(),
-        parameters=list(model.parameters()),
+        model=model,
+        wrapped=wrapped.train(),
         optimizer=adamw(model, optim),
         averages=ema.start(model, kept, config.ema_device or None),
         method=method,
-        weights=torch.tensor(method.part_weights(model.config), device=next(model.parameters()).device),
+        part_weights=torch.tensor(method.part_weights(model.config), device=next(model.parameters()).device),
         config=config,
         optim=optim,
         seed=seed,
         world=world,
+        empty=empty or (lambda: copy.deepcopy(model)),
     )
 
 
-def step(learner: Learner, batch: Batch, health: Health, number: int, *, order: int = 0, looks: bool = False) -> Taken:
-    """Takes step number 0, 1, ...: gradient of a batch, clipping, AdamW, averages. `looks` measures each block."""
-    bare, config, optim, optimizer = learner.bare, learner.config, learner.optim, learner.optimizer
+def step(
+    learner: Learner, batches: Batches, health: Health, number: int, *, order: int = 0, blocks_too: bool = False
+) -> StepMetrics:
+    """Takes step number 0, 1, ...: gradient of a batch, clipping, AdamW, averages. `blocks_too` measures each block."""
+    model, config, optim, optimizer = learner.model, learner.config, learner.optim, learner.optimizer
     rate = learning_rate(optim, number, config.steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
-    parts = _micro_batches(learner, batch, number, order)
-    value = _backward(learner, parts)
-    gradients = gradient_norms(blocks(bare)) if looks else {}
-    norm = clip_gradients(learner.parameters, optim)
-    bad = health.take(optimizer, norm)
+    parts = _micro_batches(learner, batches, number, order)
+    loss = _backward(learner, parts)
+    gradients = gradient_norms(blocks(model)) if blocks_too else {}
+    norm = clip_gradients(list(model.parameters()), optim)
+    skipped = health.take(optimizer, norm)
     optimizer.step()
-    updates = update_sizes(blocks(bare), optimizer, rate, optim) if looks else {}
+    updates = update_sizes(blocks(model), optimizer, rate, optim) if blocks_too else {}
     optimizer.zero_grad(set_to_none=True)
     for name, average in learner.averages.items():
-        ema.update(average, bare, ema.decay_of(name, config.ema_decay, number + 1))
+        ema.update(average, model, ema.decay_of(name, config.ema_decay, number + 1))
     each = {name: {"grad_norm": gradients[name], "update": updates[name]} for name in gradients}
-    return Taken(value, norm, bad, rate, parts, each)
+    return StepMetrics(loss, norm, skipped, rate, parts, each)
 
 
-def _micro_batches(learner: Learner, batch: Batch, number: int, order: int) -> list[MicroBatch]:
+def _micro_batches(learner: Learner, batches: Batches, number: int, order: int) -> list[MicroBatch]:
     """This rank's part of the step's batch and of its draws, which are the same on any number of ranks."""
-    config, seed, world, device = learner.config, learner.seed, learner.world, learner.parameters[0].device
-    latents, labels = (None if a is None else a.to(device, non_blocking=True) for a in batch(number))
+    config, seed, world, device = learner.config, learner.seed, learner.world, learner.device
+    latents, labels = (None if a is None else a.to(device, non_blocking=True) for a in batches(number))
     assert latents is not None
     orders = (order,) if order else ()
     drawn = learner.method.draws(
-        learner.bare.config,
+        learner.model.config,
         (config.batch, *latents.shape[1:]),
         generator=generator(seed, "train", number, *orders, device=device),
         device=device,
@@ -158,7 +178,7 @@ def _backward(learner: Learner, parts: list[MicroBatch]) -> Tensor:
     value = torch.zeros((), device=parts[0].latents.device)
     for i, part in enumerate(parts):
         share = len(part.latents) / learner.config.batch * learner.world.size
-        with together_at_last(learner.model, i == len(parts) - 1):
+        with together_at_last(learner.wrapped, i == len(parts) - 1):
             each = learner.loss(part) * share
             each.backward()
         value += each.detach()

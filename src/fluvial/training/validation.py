@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fluvial.methods.method import Method
-from fluvial.training.step import Batch, MicroBatch, loss_of, split
+from fluvial.training.step import Batches, MicroBatch, loss_of, split
 from fluvial.utils.randomness import generator
 
 EXAMPLES = 256
@@ -17,16 +17,16 @@ BUCKETS = 10  # of t, from noise to data
 def validation_losses(
     method: Method,
     config: Any,  # noqa: ANN401
-    batch: Batch,
+    batches: Batches,
     micro_batch: int,
     device: torch.device,
 ) -> Callable[[nn.Module], dict[str, Any]]:
     """A function from a model to its validation loss, in all, by tenth of t, and by scale if the method has scales.
 
-    The loss is that of the examples of batch(0), `micro_batch` at a time. Examples, times and noises are the same at
+    The loss is that of the examples of batches(0), `micro_batch` at a time. Examples, times and noises are the same at
     every call, whatever the run's seed.
     """
-    latents, labels = (None if a is None else a.to(device) for a in batch(0))
+    latents, labels = (None if a is None else a.to(device) for a in batches(0))
     assert latents is not None
 
     @torch.no_grad()
@@ -44,7 +44,11 @@ def validation_losses(
 
 
 def by_time(error: Tensor, t: Tensor) -> list[float | None]:
-    """The mean error of each tenth of t in [0, 1], from noise to data; None where no time fell."""
+    """The mean error of each tenth of t in [0, 1], from noise to data; None where no time fell.
+
+    An example has a time for each of its parts, or one for all.
+    """
+    t = t.reshape(len(error), -1).expand(error.shape) if t.numel() < error.numel() else t
     bucket = (t.flatten() * BUCKETS).long().clamp(0, BUCKETS - 1)
     count = torch.bincount(bucket, minlength=BUCKETS)
     total = torch.bincount(bucket, weights=error.flatten().double(), minlength=BUCKETS)

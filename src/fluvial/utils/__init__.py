@@ -1,1 +1,1 @@
-"""Shared helpers that know nothing of models: checks, files, precision, progress, randomness, pictures."""
+"""Helpers that do not depend on models: checks, files, precision, progress, random numbers, pictures, weights."""

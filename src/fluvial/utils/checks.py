@@ -1,16 +1,26 @@
-"""What configurations and weights have to satisfy, each with a text that names what is wrong."""
+"""Checks of configurations and weights, with messages that name what is wrong."""
 
 import math
 from collections.abc import Mapping
+from dataclasses import field as dataclass_field
 from dataclasses import fields
 from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-LARGEST = 2**63  # whole numbers stay below it, as in tensors
-FLOAT32 = (2 - 2**-23) * 2.0**127  # the largest number of the models' dtype
-MANY = 10_000_000  # classes: a table of more rows than any data set has
-MOST = 100_000  # of blocks, channels, pixels along a side: far above any model, and below what hangs a machine
+LARGEST = 2**63  # integers must be below it to fit into a tensor
+FLOAT32 = (2 - 2**-23) * 2.0**127  # the largest finite float32
+MANY = 10_000_000  # classes at most: more than any data set has
+MOST = 100_000  # blocks, channels or pixels along a side: far above any model, yet not enough to hang a machine
+
+
+def setting(default: Any, *, changeable: bool = False, needs: str = "", found: bool = False) -> Any:  # noqa: ANN401
+    """A dataclass field, with what the rest of the library asks of it in its metadata.
+
+    `changeable`: a run may go on with another value, as the steps already taken stay valid. `needs`: the name in
+    `fluvial.config.NEEDS` of what a run must have for the setting to do something. `found`: training finds the value.
+    """
+    return dataclass_field(default=default, metadata={"changeable": changeable, "needs": needs, "found": found})
 
 
 def at_least(minimum: int, config: Any, *names: str) -> None:  # noqa: ANN401 - any configuration
@@ -32,13 +42,13 @@ def positive(config: Any, *names: str) -> None:  # noqa: ANN401
 
 
 def at_most(maximum: int, config: Any, *names: str) -> None:  # noqa: ANN401
-    """Raises ValueError naming the settings above the maximum, beyond which memory or hours would run out first."""
+    """Raises ValueError naming the settings above the maximum."""
     if wrong := {name: getattr(config, name) for name in names if getattr(config, name) > maximum}:
         raise ValueError(f"must be at most {maximum:,}: {wrong}")
 
 
 def as_declared(config: Any) -> None:  # noqa: ANN401
-    """Raises ValueError naming the first setting whose value is not of its declared type, as `misfit` sees it."""
+    """Raises ValueError naming the first setting whose value does not fit its declared type; see `misfit`."""
     kinds = get_type_hints(type(config))
     for field in fields(config):
         if wrong := misfit(getattr(config, field.name), kinds[field.name]):
@@ -46,10 +56,10 @@ def as_declared(config: Any) -> None:  # noqa: ANN401
 
 
 def misfit(value: Any, kind: Any) -> str:  # noqa: ANN401
-    """What is wrong with a value for a setting of this type, as in "must be finite, got nan"; "" if nothing is.
+    """The reason why a value does not fit a type, such as "must be finite, got nan"; "" if it fits.
 
-    Floats are finite, whole numbers have 64 bits, no truth value or text stands for a number, a Literal is one of its
-    choices, and tuples hold what they should. Types of other kinds, such as configurations, are not looked at.
+    Floats must be finite and within float32, integers within 64 bits; a bool or str is never a number; a Literal must
+    be one of its choices; the items of a tuple are checked each. Other types, such as configurations, are not checked.
     """
     parts, origin = get_args(kind), get_origin(kind)
     if origin is Literal:
@@ -72,6 +82,7 @@ def misfit(value: Any, kind: Any) -> str:  # noqa: ANN401
 
 
 def _not_a_number(value: Any, kind: type) -> str:  # noqa: ANN401
+    """`misfit` for int and float."""
     numbers: Any = Integral if kind is int else Real
     if isinstance(value, bool) or not isinstance(value, numbers):
         return f"must be a {'whole ' if kind is int else ''}number, got {value!r:.100}"
@@ -79,7 +90,7 @@ def _not_a_number(value: Any, kind: type) -> str:  # noqa: ANN401
         return "" if abs(value) < LARGEST else f"must be below 2^63, got a number of {int(value).bit_length()} bits"
     try:
         finite = math.isfinite(value)
-    except OverflowError:  # a whole number above all floats
+    except OverflowError:  # an integer larger than any float
         finite = False
     if finite and abs(value) > FLOAT32:
         return f"must be within {FLOAT32:.2g}, the largest of float32, got {value!r:.40}"
@@ -87,7 +98,7 @@ def _not_a_number(value: Any, kind: type) -> str:  # noqa: ANN401
 
 
 def whole_patches(size: tuple[int, int], patch: int) -> None:
-    """Raises ValueError unless patches tile the latent."""
+    """Raises ValueError unless both sides of the latent are multiples of the patch, and not too large."""
     if any(side < 1 or side % patch for side in size):
         raise ValueError(f"size must be a multiple of patch, got size {size} and patch {patch}")
     if max(size) > MOST:
@@ -95,7 +106,7 @@ def whole_patches(size: tuple[int, int], patch: int) -> None:
 
 
 def other_weights(expected: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """The first few names and shapes in which tensors are not those expected, or nothing."""
+    """The first few differences in names and shapes between two state dicts in words; "" if there are none."""
     wrong = [f"{name} is missing" for name in expected if name not in given]
     wrong += [f"{name} is not in the model" for name in given if name not in expected]
     wrong += [

@@ -1,4 +1,4 @@
-"""Pictures of images: grids as PNG, trajectories as GIF, and the .npz that evaluators read."""
+"""Writes image grids as PNG, trajectories as GIF, and the .npz file that evaluation suites read."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -11,13 +11,13 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fluvial.utils.files import atomic_file, write_bytes
+from fluvial.utils.atomic import atomic_file, write_bytes
 
-MIN_SIDE = 48  # smaller images are enlarged, pixel by pixel, until they are about this large
+MIN_SIDE = 48  # smaller images are upsampled by a whole factor (nearest) to about this side
 
 
 def grid(images: UInt8[Tensor, "n c h w"], columns: int = 10, gap: int = 1) -> Image.Image:
-    """Images row by row with white gaps, small ones enlarged by a whole factor."""
+    """A grid of the images, row by row, with white gaps; small images are upsampled by a whole factor."""
     n, c, h, w = images.shape
     if c not in (1, 3):
         raise ValueError(f"a picture needs 1 or 3 channels, got {c}")
@@ -34,18 +34,18 @@ def grid(images: UInt8[Tensor, "n c h w"], columns: int = 10, gap: int = 1) -> I
 
 
 def save_grid(images: UInt8[Tensor, "n c h w"], path: Path, columns: int = 10) -> Path:
-    """A PNG of the images."""
+    """Writes a grid of the images as PNG; returns the path."""
     return _save(grid(images, columns), path)
 
 
 def save_strip(stages: Sequence[UInt8[Tensor, "n c h w"]], path: Path, rows: int = 10) -> Path:
-    """A PNG with a row an image and a column a stage: FlowAR's scales, coarse to fine."""
+    """Writes a PNG with one row per image and one column per stage, such as FlowAR's scales, coarse to fine."""
     images = torch.stack(list(stages), dim=1)[:rows].flatten(0, 1)
     return save_grid(images, path, columns=len(stages))
 
 
 def save_labelled_rows(rows: Mapping[str, UInt8[Tensor, "n c h w"]], path: Path) -> Path:
-    """A PNG with a row of images for each name, the name written before it."""
+    """Writes a PNG with one row of images per name, each row labelled by its name on the left."""
     sheets = {name: grid(images, columns=len(images)).convert("RGB") for name, images in rows.items()}
     font = ImageFont.load_default(16)
     left = 16 + max(int(font.getlength(name)) for name in sheets)
@@ -58,28 +58,36 @@ def save_labelled_rows(rows: Mapping[str, UInt8[Tensor, "n c h w"]], path: Path)
     return _save(picture, path)
 
 
-def save_gif(
-    frames: Sequence[UInt8[Tensor, "n c h w"]], path: Path, columns: int = 10, milliseconds: int = 80, hold: int = 12
-) -> Path:
-    """A looping GIF of grids, one frame a step; the last one stays for `hold` frames."""
+def save_gif(frames: Sequence[UInt8[Tensor, "n c h w"]], path: Path, columns: int = 10) -> Path:
+    """A looping GIF of grids, one frame per step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, gif(frames, columns))
+    return path
+
+
+def gif(frames: Sequence[UInt8[Tensor, "n c h w"]], columns: int = 10, milliseconds: int = 80, hold: int = 12) -> bytes:
+    """The content of a looping GIF of grids, one frame a step; the last one stays for `hold` frames."""
     pictures = [grid(frame, columns).convert("L" if frame.shape[1] == 1 else "RGB") for frame in frames]
     durations = [milliseconds] * (len(pictures) - 1) + [milliseconds * hold]
-    return _save(pictures[0], path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    content = BytesIO()
+    pictures[0].save(content, "gif", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    return content.getvalue()
 
 
 def _save(picture: Image.Image, path: Path, **options: Any) -> Path:  # noqa: ANN401 - any of the format's
-    """An atomic write in the format of the path's ending."""
+    """Writes the picture atomically, in the format of the path's suffix; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = BytesIO()  # Pillow takes what the system writes of its data for all, however little it is
+    encoded = BytesIO()  # writing to a file, Pillow does not notice short writes, as on a full disk
     picture.save(encoded, format=path.suffix[1:], **options)
     write_bytes(path, encoded.getvalue())
     return path
 
 
 def save_npz(images: UInt8[Tensor, "n c h w"], labels: Tensor | None, path: Path) -> Path:
-    """The layout of the ADM evaluation suite: arr_0 (n, h, w, c) uint8, and arr_1 the labels if there are any.
+    """Writes images in the .npz layout of the ADM evaluation suite; returns the path.
 
-    Grey images are repeated to three channels, which evaluators expect.
+    arr_0 is (n, h, w, c) uint8, arr_1 the labels if there are any. Grey images are repeated to three channels, which
+    evaluation suites expect.
     """
     array = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
     arrays = [array.permute(0, 2, 3, 1).numpy()] + ([] if labels is None else [labels.numpy()])
@@ -90,7 +98,7 @@ def save_npz(images: UInt8[Tensor, "n c h w"], labels: Tensor | None, path: Path
 
 
 def save_captioned(images: UInt8[Tensor, "n c h w"], captions: Sequence[str], path: Path, columns: int) -> Path:
-    """A PNG of the images with a line of text below each."""
+    """Writes a PNG grid of the images with a line of text below each; returns the path."""
     font, line = ImageFont.load_default(12), 16
     tiles = [grid(image[None], columns=1).convert("RGB") for image in images]
     width = max(tiles[0].width, 4 + max(int(font.getlength(text)) for text in captions))

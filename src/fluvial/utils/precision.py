@@ -1,4 +1,4 @@
-"""The precision of matrix products in training and sampling."""
+"""The precision of matrix multiplications in training and sampling."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +10,11 @@ Precision = Literal["fp32", "tf32", "bf16"]
 
 
 @contextmanager
-def products(precision: Precision) -> Iterator[None]:
-    """On a GPU, float32 products in TF32 unless they are to be fp32; puts back what was.
+def matmul_precision(precision: Precision) -> Iterator[None]:
+    """A context in which a GPU multiplies float32 matrices in TF32, unless the precision is fp32; restored at its end.
 
-    Under bf16 these are the few that autocast leaves alone, such as ARFlow's history: most of their factors come from
-    bfloat16, which TF32 holds exactly.
+    With bf16 this concerns the few multiplications outside autocast, such as ARFlow's history: most of their factors
+    come from bfloat16, which TF32 represents exactly.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(before if precision == "fp32" else "high")

@@ -1,4 +1,4 @@
-"""How far a long command is: a bar in a terminal, a line now and then elsewhere."""
+"""Progress of long commands: a bar in a terminal, a line every few seconds elsewhere."""
 
 import time
 from types import TracebackType
@@ -6,11 +6,11 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-SECONDS = 10  # between lines where there is no terminal
+SECONDS = 10  # between printed lines where there is no terminal
 
 
 class Bar:
-    """Shows `done` of `total`. Use it in a with statement."""
+    """A progress bar that shows `done` of `total`; use it in a with statement."""
 
     def __init__(
         self, total: int, done: int = 0, *, what: str = "", every_call: bool = False, quiet: bool = False
@@ -38,7 +38,7 @@ class Bar:
             self.bar.stop()
 
     def show(self, done: int, text: str = "") -> None:
-        """Reports; without a terminal only every few seconds and at the end, or at every call if so asked."""
+        """Updates the bar; without a terminal, prints a line every 10 s and at the end, or at `every_call`."""
         if self.quiet:
             return
         if self.bar is not None and self.task is not None:

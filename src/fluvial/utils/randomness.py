@@ -1,4 +1,4 @@
-"""Randomness that is addressed, not consumed: a draw depends on (seed, address) and on nothing drawn before it.
+"""Random numbers as a function of (seed, address): a draw does not depend on what was drawn before it.
 
 Training asks for a generator by (seed, step, stream), so that resuming needs no saved generator state. Sampling asks
 for normals by (seed, image, step), so that image i is the same whatever the batch it is drawn in.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def generator(seed: int, *path: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh torch generator for this address.
+    """A new torch generator seeded by (seed, *path).
 
     Torch's CPU generator uses only the low 32 bits of its seed, so two of n addresses coincide with a chance of about
     n^2 / 2^33. That is harmless for training steps; sampling noise comes from `normal`, which cannot collide.
@@ -22,12 +22,12 @@ def generator(seed: int, *path: int | str, device: torch.device | str = "cpu") -
 
 
 def numpy_generator(seed: int, *path: int | str) -> np.random.Generator:
-    """A fresh numpy generator for this address (Philox, the hash of the address as its key)."""
+    """A new numpy generator for (seed, *path): Philox, with the hash of both as its key."""
     return np.random.Generator(np.random.Philox(key=address(seed, *path)))
 
 
 def normal(seed: int, images: range | list[int], shape: tuple[int, ...], step: int = 0) -> Float[Tensor, "b ..."]:
-    """Standard normal float32 draws, one row of `shape` for each image index, on the CPU.
+    """Standard normal float32 draws on the CPU, one row of `shape` for each image index.
 
     The counter-based Philox generator is keyed by (seed, image) and its counter starts at (step, 0), so distinct
     addresses give disjoint streams by construction. Step 0 is the initial noise, step k the k-th stochastic step.
@@ -41,5 +41,5 @@ def normal(seed: int, images: range | list[int], shape: tuple[int, ...], step: i
 
 
 def address(*path: int | str) -> int:
-    """A 63-bit number for this path, to seed a generator with."""
+    """The hash of a path as a 63-bit integer, to seed a generator with."""
     return int.from_bytes(hashlib.blake2b(repr(path).encode(), digest_size=8).digest(), "big") >> 1

@@ -1,7 +1,7 @@
-"""Our tensors from those of a release: what each is made of, and proof that nothing is lost, made up, or damaged.
+"""Translates the state dict of a release into ours, and checks that every tensor is accounted for and finite.
 
-A translation is drawn up from names and shapes, so it works on the meta device, and it is carried out one tensor at a
-time, so that a large file never has to be in memory.
+A translation needs names and shapes only, so it works on the meta device. Tensors are made one at a time, so that a
+large file never has to be in memory.
 """
 
 import re
@@ -13,47 +13,50 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fluvial.utils.files import Lazy
+from fluvial.utils.tensors import Lazy
 
-# raised on the way for shapes that no release has
+# raised while a configuration is read from shapes that no release has
 WRONG_SHAPES = (ValueError, IndexError, TypeError, ArithmeticError, AttributeError, RuntimeError)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # the last becomes float32
 
 
 class Source(NamedTuple):
-    """What one of our tensors is made of: tensors of the release, and how."""
+    """The release's tensors that one of our tensors is made from, and the function that makes it."""
 
     keys: tuple[str, ...]
     make: Callable[..., Tensor]
 
 
 class Translation(NamedTuple):
+    """The mapping from a release's tensors to ours."""
+
     sources: Mapping[str, Source]
-    """By our names, of which it has all."""
+    """The source of each of our tensors, by its name in our model; all names are there."""
     fixed: Mapping[str, Callable[[], Tensor]]
-    """Tables that our model makes itself. The file need not have them; if it does, they must be the same."""
+    """Constant tables that our model computes itself. The file need not have them; if it does, they must be equal."""
     dropped: Mapping[str, str]
-    """What our model has no use for, with the reason. Keys, or parts of them in words."""
+    """Keys of the release (or a description of them) that our model does not use, with the reason."""
 
 
 def renamed(key: str) -> Source:
+    """A tensor that is taken unchanged, under another name."""
     return Source((key,), lambda value: value)
 
 
 def stacked(keys: Iterable[str]) -> Source:
-    """Tensors one after another along their first axis."""
+    """Several tensors concatenated along their first axis."""
     return Source(tuple(keys), lambda *values: torch.cat(values))
 
 
 def count(state_dict: Mapping[str, Tensor], pattern: str) -> int:
-    """How many numbers the pattern finds at the start of names."""
+    """The number of distinct values of the pattern's first group at the start of keys, such as block numbers."""
     return len({found[1] for key in state_dict if (found := re.match(pattern, key))})
 
 
 def latent_size(image_size: int | tuple[int, int], tokens: int, *, patch: int, stride: int) -> tuple[int, int]:
-    """Height and width of the latent with so many patches, from those of the image or of the latent itself.
+    """Height and width of the latent that has `tokens` patches; `image_size` is that of the image or of the latent.
 
-    Raises ValueError if neither reading gives that many.
+    Raises ValueError if neither interpretation gives that many patches.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     for side in (stride * patch, patch):
@@ -69,12 +72,12 @@ def translate(
     expected: Mapping[str, Tensor],
     dtype: torch.dtype | None = None,
 ) -> dict[str, Lazy]:
-    """Our state dict, with the names and shapes of `expected`, each tensor made when it is asked for.
+    """Our state dict, with the names and shapes of `expected`; each tensor is made lazily.
 
-    Their type is `dtype`, or that of the file, of which float64 is rounded to float32.
+    Tensors have the type `dtype`, by default the file's, except that float64 becomes float32.
 
-    Raises ValueError naming the first few keys that are missing, too many, or of another shape, type or fixed value;
-    and, when a tensor is made, the key that holds numbers that are not finite.
+    Raises ValueError naming the first few keys that are missing, unexpected, or of another shape, type or fixed value;
+    and, when a tensor is made, the key with numbers that are not finite.
     """
     sources, fixed, dropped = translation
     assert sources.keys() == expected.keys()
@@ -102,6 +105,7 @@ def translate(
 
 
 def _made(state_dict: Mapping[str, Tensor], source: Source, dtype: torch.dtype) -> Tensor:
+    """Our tensor made from its source. Raises ValueError if it has numbers that are not finite."""
     values = [state_dict[key] for key in source.keys]
     for key, value in zip(source.keys, values, strict=True):
         if not value.is_meta and not bool(torch.isfinite(value).all()):
@@ -113,6 +117,7 @@ def _made(state_dict: Mapping[str, Tensor], source: Source, dtype: torch.dtype) 
 
 
 def _other_shape(state_dict: Mapping[str, Tensor], source: Source, expected: Tensor) -> str:
+    """The mismatch in words if the source does not give a tensor of the expected shape; "" if it does."""
     shapes = [state_dict[key].shape for key in source.keys]
     try:
         made = source.make(*(torch.empty(shape, device="meta") for shape in shapes)).shape
@@ -125,8 +130,8 @@ def _other_shape(state_dict: Mapping[str, Tensor], source: Source, expected: Ten
 
 
 def _other_table(key: str, value: Tensor, table: Callable[[], Tensor]) -> str:
-    """What is wrong with the file's fixed table, or nothing. Tables in half precision are rounded."""
-    with torch.device("meta"):  # its size first: that of a hostile file may not fit into memory
+    """The difference between the file's constant table and ours in words; "" if they agree up to its precision."""
+    with torch.device("meta"):  # the shape first: a table sized by a hostile file may not fit into memory
         shape = table().shape
     if value.shape != shape:
         return f"{key} is {tuple(value.shape)} and not {tuple(shape)}"
@@ -139,7 +144,7 @@ def _other_table(key: str, value: Tensor, table: Callable[[], Tensor]) -> str:
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turns what is missing or wrong in a state dict into one ValueError."""
+    """Raises errors from missing keys and wrong shapes in a state dict as ValueError "not the weights of ..."."""
     try:
         yield
     except KeyError as error:

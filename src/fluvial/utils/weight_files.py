@@ -1,4 +1,4 @@
-"""Files of weights that others wrote: read without running anything in them, and without copying them into memory."""
+"""Reads weight files of other programs, without running code in them and without copying them into memory."""
 
 import argparse
 import pickle
@@ -18,34 +18,36 @@ from fluvial.utils import weight_parts as parts
 from fluvial.utils.files import check_zip, plain, reading
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-SHARED = 2  # times the bytes of a file that its tensors may take: weights that are tied lie in it once
+SHARED = 2  # largest ratio of the tensors' bytes to the file's: tied weights are stored once
 ADVICE = "ask for a safetensors file of it, or save its state_dict alone where it was made"
 
 
 class WeightFile(NamedTuple):
+    """The weights of a file, and what else was found in it."""
+
     state_dict: dict[str, Tensor]
     part: str
-    """Which of a trainer's parts these weights are; "" if the file has nothing else."""
+    """The entry of a checkpoint that the weights were taken from, such as "ema"; "" if the file has nothing else."""
     options: dict[str, Any]
-    """The trainer's options, if the file has them."""
+    """The training options stored in the checkpoint; {} if there are none."""
     metadata: dict[str, str]
-    """Of a safetensors file."""
+    """The metadata of a safetensors file; {} for other files."""
     dropped: dict[str, str]
-    """What else is in the file, with the reason why it was left out."""
+    """Entries of the file that were left out, with the reason for each."""
 
 
 def read(file: Path | str, telltales: Sequence[str] = ()) -> WeightFile:
-    """The weights in a safetensors file or PyTorch's own, mapped into memory; of PyTorch's zip files no more than that.
+    """The weights in a safetensors file or a PyTorch checkpoint, memory-mapped where the format allows it.
 
-    Of a trainer's checkpoint they are found as in `parts.find`; it may carry its options as an argparse.Namespace, the
-    one class that is read besides tensors. Raises ValueError if the file is missing, damaged, needs more than that,
-    holds no weights, or would take far more memory than its size.
+    In a checkpoint the weights are found by `parts.find`. It may store its options as an argparse.Namespace, the only
+    class that is unpickled besides tensors. Raises ValueError if the file is missing, damaged, holds other classes or
+    no weights, or if its tensors would take far more memory than the file's size.
     """
     file = weight_file(Path(file))
     as_safetensors = file.suffix == ".safetensors" or _begins(file, 9)[8:] == b"{"
     content, metadata = _safetensors(file) if as_safetensors else (_pickled(file), {})
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{file} holds no weights, but {'nothing' if content == {} else f'a {_kind(content)}'}")
+        raise ValueError(f"{file} holds no weights: it is {'empty' if content == {} else f'a {_kind(content)}'}")
     try:
         part = parts.find(content, telltales)
         weights = {name: value.detach() for name, value in part.weights.items()}
@@ -58,9 +60,10 @@ def read(file: Path | str, telltales: Sequence[str] = ()) -> WeightFile:
 
 
 def weight_file(place: Path) -> Path:
-    """The file of weights at a place: itself, or the only one in a folder, as `fluvial export` writes it.
+    """The path of the weight file: the path given, or the only weight file in the folder given.
 
-    Raises ValueError if there is none, or the folder is a run, or a pipeline or model of diffusers.
+    `fluvial export` writes such folders. Raises ValueError if there is no such file, or the folder is a run folder, a
+    diffusers pipeline or a diffusers model.
     """
     if place.is_file():
         return place
@@ -83,6 +86,7 @@ def weight_file(place: Path) -> Path:
 
 
 def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file."""
     try:
         with safe_open(file, framework="pt") as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}
@@ -91,8 +95,9 @@ def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _pickled(file: Path) -> Any:  # noqa: ANN401
+    """The content of a PyTorch checkpoint, read without running code. Raises ValueError if it holds other classes."""
     as_zip = _begins(file, 2) == b"PK"
-    if as_zip:  # PyTorch compresses nothing: what it stores takes no more than the file
+    if as_zip:  # PyTorch does not compress, so the content is no larger than the file
         members = check_zip(file, unpacked=file.stat().st_size)
         if any(member.filename.endswith("/constants.pkl") for member in members):
             raise ValueError(f"{file} is TorchScript, a program, and is not run to get its weights; {ADVICE}")
@@ -102,7 +107,7 @@ def _pickled(file: Path) -> Any:  # noqa: ANN401
         raise ValueError(f"{file} is a tar, as PyTorch wrote before 2017, and is not read; {ADVICE}")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other protocols of pickle
+            warnings.simplefilter("ignore")  # PyTorch warns of unusual pickle protocols
             return torch.load(file, "cpu", weights_only=True, mmap=as_zip)
     except pickle.UnpicklingError as error:
         if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
@@ -118,19 +123,20 @@ def _pickled(file: Path) -> Any:  # noqa: ANN401
 
 
 def _check_memory(weights: Mapping[str, Tensor], size: int) -> None:
-    """Raises ValueError for tensors that are not plain numbers in the file."""
+    """Raises ValueError for tensors that are sparse, empty, not on the CPU, or larger than what the file stores."""
     for name, value in weights.items():
         if value.layout != torch.strided or value.device.type != "cpu":
             raise ValueError(f"is refused: {name} is no plain tensor ({value.layout} on {value.device})")
         if not value.numel():
             raise ValueError(f"is refused: {name} is empty, of the shape {tuple(value.shape)}")
         if value.nbytes > value.untyped_storage().nbytes():
-            raise ValueError(f"is refused: {name} is {tuple(value.shape)}, and holds fewer numbers than that")
+            raise ValueError(f"is refused: {name} has the shape {tuple(value.shape)}, and the file holds fewer numbers")
     if (total := sum(value.nbytes for value in weights.values())) > SHARED * size:
         raise ValueError(f"is refused: its tensors would take {total:,} bytes, and the file has {size:,}")
 
 
 def _begins(file: Path, count: int) -> bytes:
+    """The first bytes of a file."""
     with reading(file) as opened:
         return opened.read(count)
 

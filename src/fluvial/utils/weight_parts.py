@@ -1,4 +1,4 @@
-"""Which tensors of a file are the weights: of a trainer's checkpoint the moving average, its names without wrappers."""
+"""Finds the weights among the entries of a checkpoint: the moving average if there is one, names without wrappers."""
 
 import re
 from collections import defaultdict
@@ -7,45 +7,51 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-# what DDP, torch.compile, activation checkpointing and FSDP put into names, at any depth and any number of times
+# names that DDP, torch.compile, activation checkpointing and FSDP insert into paths, anywhere and any number of times
 WRAPPERS = frozenset({"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
-AVERAGE = re.compile(r"(?:^|[._])(?:ema|swa|averaged?|shadow)(?=[._\d]|$)", re.IGNORECASE)  # in a name of its place
-OPTIMIZER = re.compile(r"(?:^|\.)(?:opt|optim\w*|exp_avg\w*|grads?)\.")  # whose moments may have the weights' names
-USUAL = ("ema", "model_ema", "model", "state_dict")  # where trainers put weights, the average first
-COUNTERS = frozenset({"n_averaged", "num_updates", "initted", "step", "decay"})  # that averages keep beside weights
-DEPTH, MOST = 16, 1_000_000  # of nested dictionaries, and of entries in all: more is no checkpoint
+AVERAGE = re.compile(r"(?:^|[._])(?:ema|swa|averaged?|shadow)(?=[._\d]|$)", re.IGNORECASE)  # in the path of an average
+OPTIMIZER = re.compile(r"(?:^|\.)(?:opt|optim\w*|exp_avg\w*|grads?)\.")  # may hold entries named like weights
+USUAL = ("ema", "model_ema", "model", "state_dict")  # the usual keys of weights, averages first
+COUNTERS = frozenset({"n_averaged", "num_updates", "initted", "step", "decay"})  # that averages store beside weights
+DEPTH, MOST = 16, 1_000_000  # limits: nesting of dictionaries, and entries in all; no checkpoint has more
 
 
 class Part(NamedTuple):
+    """The weights found in a checkpoint, and where."""
+
     weights: dict[str, Tensor]
     name: str
-    """Where they are in the file, such as "ema" or "state_dict.model"; "" if they are all of it."""
+    """The path of the weights in the file, such as "ema" or "state_dict.model"; "" if they are the whole file."""
     dropped: dict[str, str]
-    """What else is there, with the reason why it was left out."""
+    """Entries that were left out, with the reason for each."""
 
 
 class _Entry(NamedTuple):
+    """A leaf of nested dictionaries."""
+
     holder: str
-    """The dictionary that it is in."""
+    """Path of the dictionary that holds it."""
     path: str
+    """The keys on the way to it, joined with dots."""
     name: str
-    """The path without wrappers."""
+    """The path without `WRAPPERS`."""
     value: Any
 
 
 def find(content: Mapping[Any, Any], telltales: Sequence[str] = ()) -> Part:
-    """The weights among nested dictionaries: those where a name fits the first pattern that any name fits.
+    """The weights in nested dictionaries: the part in which a name matches one of the patterns `telltales`.
 
-    Of several such places the moving average is taken. Where no name fits, it is the first of `USUAL`, or all.
+    The first pattern that matches any name decides. If several parts match, the moving average is taken. If no name
+    matches, the weights are the first of `USUAL` that has tensors, or the whole dictionary.
 
-    Raises ValueError if there are no tensors, two names are the same without wrappers, or several places remain.
+    Raises ValueError if there are no tensors, two names are equal without wrappers, or several parts are left.
     """
     entries = _entries(content)
     if not any(isinstance(entry.value, Tensor) for entry in entries):
         odd = next((e for e in entries if not isinstance(e.value, Mapping)), None)
         key = "" if odd is None else odd.path.rpartition(".")[2]
-        told = ", but nothing" if odd is None else f": {key!r} is {_what(odd.value)} and no tensor"
-        raise ValueError(f"holds no weights{told}")
+        found = "it is empty" if odd is None else f"{key!r} is {_what(odd.value)}, not a tensor"
+        raise ValueError(f"holds no weights: {found}")
     roots = _roots(entries, telltales) or _usual(content, entries)
     root = _chosen(list(roots))
     weights, paths, dropped, others = {}, {}, {}, []
@@ -56,7 +62,7 @@ def find(content: Mapping[Any, Any], telltales: Sequence[str] = ()) -> Part:
             continue
         short = name.removeprefix(root)
         if not isinstance(value, Tensor):
-            dropped[path] = f"no tensor, but {_what(value)}"
+            dropped[path] = f"{_what(value)}, not a tensor"
         elif short in COUNTERS and value.numel() == 1:
             dropped[path] = "a counter of the averaging"
         elif short in paths:
@@ -71,9 +77,9 @@ def find(content: Mapping[Any, Any], telltales: Sequence[str] = ()) -> Part:
 
 
 def _entries(content: Mapping[Any, Any]) -> list[_Entry]:
-    """What is in nested dictionaries, in their order; a path is the names on the way, joined with dots.
+    """The leaves of nested dictionaries, in order.
 
-    Entries whose key is no text, such as an optimizer's state of parameter 0, are left out.
+    Entries whose key is not a string, such as an optimizer's state of parameter 0, are left out.
     """
     found: list[_Entry] = []
 
@@ -95,9 +101,9 @@ def _entries(content: Mapping[Any, Any]) -> list[_Entry]:
 
 
 def _roots(entries: Sequence[_Entry], telltales: Sequence[str]) -> dict[str, set[str]]:
-    """What names begin with before they fit, "" or such as "ema.", and the dictionaries that they are in.
+    """The prefixes, such as "ema." or "", after which names match a pattern, each with the dictionaries they are in.
 
-    An optimizer's state, whose names have other endings, is not meant.
+    Optimizer state is skipped.
     """
     roots: defaultdict[str, set[str]] = defaultdict(set)
     for telltale in telltales:
@@ -112,20 +118,20 @@ def _roots(entries: Sequence[_Entry], telltales: Sequence[str]) -> dict[str, set
 
 
 def _usual(content: Mapping[Any, Any], entries: Sequence[_Entry]) -> dict[str, set[str]]:
-    """The first usual place that has tensors, or the top if there is nothing below it."""
+    """The first prefix of `USUAL` that has tensors, or "" if they are at the top, with the dictionaries they are in."""
     there = [entry for entry in entries if isinstance(entry.value, Tensor)]
     if place := next((place for place in USUAL if any(e.name.startswith(f"{place}.") for e in there)), ""):
         return {f"{place}.": {entry.holder for entry in entries}}
     if below := [key for key, value in content.items() if isinstance(value, Mapping) and key not in WRAPPERS]:
         raise ValueError(
-            f"holds no weights: {below[0]!r} is a dict and no tensor. Expected are names and tensors, or a checkpoint "
+            f"holds no weights: {below[0]!r} is a dict, not a tensor. Expected are names and tensors, or a checkpoint "
             f"with them under {', '.join(USUAL)}"
         )
     return {"": {entry.holder for entry in entries}}
 
 
 def _chosen(roots: Sequence[str]) -> str:
-    """The root that is named most like an average: ema.ema_model. rather than ema.online_model."""
+    """The prefix with the most words for an average in it: ema.ema_model. rather than ema.online_model."""
     by_score: defaultdict[int, list[str]] = defaultdict(list)
     for root in roots:
         by_score[len(AVERAGE.findall(root))].append(root)
@@ -137,14 +143,14 @@ def _chosen(roots: Sequence[str]) -> str:
 
 
 def _others(entries: Sequence[_Entry], root: str) -> dict[str, str]:
-    """The places of other entries: those with tensors, and averages that could not be taken, with the reason."""
+    """The paths of other entries with tensors, and of averages that could not be used, with the reason for each."""
     others = {}
     for _, _, name, value in entries:
         mine, its = root.split("."), name.split(".")
         shared = next((i for i, part in enumerate(its) if i >= len(mine) or part != mine[i]), len(its))
         place = ".".join(its[: shared + 1])
         if not AVERAGE.search(root) and AVERAGE.search(place):
-            if place == name and isinstance(value, int | float):  # the decay, or its like
+            if place == name and isinstance(value, int | float):  # such as the decay
                 continue
             empty = place == name and (value is None or isinstance(value, Mapping))
             reason = "it is empty" if empty else "an average that does not name its weights as the model does"
@@ -155,7 +161,7 @@ def _others(entries: Sequence[_Entry], root: str) -> dict[str, str]:
 
 
 def _listed(entries: Sequence[_Entry], weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str] | None:
-    """An average that is a list without names, as `shadow_params`, if it has the shapes of the model one by one."""
+    """An average stored as a list without names, such as `shadow_params`, if its shapes are those of the weights."""
     shapes = [value.shape for value in weights.values()]
     for _, path, name, value in entries:
         if AVERAGE.search(name) and isinstance(value, list | tuple) and all(isinstance(v, Tensor) for v in value):

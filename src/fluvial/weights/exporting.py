@@ -7,19 +7,18 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fluvial.autoencoders import Vae
-from fluvial.config import from_json, to_json
+from fluvial.config import from_json
 from fluvial.methods import name_of
 from fluvial.metrics import report
-from fluvial.run import experiment
-from fluvial.utils.extras import require
-from fluvial.utils.files import HUB, atomic_folder, write_json, write_tensors
-from fluvial.weights.importing import DTYPES, EXPORT, NAMES, Precision, described
+from fluvial.run.folder import RunFolder
+from fluvial.utils.atomic import atomic_folder
+from fluvial.utils.places import HUB
+from fluvial.utils.tensors import write_tensors
+from fluvial.weights.description import DTYPES, EXPORT, NAMES, Precision, described
 
 PLACES = ("path", "test_path", "start", "from", "file")  # entries of run.json that are always paths
 PATH = re.compile(r"[/~\\]|\.{1,2}(?:[/\\]|$)|[A-Za-z]:[/\\]|file:")  # the beginning of a path
@@ -85,42 +84,16 @@ def to_hub(
     return str(url)
 
 
-def to_diffusers(run: Path | str, out: Path | str, *, license: str = "", step: int | None = None) -> Path:
-    """Writes a diffusers pipeline folder with the model, its autoencoder and a model card.
-
-    DiffusionPipeline.from_pretrained(out, custom_pipeline=out, trust_remote_code=True) draws the images that
-    `fluvial sample` draws. Raises ValueError if there is no such run, or `out` exists.
-    """
-    require("diffusers", extra="vae", why="a pipeline of diffusers")
-    from fluvial.weights.pipeline import FluvialModel, FluvialPipeline, contents
-
-    trained = experiment.load(run, device="cpu", step=step)
-    autoencoder, vae = trained.autoencoder, None
-    settings = replace(trained.run.autoencoder, shift=autoencoder.shift, scale=autoencoder.scale)
-    if isinstance(autoencoder, Vae):
-        vae = autoencoder.model
-    values = public(to_json(replace(trained.run, autoencoder=settings)))
-    model = FluvialModel(run=values, written=contents(values, trained.model, vae))
-    model.network.load_state_dict(trained.model.state_dict())
-    parameters = sum(p.numel() for p in trained.model.parameters())
-    meta = {"step": trained.step, "weights_only": trained.average == "as imported"}
-    with atomic_folder(Path(out)) as folder:
-        FluvialPipeline(model=model, vae=vae).save_pretrained(folder)
-        for file in folder.rglob("*.json"):  # diffusers records where it loaded an autoencoder from
-            write_json(file, public({k: v for k, v in json.loads(file.read_text()).items() if k != "_name_or_path"}))
-        (folder / "pipeline.py").write_text(PIPELINE)
-        (folder / "README.md").write_text(_card(Path(run), license, USE_DIFFUSERS, meta, parameters))
-    return Path(out)
-
-
 def _write(run: Path, folder: Path, dtype: Precision | None, license: str, step: int | None) -> None:
     """Writes the safetensors file and the model card."""
-    experiment.read_run(run)  # raises the clearest error if it is not a run
-    weights, meta = experiment.weights(run, step=step)
-    record = {**public(experiment.read_record(run)), "step": meta["step"], "seconds": meta["seconds"]}
+    RunFolder(run).run()  # raises the clearest error if it is not a run
+    weights, meta = RunFolder(run).weights(step=step)
+    record = {**public(RunFolder(run).record()), "step": meta["step"], "seconds": meta["seconds"]}
     stored = {name: value if dtype is None else value.to(DTYPES[dtype]) for name, value in weights.items()}
     write_tensors(folder / "model.safetensors", stored, {EXPORT: json.dumps(record)})
-    (folder / "README.md").write_text(_card(run, license, USE, meta, sum(value.numel() for value in weights.values())))
+    (folder / "README.md").write_bytes(
+        model_card(run, license, USE, meta, sum(value.numel() for value in weights.values())).encode()
+    )
 
 
 def public(value: Any, key: str = "") -> Any:  # noqa: ANN401 - JSON
@@ -165,25 +138,31 @@ images = pipeline(count=16, seed=0).images
 The code in it is one import of fluvial: `pip install 'fluvial[vae]'`."""
 
 
-def _card(folder: Path, license: str, use: str, meta: Mapping[str, Any], parameters: int) -> str:
+OWN = """
+The method {} is not part of fluvial: name the file that registers it with `--plugin FILE.py` in every command, and
+import it in Python, or install its package.
+"""
+
+
+def model_card(folder: Path, license: str, use: str, meta: Mapping[str, Any], parameters: int) -> str:
     """The model card: origin, usage, sampling settings and scores of the model."""
     from huggingface_hub import ModelCardData
 
-    record = public(experiment.read_record(folder))
+    record = public(RunFolder(folder).record())
     run = from_json(record["run"])
     kind = name_of(type(run.method))
     data = ModelCardData(
         library_name="fluvial", license=license or None, pipeline_tag=TASK, tags=[kind, "flow-matching"]
     )
     images = (run.data.path or run.data.name or "images").removeprefix(HUB)
-    origin = f"trained on {images} for {meta['step']:,} steps of {experiment.images_per_step(run):,} images"
+    origin = f"trained on {images} for {meta['step']:,} steps of {run.images_per_step:,} images"
     if imported := record.get("imported"):
         source = f"imported from the published file {imported['file']}"
         origin = source if meta.get("weights_only") and "start" not in record else f"{source}, then {origin}"
     lines = [
-        f"---\n{data.to_yaml()}\n---\n\n# {NAMES[kind]}\n",
-        f"[{NAMES[kind]}](https://arxiv.org/abs/{PAPERS[kind]}) with {parameters:,} parameters, {origin}.\n",
-        f"## Use\n\n{use}\n",
+        f"---\n{data.to_yaml()}\n---\n\n# {NAMES.get(kind, kind)}\n",
+        f"{_linked(kind)} with {parameters:,} parameters, {origin}.\n",
+        f"## Use\n\n{use}\n{'' if kind in PAPERS else OWN.format(kind)}",
         _table("Sampling", described(run)),
     ]
     if (folder / "score.json").exists():
@@ -195,6 +174,11 @@ def _card(folder: Path, license: str, use: str, meta: Mapping[str, Any], paramet
         except ValueError as error:
             print(f"the model card has no scores: {error}")
     return "\n".join(lines)
+
+
+def _linked(kind: str) -> str:
+    """The name of a method, with a link to its paper if known."""
+    return f"[{NAMES[kind]}](https://arxiv.org/abs/{PAPERS[kind]})" if kind in PAPERS else f"A model of {kind}"
 
 
 def _measured(card: Mapping[str, Any]) -> dict[str, str]:

@@ -11,25 +11,16 @@ import torch
 
 from fluvial.autoencoders import kl16
 from fluvial.config import Run, from_json, to_json
-from fluvial.methods import method_of, name_of
-from fluvial.run import experiment
-from fluvial.utils.files import Lazy, atomic_folder, check_tensors, write_tensors
+from fluvial.methods import name_of
+from fluvial.run.folder import RECORD, RunFolder, record_of
+from fluvial.utils.atomic import atomic_folder
+from fluvial.utils.tensors import Lazy, check_tensors, write_tensors
 from fluvial.utils.translation import WRONG_SHAPES, Translation, renamed, translate
 from fluvial.utils.weight_files import WeightFile, read, weight_file
 from fluvial.weights import released
+from fluvial.weights.description import DTYPES, EXPORT, Precision
 
 Kind = Literal["auto", "sit", "arflow", "flowar", "kl16"]
-Precision = Literal["fp32", "bf16"]
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-EXPORT = "fluvial"  # metadata key of files by `fluvial export`: holds the run, as in run.json
-QUIRKS = (
-    "qkv_norm",
-    "history_decay",
-    "image_decay",
-    "floor_time",
-    "enlarge",
-)  # settings of the network that the weights depend on
-NAMES = {"sit": "SiT", "arflow": "ARFlow", "flowar": "FlowAR", "kl16": "KL-16"}
 PATHS = {"Linear": "linear", "GVP": "gvp", "VP": "vp"}  # --path-type of SiT's trainer
 CLASSES = ("num_classes", "class_num")  # trainer options for the number of classes
 LABEL_DROP = ("class_dropout_prob", "label_drop_prob")  # trainer options for the probability of dropping a label
@@ -106,7 +97,7 @@ def _import_release(
     found = replace(found, dropped={**weights.dropped, **found.dropped})
     origin = {"file": file.name, "bytes": file.stat().st_size, "weights": weights.part, "left_out": found.dropped}
     origin |= {"assumed": found.assumed} if found.assumed else {}
-    experiment.create(folder, experiment.record_of(found.run, imported=origin), found.tensors)
+    RunFolder(folder).create(record_of(found.run, imported=origin), found.tensors)
     return Imported(part=weights.part, **vars(found))
 
 
@@ -136,7 +127,7 @@ def _import_export(
     try:
         record = json.loads(weights.metadata[EXPORT])
         run, progress = from_json(record["run"]), {key: record.pop(key) for key in ("step", "seconds")}
-        for key, types in experiment.RECORD.items():
+        for key, types in RECORD.items():
             if key in record and not isinstance(record[key], types):
                 raise ValueError(f"{key} is {record[key]!r}")
         step, seconds = progress["step"], float(progress["seconds"])
@@ -146,7 +137,7 @@ def _import_export(
         raise ValueError(f"the run in its metadata cannot be read: {error}") from error
     if kind not in ("auto", name_of(type(run.method))):
         raise ValueError(f"this is an export of {name_of(type(run.method))}, not of {kind}")
-    record = {key: value for key, value in record.items() if key in experiment.RECORD}
+    record = {key: value for key, value in record.items() if key in RECORD}
     if autoencoder:  # its place on this machine
         run = replace(run, autoencoder=replace(run.autoencoder, name=autoencoder))
         record["run"] = to_json(run)
@@ -154,7 +145,7 @@ def _import_export(
         expected = released.expected_tensors(run.method, weights.state_dict)
     translation = Translation({name: renamed(name) for name in expected}, {}, {})
     tensors = translate(weights.state_dict, translation, expected, dtype)
-    experiment.create(folder, record, tensors, **progress)
+    RunFolder(folder).create(record, tensors, **progress)
     size = released.size_of(run.method)
     return Imported(kind=name_of(type(run.method)), size=size, tensors=tensors, dropped={}, run=run)
 
@@ -190,31 +181,3 @@ def _path_told(options: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(path, str) or path not in PATHS:
         raise ValueError(f"the model was trained on the path {path!r}; there are {', '.join(PATHS)}")
     return {"interpolant": PATHS[path]}
-
-
-def described(run: Run) -> dict[str, str]:
-    """Latents, classes, solver, guidance and network quirks of a run, as text for tables."""
-    method, sample, guidance = run.method, run.sample, run.sample.guidance
-    latent = f"{method.channels} x {method.size[0]} x {method.size[1]}"
-    words = {"latents": f"{latent} of {run.autoencoder.name}", "classes": f"{method.classes:,}"}
-    quirks = [f"{name} {getattr(method, name)}" for name in QUIRKS if hasattr(method, name)]
-    if run.autoencoder.scale:
-        words["latent scale"] = " ".join(f"{scale:g}" for scale in run.autoencoder.scale)
-    if scales := method_of(method).scales(method):
-        words["scales"] = " ".join(scales)
-    words["solver"] = f"{sample.solver}, {' '.join(map(str, sample.scale_steps)) or sample.steps} steps"
-    if sample.solver == "euler-maruyama":
-        words["last step"] = f"{sample.last_step}, {sample.last_step_size:g}"
-    else:
-        words["grid"] = sample.grid
-    words["guidance"] = f"{guidance.weight:g}"
-    if method.classes and not method.label_drop:
-        words["guidance"] += ", no other: the model was trained without label drop, and has no null branch"
-    if guidance.ramp != "constant":
-        words["guidance"] += f", {guidance.ramp} over the scales"
-    words["guided"] = "all channels" if guidance.channels is None else f"the first {guidance.channels} channels"
-    if guidance.interval != (0.0, 1.0):
-        words["guided"] += f", t from {guidance.interval[0]:g} to {guidance.interval[1]:g}"
-    if quirks:
-        words["network"] = ", ".join(quirks)
-    return words

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,13 @@ from PIL import Image
 from torch import nn
 
 from fluvial.autoencoders import Pixels, Vae
-from fluvial.config import from_json
+from fluvial.config import from_json, to_json
 from fluvial.methods import method_of
-from fluvial.run.experiment import Trained
-from fluvial.utils.files import json_checksum, tensors_checksum
+from fluvial.run.load import Sampler, load
+from fluvial.utils.atomic import atomic_folder, write_json
+from fluvial.utils.files import json_checksum
+from fluvial.utils.tensors import tensors_checksum
+from fluvial.weights import exporting
 
 PARTS = {  # the keys of `contents`, as text
     "run": "the run in the pipeline's model/config.json",
@@ -101,7 +105,7 @@ class FluvialPipeline(DiffusionPipeline):
         run = from_json(self.model.config["run"])
         settings = run.sample
         if num_inference_steps is not None:
-            settings = replace(settings, steps=num_inference_steps, scale_steps=())
+            settings = replace(settings, steps=num_inference_steps)
         if guidance_scale is not None:
             guidance = replace(settings.guidance, weight=guidance_scale, scale_weights=())
             settings = replace(settings, guidance=guidance)
@@ -110,10 +114,10 @@ class FluvialPipeline(DiffusionPipeline):
             autoencoder = Vae(self.vae, run.autoencoder.name, run.autoencoder.shift, run.autoencoder.scale)
         # frozen like a loaded run: for trainable weights attention uses another kernel, with other rounding
         model = self.model.network.float().requires_grad_(False).eval()
-        trained = Trained(model=model, run=run, autoencoder=autoencoder, step=0, seconds=0.0)
+        sampler = Sampler(model=model, run=run, autoencoder=autoencoder)
         classes = tuple(class_labels or ())
         count = len(classes) or 1 if count is None else count
-        drawn = trained.sample(count, classes=classes or None, seed=seed, settings=settings)
+        drawn = sampler.sample(count, classes=classes or None, seed=seed, settings=settings)
         images: Any = drawn.images
         if output_type == "pil":
             images = [Image.fromarray(image.movedim(0, -1).squeeze(-1).numpy()) for image in images]
@@ -124,3 +128,32 @@ class FluvialPipeline(DiffusionPipeline):
         else:
             raise ValueError(f"output_type must be pil, np or pt, got {output_type!r}")
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def to_diffusers(run: Path | str, out: Path | str, *, license: str = "", step: int | None = None) -> Path:
+    """Writes a pipeline folder of diffusers, with the autoencoder in it and a model card.
+
+    DiffusionPipeline.from_pretrained(out, custom_pipeline=out, trust_remote_code=True) draws the images that
+    `fluvial sample` draws. Raises ValueError if there is no such run, or something at `out` already.
+    """
+    sampler = load(run, device="cpu", step=step)
+    autoencoder, vae = sampler.autoencoder, None
+    settings = replace(sampler.run.autoencoder, shift=autoencoder.shift, scale=autoencoder.scale)
+    if isinstance(autoencoder, Vae):
+        vae = autoencoder.model
+    values = exporting.public(to_json(replace(sampler.run, autoencoder=settings)))
+    model = FluvialModel(run=values, written=contents(values, sampler.model, vae))
+    model.network.load_state_dict(sampler.model.state_dict())
+    parameters = sum(p.numel() for p in sampler.model.parameters())
+    meta = {"step": sampler.step, "weights_only": sampler.average == "as imported"}
+    with atomic_folder(Path(out)) as folder:
+        FluvialPipeline(model=model, vae=vae).save_pretrained(folder)
+        for file in folder.rglob("*.json"):  # diffusers notes where it loaded an autoencoder from
+            write_json(
+                file, exporting.public({k: v for k, v in json.loads(file.read_bytes()).items() if k != "_name_or_path"})
+            )
+        (folder / "pipeline.py").write_bytes(exporting.PIPELINE.encode())
+        (folder / "README.md").write_text(
+            exporting.model_card(Path(run), license, exporting.USE_DIFFUSERS, meta, parameters)
+        )
+    return Path(out)

@@ -14,7 +14,7 @@ from fluvial.config import Run
 from fluvial.flow.guidance import Guidance
 from fluvial.methods import METHODS, Config, empty_model, method_of
 from fluvial.recipes import imagenet
-from fluvial.utils.files import Lazy
+from fluvial.utils.tensors import Lazy
 from fluvial.utils.translation import reading, translate
 from fluvial.weights import arflow, flowar, labels, sit
 
@@ -120,7 +120,7 @@ def expected_tensors(config: Config, given: Mapping[str, Tensor]) -> dict[str, T
 
     Raises ValueError for a model with more blocks than given tensors, as building it could take hours.
     """
-    blocks = config.depth + getattr(config, "head_depth", 0)
+    blocks = sum(getattr(config, name, 0) for name in ("depth", "head_depth"))
     if blocks > len(given):
         raise ValueError(f"a model of {blocks:,} blocks has more than the {len(given):,} tensors that are given")
     with torch.device("meta"):
@@ -129,11 +129,11 @@ def expected_tensors(config: Config, given: Mapping[str, Tensor]) -> dict[str, T
 
 def size_of(config: Config) -> str:
     """The name of the published size with this shape, or ""."""
-    shape = ("depth", "width", "heads", "patch", "head", "head_depth", "head_width")
-    method = method_of(config)
+    names = ("depth", "width", "heads", "patch", "head", "head_depth", "head_width")
+    method, shape = method_of(config), [name for name in names if hasattr(config, name)]
     for name in method.PRESETS:
         preset = method.preset(name)
-        if all(getattr(preset, field, None) == getattr(config, field, None) for field in shape):
+        if all(getattr(preset, field) == getattr(config, field) for field in shape):
             return name
     return ""
 

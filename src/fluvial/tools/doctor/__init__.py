@@ -9,7 +9,7 @@ from torch import Tensor
 from fluvial import recipes
 from fluvial.config import Run, differences
 from fluvial.recipes.expected import EXPECTED
-from fluvial.run import experiment
+from fluvial.run.folder import RunFolder
 from fluvial.tools.doctor import losses, progress, settings
 from fluvial.tools.doctor.check import Check, not_checked
 from fluvial.tools.doctor.latents import check_latents, training_latents
@@ -33,7 +33,7 @@ def doctor(folder: Path | str, *, fetch: bool = False) -> list[Check]:
     Latents are not checked if data or autoencoder would have to be downloaded and `fetch` is False.
     """
     folder = Path(folder)
-    run, rows, record = experiment.read_run(folder), log.read(folder), experiment.read_record(folder)
+    run, rows, record = RunFolder(folder).run(), log.read(folder), RunFolder(folder).record()
     try:
         latents: Tensor | str = training_latents(run, folder, fetch=fetch)
     except (ValueError, OSError) as error:

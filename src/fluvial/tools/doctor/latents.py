@@ -12,7 +12,7 @@ from fluvial.config import Run
 from fluvial.data.manifest import is_cache
 from fluvial.run.inputs import batches_of, open_inputs
 from fluvial.tools.doctor.check import Check, judge
-from fluvial.utils.files import HUB
+from fluvial.utils.places import HUB
 
 STD, FAR = (0.7, 1.4), (0.5, 2.0)
 MEAN = 0.5

@@ -138,7 +138,7 @@ def check_validation(rows: Sequence[Row]) -> Check:
     steps, validation = steps[np.isfinite(validation)], validation[np.isfinite(validation)]
     train_steps, loss = _finite(rows)
     if len(validation) < 3 or not len(loss):
-        return not_checked(name, f"{len(validation)} validation losses are too few; it needs 3 (train.eval_every)")
+        return not_checked(name, f"{len(validation)} validation losses are too few; it needs 3 (train.validate_every)")
     best = int(validation.argmin())
     ratio = float(validation[-1] / validation[best])
     then, now = np.interp([steps[best], steps[-1]], train_steps, _smooth(loss))

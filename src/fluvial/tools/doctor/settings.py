@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from fluvial.config import Run
 from fluvial.methods import method_of
-from fluvial.run import experiment
 from fluvial.tools.doctor.check import Check, judge, not_checked
 from fluvial.training.log import Row
 
@@ -15,7 +14,7 @@ EMA = (0.005, 0.2)  # length of the average relative to the steps taken
 
 def check_rate(run: Run) -> Check:
     """Compares the peak learning rate with 1e-4 at 256 images, scaled by batch and width."""
-    images = experiment.images_per_step(run)
+    images = run.images_per_step
     ratio, narrow = images / BATCH, max(1.0, WIDTH / run.method.width)
     rules = sorted((RATE * ratio, RATE * ratio**0.5))
     low, high = rules[0], rules[1] * narrow

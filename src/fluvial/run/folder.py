@@ -1,0 +1,197 @@
+"""The folder of a run on disk.
+
+runs/digits-arflow/
+  run.json        the whole configuration, the recipe, the versions that made it
+  log.jsonl       loss, learning rate, gradient norm, images/s, validation loss
+  checkpoints/    the newest few: model, moving average, optimizer
+  ema/            snapshots of power-function averages, if the run keeps them
+  latents/        the cached latents of a run with data.cache
+  samples/        grids drawn during training, and what `fluvial sample` writes
+  score.json      what `fluvial score` measured
+"""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fluvial
+from fluvial.config import Run, fixed_differences, from_json, to_json
+from fluvial.training import checkpoint
+from fluvial.training.health import check_finite_weights
+from fluvial.utils.atomic import write_json
+from fluvial.utils.files import json_checksum, read_bytes
+from fluvial.utils.places import closest
+from fluvial.utils.tensors import Lazy
+
+# entries of run.json and their types
+RECORD = {"recipe": (str, type(None)), "made_by": dict, "imported": dict, "start": str, "ema": dict, "run": dict}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A path that knows the files of a run."""
+
+    path: Path
+
+    def __init__(self, path: Path | str) -> None:
+        object.__setattr__(self, "path", Path(path))
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def file(self) -> Path:
+        """run.json, the configuration."""
+        return self.path / "run.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def latents(self) -> Path:
+        return self.path / "latents"
+
+    @property
+    def averages(self) -> Path:
+        return self.path / "ema"
+
+    @property
+    def card(self) -> Path:
+        return self.path / "score.json"
+
+    def exists(self) -> bool:
+        """True if the folder has a run.json."""
+        return self.file.exists()
+
+    def run(self) -> Run:
+        """The configuration. Raises ValueError if there is none or it cannot be read."""
+        try:
+            record = json.loads(read_bytes(self.file))
+            run, told = from_json(record["run"]), record.pop("sha256", None)
+            if unknown := record.keys() - RECORD.keys():
+                raise ValueError(f"it has the unknown entries {', '.join(sorted(unknown))}")
+            if wrong := [key for key, types in RECORD.items() if key in record and not isinstance(record[key], types)]:
+                raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r:.100}")
+        except FileNotFoundError as error:
+            hint = "" if self.path.exists() else closest(str(self))
+            raise ValueError(f"{self} is not a run folder: it has no run.json{hint}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{self.file} cannot be read: {error!s:.1000}") from error
+        if told not in (None, json_checksum(record)):
+            raise ValueError(
+                f"{self.file} is not as it was written: damaged, or edited. Settings are changed by options of "
+                f'`fluvial train`; to keep an edit, delete the entry "sha256" in it'
+            )
+        return run
+
+    def record(self) -> dict[str, Any]:
+        """The entries of run.json, without its checksum."""
+        record = json.loads(read_bytes(self.file))
+        return {key: value for key, value in record.items() if key != "sha256"}
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Writes run.json, with a checksum of itself."""
+        write_json(self.file, {**record, "sha256": json_checksum(record)})
+
+    def create(
+        self,
+        record: Mapping[str, Any],
+        tensors: Mapping[str, Tensor | Lazy],
+        *,
+        step: int = 0,
+        seconds: float = 0.0,
+    ) -> None:
+        """Makes the folder from weights that come from elsewhere. Training goes on from them with a new optimizer."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_weights(self.path, step, tensors, {"seconds": seconds})
+        self.write(record)
+
+    def weights(self, *, step: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The averaged weights of the newest checkpoint, or that of `step`, on the CPU, and its description.
+
+        Raises ValueError if the checkpoint is missing or damaged; RuntimeError if it is not finite.
+        """
+
+        def load(there: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            found = checkpoint.load(there, "ema")
+            check_finite_weights(found, f"the weights in {there}")
+            return found, checkpoint.load_meta(there)
+
+        return checkpoint.read(self.path, load, step=step)
+
+    def completed(self, run: Run) -> Run:
+        """The run with what was found when it was first started here, where it does not say otherwise."""
+        if not self.exists():
+            return run
+        there = self.run()
+        names, digest = run.data.class_names or there.data.class_names, run.data.digest or there.data.digest
+        ours, theirs = run.autoencoder, there.autoencoder
+        if not ours.shift and ours.statistics == theirs.statistics:
+            ours = replace(ours, shift=theirs.shift, scale=theirs.scale)
+        ours = replace(ours, hash=ours.hash or theirs.hash)
+        found = {"class_names": names, "digest": digest, "names_given": run.data.renames or there.data.names_given}
+        return replace(run, autoencoder=ours, data=replace(run.data, **found))
+
+    def check(self, run: Run) -> None:
+        """Raises ValueError if the folder holds another run, or files that belong to no run."""
+        if self.exists():
+            there = self.run()
+            fatal = {k: v for k, v in fixed_differences(there, run).items() if not _renamed(k, *v)}
+            newest = checkpoint.newest(self.path)
+            if newest is not None and checkpoint.is_untrained(newest):
+                fatal = {k: v for k, v in fatal.items() if k.startswith("method.") or (k.startswith("auto") and v[0])}
+            if there.optim.schedule == "constant":
+                fatal.pop("train.steps", None)  # more steps leave those already taken as they are
+            if fatal:
+                listed = ", ".join(f"{k} is {old} there and {new} here" for k, (old, new) in fatal.items())
+                raise ValueError(f"{self} holds another run: {listed}. Choose another folder with --out, or remove it")
+        elif self.path.exists() and any(p.name[0] != "." and p != self.latents for p in self.path.iterdir()):
+            raise ValueError(f"{self} is not empty and not a run folder; choose another with --out")
+
+    def claim(self, run: Run, recipe: str | None, start: Path | str | None) -> None:
+        """Writes run.json, or checks that the one there is of the same run."""
+        self.check(run)
+        there = self.record() if self.exists() else {}
+        start = there.get("start") if there else start
+        origin: dict[str, Any] = {} if start is None else {"start": str(start)}
+        if start is not None and not there and (imported := RunFolder(start).record().get("imported")):
+            origin["imported"] = imported  # where the weights are from in the first place
+        record = record_of(run, recipe, **origin)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write({**record, **there, "run": record["run"]})
+
+    def first_weights(self, start: Path | str | None, *, start_over: bool = False) -> Path | str | None:
+        """The run folder whose weights training starts from; None for new weights, or if it goes on from its own.
+
+        Raises ValueError if the folder started from others, or has lost those that it was made of.
+        """
+        record = self.record() if self.exists() else {}
+        if record:
+            there = record.get("start")
+            if start is not None and str(start) != there:
+                raise ValueError(f"{self} holds a run that started from {there or 'new weights'}, not from {start}")
+            start = there
+        if start_over and (whole := checkpoint.newest_whole(self.path)):
+            raise ValueError(f"--start-over is for runs without a whole checkpoint, and {whole} is whole; leave it out")
+        none = checkpoint.newest(self.path) is None
+        if none and start is None and record.keys() & {"imported", "ema"}:
+            raise ValueError(f"the weights that {self} was made of are gone; make it again with fluvial import, or ema")
+        return start if none and (start_over or not (self.path / checkpoint.SAVED).exists()) else None
+
+
+def record_of(run: Run, recipe: str | None = None, **origin: Any) -> dict[str, Any]:  # noqa: ANN401
+    """The entries of run.json: the run, the recipe, the versions that made it, and where its weights come from."""
+    made_by = {"fluvial": fluvial.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {"recipe": recipe, "made_by": made_by, **origin, "run": to_json(run)}
+
+
+def _renamed(key: str, there: Any, here: Any) -> bool:  # noqa: ANN401 - a setting
+    """True if the same data has another name: a path in place of the hub's, or class names where it had none."""
+    return (key == "data.name" and "" in (there, here)) or (key == "data.class_names" and there == ())

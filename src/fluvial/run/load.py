@@ -1,0 +1,311 @@
+"""Loads a trained run and samples from it."""
+
+import copy
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fluvial.autoencoders import Autoencoder
+from fluvial.config import Run, to_json
+from fluvial.data.labels import class_ids
+from fluvial.evaluation.images import Images
+from fluvial.flow.guidance import Guidance
+from fluvial.flow.solvers import OnStep, Step
+from fluvial.methods import empty_model, method_of
+from fluvial.run.folder import RunFolder
+from fluvial.run.inputs import open_autoencoder
+from fluvial.sampling.generate import generate, labels_for
+from fluvial.sampling.samples import Frames, Samples
+from fluvial.sampling.settings import AnySolver, SampleConfig
+from fluvial.training import checkpoint
+from fluvial.training.distributed import blocks
+from fluvial.training.health import check_finite_weights
+from fluvial.utils.precision import Precision, matmul_precision
+
+FRAMES = 100  # images in a trajectory at most,
+FRAMES_LARGE = 10  # of those with a side above LARGE, which take long to decode
+LARGE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A model with its autoencoder, ready to sample."""
+
+    model: nn.Module
+    run: Run
+    autoencoder: Autoencoder
+    step: int = 0
+    """Training steps behind the weights."""
+    seconds: float = 0.0
+    """Wall-clock seconds of training behind them."""
+    average: str = ""
+    """Kind of average that the weights are, such as "average of decay 0.999"."""
+    folder: RunFolder | None = None
+    """The run folder that it was loaded from."""
+    _ready: dict[tuple[str, bool], nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def sample(
+        self,
+        count: int | None = None,
+        *,
+        indices: Sequence[int] | None = None,
+        classes: Sequence[int | str] | None = None,
+        seed: int = 0,
+        steps: int | Sequence[int] | None = None,
+        guidance: float | Guidance | None = None,
+        solver: AnySolver | None = None,
+        settings: SampleConfig | None = None,
+        trajectory: bool = False,
+        on_step: OnStep | None = None,
+    ) -> Samples:
+        """`count` images, 16 by default, or those of `indices`; image i depends on (seed, i), its class and settings.
+
+        Image i is of class classes[i mod len(classes)], all classes in turn by default; a class is a name (str) or an
+        id (int). steps (one number, or for FlowAR one for each scale), guidance (a weight) and solver replace those of
+        `settings`, which are the run's own by default. `trajectory` keeps the first images after every step, for
+        `Samples.gif`; `on_step` is called after every step of the solver.
+
+        Raises ValueError for a class that the model does not know, an index below 0, a count below 1, or settings that
+        the method does not have; RuntimeError for images that are not finite.
+        """
+        wanted = _indices(count, indices)
+        settings = self.settings(settings, steps=steps, guidance=guidance, solver=solver)
+        known = self.run.method.classes
+        ids = class_ids(classes or range(known), self.run.data.class_names, known) or ()
+        kept = FRAMES_LARGE if self.side > LARGE else FRAMES
+        frames = Frames(self.autoencoder.decode, min(len(wanted), kept)) if trajectory else None
+        key = (settings.precision, settings.compile)
+        if key not in self._ready:
+            self._ready[key] = ready(self.model, settings)
+        found = generate(
+            self._ready[key],
+            _computed_in(settings.precision, method_of(self.run.method).sample),
+            self.autoencoder.decode,
+            settings,
+            indices=wanted,
+            labels=labels_for(wanted, ids),
+            seed=seed,
+            on_step=_both(frames, on_step),
+        )
+        about = self.provenance(seed=seed, settings=settings, classes=ids if classes else None, evaluations=found.nfe)
+        kept_frames = {} if frames is None else {"trajectory": tuple(frames.images), "stages": tuple(frames.ends)}
+        return replace(found, about=about, **kept_frames)
+
+    def settings(
+        self,
+        settings: SampleConfig | None = None,
+        *,
+        steps: int | Sequence[int] | None = None,
+        guidance: float | Guidance | None = None,
+        solver: AnySolver | None = None,
+    ) -> SampleConfig:
+        """The run's sampling settings, or those given, with some replaced. Raises ValueError if they do not fit it."""
+        settings = settings or self.run.sample
+        if steps is not None:
+            settings = replace(settings, steps=steps if isinstance(steps, int) else tuple(steps))
+        if isinstance(guidance, int | float):
+            guidance = replace(settings.guidance, weight=float(guidance), scale_weights=())
+        if guidance is not None:
+            settings = replace(settings, guidance=guidance)
+        if solver is not None:
+            settings = replace(settings, solver=solver)
+        return self.run.sampled_with(settings).sample
+
+    @property
+    def side(self) -> int:
+        """Height of the images in pixels."""
+        return self.run.method.size[0] * self.autoencoder.stride
+
+    def draw(self, count: int, *, seed: int = 0, settings: SampleConfig | None = None) -> Images:
+        """The same images, sampled when they are read, in order; settings and time so far are in `about`."""
+        about = self.provenance(seed=seed, settings=settings)
+        sampling = about["sampling"]
+        sampling |= {"seconds": 0.0, "drawn": 0}
+
+        def read(wanted: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+            started = time.perf_counter()
+            part = self.sample(indices=wanted, seed=seed, settings=settings)
+            sampling["seconds"] += time.perf_counter() - started
+            sampling["drawn"] += len(wanted)
+            sampling.update(_evaluations(Counter(sampling["evaluations"]) | Counter(part.nfe)))
+            return part.images, part.labels
+
+        return Images("samples", count, read, lambda wanted: "", about)
+
+    def provenance(
+        self,
+        *,
+        seed: int = 0,
+        settings: SampleConfig | None = None,
+        classes: tuple[int, ...] | None = None,
+        evaluations: Mapping[str, int] | None = None,
+    ) -> dict[str, Any]:
+        """The entries of a card for images sampled so."""
+        settings, known = settings or self.run.sample, self.run.method.classes
+        chosen = "all" if classes is None else " ".join(map(str, classes))
+        sampling = {
+            "seed": seed,
+            "seed_rule": "the noise of image i is a function of (seed, i)",
+            "solver": settings.solver_settings.name,
+            **_evaluations(evaluations or {}),
+            "guidance": settings.guidance.weight if known else 1.0,
+            "guidance_interval": list(settings.guidance.interval),
+            "guidance_channels": settings.guidance.channels,
+            "weights": self.average,
+            "dtype": _dtype(self.model, settings),
+            "autoencoder": f"{self.run.autoencoder.name} {self.run.autoencoder.hash}".strip(),
+            "train_step": self.step,
+            "train_seconds": round(self.seconds, 1),
+            "settings": to_json(replace(self.run, sample=settings))["sample"],
+        }
+        return {
+            "cut": "as they are",
+            "rounding": "to the nearest of 256 levels",
+            "labels": f"{chosen} classes in turn" if known else "none",
+            "sampling": sampling,
+        }
+
+
+def load(
+    folder: Path | str,
+    *,
+    device: torch.device | str | None = None,
+    precision: Precision | None = None,
+    average: str = "ema",
+    step: int | None = None,
+    autoencoder: Autoencoder | str = "",
+) -> Sampler:
+    """The sampler of a run folder's newest checkpoint, or that of `step`, verified against its checksums.
+
+    `precision` computes in fp32, tf32 or bf16 in place of the run's sample.precision. `average` chooses the weights:
+    "ema", the moving average; "model", the trained weights themselves; or any other average that the checkpoint holds,
+    such as "ema-0.99". `autoencoder` is the run's own, if it is not where it was, or an object made in Python.
+
+    Raises ValueError if the folder is not a run, or its checkpoint is missing, damaged or another model's; RuntimeError
+    if its weights are not finite.
+    """
+    there = RunFolder(folder)
+    run = there.run()
+    if isinstance(autoencoder, str) and autoencoder:
+        run = replace(run, autoencoder=replace(run.autoencoder, name=autoencoder))
+    if precision is not None:
+        run = replace(run, sample=replace(run.sample, precision=precision))
+    device = device or default_device()
+    decoder = open_autoencoder(run.autoencoder) if isinstance(autoencoder, str) else autoencoder
+    model = empty_model(run.method)
+
+    def fill(place: Path) -> Sampler:
+        parts = sorted({name.partition("/")[0] for name in checkpoint.shapes(place)} - {"optimizer"})
+        if average not in parts:
+            raise ValueError(f"{place} has no average {average!r}; it has {', '.join(parts)}")
+        checkpoint.fill({f"{average}/{name}": value for name, value in model.state_dict().items()}, place)
+        check_finite_weights(model.state_dict(), f"the weights in {place}")
+        return sampler_of(there, place, model, run, decoder.to(device), average=average)
+
+    sampler = checkpoint.read(there.path, fill, step=step)
+    model.requires_grad_(False).eval().to(device)
+    return sampler
+
+
+def sampler_of(
+    folder: RunFolder, place: Path, model: nn.Module, run: Run, autoencoder: Autoencoder, *, average: str = "ema"
+) -> Sampler:
+    """The sampler of weights that a checkpoint at `place` holds, with how far they are trained."""
+    meta, record = checkpoint.load_meta(place), folder.record()
+    kind = f"average of decay {run.train.ema_decay:g}"
+    if average != "ema":
+        kind = "not averaged" if average == "model" else average
+    elif "ema" in record:
+        kind = f"power-function average of length {record['ema']['length']:g}"
+    elif meta.get("weights_only"):
+        kind = "as imported"
+    far = {"step": meta["step"], "seconds": meta["seconds"]}
+    return Sampler(model=model, run=run, autoencoder=autoencoder, average=kind, folder=folder, **far)
+
+
+def default_device() -> torch.device:
+    """CUDA if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def ready(model: nn.Module, settings: SampleConfig) -> nn.Module:
+    """The model as these settings compute it: itself, or a copy that shares the weights it need not change.
+
+    In bf16 the weights are rounded once, just as autocast would at every evaluation: those of linear layers, but for
+    what a module computes in float32 whatever autocast says (its `float32`).
+    """
+    if settings.precision != "bf16" and not settings.compile:
+        return model
+    model = copy.deepcopy(model, {id(p): p for p in model.parameters()})
+    if settings.precision == "bf16":
+        kept = {getattr(module, name) for module in model.modules() for name in getattr(module, "float32", ())}
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear) and layer not in kept:
+                for name, p in list(layer.named_parameters(recurse=False)):  # layer.bfloat16() would round the shared
+                    setattr(layer, name, nn.Parameter(p.detach().bfloat16(), requires_grad=False))
+    for block in blocks(model).values() if settings.compile else ():
+        block.compile()
+    return model
+
+
+def _indices(count: int | None, indices: Sequence[int] | None) -> Sequence[int]:
+    if indices is None:
+        if count is not None and count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        return range(16 if count is None else count)
+    if count is not None:
+        raise ValueError(f"give a count or indices, got count {count} and indices {list(indices)!r:.100}")
+    if not len(indices) or min(indices) < 0:
+        raise ValueError(f"indices must be numbers from 0 on, at least one, got {list(indices)!r:.100}")
+    return indices
+
+
+def _both(first: OnStep | None, second: OnStep | None) -> OnStep | None:
+    """One callback for two."""
+    if first is None or second is None:
+        return first or second
+
+    def call(step: Step) -> None:
+        first(step)
+        second(step)
+
+    return call
+
+
+def _computed_in(precision: Precision, sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The sampler in this precision; `on_step`, which may decode, is called outside of autocast."""
+
+    def drawn(model: nn.Module, labels: Tensor | None, *, noise: Tensor, on_step: OnStep | None, **rest: Any) -> Tensor:  # noqa: ANN401
+        device = noise.device.type
+
+        def show(step: Step) -> None:
+            assert on_step is not None
+            with torch.autocast(device, enabled=False):
+                on_step(step)
+
+        bf16 = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+        with matmul_precision(precision), bf16:
+            return sample(model, labels, noise=noise, on_step=on_step and show, **rest)
+
+    return drawn
+
+
+def _dtype(model: nn.Module, settings: SampleConfig) -> str:
+    weights = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return {"fp32": weights, "tf32": "tf32", "bf16": "bfloat16"}[settings.precision]
+
+
+def _evaluations(by_branch: Mapping[str, int]) -> dict[str, Any]:
+    """Evaluations of the network for one image: conditional, unconditional, and by branch."""
+    totals = {
+        key: sum(n for name, n in by_branch.items() if name.startswith(branch))
+        for key, branch in (("nfe", "conditional"), ("nfe_null", "null"))
+    }
+    return {**totals, "evaluations": dict(by_branch)}

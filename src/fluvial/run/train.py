@@ -1,0 +1,245 @@
+"""Trains a run in a folder, or goes on with the one that is there."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fluvial.autoencoders import Autoencoder
+from fluvial.config import Run
+from fluvial.data.given import Given, image_set, is_place
+from fluvial.data.images import ImageSet
+from fluvial.evaluation.against import against, real_images
+from fluvial.evaluation.statistics import statistics
+from fluvial.methods import empty_model, method_of
+from fluvial.metrics.features import extractor
+from fluvial.run import finetune
+from fluvial.run.folder import RunFolder
+from fluvial.run.inputs import Inputs, batches_of, check_data, on_the_hub, open_autoencoder, open_inputs
+from fluvial.run.load import Sampler, default_device, sampler_of
+from fluvial.training import checkpoint, distributed, loop
+from fluvial.training.ema import whole
+from fluvial.training.health import check_finite_weights
+from fluvial.training.loop import OnStep
+from fluvial.training.step import Batches, Learner, begin
+from fluvial.training.validation import EXAMPLES, validation_losses
+from fluvial.utils import pictures
+from fluvial.utils.atomic import check_unlocked, only_one
+from fluvial.utils.randomness import address
+
+PREVIEW = 100  # images in the grids drawn during training
+PREVIEW_LARGE = 16  # of those with a side above 64 pixels
+Say = Callable[[str], None]
+
+
+def train(
+    run: Run,
+    out: Path | str,
+    *,
+    data: Given | Path | str | None = None,
+    validation: Given | Path | str | None = None,
+    autoencoder: Autoencoder | None = None,
+    recipe: str | None = None,
+    start: Path | str | None = None,
+    device: torch.device | str | None = None,
+    start_over: bool = False,
+    on_step: OnStep | None = None,
+) -> Sampler:
+    """Trains a run in the folder `out`, or goes on with the run there, and returns a sampler of its average.
+
+    `data` stands in for the images that `run.data` names: a folder or the name of a data set; a uint8 tensor
+    (n, c, h, w), or a pair of that and labels (n,); or a map-style torch Dataset. `validation` are images that are not
+    trained on. With method.classes 0 labels are left aside. `autoencoder` stands in for the one that run.autoencoder
+    names. `start` is a run folder with the weights to start from, which may have other classes and another image size:
+    changes to them are printed. `on_step(number, metrics)` is called after every step. `start_over` trains from the
+    start again where none of the run's checkpoints is whole, which is refused otherwise.
+
+    Raises ValueError if the folder holds a run with other settings or no whole checkpoint, if the images do not fit the
+    model, or a class is too small for its sequences; RuntimeError if the weights are not finite at the end.
+    """
+    with distributed.world(torch.device(device or default_device())) as (world, device):
+        folder, say = RunFolder(out), partial(print, flush=True) if world.first else lambda text: None
+        run, images, held_out = with_data(run, data, validation)
+        run = continued(run, folder, start)
+        with world.one_by_one():  # the main process writes the cache of latents
+            options = {"images": images, "held_out": held_out, "cache": folder.latents, "device": device, "tell": say}
+            inputs = open_inputs(run, autoencoder=autoencoder, **options)
+        run, decoder = inputs.run, inputs.autoencoder
+        batches = partial(batches_in_order, inputs, device, world.share)
+        batches(0)  # raises for data that cannot be trained on, before anything is written
+        model = build(run, device)
+        with only_one(folder.path) if world.first else nullcontext():
+            if world.first:
+                write_first(folder, run, recipe, start, model, start_over=start_over)
+            world.barrier()
+            average = loop.train(
+                learner_of(run, model, world),
+                batches,
+                folder.path,
+                validate=validation_of(inputs, device),
+                score=scorer(inputs, device) if run.train.score_every and world.first else None,
+                preview=partial(draw_preview, run, decoder),
+                on_step=on_step,
+                start_over=start_over,
+            )
+            weights = {name: whole(p.detach()) for name, p in model.named_parameters()}
+            check_finite_weights(weights, f"the weights that training in {folder} ended with")
+            check_finite_weights(average.state_dict(), f"the averaged weights that training in {folder} ended with")
+            return checkpoint.read(folder.path, lambda place: sampler_of(folder, place, average, run, decoder))
+
+
+def check(run: Run, out: Path | str, *, start: Path | str | None = None, tell: Say = print) -> int | None:
+    """Makes the checks that `train` makes before its first step, on the CPU, and writes nothing to `out`.
+
+    Returns the number of training images; None if they are on the hub, from where nothing is downloaded. `tell` is
+    called with the checks left out, the images left out of the data, and the changes to the weights of `start`. Raises
+    ValueError as `train` does.
+    """
+    folder = RunFolder(out)
+    run = continued(run, folder, start)
+    check_unlocked(folder.path)
+    first = folder.first_weights(start)
+    unchecked = on_the_hub(run)
+    for what in unchecked.values():
+        tell(f"not checked: {what}")
+    if checkpoint.newest(folder.path) is not None:
+        tell(f"not checked: the checkpoints in {folder.path / 'checkpoints'}; they are verified when training goes on")
+    if run.train.score_every:
+        tell("not checked: what train.score_every measures against; it is read when training starts")
+    if "data" in unchecked:
+        if "autoencoder" not in unchecked:
+            open_autoencoder(run.autoencoder)
+        return None
+    if "autoencoder" in unchecked:
+        return len(check_data(run, tell)[0])
+    inputs = open_inputs(replace(run, data=replace(run.data, cache=False)), tell=tell)
+    batches_of(inputs, inputs.train, run.train.batch, "cpu")  # raises for classes that are too small
+    folder.check(replace(inputs.run, data=replace(inputs.run.data, cache=run.data.cache)))
+    if first is not None:
+        first_weights(first, inputs.run, build(run), tell)
+    return len(inputs.train[0])
+
+
+def build(run: Run, device: torch.device | str = "cpu") -> nn.Module:
+    """The run's model with the initial weights of its seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(run.seed)
+        return method_of(run.method).Model(run.method).to(device)
+
+
+def learner_of(run: Run, model: nn.Module, world: distributed.World) -> Learner:
+    """The learner of a run at step 0."""
+    return begin(
+        model,
+        method=method_of(run.method),
+        config=run.train,
+        optim=run.optim,
+        seed=run.seed,
+        world=world,
+        empty=lambda: empty_model(run.method).to(next(model.parameters()).device),
+    )
+
+
+def with_data(
+    run: Run, data: Given | Path | str | None, validation: Given | Path | str | None
+) -> tuple[Run, ImageSet | None, ImageSet | None]:
+    """The run with the data that was given in place of its own: as a place in its settings, or as image sets."""
+    if data is None:
+        if validation is not None:
+            raise ValueError("validation images were given without training images: give both, or neither")
+        return run, None, None
+    if is_place(data):
+        if validation is not None and not is_place(validation):
+            raise ValueError(f"validation must be a place like the data, got {type(validation).__name__}")
+        given = {"path": str(data), "test_path": str(validation or ""), "split": "", "test_split": ""}
+        return replace(run, data=replace(run.data, **given)), None, None
+    if is_place(validation):
+        raise ValueError(f"validation must be given like the data, got the place {validation}")
+    images = image_set(data)
+    held_out = None if validation is None else image_set(validation, "validation images")
+    return replace(run, data=replace(run.data, name="given", path="", test_path="")), images, held_out
+
+
+def continued(run: Run, folder: RunFolder, start: Path | str | None) -> Run:
+    """The run as it goes on in the folder, or as weights start it. Raises ValueError if the folder is not for it."""
+    if start is not None:
+        run = finetune.fitted(run, RunFolder(start).run())
+    run = folder.completed(run)
+    folder.check(run)
+    run.check_guidance()  # before hours of training, after which its pictures would be refused
+    return run
+
+
+def batches_in_order(inputs: Inputs, device: torch.device, share: Callable[[int], slice], order: int) -> Batches:
+    """This rank's training batches by step; `order` 0 is the run's own order of the data, others follow rollbacks."""
+    run = inputs.run
+    seed = address(run.seed, "order", order) if order else run.seed
+    return batches_of(inputs, inputs.train, run.train.batch, device, seed=seed, flip=run.data.flip, share=share)
+
+
+def validation_of(inputs: Inputs, device: torch.device) -> loop.Measure | None:
+    """A function from a model to its validation loss; None without validation examples."""
+    if inputs.held_out is None:
+        return None
+    run = inputs.run
+    batch = batches_of(inputs, inputs.held_out, EXAMPLES, device, seed=0, small_classes="repeat")
+    size = run.train.batch // run.train.accumulate
+    return validation_losses(method_of(run.method), run.method, batch, size, device)
+
+
+def scorer(inputs: Inputs, device: torch.device) -> loop.Measure:
+    """A function from a model to the scores of its samples against validation images."""
+    run = inputs.run
+    features = extractor(run.train.score_extractor, device=device)
+    given = [part if isinstance(part, ImageSet) else None for part in (inputs.train, inputs.held_out)]
+    measure = against("test", real_images(run.data, *given, labelled=run.method.classes > 0), features).measure
+
+    def score(model: nn.Module) -> dict[str, Any]:
+        drawn = Sampler(model=model, run=run, autoencoder=inputs.autoencoder).draw(run.train.score_count)
+        found = measure(statistics(drawn, features, batch=run.sample.batch))
+        values = {name: estimate.value for name, estimate in found.values.items()}
+        real = {f"{name}_real": value for name, value in found.real.items() if name in values}
+        return {**values, **real, "extractor": features.name, "count": drawn.n}
+
+    return score
+
+
+def draw_preview(run: Run, autoencoder: Autoencoder, model: nn.Module, file: Path) -> None:
+    """A PNG of a few samples, unless images have neither 1 nor 3 channels."""
+    if (autoencoder.image_channels or run.method.channels) not in (1, 3):
+        return
+    sampler = Sampler(model=model, run=run, autoencoder=autoencoder)
+    images = sampler.sample(PREVIEW if sampler.side <= 64 else PREVIEW_LARGE).images
+    pictures.save_grid(images, file, columns=round(len(images) ** 0.5))
+
+
+def write_first(
+    folder: RunFolder,
+    run: Run,
+    recipe: str | None,
+    start: Path | str | None,
+    model: nn.Module,
+    *,
+    start_over: bool,
+) -> None:
+    """Writes run.json, and the weights that the run starts from, if it starts from those of another."""
+    first = folder.first_weights(start, start_over=start_over)
+    weights = None if first is None else first_weights(first, run, model)
+    folder.claim(run, recipe, start)
+    if weights is not None:
+        checkpoint.write_weights(folder.path, 0, weights, {})
+
+
+def first_weights(
+    start: Path | str, run: Run, model: nn.Module, tell: Say = partial(print, flush=True)
+) -> dict[str, Tensor]:
+    """The weights of another run for this one; `tell` is called with what was changed in them."""
+    there = RunFolder(start)
+    adapted, changes = finetune.adapted(there.weights()[0], there.run(), run, model.state_dict())
+    tell("\n".join([f"starts from the weights in {start}", *changes]))
+    return adapted
