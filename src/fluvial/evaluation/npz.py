@@ -17,7 +17,7 @@ from torch import Tensor
 from fluvial.data.labels import Classes
 from fluvial.evaluation import archive
 from fluvial.evaluation.images import Images
-from fluvial.sampling.samples import RECORD, SAMPLES
+from fluvial.sampling import RECORD, SAMPLES
 from fluvial.utils.files import brief, checksum, json_checksum, named, read_bytes
 
 

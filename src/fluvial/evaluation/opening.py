@@ -17,7 +17,7 @@ from fluvial.data.labels import Classes, aligned
 from fluvial.data.manifest import is_cache
 from fluvial.evaluation.images import Images
 from fluvial.evaluation.npz import open_npz
-from fluvial.sampling.samples import SAMPLES
+from fluvial.sampling import SAMPLES
 from fluvial.utils.places import HUB
 
 

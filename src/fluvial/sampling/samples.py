@@ -12,12 +12,11 @@ from torch import Tensor
 
 from fluvial.data.pixels import to_uint8
 from fluvial.flow.solvers import Step
+from fluvial.sampling import RECORD, SAMPLES
 from fluvial.utils import pictures
 from fluvial.utils.atomic import atomic_files, write_json
 from fluvial.utils.files import checksum, json_checksum
 
-SAMPLES = "samples.npz"  # the images that `fluvial sample` writes
-RECORD = "samples.json"  # how they were sampled
 GRID = 1000  # images in a saved grid at most; the .npz has all
 
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
+import fluvial
 from fluvial.config import Run
 from fluvial.run.folder import RunFolder
-from fluvial.run.score import score
-from fluvial.run.train import train
 from fluvial.utils import pictures
 from fluvial.utils.atomic import write_json
 from fluvial.utils.files import brief, read_bytes
@@ -40,8 +39,8 @@ def compare(
         folder = out / name
         there = (folder / "run.json").exists()
         timed = RunFolder(folder).run() if there else _for_seconds(run, seconds, device)
-        sampler = train(timed, folder, device=device)
-        card = score(sampler, count=count, device=device)
+        sampler = fluvial.train(timed, folder, device=device)
+        card = fluvial.score(sampler, count=count, device=device)
         scores, sampling = card["scores"], card["sampling"]
         write_json(folder / "score.json", card)
         samples[name] = sampler.sample(10).images
@@ -86,7 +85,7 @@ def _for_seconds(run: Run, seconds: float, device: torch.device | str | None) ->
     quiet = replace(run.train, validate_every=0, sample_every=0)
     trial = replace(run, train=replace(quiet, steps=CALIBRATION, log_every=CALIBRATION // 2, save_every=CALIBRATION))
     with TemporaryDirectory() as folder:
-        train(trial, Path(folder) / "trial", device=device)
+        fluvial.train(trial, Path(folder) / "trial", device=device)
         log = (Path(folder) / "trial" / "log.jsonl").read_bytes().splitlines()
     images_per_second = [json.loads(line)["images_per_second"] for line in log if b"images_per_second" in line][-1]
     steps = max(1, round(seconds * images_per_second / run.images_per_step))
