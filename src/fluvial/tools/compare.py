@@ -86,7 +86,7 @@ def _for_seconds(run: Run, seconds: float, device: torch.device | str | None) ->
     trial = replace(run, train=replace(quiet, steps=CALIBRATION, log_every=CALIBRATION // 2, save_every=CALIBRATION))
     with TemporaryDirectory() as folder:
         experiment.train(trial, Path(folder) / "trial", device=device)
-        log = (Path(folder) / "trial" / "log.jsonl").read_bytes().splitlines()
+        log = (Path(folder) / "trial" / "log.jsonl").read_text("utf-8").splitlines()
     images_per_second = [json.loads(line)["images_per_second"] for line in log if "images_per_second" in line][-1]
     steps = max(1, round(seconds * images_per_second / experiment.images_per_step(run)))
     return replace(run, train=replace(quiet, steps=steps))
