@@ -52,6 +52,12 @@ def run(request, tmp_path):
     return folder_of(Run(method=config(request.param, 1), sample=sample), tmp_path / "run")
 
 
+def to_diffusers(*arguments):
+    from fluvial.weights.pipeline import to_diffusers as export
+
+    return export(*arguments)
+
+
 def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
