@@ -86,7 +86,7 @@ def import_weights(
 def _import_release(
     weights: WeightFile, kind: str, dtype: torch.dtype | None, hints: dict[str, Any], file: Path, folder: Path
 ) -> Imported:
-    """Imports released weights of a generator, with what the options in their checkpoint tell."""
+    """Imports released weights of a generator, using the training options stored in the checkpoint."""
     told = _classes_told(weights.options) | ({} if kind == "flowar" else _path_told(weights.options))
     if "classes" in hints and told.get("label_drop"):  # the user's number of classes takes precedence
         del told["label_drop"]

@@ -131,7 +131,7 @@ class FluvialPipeline(DiffusionPipeline):
 
 
 def to_diffusers(run: Path | str, out: Path | str, *, license: str = "", step: int | None = None) -> Path:
-    """Writes a pipeline folder of diffusers, with the autoencoder in it and a model card.
+    """Writes a diffusers pipeline folder with the model, its autoencoder and a model card.
 
     DiffusionPipeline.from_pretrained(out, custom_pipeline=out, trust_remote_code=True) draws the images that
     `fluvial sample` draws. Raises ValueError if there is no such run, or something at `out` already.
