@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fluvial.methods import arflow, flowar
-from fluvial.nn.attention import softmax_attention
-from fluvial.nn.layers import dropout
+from fluvial.nn.functional import dropout, softmax_attention
 from fluvial.nn.scales import attend
 from fluvial.tools import bench
 from fluvial.training import ema

@@ -11,7 +11,7 @@ import fluvial
 ROOT = Path(fluvial.__file__).parent
 ORDER = """utils flow nn methods autoencoders data training sampling metrics evaluation config recipes run weights tools
 studio cli""".split()
-LONGEST_CHAIN = 13
+LONGEST_CHAIN = 10
 FILES = sorted(p for p in ROOT.rglob("*.py") if p.name != "__main__.py" and p != ROOT / "__init__.py")
 
 
@@ -69,7 +69,7 @@ def test_module_imports_form_no_circle_and_no_long_chain():
 
 @pytest.mark.parametrize("file", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_stay_readable(file):
-    assert len(file.read_text().splitlines()) <= 440
+    assert len(file.read_text().splitlines()) <= 430
     assert "torchvision" not in file.read_text() and "timm" not in file.read_text()
 
 

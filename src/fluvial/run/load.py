@@ -202,10 +202,12 @@ def load(
     model = empty_model(run.method)
 
     def fill(place: Path) -> Sampler:
+        checkpoint.verify(place)
         parts = sorted({name.partition("/")[0] for name in checkpoint.shapes(place)} - {"optimizer"})
         if average not in parts:
             raise ValueError(f"{place} has no average {average!r}; it has {', '.join(parts)}")
-        checkpoint.fill({f"{average}/{name}": value for name, value in model.state_dict().items()}, place)
+        wanted = {f"{average}/{name}": value for name, value in model.state_dict().items()}
+        checkpoint.fill(wanted, place, verified=True)
         check_finite_weights(model.state_dict(), f"the weights in {place}")
         return sampler_of(there, place, model, run, decoder.to(device), average=average)
 

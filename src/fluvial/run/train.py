@@ -23,7 +23,7 @@ from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import Inputs, batches_of, check_data, on_the_hub, open_autoencoder, open_inputs
 from fluvial.run.load import Sampler, default_device, sampler_of
 from fluvial.training import checkpoint, distributed, loop
-from fluvial.training.ema import whole
+from fluvial.training.distributed import whole
 from fluvial.training.health import check_finite_weights
 from fluvial.training.loop import OnStep
 from fluvial.training.step import Batches, Learner, begin

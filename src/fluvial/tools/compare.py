@@ -1,4 +1,4 @@
-"""Several methods side by side: trained for the same time on the same data, scored alike."""
+"""Comparison of methods: trained for the same time on the same data, then scored in the same way."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from fluvial.utils import pictures
 from fluvial.utils.atomic import write_json
 from fluvial.utils.files import brief, read_bytes
 
-CALIBRATION = 40  # steps taken to learn how long a step lasts; the last half is timed
+CALIBRATION = 40  # steps of a trial that measures the speed; the last half is timed
 
 
 def compare(
@@ -28,11 +28,11 @@ def compare(
     count: int = 1000,
     device: torch.device | str | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a run: parameters, images seen, class accuracy, Frechet distance, evaluations, images/s.
+    """Trains and scores runs for the same time; returns one row each: images seen, Frechet distance, NFE and so on.
 
-    Each run is trained in `out/<name>` for as many steps as fit into `seconds`, told from a short trial; evaluation,
-    pictures and scoring do not count. A run that is there already is continued or scored as it is; ValueError if it had
-    another budget. Also saves compare.json and compare.png, a row of samples for each run.
+    Each run is trained in `out/<name>` for as many steps as fit into `seconds`, estimated by a short trial; validation,
+    pictures and scoring do not count. A run that exists is continued or only scored; ValueError if it had another time
+    budget. Also saves compare.json and compare.png, with a row of samples for each run.
     """
     _claim(out, seconds)
     rows, samples = [], {}
@@ -68,7 +68,7 @@ def compare(
 
 
 def _claim(out: Path, seconds: float) -> None:
-    """Notes the budget in the folder, or raises ValueError if the runs there had another."""
+    """Writes the time budget to the folder, or raises ValueError if the runs there had another."""
     note, there = out / "budget.json", seconds
     if note.exists():
         try:
@@ -82,7 +82,7 @@ def _claim(out: Path, seconds: float) -> None:
 
 
 def _for_seconds(run: Run, seconds: float, device: torch.device | str | None) -> Run:
-    """The run with as many steps as last this long, without evaluation and pictures on the way."""
+    """The run with as many steps as fit into this time, without validation and pictures during training."""
     quiet = replace(run.train, validate_every=0, sample_every=0)
     trial = replace(run, train=replace(quiet, steps=CALIBRATION, log_every=CALIBRATION // 2, save_every=CALIBRATION))
     with TemporaryDirectory() as folder:

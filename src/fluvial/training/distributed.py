@@ -9,11 +9,12 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined] - public, and not in its __all__
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -214,3 +215,8 @@ def _fits(model: nn.Module, device: torch.device) -> bool:
         return True
     state = STATE * sum(p.numel() for p in model.parameters())
     return state < torch.cuda.get_device_properties(device).total_memory / 2
+
+
+def whole(p: Tensor) -> Tensor:
+    """A sharded tensor, gathered from all ranks; any other as it is."""
+    return p.full_tensor() if isinstance(p, DTensor) else p

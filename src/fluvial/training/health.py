@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from fluvial.training.distributed import ALONE, World
-from fluvial.training.ema import whole
+from fluvial.training.distributed import ALONE, World, whole
 from fluvial.training.optim import OptimConfig
 
 
