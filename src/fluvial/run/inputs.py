@@ -15,7 +15,8 @@ from fluvial.config import Run
 from fluvial.data import images as data_images
 from fluvial.data import latents
 from fluvial.data.batches import Batch, Examples, batches, with_same_classes
-from fluvial.data.images import DataConfig, ImageSet, Split, checked, listed
+from fluvial.data.given import checked
+from fluvial.data.images import DataConfig, ImageSet, Split, listed
 from fluvial.data.latents import LatentSet, Manifest, Plan
 from fluvial.data.manifest import is_cache
 from fluvial.data.pixels import to_signed
