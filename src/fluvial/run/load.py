@@ -124,7 +124,7 @@ class Sampler:
         return self.run.method.size[0] * self.autoencoder.stride
 
     def draw(self, count: int, *, seed: int = 0, settings: SampleConfig | None = None) -> Images:
-        """The same images, sampled when they are read, in order; settings and time so far are in `about`."""
+        """`count` images that are sampled when they are read; settings and seconds so far are in `about`."""
         about = self.provenance(seed=seed, settings=settings)
         sampling = about["sampling"]
         sampling |= {"seconds": 0.0, "drawn": 0}

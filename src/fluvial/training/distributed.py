@@ -34,7 +34,7 @@ class World(NamedTuple):
 
     @property
     def first(self) -> bool:
-        """Whether this process speaks and writes for all."""
+        """True for the main process, which prints and writes for all."""
         return self.rank == 0
 
     def share(self, count: int) -> slice:
@@ -42,7 +42,7 @@ class World(NamedTuple):
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def agree(self, flag: bool) -> bool:
-        """Whether any rank's flag is set."""
+        """True if any rank's flag is set."""
         if self.size == 1:
             return flag
         value = torch.tensor([int(flag)])
@@ -210,7 +210,7 @@ def together_at_last(model: nn.Module, last: bool) -> Iterator[None]:
 
 
 def _fits(model: nn.Module, device: torch.device) -> bool:
-    """Whether the training state takes less than half of the device's memory."""
+    """True if the training state takes less than half of the device's memory."""
     if device.type != "cuda":
         return True
     state = STATE * sum(p.numel() for p in model.parameters())

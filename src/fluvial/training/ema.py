@@ -15,12 +15,12 @@ Tracks = dict[str, list[Tensor]]
 
 
 def name_of(decay: float) -> str:
-    """What an average is called in checkpoints: ema for the first, and with its decay for any other."""
+    """The name in checkpoints of a further average of this decay; the first is called ema."""
     return f"ema-{decay:g}"
 
 
 def name_of_length(length: float) -> str:
-    """What a power-function average of that length is called in checkpoints."""
+    """The name in checkpoints of the power-function average of this length."""
     return f"power-{length:.3f}"
 
 

@@ -42,7 +42,7 @@ class Imported:
     run: Run | None
     """None for an autoencoder."""
     assumed: str = ""
-    """What was assumed because the file does not tell it."""
+    """Assumptions about facts that the file does not tell."""
 
     @property
     def parameters(self) -> int:

@@ -18,7 +18,7 @@ class Classes(NamedTuple):
     has_null: bool
     """True if the last row of the table is the null class."""
     assumed: str
-    """What was assumed, as text; "" if nothing."""
+    """The assumption made, as text; "" if none."""
 
 
 def classes_of(rows: int, *, classes: int | None = None, label_drop: float | None = None) -> Classes:

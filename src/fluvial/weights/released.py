@@ -43,7 +43,7 @@ class Translated:
     dropped: dict[str, str]
     """Names of tensors that were left out, with the reason."""
     assumed: str = ""
-    """What was assumed because the file does not tell it."""
+    """Assumptions about facts that the file does not tell."""
 
 
 def from_state_dict(state_dict: Mapping[str, Tensor], **hints: Any) -> tuple[nn.Module, Run]:  # noqa: ANN401
