@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import fluvial
+from conftest import slow_tests
 
 ROOT = Path(fluvial.__file__).parent
 ORDER = """utils flow nn methods autoencoders data training sampling metrics evaluation config recipes run weights tools
@@ -122,3 +123,10 @@ def test_from_the_public_call_to_the_optimizer_it_is_three_calls():
     assert "loop.train(" in body["run.train"]
     assert " step(" in body["loop.train"]
     assert "optimizer.step()" in body["step"]
+
+
+def test_the_list_of_slow_tests_names_tests_that_are_there():
+    folder = Path(__file__).parent
+    for line in slow_tests():
+        file, _, name = line.partition("::")
+        assert (folder / file).exists() and f"def {name}(" in (folder / file).read_text(), line
