@@ -19,13 +19,15 @@ _MODULES = {"Run": "config", "Sampler": "run.load", "Samples": "sampling.samples
 _MODULES |= {"load": "run.load", "score": "run.score", "train": "run.train"}
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
-    """The public calls, imported when they are first asked for, so that `import fluvial` needs no torch."""
-    if name in _MODULES:
-        return getattr(import_module(f"fluvial.{_MODULES[name]}"), name)
-    if name in ("recipes", "weights"):
-        return import_module(f"fluvial.{name}")
-    raise AttributeError(f"module 'fluvial' has no attribute {name!r}")
+if not TYPE_CHECKING:  # to a type checker it would say that there is an attribute of any name
+
+    def __getattr__(name: str) -> Any:  # noqa: ANN401
+        """The public calls, imported when they are first asked for, so that `import fluvial` needs no torch."""
+        if name in _MODULES:
+            return getattr(import_module(f"fluvial.{_MODULES[name]}"), name)
+        if name in ("recipes", "weights"):
+            return import_module(f"fluvial.{name}")
+        raise AttributeError(f"module 'fluvial' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

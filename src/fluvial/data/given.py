@@ -165,7 +165,7 @@ def _pixels(
     item = dataset[index]
     image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
     if isinstance(image, Image.Image):
-        image = torch.from_numpy(to_array(image if image.mode == "L" else image.convert("RGB")))
+        image = torch.tensor(to_array(image if image.mode == "L" else image.convert("RGB")))
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
         got = f"{image.dtype} of {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(

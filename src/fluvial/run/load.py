@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fluvial.autoencoders import Autoencoder
+from fluvial.autoencoders import Autoencoder, AutoencoderConfig
 from fluvial.config import Run, to_json
 from fluvial.data.labels import class_ids
 from fluvial.evaluation.images import Images
@@ -56,7 +56,7 @@ class Sampler:
         count: int | None = None,
         *,
         indices: Sequence[int] | None = None,
-        classes: Sequence[int | str] | None = None,
+        classes: int | str | Sequence[int | str] | None = None,
         seed: int = 0,
         steps: int | Sequence[int] | None = None,
         guidance: float | Guidance | None = None,
@@ -68,17 +68,16 @@ class Sampler:
         """`count` images, 16 by default, or those of `indices`; image i depends on (seed, i), its class and settings.
 
         Image i is of class classes[i mod len(classes)], all classes in turn by default; a class is a name (str) or an
-        id (int). steps (one number, or for FlowAR one for each scale), guidance (a weight) and solver replace those of
-        `settings`, which are the run's own by default. `trajectory` keeps the first images after every step, for
-        `Samples.gif`; `on_step` is called after every step of the solver.
+        id (int), and may be given alone. steps (one number, or for FlowAR one for each scale), guidance (a weight) and
+        solver replace those of `settings`, which are the run's own by default. `trajectory` keeps the first images
+        after every step, for `Samples.gif`; `on_step` is called after every step of the solver.
 
         Raises ValueError for a class that the model does not know, an index below 0, a count below 1, or settings that
         the method does not have; RuntimeError for images that are not finite.
         """
         wanted = _indices(count, indices)
         settings = self.settings(settings, steps=steps, guidance=guidance, solver=solver)
-        known = self.run.method.classes
-        ids = class_ids(classes or range(known), self.run.data.class_names, known) or ()
+        ids = self._class_ids(classes)
         kept = FRAMES_LARGE if self.side > LARGE else FRAMES
         frames = Frames(self.autoencoder.decode, min(len(wanted), kept)) if trajectory else None
         key = (settings.precision, settings.compile)
@@ -94,7 +93,9 @@ class Sampler:
             seed=seed,
             on_step=_both(frames, on_step),
         )
-        about = self.provenance(seed=seed, settings=settings, classes=ids if classes else None, evaluations=found.nfe)
+        about = self.provenance(
+            seed=seed, settings=settings, classes=None if classes is None else ids, evaluations=found.nfe
+        )
         kept_frames = {} if frames is None else {"trajectory": tuple(frames.images), "stages": tuple(frames.ends)}
         return replace(found, about=about, **kept_frames)
 
@@ -117,6 +118,18 @@ class Sampler:
         if solver is not None:
             settings = replace(settings, solver=solver)
         return self.run.sampled_with(settings).sample
+
+    def _class_ids(self, classes: int | str | Sequence[int | str] | None) -> tuple[int, ...]:
+        """The ids of these classes; of all classes for None, of which a model without classes has none."""
+        known = self.run.method.classes
+        if classes is None:
+            return tuple(range(known))
+        classes = [classes] if isinstance(classes, int | str) else list(classes)
+        if not known:
+            raise ValueError(f"classes {classes!r:.100} were given for a model without classes; leave them out")
+        if not classes:
+            raise ValueError("classes are empty: give at least one, or leave them out for all classes in turn")
+        return class_ids(classes, self.run.data.class_names, known)
 
     @property
     def side(self) -> int:
@@ -180,25 +193,27 @@ def load(
     precision: Precision | None = None,
     average: str = "ema",
     step: int | None = None,
-    autoencoder: Autoencoder | str = "",
+    autoencoder: Autoencoder | Path | str = "",
 ) -> Sampler:
     """The sampler of a run folder's newest checkpoint, or that of `step`, verified against its checksums.
 
     `precision` computes in fp32, tf32 or bf16 in place of the run's sample.precision. `average` chooses the weights:
     "ema", the moving average; "model", the trained weights themselves; or any other average that the checkpoint holds,
-    such as "ema-0.99". `autoencoder` is the run's own, if it is not where it was, or an object made in Python.
+    such as "ema-0.99". `autoencoder` is the run's own, if it is not where it was, or the object that it was trained
+    with.
 
     Raises ValueError if the folder is not a run, or its checkpoint is missing, damaged or another model's; RuntimeError
     if its weights are not finite.
     """
     there = RunFolder(folder)
     run = there.run()
-    if isinstance(autoencoder, str) and autoencoder:
-        run = replace(run, autoencoder=replace(run.autoencoder, name=autoencoder))
+    if isinstance(autoencoder, str | Path) and str(autoencoder):
+        run = replace(run, autoencoder=replace(run.autoencoder, name=str(autoencoder)))
     if precision is not None:
         run = replace(run, sample=replace(run.sample, precision=precision))
     device = device or default_device()
-    decoder = open_autoencoder(run.autoencoder) if isinstance(autoencoder, str) else autoencoder
+    named = isinstance(autoencoder, str | Path)
+    decoder = open_autoencoder(run.autoencoder) if named else own_autoencoder(run.autoencoder, autoencoder)
     model = empty_model(run.method)
 
     def fill(place: Path) -> Sampler:
@@ -230,6 +245,19 @@ def sampler_of(
         kind = "as imported"
     far = {"step": meta["step"], "seconds": meta["seconds"]}
     return Sampler(model=model, run=run, autoencoder=autoencoder, average=kind, folder=folder, **far)
+
+
+def own_autoencoder(config: AutoencoderConfig, autoencoder: Autoencoder) -> Autoencoder:
+    """The autoencoder given in Python, with the shift and scale of the run, if it has them by now.
+
+    Raises ValueError if the run was made with another one, going by the hash.
+    """
+    if config.hash and autoencoder.hash != config.hash:
+        raise ValueError(
+            f"the run was made with an autoencoder whose hash is {config.hash}, got {type(autoencoder).__name__} whose "
+            f"hash is {autoencoder.hash}; give the one that the run was trained with"
+        )
+    return autoencoder.standardised(config.shift, config.scale) if config.shift else autoencoder
 
 
 def default_device() -> torch.device:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 
 import fluvial
+from fluvial.autoencoders import Autoencoder
 from fluvial.data.given import Given, image_set
 from fluvial.data.images import BUILT_IN, DataConfig, ImageSet
 from fluvial.data.labels import Classes
@@ -40,8 +41,8 @@ def score(
     guidance: float | Guidance | None = None,
     solver: AnySolver | None = None,
     settings: SampleConfig | None = None,
-    reference: str = "",
-    training: str = "",
+    reference: Path | str = "",
+    training: Path | str = "",
     features: str | Callable[..., Any] = "",
     weights: str = "",
     size: int = 0,
@@ -50,7 +51,7 @@ def score(
     keep: Path | str | None = None,
     data: Given | None = None,
     validation: Given | None = None,
-    autoencoder: str = "",
+    autoencoder: Autoencoder | Path | str = "",
     step: int | None = None,
     device: torch.device | str | None = None,
     world: World = ALONE,
@@ -69,7 +70,7 @@ def score(
 
     Returns the card on the main process, and nothing on others. Raises ValueError for what cannot be measured.
     """
-    device = torch.device(device or default_device())
+    device, reference, training = torch.device(device or default_device()), str(reference), str(training)
     measured: dict[str, Any] = {
         "nearest": None if nearest is None else Path(nearest),
         "keep": None if keep is None else Path(keep),
@@ -94,6 +95,9 @@ def score(
     config, labelled = sampler.run.data, sampler.run.method.classes > 0
     name = str(sampler.folder or "samples")
     samples = sampler.draw(count, seed=seed, settings=settings)._replace(name=name)
+    own, which = None, cast(Which, reference or "test")
+    if which in ("test", "train"):  # before the extractor, which may have to be downloaded
+        own = real_images(config, images, held_out, labelled=labelled)
     look = extractor(features or _usual(config.path or config.name), weights=weights, device=device)
     if 1 in (sampler.autoencoder.image_channels, sampler.run.method.channels):  # latents have more
         channels = 1
@@ -101,10 +105,7 @@ def score(
         size=size or config.size or sampler.side * is_cache(config.path or config.name), channels=channels
     )
     classes = Classes(config.class_names, config.class_names, False) if labelled else None
-    own, which = None, cast(Which, reference or "test")
-    if which in ("test", "train"):
-        own = real_images(config, images, held_out, labelled=labelled)
-    else:
+    if which not in ("test", "train"):
         which = open_reference(reference, look, like, classes=classes, world=world)
     if training:
         own = Real(open_images(training, like, classes), None if own is None else own.test)

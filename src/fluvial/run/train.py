@@ -21,7 +21,7 @@ from fluvial.metrics.features import extractor
 from fluvial.run import finetune
 from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import Inputs, batches_of, check_data, on_the_hub, open_autoencoder, open_inputs
-from fluvial.run.load import Sampler, default_device, sampler_of
+from fluvial.run.load import Sampler, default_device, own_autoencoder, sampler_of
 from fluvial.training import checkpoint, distributed, loop
 from fluvial.training.distributed import whole
 from fluvial.training.health import check_finite_weights
@@ -66,6 +66,8 @@ def train(
         folder, say = RunFolder(out), partial(print, flush=True) if world.first else lambda text: None
         run, images, held_out = with_data(run, data, validation)
         run = continued(run, folder, start)
+        if autoencoder is not None:
+            autoencoder = own_autoencoder(run.autoencoder, autoencoder)
         with world.one_by_one():  # the main process writes the cache of latents
             options = {"images": images, "held_out": held_out, "cache": folder.latents, "device": device, "tell": say}
             inputs = open_inputs(run, autoencoder=autoencoder, **options)
