@@ -111,7 +111,7 @@ def test_weights_of_something_else():
     with pytest.raises(ValueError, match="not weights of"):
         fluvial.weights.from_state_dict({})
     sit = read_golden("sit_tiny").state_dict
-    with pytest.raises(ValueError, match=r"not weights of arflow: blocks.0.attn.gt_proj.weight is missing"):
+    with pytest.raises(ValueError, match=r"not the weights of arflow: blocks.0.attn.gt_proj.weight is missing"):
         fluvial.weights.from_state_dict(sit, kind="arflow")
     with pytest.raises(ValueError, match="those of kl16, an autoencoder"):
         fluvial.weights.from_state_dict({"encoder.down.0.block.0.conv1.weight": torch.zeros(1)})
