@@ -1,4 +1,4 @@
-"""The command line: parse, build, call.
+"""Train, sample and measure image generators that join autoregression with flow matching.
 
 fluvial recipes                       list the recipes
 fluvial train RECIPE [options]        train one, or go on where it stopped

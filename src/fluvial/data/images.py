@@ -256,7 +256,7 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
     if place in BUILT_IN and (config.name == place or not Path(place).exists()):
         return _built_in(BUILT_IN[place](split), config)
     if place == "given":
-        raise ValueError("this run was trained on images given to it in Python; pass them again")
+        raise ValueError("this run was trained on images given to it in Python; pass them again with data=")
     held_out = split == "test"
     options: dict[str, Any] = {
         "split": config.test_split if held_out else config.split,

@@ -38,8 +38,8 @@ LARGE = 64
 class Sampler:
     """A model with its autoencoder, ready to sample."""
 
-    model: nn.Module
-    run: Run
+    model: nn.Module = field(repr=False)
+    run: Run = field(repr=False)
     autoencoder: Autoencoder
     step: int = 0
     """Training steps behind the weights."""

@@ -62,6 +62,8 @@ def train(
     Raises ValueError if the folder holds a run with other settings or no whole checkpoint, if the images do not fit the
     model, or a class is too small for its sequences; RuntimeError if the weights are not finite at the end.
     """
+    if not isinstance(run, Run):
+        raise ValueError(f"run must be a Run, such as fluvial.recipes.get('digits-arflow'), got {run!r:.100}")
     with distributed.world(torch.device(device or default_device())) as (world, device):
         folder, say = RunFolder(out), partial(print, flush=True) if world.first else lambda text: None
         run, images, held_out = with_data(run, data, validation)
