@@ -1,6 +1,6 @@
-"""What the CPU and the GPU set share: cases with and without each optimisation, inside a budget of time, as a document.
+"""Ablation of optimisations, shared by cpu.py and gpu.py: measures cases with and without each, as a Markdown table.
 
-A case is a command, `fluvial bench WHAT ARGUMENTS`; an optimisation is an option of it, on or off.
+A case is a command `fluvial bench WHAT ARGUMENTS`; an optimisation is an option of it, on or off.
 """
 
 import gc
@@ -26,11 +26,11 @@ from fluvial.tools import bench
 from fluvial.utils.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results"
-LONGER = 1.2  # a case may take so many times as long as it has in another variant
+LONGER = 1.2  # a case is expected to take at most this multiple of its time in another variant
 
 
 class Case(NamedTuple):
-    """`fluvial bench what *arguments`, under a name."""
+    """A named command `fluvial bench what *arguments`."""
 
     name: str
     what: bench.What
@@ -38,14 +38,14 @@ class Case(NamedTuple):
 
 
 class Optimisation(NamedTuple):
-    """The options that switch it on and off."""
+    """The options that switch an optimisation on and off."""
 
     on: tuple[str, ...]
     off: tuple[str, ...]
 
 
 class Row(NamedTuple):
-    """What came of one case in one variant: a measurement, or the reason why there is none."""
+    """The result of one case in one variant: a measurement, or the reason why there is none."""
 
     case: str
     variant: str
@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 
 def variants(optimisations: Mapping[str, Optimisation]) -> dict[str, tuple[str, ...]]:
-    """Options by name: everything on, everything off, each one off."""
+    """The options of each variant, by name: all on, all off, each one off."""
     on = {name: each.on for name, each in optimisations.items()}
     found = {"all": on}
     if len(optimisations) > 1:
@@ -73,9 +73,9 @@ def run(
     budget: float,
     apart: bool,
 ) -> Iterator[Row]:
-    """Measures every case in every variant, all cases with everything on first; what no longer fits is left out.
+    """Measures every case in every variant, first with everything on; what no longer fits in the budget is left out.
 
-    `apart` gives each measurement a process of its own, whose peak of memory then is the measurement's.
+    `apart` runs each measurement in its own process, so that peak memory is that of the measurement.
     """
     started, longest = time.monotonic(), dict[str, float]()
     for variant, options in variants(optimisations).items():
@@ -100,8 +100,10 @@ def run(
 def measured(
     arguments: Sequence[str], seconds: float | None, environment: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Any] | None, str]:
-    """What the command measures, or why it does not; with `seconds` in a process that has as many, and an environment
-    with these variables."""
+    """The measurement of a command, or the reason for its failure.
+
+    With `seconds` it runs in its own process, with this time limit and these environment variables.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
         arguments = [*arguments, "--out", str(out)]
@@ -130,7 +132,7 @@ def measured(
 
 
 def line(row: Row) -> str:
-    """One measurement in a line, for who waits."""
+    """One line about a measurement, for the progress output."""
     if row.result is None:
         return f"{row.case}, {row.variant}: {row.reason}"
     values = (row.result[key]["median"] for key in ("images_per_second", "utilisation"))
@@ -138,7 +140,7 @@ def line(row: Row) -> str:
 
 
 def document(title: str, rows: Sequence[Row], limits: Mapping[str, str]) -> str:
-    """The tables in Markdown: the machine and its limits, each case by variant, where its time goes."""
+    """The report in Markdown: the machine and its limits, each case by variant, its most expensive operations."""
     first = next((row.result for row in rows if row.result is not None), None)
     machine = {} if first is None else {k: v for k, v in first["machine"].items() if v is not None}
     about = {**machine, "date": f"{datetime.now(UTC):%Y-%m-%d}", **limits}
@@ -162,7 +164,7 @@ def document(title: str, rows: Sequence[Row], limits: Mapping[str, str]) -> str:
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
-    """A line for each variant of one case."""
+    """The table rows of one case, one for each variant."""
     none = next((row.result for row in rows if row.variant == "none"), None)
     base = none and none["images_per_second"]["median"]
     lines = []
@@ -184,18 +186,19 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def quartiles(values: Mapping[str, float], written: Callable[[float], str]) -> str:
+    """Median and quartiles as text."""
     median, low, high = (written(values[key]) for key in ("median", "low", "high"))
     return f"{median} ({low} to {high})"
 
 
 def slug(machine: Mapping[str, Any]) -> str:
-    """A name for files: the GPU, or the processor and its cores."""
+    """A file name for the machine: the GPU, or the processor and its cores."""
     name = machine["gpu"] or f"{machine['cpu']} {machine['cores']} cores"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def write(folder: Path, title: str, rows: Iterable[Row], limits: Mapping[str, str], device: str) -> Path:
-    """The document and, beside it, everything that was measured; as far as they are after every row."""
+    """Writes the report and all measurements as JSON; updated after every row."""
     folder.mkdir(parents=True, exist_ok=True)
     path, written = folder / f"{slug(bench.machine(device))}.md", list[Row]()
     for row in rows:
@@ -206,7 +209,7 @@ def write(folder: Path, title: str, rows: Iterable[Row], limits: Mapping[str, st
 
 
 def measured_limits(device: str) -> dict[str, str]:
-    """What the machine can do at most."""
+    """The machine's limits: matrix product rates by dtype, and memory bandwidth."""
     limits = {f"matrix products, {dtype}": bench.matrix_peak(dtype, device) for dtype in ("fp32", "bf16")}
     if device == "cuda":
         limits["matrix products, tf32"] = bench.matrix_peak("tf32", device)

@@ -2,9 +2,9 @@
 
     make bench            (or: OMP_WAIT_POLICY=PASSIVE python benchmarks/cpu.py [--budget SECONDS] [--out FOLDER])
 
-ARFlow-S/2 at 128 pixels in sequences of 5 images, and a FlowAR of width 256, depth 3 + 3, head 2 x 256, both also
-sampled in batches of 16. Writes benchmarks/results/<machine>.md and .json, in less than ten minutes: what does not fit
-in the budget is left out, and the document says so. Every measurement is a process of its own.
+ARFlow-S/2 at 128 pixels in sequences of 5 images, and FlowAR with width 256, depth 3 + 3, head 2 x 256, trained and
+sampled in batches of 16. Writes benchmarks/results/<machine>.md and .json in less than ten minutes; cases that do not
+fit in the budget are listed as left out. Every measurement runs in its own process.
 """
 
 import argparse

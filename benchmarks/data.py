@@ -1,10 +1,9 @@
-"""Rows a second of random batches of 256 moments: from the cache of latents, and from one .npz an image.
+"""Speed of reading random batches of 256 latents, from the latent cache and from one .npz per image.
 
     python benchmarks/data.py [--rows 16384] [--folder DIR]
 
-The releases store their latents in .npz files. Both are read from disk (the kernel's page cache is emptied of the
-files first, and no row is read twice, as from a cache larger than memory) and again from memory. The .npz files are
-read by one thread and by eight.
+The releases store latents as .npz files. Both are read from disk (the page cache is emptied first, and no row is read
+twice, as with a cache larger than memory) and again from memory. The .npz files are read by one thread and by eight.
 """
 
 import argparse
@@ -40,6 +39,7 @@ def main() -> None:
 
 
 def compare(folder: Path, rows: int) -> None:
+    """Writes both formats and prints their reading speeds."""
     write_cache(folder / "cache", rows)
     write_npz(folder / "npz", rows)
     size = {kind: sum(file.stat().st_size for file in (folder / kind).iterdir()) / 2**20 for kind in ("cache", "npz")}
@@ -48,7 +48,7 @@ def compare(folder: Path, rows: int) -> None:
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
     )
     shards = len(opened.moments.shards)
-    del opened  # pages of mapped files stay in memory
+    del opened  # while open, mapped pages stay in memory
     print(f"{rows} images; cache {size['cache']:.0f} MiB in {shards} files, .npz {size['npz']:.0f} MiB")
 
     with ThreadPoolExecutor(8) as threads:
@@ -61,14 +61,14 @@ def compare(folder: Path, rows: int) -> None:
         first = None
         for name, (kind, make) in readers.items():
             evict(folder / kind)
-            speeds = [measure(make(), rows, seed) for seed in (0, 0)]  # the second time the same rows are in memory
+            speeds = [measure(make(), rows, seed) for seed in (0, 0)]  # the second time, the same rows are in memory
             first = first or speeds
             ratios = ", ".join(f"{speed / base:.1f}" for speed, base in zip(speeds, first, strict=True))
             print(f"{name:<20} {speeds[0]:>12,.0f} {speeds[1]:>12,.0f}   {ratios}")
 
 
 def measure(read: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], rows: int, seed: int) -> float:
-    """Rows a second over batches that together hold a quarter of the images, in random order."""
+    """Rows per second, over random batches that together hold a quarter of the images."""
     rng = numpy_generator(seed, "benchmark")
     order = torch.from_numpy(rng.permutation(rows)[: rows // 4 // BATCH * BATCH])
     flipped = torch.from_numpy(rng.random(len(order)) < 0.5)
@@ -116,7 +116,7 @@ def read_npz(folder: Path, over: Callable[..., Iterable], chosen: torch.Tensor, 
 
 
 def evict(folder: Path) -> None:
-    """Empties the page cache of these files."""
+    """Drops these files from the page cache."""
     for path in folder.iterdir():
         file = os.open(path, os.O_RDONLY)
         os.fsync(file)

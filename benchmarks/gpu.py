@@ -1,10 +1,10 @@
-"""Training and sampling on one GPU, with and without each optimisation, against its bandwidth and matrix products.
+"""Training and sampling speed on one GPU, with and without each optimisation, relative to the GPU's limits.
 
     python benchmarks/gpu.py [--budget SECONDS] [--out FOLDER] [--tiny]
 
 ARFlow-B/2 and XL/2, SiT-XL/2, FlowAR-S and L on the latents of 256-pixel images. Writes
-benchmarks/results/<machine>.md and .json in less than eight minutes: what does not fit in the budget is left out, and
-the document says so. `--tiny` runs all of it with small models on the processor, uncompiled, to try the code.
+benchmarks/results/<machine>.md and .json in less than eight minutes; cases that do not fit in the budget are listed as
+left out. `--tiny` runs everything with small models on the CPU, uncompiled, to test the code.
 """
 
 import argparse
@@ -21,7 +21,7 @@ MODELS = {
     "FlowAR-S": ("imagenet256-flowar-s",),
     "FlowAR-L": ("imagenet256-flowar-l",),
 }
-# by arithmetic they fit into 80 GB in bf16 and into 141 GB in tf32 (docs/memory.md); sequences of 5 images for ARFlow
+# estimated to fit into 80 GB in bf16 and into 141 GB in tf32 (docs/memory.md); sequences of 5 images for ARFlow
 BATCHES = {"ARFlow-B/2": 40, "ARFlow-XL/2": 12, "SiT-XL/2": 128, "FlowAR-S": 192, "FlowAR-L": 64}
 SAMPLED = ("--batch", "64", "--sample.steps", "20")
 OPTIMISATIONS = {
@@ -49,7 +49,7 @@ def cases() -> list[Case]:
 
 
 def tiny(case: Case) -> Case:
-    """The same options, with small values."""
+    """The case with a small model and few steps."""
     recipe, *given = case.arguments
     options = dict(zip(given[::2], given[1::2], strict=True)) | TINY | (TINY_FLOWAR if "FlowAR" in case.name else {})
     arguments = (word for option, values in options.items() for word in (option, *values.split()))

@@ -1,11 +1,11 @@
-"""How speed and memory grow: with tokens, images of a sequence, scales, batch, and sampling steps.
+"""Growth of speed and memory with tokens, sequence length, scales, batch, and sampling steps.
 
     python benchmarks/growth.py [--only NAME ...] [--docs FOLDER] [--out FOLDER] [--tiny]
 
-Small models on one thread of the processor. The memory of every point is that of a process of its own, which gives
-back what it does not use; that makes it slow, so that the speed is measured in this one. Draws docs/growth-<name>.png
-and writes benchmarks/results/growth.json. Says whether ARFlow's memory is constant in the number of steps and FlowAR's
-cache grows as the tokens, and ends with 1 if not. `--tiny` takes two points of each curve.
+Small models on one CPU thread. Memory is measured in a separate process for each point, with an allocator that returns
+freed memory at once; this is slow, so speed is measured in the main process. Draws docs/growth-<name>.png and writes
+benchmarks/results/growth.json. Checks that ARFlow's memory is constant in the number of steps and that FlowAR's cache
+grows in proportion to the tokens, and exits with 1 if not. `--tiny` measures two points of each curve.
 """
 
 import argparse
@@ -36,16 +36,16 @@ METHODS = {"SiT": "cifar10-sit", "ARFlow": "cifar10-arflow", "FlowAR": "cifar10-
 SMALL = "--method.depth 2 --method.width 128 --method.heads 4 --dtype fp32 --compile False".split()
 SMALL_HEAD = "--method.head-depth 2 --method.head-width 128 --method.head-heads 4".split()
 COMMON = "--sample.steps 4 --device cpu --warmup 2 --side 512".split()
-SIDES = (8, 16, 24, 32)  # of the map of tokens
+SIDES = (8, 16, 24, 32)  # sides of the token map
 LENGTHS, BATCHES, STEPS = (1, 2, 4, 8, 16), (1, 4, 16, 64), (5, 10, 20, 40)
 SCALES = ("16", "8 16", "4 8 16", "2 4 8 16", "1 2 4 8 16")
-SAME = 0.05  # share by which the memory of a process may differ from one time to the next
-SECONDS = 120.0  # that a point may take
-WIDE = 10  # a range that only logarithmic axes show
+SAME = 0.05  # fraction by which memory may vary between measurements
+SECONDS = 120.0  # time limit of a point
+WIDE = 10  # ratio of values from which on axes are logarithmic
 
 
 class Point(NamedTuple):
-    """One point of one curve: `what` is done by a method at `x`, and the command that measures it."""
+    """A point of a curve: training or sampling of a method at `x`, with the options of the command."""
 
     what: bench.What
     method: str
@@ -54,7 +54,7 @@ class Point(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What was measured at a point: images/s, their quartiles, and by how many bytes the process grew."""
+    """The measurement of a point: images/s with quartiles, and the growth of the process in bytes."""
 
     what: bench.What
     method: str
@@ -66,12 +66,14 @@ class Found(NamedTuple):
 
 
 class Sweep(NamedTuple):
+    """The points of one figure, with the label of its horizontal axis."""
+
     label: str
     points: tuple[Point, ...]
 
 
 def sweeps() -> dict[str, Sweep]:
-    """The curves by name."""
+    """All sweeps, by name."""
 
     def batch(method: str, what: bench.What, images: int = 4) -> tuple[str, ...]:
         return ("--batch", str(max(1, images // 5 if (method, what) == ("ARFlow", "train") else images)))
@@ -120,7 +122,7 @@ def sweeps() -> dict[str, Sweep]:
 
 
 def ends(sweep: Sweep) -> Sweep:
-    """Of each curve the first two points."""
+    """The sweep with the first two points of each curve."""
     kept, seen = [], dict[tuple[str, str], int]()
     for point in sweep.points:
         seen[point.what, point.method] = seen.get((point.what, point.method), 0) + 1
@@ -130,13 +132,13 @@ def ends(sweep: Sweep) -> Sweep:
 
 
 def measure(point: Point) -> Found:
-    """Raises RuntimeError if a command fails, or nothing tells the memory."""
+    """Measures a point. Raises RuntimeError if a command fails, or memory cannot be measured."""
     head = SMALL_HEAD if point.method == "FlowAR" else []
     arguments = ["bench", point.what, METHODS[point.method], *SMALL, *head, *COMMON, *point.options]
     speed = _measured(arguments, None)["images_per_second"]
     memory = _measured([*arguments, "--repeats", "1"], SECONDS)["memory"]
     if memory["peak"] is None:
-        raise RuntimeError("nothing tells the memory of a process on this machine: growth needs Linux")
+        raise RuntimeError("the memory of a process cannot be measured on this machine: growth needs Linux")
     grown = memory["peak"] - memory["before"]
     return Found(point.what, point.method, point.x, speed["median"], speed["low"], speed["high"], grown)
 
@@ -148,8 +150,8 @@ def _measured(arguments: Sequence[str], seconds: float | None) -> dict[str, Any]
     return result
 
 
-def remembered(run: Run) -> list[int]:
-    """Bytes that the model remembers of one image, after each of its passes: ARFlow's history or FlowAR's cache."""
+def state_sizes(run: Run) -> list[int]:
+    """Bytes of the model's state for one image after each forward pass: ARFlow's history or FlowAR's cache."""
     model, sizes = method_of(run.method).Model(run.method).eval(), list[int]()
     assert isinstance(model.blocks, nn.ModuleList)
 
@@ -166,13 +168,13 @@ def remembered(run: Run) -> list[int]:
 
 
 def claims(points: Mapping[str, Sequence[Found]]) -> list[tuple[bool, str]]:
-    """What is to hold, whether it does, and by what: of the models' own state, and of the measured memory."""
-    history = remembered(_small("digits-arflow", steps=8))
+    """The claims about growth: whether each holds, and the numbers, of the models' state and measured memory."""
+    history = state_sizes(_small("digits-arflow", steps=8))
     constant = len(set(history)) == 1
     found = [(constant, f"ARFlow's history after each of 8 steps: {_listed(history)} bytes")]
     run = _small("digits-flowar", steps=2)
     assert isinstance(run.method, flowar.FlowARConfig)
-    cache, sizes = remembered(run), run.method.sizes
+    cache, sizes = state_sizes(run), run.method.sizes
     tokens = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     rates = [held / n for held, n in zip(cache, tokens, strict=True)]
     found.append((len(set(rates)) == 1, f"FlowAR's cache a token, after each scale: {_listed(rates)} bytes"))
@@ -193,7 +195,7 @@ def _listed(values: Sequence[float | int]) -> str:
 
 
 def picture(sweep: Sweep, points: Sequence[Found]) -> "Figure":
-    """A row for training and for sampling: images/s, on logarithmic axes if they differ much, and memory."""
+    """The figure of a sweep: images/s and memory, with a row for training and one for sampling."""
     require("matplotlib", extra="plot", why="drawing curves")
     from matplotlib.figure import Figure
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator

@@ -1,11 +1,11 @@
-"""Has performance fallen? Utilisation, a ratio inside one process, against what was recorded.
+"""Regression test of performance: compares utilisation with recorded values.
 
     python benchmarks/guard.py [--record] [--tolerance SHARE] [--file FILE]
 
-Small models of each method are trained and sampled on one thread, one of them compiled, in two minutes. No time is
-compared with a time: a slower or busier machine slows the matrix products alike. What is recorded holds for an
-instruction set, dtype and case; --record writes that of this machine beside the others. Ends with 1 if a utilisation
-fell by more than the tolerance, twice in a row.
+Small models of each method are trained and sampled on one thread, one of them compiled, in two minutes. Utilisation is
+relative to matrix products in the same process, so it hardly depends on the speed or load of the machine. Values are
+recorded by instruction set, dtype and case; --record adds those of this machine. Exits with 1 if a utilisation fell by
+more than the tolerance, twice in a row.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def measured(repeats: int = 5) -> dict[str, float]:
 
 
 def key(what: str, method: str, result: Mapping[str, Any]) -> str:
-    """What a recorded value holds for: nothing that depends on the speed of the machine."""
+    """The key of a recorded value: case, dtype and instruction set."""
     how = f"{result['dtype']}, compiled" if result["compile"] else result["dtype"]
     return f"{what} {method}, {how}, {torch.backends.cpu.get_cpu_capability()}"
 
@@ -60,7 +60,7 @@ def key(what: str, method: str, result: Mapping[str, Any]) -> str:
 def verdicts(
     found: Mapping[str, float], recorded: Mapping[str, float], tolerance: float
 ) -> tuple[list[str], list[str], list[str]]:
-    """What fell, what did not, and what nothing is recorded of, each in a line."""
+    """Lines about values that fell, that did not fall, and that have no recorded value."""
     fell, held, unknown = list[str](), list[str](), list[str]()
     for name, value in found.items():
         if name not in recorded:

@@ -1,9 +1,9 @@
-"""The estimate of memory against measured peaks on a CPU, and the largest batch of each ImageNet preset by arithmetic.
+"""Memory estimates compared with measured peaks on a CPU, and the estimated largest batch of each ImageNet preset.
 
     python benchmarks/memory.py [--batches]
 
-Each measured run is a process of its own that trains three steps; its peak is the growth of its resident memory since
-before the model was built. The table of batches is arithmetic: nothing of it was measured on such GPUs.
+Each run is measured in its own process over three training steps; its peak is the growth of resident memory since
+before the model was built. The table of batches is estimated, not measured on such GPUs.
 """
 
 import argparse
@@ -43,7 +43,7 @@ SMALL = {
     ),
 }
 GPUS = {"80 GB": 80e9, "141 GB": 141e9}
-FREE = 0.05  # of a GPU's memory, for the CUDA context, libraries and what the allocator wastes
+FREE = 0.05  # fraction of a GPU's memory for the CUDA context, libraries and fragmentation
 PRESETS = (
     "imagenet128-arflow-xl2",
     "imagenet256-arflow-xl2",
@@ -54,12 +54,12 @@ PRESETS = (
     "imagenet256-flowar-h",
     "imagenet512-flowar-l",
 )
-# Large blocks go back to the system at once, so that resident memory is what is in use.
+# Freed blocks return to the system at once, so that resident memory is the memory in use.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
 def measured(name: str) -> int:
-    """Bytes by which a new process grows at most in three training steps of a small run."""
+    """Peak memory in bytes of three training steps of a small run, in a new process."""
     command = [sys.executable, __file__, "--measure", name]
     environment = {**os.environ, **MALLOC, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
@@ -67,23 +67,23 @@ def measured(name: str) -> int:
 
 
 def measure(run: Run) -> int:
-    """The same in this process."""
+    """Peak memory in bytes of three training steps of a small run, in this process."""
     tiny = {"depth": 2, "width": 16, "heads": 2}
     if isinstance(run.method, flowar.FlowARConfig):
         tiny |= {"head_width": 16, "head_heads": 2}
-    _train(replace(run, method=replace(run.method, **tiny), train=replace(run.train, batch=2)))  # libraries start up
+    _train(replace(run, method=replace(run.method, **tiny), train=replace(run.train, batch=2)))  # initialises libraries
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     return _train(run) - before
 
 
 def _peak() -> int:
-    """The most bytes that this process had; ru_maxrss begins with those of the process that started it."""
+    """Peak memory of this process in bytes; ru_maxrss would include the parent process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def _train(run: Run, steps: int = 3) -> int:
-    """Trains and returns the peak of resident memory in bytes, before the checkpoint at the end is written."""
+    """Trains and returns the peak of resident memory in bytes, before the final checkpoint is written."""
     method, peaks = method_of(run.method), list[int]()
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
@@ -109,7 +109,7 @@ def compared() -> list[list[str]]:
 
 
 def batches() -> list[list[str]]:
-    """Rows of preset and the largest micro-batch on each GPU, without and with recomputing every block."""
+    """Rows of preset and largest micro-batch on each GPU, without and with activation checkpointing."""
     rows = []
     for name in PRESETS:
         run = recipes.get(name)

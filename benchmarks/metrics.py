@@ -1,19 +1,19 @@
-"""Scores: how long they take and in how much memory, beside torch-fidelity where it is there.
+"""Time and memory of computing scores, compared with torch-fidelity if it is installed.
 
     python benchmarks/metrics.py [--images 2000] [--data cifar10-train.parquet] [--vectors 50000]
                                  [--neighbours 10000] [--many 50000]
 
-- statistics of 32 x 32 images with EfficientNet-Lite0: what the network takes, and what all the rest does;
-- statistics and Frechet distance of given features, which fluvial reads 250 at a time and torch-fidelity whole;
+- statistics of 32 x 32 images with EfficientNet-Lite0: the time of the network and of all the rest;
+- statistics and Frechet distance of given features, which fluvial reads in batches of 250 and torch-fidelity at once;
 - precision, recall, density, coverage and the kernel distance of given features; torch-fidelity has no density and no
-  coverage, and its kernel distance is asked for one subset of all, which is the same number;
-- the latter of very many short features, by fluvial alone: memory is that of blocks, where one matrix of all distances
-  in float64 would take 20 GB.
+  coverage, and its kernel distance is computed on a single subset of all features, which gives the same number;
+- the same for very many short features, by fluvial only: it works in blocks, where one matrix of all distances in
+  float64 would take 20 GB.
 
-Every measurement is a process of its own, with as many threads as this one, that runs once: on a busy machine times
-vary by tens of per cent. Both read the same features from the same files; the statistics' time includes the reading.
-Memory is the most that the process had above what it had after its imports. torch-fidelity gets float32, as from its
-own networks: it averages and takes distances and kernels in that, and covariances in float64.
+Every measurement runs once in its own process, with as many threads as the main process: on a busy machine times vary
+by tens of per cent. Both read the same features from the same files; the statistics' time includes reading. Memory is
+the peak of the process above its memory after imports. torch-fidelity gets float32, as from its own networks: it
+computes means, distances and kernels in float32, and covariances in float64.
 """
 
 import argparse
@@ -46,12 +46,12 @@ from fluvial.metrics.precision import overlap
 ORACLES = Path(__file__).parents[1] / ".venv" / "oracles"  # `make setup` puts torch-fidelity there
 DIMENSIONS = (1280, 2048)  # of EfficientNet-Lite0's features, and of Inception's
 MANY_DIMENSIONS = 64
-OPERATORS: list[torch.library.Library] = []  # they are there as long as their library is
+OPERATORS: list[torch.library.Library] = []  # operators exist as long as their library object
 Numbers = dict[str, float]
 
 
 class Given(NamedTuple):
-    """Two sets of features in files, the samples and the real ones: float32, one row after the other."""
+    """Two files of features, of samples and of real images: float32, row by row."""
 
     folder: Path
     n: int
@@ -62,7 +62,7 @@ class Given(NamedTuple):
         return [self.folder / f"{name}-{self.n}-{self.d}.f32" for name in ("samples", "real")]
 
     def write(self) -> None:
-        """Features of a few strong directions and many weak ones, as networks' are."""
+        """Writes random features with a few strong directions and many weak ones, like those of networks."""
         rng = np.random.default_rng(0)
         mix = rng.standard_normal((16, self.d), dtype=np.float32)
         for place, (file, width) in enumerate(zip(self.files, (0.9, 1.0), strict=True)):
@@ -82,6 +82,7 @@ class Given(NamedTuple):
 
 
 def timed(numbers: Numbers, name: str, run: Callable[[], Any]) -> Any:  # noqa: ANN401
+    """The result of `run`; its seconds are added to `numbers`."""
     started = time.perf_counter()
     result = run()
     numbers[name] = time.perf_counter() - started
@@ -89,7 +90,7 @@ def timed(numbers: Numbers, name: str, run: Callable[[], Any]) -> Any:  # noqa: 
 
 
 def of_images(count: int, data: str) -> Numbers:
-    """Statistics of images, the times in and around the network apart."""
+    """Times of computing statistics of images: in the network, and in all."""
     config = DataConfig(path=data)
     if data:
         images = load(config, "train", scan=False)
@@ -97,18 +98,18 @@ def of_images(count: int, data: str) -> Numbers:
         images = images.subset(torch.arange(min(count, len(images.pixels))))
     else:
         images = ImageSet(torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8), None, ())
-    look, spent = extractor("efficientnet-lite0"), [0.0]
-    look.extract(images.rows(torch.arange(4)))  # libraries start up
+    lite0, spent = extractor("efficientnet-lite0"), [0.0]
+    lite0.extract(images.rows(torch.arange(4)))  # libraries start up
 
     def extract(pixels: Tensor) -> Features:
         part: Numbers = {}
-        features = timed(part, "s", lambda: look.extract(pixels))
+        features = timed(part, "s", lambda: lite0.extract(pixels))
         spent[0] += part["s"]
         return features
 
     numbers: Numbers = {}
     source = of_set(images, "images", config)
-    found = timed(numbers, "all", lambda: statistics(source, replace(look, extract=extract)))
+    found = timed(numbers, "all", lambda: statistics(source, replace(lite0, extract=extract)))
     numbers["network"], numbers["images"] = spent[0], found.n
     return numbers
 
@@ -137,7 +138,7 @@ def neighbours(given: Given) -> Numbers:
 
 
 def fidelity(name: str) -> Any:  # noqa: ANN401
-    """A module of torch-fidelity. Raises ImportError with the reason where it cannot be had."""
+    """A module of torch-fidelity. Raises ImportError with the reason if it cannot be imported."""
     if ORACLES.exists() and str(ORACLES) not in sys.path:
         sys.path.insert(0, str(ORACLES))
         library = torch.library.Library("torchvision", "DEF")  # its torchvision lacks operators beside a CPU-only torch
@@ -180,7 +181,7 @@ def as_given(folder: str, n: int, d: int) -> Given:
 
 
 def measured(name: str, *arguments: str | int) -> Numbers | str:
-    """The numbers of a new process, or why there are none."""
+    """The numbers measured in a new process, or the reason why there are none."""
     command = [sys.executable, __file__, "--measure", name, json.dumps(arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
@@ -188,7 +189,7 @@ def measured(name: str, *arguments: str | int) -> Numbers | str:
 
 
 def measure(name: str, arguments: list[Any]) -> Numbers | str:
-    """The same in this process."""
+    """The numbers measured in this process, or the reason why there are none."""
     try:
         extractor("efficientnet-lite0") if name == "images" else None
         fidelity("metric_kid") if name.endswith("torch-fidelity") else None
@@ -200,13 +201,13 @@ def measure(name: str, arguments: list[Any]) -> Numbers | str:
 
 
 def _peak() -> int:
-    """The most bytes that this process had; ru_maxrss begins with those of the process that started it."""
+    """Peak memory of this process in bytes; ru_maxrss would include the parent process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 class Compared(NamedTuple):
-    """Numbers of one measurement, and torch-fidelity's or why there are none."""
+    """The numbers of one measurement, with torch-fidelity's or the reason why there are none."""
 
     what: str
     ours: Numbers
@@ -233,7 +234,7 @@ UNITS = dict.fromkeys(("statistics", "distance", "reading", "overlap", "kernel")
 def compare(
     folder: Path, vectors: int, neighbourhoods: int, many: int, dimensions: tuple[int, ...]
 ) -> Iterator[Compared]:
-    """All measurements of given features, as they are made; 0 leaves one out."""
+    """Yields all measurements of given features; a count of 0 leaves one out."""
     asked = [("frechet", vectors, d, True) for d in dimensions]
     asked += [("neighbours", neighbourhoods, dimensions[-1], True), ("neighbours", many, MANY_DIMENSIONS, False)]
     for name, n, d, both in asked:

@@ -1,9 +1,9 @@
-"""Quality against evaluations of the model: solvers, numbers of steps, and for FlowAR how they fall over the scales.
+"""Quality against number of function evaluations (NFE), by solver, steps, and for FlowAR their schedule over scales.
 
     python benchmarks/nfe.py RUN [RUN ...] [--count 500] [--features pixels] [--out docs/nfe-digits]
 
 For every setting the same images are drawn (the noise of image i is always the same) and scored against the run's
-held-out images; the guidance is the run's own. An evaluation is one call with the class and, where guidance has an
+test images; the guidance is the run's own. An evaluation is one call with the class and, where guidance has an
 effect, one without; FlowAR's are those of its head over all scales. Writes OUT.png, OUT.md and OUT.json.
 """
 
@@ -33,28 +33,33 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OUT = Path(__file__).parents[1] / "docs" / "nfe-digits"
-EVALUATIONS = {False: (4, 8, 12, 20, 32, 50), True: (2, 4, 6, 10, 20)}  # an integral, of which FlowAR has one a scale
-A_STEP = {"euler": 1, "ab2": 1, "heun": 2}  # evaluations
+EVALUATIONS = {
+    False: (4, 8, 12, 20, 32, 50),
+    True: (2, 4, 6, 10, 20),
+}  # NFE of one ODE, of which FlowAR has one per scale
+A_STEP = {"euler": 1, "ab2": 1, "heun": 2}  # NFE per step
 TOLERANCES = (1e-1, 1e-2, 1e-3)  # of dopri5
 FALLING = {"falling 2 to 1": 2.0, "falling 4 to 1": 4.0}  # steps at the coarsest scale over those at the finest
 
 
 class Point(NamedTuple):
+    """The score of one run with one setting of the solver."""
+
     run: str
     series: str
-    """Solver, and how steps fall over the scales."""
+    """Solver, and schedule of the steps over the scales."""
     settings: str
     nfe: int
-    """Evaluations with the class."""
+    """Evaluations of the conditional branch."""
     gflops: float
-    """Of the model, an image, both branches."""
+    """Model GFLOPs of one image, both branches."""
     distance: float
     error: float
     class_accuracy: float | None
 
 
 def settings_of(own: SampleConfig, scales: int) -> Iterator[tuple[str, str, SampleConfig]]:
-    """(series, in words, settings) of all that is drawn; `scales` is 0 for methods that have none."""
+    """Yields (series, description, settings) of everything to draw; `scales` is 0 for methods without scales."""
     each = replace(own, steps=1, grid="uniform", shift=1.0)
     for solver, cost in A_STEP.items():
         for evaluations in EVALUATIONS[scales > 0]:
@@ -70,20 +75,20 @@ def settings_of(own: SampleConfig, scales: int) -> Iterator[tuple[str, str, Samp
 
 
 def annealed(total: int, scales: int, ratio: float) -> tuple[int, ...]:
-    """Steps of each scale, coarse to fine, falling evenly by `ratio` in all: about `total` together."""
+    """Steps of each scale, coarse to fine, falling linearly by a factor of `ratio`; about `total` in all."""
     weights = [ratio + (1 - ratio) * i / (scales - 1) for i in range(scales)]
     return tuple(max(1, round(total * weight / sum(weights))) for weight in weights)
 
 
 def measure(folder: Path, count: int, features: str) -> Iterator[Point]:
-    """The run's scores with every setting."""
+    """Yields the run's scores with every setting."""
     trained = fluvial.load(folder, device="cpu")
-    look = extractor(features)
-    compare = against("test", real_images(trained.run.data), look).measure
+    network = extractor(features)
+    compare = against("test", real_images(trained.run.data), network).measure
     for series, words, settings in settings_of(trained.run.sample, len(getattr(trained.run.method, "maps", ()))):
         drawn = trained.draw(count, settings=settings)
-        found: Scores = compare(statistics(drawn, look, batch=settings.batch))
-        distance, accuracy = found.values[named("frechet_distance", look.name)], found.values.get("class_accuracy")
+        found: Scores = compare(statistics(drawn, network, batch=settings.batch))
+        distance, accuracy = found.values[named("frechet_distance", network.name)], found.values.get("class_accuracy")
         took = drawn.about["sampling"]
         gflops = estimate.sampling_flops(trained.run, took["evaluations"]) / 1e9
         known = None if accuracy is None else accuracy.value
@@ -91,7 +96,7 @@ def measure(folder: Path, count: int, features: str) -> Iterator[Point]:
 
 
 def picture(points: Sequence[Point], features: str, count: int) -> "Figure":
-    """A column a run: distance against evaluations, and against what they cost, a line a series."""
+    """The figure: Frechet distance against NFE and against GFLOPs, one column per run, one line per series."""
     figures, ticker = (require(f"matplotlib.{name}", extra="plot", why="a picture") for name in ("figure", "ticker"))
     runs = list(dict.fromkeys(point.run for point in points))
     figure = figures.Figure(figsize=(6 * len(runs), 8), layout="constrained")
@@ -114,6 +119,7 @@ def picture(points: Sequence[Point], features: str, count: int) -> "Figure":
 
 
 def table(points: Sequence[Point]) -> str:
+    """The scores as a Markdown table."""
     lines = []
     for p in points:
         accuracy = "" if p.class_accuracy is None else f"{p.class_accuracy:.3f}"

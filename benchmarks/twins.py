@@ -1,9 +1,9 @@
-"""What the library does, against the plainer way or another one: times in turns, in one process.
+"""Times of the library's implementations compared with alternatives, measured in turns in one process.
 
     python benchmarks/twins.py [--only NAME ...] [--device DEVICE] [--repeats 7] [--tiny]
 
-Prints, for every pair, the time of the other way over that of the library's: above 1 the library's is the faster. The
-shapes are those of `make bench`: ARFlow-S/2 at 128 pixels, and a FlowAR of width 256 on maps of 1 to 16 x 16 tokens.
+Prints the time of each alternative over the library's: above 1, the library is faster. The shapes are those of
+`make bench`: ARFlow-S/2 at 128 pixels, and FlowAR of width 256 on maps of 1 to 16 x 16 tokens.
 """
 
 import argparse
@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fluvial.methods import arflow, flowar
-from fluvial.nn.attention import softmax_attention
-from fluvial.nn.layers import dropout
+from fluvial.nn.functional import dropout, softmax_attention
 from fluvial.nn.scales import attend
 from fluvial.tools import bench
 from fluvial.training import ema
@@ -33,7 +32,7 @@ Call = Callable[[], Any]
 
 
 class Pair(NamedTuple):
-    """Two calls that do the same."""
+    """Two functions with the same result: the library's and an alternative."""
 
     name: str
     library: str
@@ -43,7 +42,7 @@ class Pair(NamedTuple):
 
 
 def attention(device: str, tiny: bool) -> Iterator[Pair]:
-    """Softmax attention in a compiled graph: as the library writes it, and PyTorch's kernel."""
+    """Softmax attention in a compiled graph: the library's and PyTorch's SDPA."""
     for name, shape in (("ARFlow, 80 images of 64 tokens", (80, 6, 64, 64)), ("256 tokens", (32, 4, 256, 64))):
         q, k, v = _leaves((2, *shape[1:]) if tiny else shape, device)
         plain = F.scaled_dot_product_attention
@@ -52,7 +51,7 @@ def attention(device: str, tiny: bool) -> Iterator[Pair]:
 
 
 def packed(device: str, tiny: bool) -> Iterator[Pair]:
-    """FlowAR's attention over packed scales: scale by scale, or at once under a mask (and a block mask on a GPU)."""
+    """FlowAR's attention over packed scales: scale by scale, or at once with a mask (on a GPU also a block mask)."""
     sizes = MAPS[:3] if tiny else MAPS
     tokens = _leaves((2 if tiny else 32, 4, sum(sizes), 64), device)
     for causal in (True, False):
@@ -69,14 +68,14 @@ def packed(device: str, tiny: bool) -> Iterator[Pair]:
 
 
 def draws(device: str, tiny: bool) -> Iterator[Pair]:
-    """Dropout in a compiled graph: hashed, and Inductor's own."""
+    """Dropout in a compiled graph: by a hash, or by Inductor."""
     (x,) = _leaves((64, 64) if tiny else (32 * 341, 1024), device, 1)
     for what, ours, theirs in _both_ways(partial(dropout, p=0.1), partial(F.dropout, p=0.1), (x,)):
         yield Pair(f"dropout, {what}", "dropout", ours, "F.dropout", theirs)
 
 
 def updates(device: str, tiny: bool) -> Iterator[Pair]:
-    """The end of a training step, over the parameters of ARFlow-S/2: fused or at once, and tensor by tensor."""
+    """AdamW, EMA and clipping of ARFlow-S/2's parameters: fused or foreach, and tensor by tensor."""
     model = arflow.ARFlow(arflow.preset("S/2", size=(16, 16), **({"depth": 1} if tiny else {}))).to(device)
     for p in model.parameters():
         p.grad = torch.randn_like(p)
@@ -96,7 +95,7 @@ def updates(device: str, tiny: bool) -> Iterator[Pair]:
 
 
 def projections(device: str, tiny: bool) -> Iterator[Pair]:
-    """The four projections of ARFlow's attention: one product, or four."""
+    """The four projections of ARFlow's attention: one matrix product, or four."""
     tokens, weight = _leaves((64 if tiny else 80 * 64, 384), device, 1)[0], _leaves((4 * 384, 384), device, 1)[0]
 
     def one(x: Tensor, weight: Tensor) -> Tensor:
@@ -112,7 +111,7 @@ def projections(device: str, tiny: bool) -> Iterator[Pair]:
 
 
 def cache(device: str, tiny: bool) -> Iterator[Pair]:
-    """FlowAR's keys and values: joined to those before at every scale, or written where there is room for all."""
+    """FlowAR's key-value cache: concatenated at every scale, or written into preallocated memory."""
     parts = [torch.randn(2 if tiny else 16, 4, n, 64, device=device, dtype=torch.bfloat16) for n in MAPS]
     room = torch.empty(*parts[0].shape[:2], sum(MAPS), 64, device=device, dtype=torch.bfloat16)
 
@@ -172,7 +171,7 @@ PAIRS = {
 
 
 def scale_mask(sizes: Sequence[int], *, causal: bool, device: str = "cpu") -> Tensor:
-    """What a token of packed scales sees, as `attend` has it."""
+    """The attention mask of packed scales that corresponds to `attend`; True where a token attends."""
     scale = torch.arange(len(sizes), device=device).repeat_interleave(torch.tensor(sizes, device=device))
     return scale[:, None] >= scale[None] if causal else scale[:, None] == scale[None]
 
@@ -202,7 +201,7 @@ def _twice(x: Tensor) -> Tensor:
 def _both_ways(
     ours: Callable[..., Tensor], theirs: Callable[..., Tensor], given: Sequence[Tensor]
 ) -> Iterator[tuple[str, Call, Call]]:
-    """Both compiled: forward alone, and with the backward pass."""
+    """Both functions compiled: the forward pass alone, and with the backward pass."""
     with torch.no_grad():
         by = torch.randn_like(ours(*given))
 
@@ -218,15 +217,15 @@ def _both_ways(
 
 
 class Found(NamedTuple):
-    """Seconds of the library's call, and the other's time over it: median and quartiles."""
+    """Seconds of the library's call, and the ratio of the alternative's time to it, with quartiles."""
 
     ours: float
     ratio: dict[str, float]
 
 
 def compare(pair: Pair, device: torch.device, repeats: int) -> Found:
-    """Times both in turns."""
-    torch.compiler.reset()  # else the compiler counts pairs as variants of one function, and gives up after eight
+    """Times both functions in turns."""
+    torch.compiler.reset()  # otherwise pairs count as recompilations of one function, which stop after eight
     calls = pair.ours, pair.theirs
     for call in calls:
         call()  # compiles

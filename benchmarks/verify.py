@@ -1,9 +1,9 @@
-"""What it costs to look at the checksums of what is read: checkpoints, safetensors files and .npz archives.
+"""Cost of verifying checksums when reading checkpoints and safetensors files.
 
     python benchmarks/verify.py [--mebibytes 256] [--folder DIR]
 
-Each file is read with and without the check, in turns, from the page cache; the median of five and the ratio are
-printed. The check reads the file once more, at the speed of SHA-256 or CRC-32 on one core.
+Each file is read with and without the check, alternating, from the page cache; the median of five and the ratio are
+printed. The check reads the file once more, at the speed of SHA-256 on one core.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def compare(folder: Path, numbers: int) -> None:
 
 
 def in_turns(*functions: Callable[[], object]) -> list[float]:
-    """The median seconds of each, measured in turns."""
+    """Median seconds of each function; calls alternate."""
     seconds: list[list[float]] = [[] for _ in functions]
     for _ in range(REPEATS):
         for function, taken in zip(functions, seconds, strict=True):

@@ -30,6 +30,21 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of slow.txt as slow, as if they were decorated."""
+    slow = slow_tests()
+    for item in items:
+        name = f"{item.path.relative_to(Path(__file__).parent).as_posix()}::{item.name.partition('[')[0]}"
+        if name in slow:
+            item.add_marker("slow")
+
+
+def slow_tests() -> set[str]:
+    """Tests by file::function that take long, which `make test` leaves out."""
+    lines = (Path(__file__).parent / "slow.txt").read_text().splitlines()
+    return {line for line in lines if line and not line.startswith("#")}
+
+
 def shared(name: str) -> Path:
     """A file of real data, or a skip with the reason."""
     if not (SHARED / name).exists():

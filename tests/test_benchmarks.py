@@ -274,8 +274,8 @@ def test_history_is_constant_and_the_cache_grows_as_the_tokens():
     arflow = replace(arflow, sample=replace(arflow.sample, steps=6))
     flowar = replace(flowar, sample=replace(flowar.sample, steps=1))
     # one matrix of 32 x 32 floats in each of 4 heads of 3 blocks; keys and values of 64 floats in each of 4 blocks
-    assert growth.remembered(arflow) == [4 * 32 * 32 * 4 * 3] * 6
-    assert growth.remembered(flowar) == [2 * 64 * 4 * 4 * tokens for tokens in (1, 5, 21)]
+    assert growth.state_sizes(arflow) == [4 * 32 * 32 * 4 * 3] * 6
+    assert growth.state_sizes(flowar) == [2 * 64 * 4 * 4 * tokens for tokens in (1, 5, 21)]
 
 
 def test_claims_that_do_not_hold_are_seen(monkeypatch):
@@ -285,7 +285,7 @@ def test_claims_that_do_not_hold_are_seen(monkeypatch):
     assert [holds for holds, _ in growth.claims({})] == [True, True]
     assert [holds for holds, _ in growth.claims({"steps": [found(100), found(101)]})] == [True, True, True]
     assert [holds for holds, _ in growth.claims({"steps": [found(100), found(110)]})] == [True, True, False]
-    monkeypatch.setattr(growth, "remembered", lambda run: [100, 200, 300])
+    monkeypatch.setattr(growth, "state_sizes", lambda run: [100, 200, 300])
     assert [holds for holds, _ in growth.claims({})] == [False, False]
 
 

@@ -204,7 +204,7 @@ def test_scores_know_the_classes_by_name(tmp_path, capsys):
     assert labels.tolist() == [1, 1, 2, 2]
     assert open_images(wrong, None, real.classes).read(range(4))[1] is None
     said = capsys.readouterr().err
-    assert f"the labels of {wrong} are left aside: the images of {wrong} have the classes ['x', 'y']" in said
+    assert f"the labels of {wrong} are ignored: the images of {wrong} have the classes ['x', 'y']" in said
     both = real_images(DataConfig(path=train, test_path=other, class_names=("c", "b", "a"), names_given=False))
     assert both.training.read(range(6))[1].tolist() == [2, 2, 1, 1, 0, 0]
     assert both.test.read(range(4))[1].tolist() == [1, 1, 0, 0]
@@ -229,7 +229,7 @@ def test_class_accuracy_is_of_the_classes_of_that_name(tmp_path, capsys):
     options = {"reference": train, "training": train, "features": "pixels"}
     assert fluvial.score(light, **options)["scores"]["class_accuracy"]["value"] == 1
     assert "class_accuracy" not in fluvial.score(other, **options)["scores"]
-    assert f"the labels of {other} are left aside" in capsys.readouterr().err
+    assert f"the labels of {other} are ignored" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["[/red]", "[bold]", ":cat:", "[link=x]y[/]"])

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from fluvial import recipes
-from fluvial.cli import COMMANDS, main
+from fluvial.cli import main
 from fluvial.cli.arguments import parse
 from fluvial.cli.runs import TrainOptions
 from fluvial.run.folder import RunFolder
@@ -126,7 +126,7 @@ def test_flowar_draws_its_scales(tmp_path, capsys):
     assert 3 <= Image.open(tmp_path / "run" / "samples" / "trajectory.gif").n_frames <= 4 + 3 + 2
     capsys.readouterr()
     assert main(["sample", out, "--count", "1", "--sample.steps", "2"]) == 0, "in place of the recipe's, by scale"
-    assert "'conditional 1x1': 2, 'null 1x1': 2" in capsys.readouterr().out
+    assert "2 conditional 1x1, 2 null 1x1" in capsys.readouterr().out
     for wrong in (
         ["steps", "4", "3"],
         ["steps"],
@@ -345,7 +345,7 @@ def test_whatever_goes_wrong_is_said_in_a_line_and_in_full_with_traceback(error,
         assert not arguments, "--traceback is not for the command"
         raise error
 
-    monkeypatch.setitem(COMMANDS, "recipes", command)
+    monkeypatch.setattr("fluvial.cli.runs.list_recipes", command)
     for arguments in (["recipes"], ["recipes", "--traceback"], ["--traceback", "recipes"]):
         monkeypatch.setattr(sys, "stderr", stderr := io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
         assert main(arguments) == 1

@@ -171,7 +171,8 @@ def test_what_may_change_when_a_run_goes_on():
         "fluvial.methods.sit.SiTConfig",
         "fluvial.methods.arflow.ARFlowConfig",
     )
-    assert differences(run, changed(run, sample={"solver": "heun"})) == {"sample.solver": ("AB2", "Heun")}
+    named = {"sample.solver": ("fluvial.sampling.settings.AB2", "fluvial.sampling.settings.Heun")}
+    assert differences(run, changed(run, sample={"solver": "heun"})) == named
 
 
 FLAT = {  # as version 0.1.0 wrote the settings of all solvers

@@ -353,7 +353,7 @@ def test_a_method_in_one_file_does_all_that_the_others_do(tmp_path):
         ["recipes"],
         ["train", "digits-pixel-flow", "--help"],
         ["train", "digits-pixel-flow", "--dry-run"],
-        ["train", "digits-pixel-flow", "--smoke", "--train.compile", "False", "--train.recompute", "1"],
+        ["train", "digits-pixel-flow", "--smoke", "--train.compile", "False", "--train.activation-checkpointing", "1"],
         ["sample", run, "--count", "20", "--sample.solver", "euler-maruyama", "--sample.steps", "4"],
         ["score", run, "--count", "50"],
         ["train", run, "--dry-run"],

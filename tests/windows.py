@@ -117,8 +117,8 @@ def commands(cli, folder: Path) -> None:
     atomic, run = import_module("fluvial.utils.atomic"), folder / "run"
     train = (
         "train digits-sit --method.width 16 --method.heads 2 --method.depth 1 --train.batch 64 --optim.schedule "
-        "constant --sample.steps 2 --train.save-every 2 --train.eval-every 2 --train.log-every 1 --train.sample-every "
-        f"2 --train.keep 1 --train.ema-lengths 0.05 0.1 --train.ema-every 2 --out {run}"
+        "constant --sample.steps 2 --train.save-every 2 --train.validate-every 2 --train.log-every 1 "
+        f"--train.sample-every 2 --train.keep 1 --train.ema-lengths 0.05 0.1 --train.ema-every 2 --out {run}"
     )
     for command in (
         "recipes",

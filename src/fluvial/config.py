@@ -33,13 +33,13 @@ class Run:
     data: DataConfig = DataConfig()
     """The images."""
     autoencoder: AutoencoderConfig = AutoencoderConfig()
-    """What turns images into latents."""
+    """The autoencoder between images and latents."""
     optim: OptimConfig = OptimConfig()
     """The optimizer."""
     train: TrainConfig = TrainConfig()
     """The training loop."""
     sample: SampleConfig = setting(SampleConfig(), changeable=True)
-    """How samples are drawn."""
+    """The settings of sampling."""
     seed: int = 0
     """Seed of the initial weights, the order of the data, times, noise, and label drops."""
 

@@ -6,7 +6,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from fluvial.data import images
-from fluvial.data.images import DataConfig, ImageSet, checked, digits, load
+from fluvial.data.given import checked
+from fluvial.data.images import DataConfig, ImageSet, digits, load
 from fluvial.data.pixels import to_signed, to_uint8
 
 

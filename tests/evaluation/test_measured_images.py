@@ -37,16 +37,16 @@ def test_floats_in_0_to_1_are_rounded_to_nearest(tmp_path, pixels):
 
 @pytest.mark.parametrize(("arrays", "says"), [
     ({"arr_0": np.zeros((2, 4, 4, 3), np.float32) - 0.5}, r"run from -0\.5 to -0\.5; floats must be in \[0, 1\]"),
-    ({"arr_0": np.full((2, 4, 4, 3), 1.5)}, "clipping what lies outside would give the score of other images"),
+    ({"arr_0": np.full((2, 4, 4, 3), 1.5)}, "clipping would change the images and their score"),
     ({"arr_0": np.full((2, 4, 4, 3), np.nan)}, "run from nan to nan"),
     ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, r"arr_0 has the shape \(2, 3, 4, 4\).*height, width, channels"),
-    ({"arr_0": np.zeros((2, 4, 4, 3), np.int64)}, "arr_0 is int64; pixels are wanted as uint8"),
+    ({"arr_0": np.zeros((2, 4, 4, 3), np.int64)}, "arr_0 is int64; expected pixels as uint8"),
     ({"arr_0": np.zeros((2, 4, 4, 3), object)}, "must be a plain array"),
     ({"arr_0": np.asfortranarray(np.zeros((2, 4, 4, 3), np.uint8))}, "is in Fortran order"),
     ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.array(["a", "b"])}, "arr_1 must be a class id .* got <U1"),
     ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros((2, 10), np.int64)}, "arr_1 must be a class id"),
     ({"images": np.zeros((2, 4, 4, 3), np.uint8)}, "has no arr_0 but images"),
-    ({"mu": np.zeros(4), "sigma": np.eye(4)}, "statistics only, which can be a --reference"),
+    ({"mu": np.zeros(4), "sigma": np.eye(4)}, "only statistics, which can be a --reference"),
 ])  # fmt: skip
 def test_another_layout_is_refused(tmp_path, arrays, says):
     np.savez(tmp_path / "a.npz", **arrays)
@@ -81,13 +81,13 @@ def test_what_sample_wrote_of_grey_images_is_grey_again(tmp_path, pixels):
         open_images(str(tmp_path))
     (tmp_path / "samples.json").write_text(json.dumps({**told, "sha256": json_checksum(told)}))
     np.savez(tmp_path / "samples.npz", pixels)
-    with pytest.raises(ValueError, match="samples.json is of another samples.npz"):
+    with pytest.raises(ValueError, match="samples.json belongs to another samples.npz"):
         open_images(str(tmp_path))
     (tmp_path / "samples.json").write_text("{}")
     with pytest.raises(ValueError, match="samples.json cannot be read"):
         open_images(str(tmp_path))
     (tmp_path / "samples.json").unlink()
-    with pytest.raises(ValueError, match="the images have colours, and were to be read as grey"):
+    with pytest.raises(ValueError, match="the images are coloured and cannot be read as grey"):
         open_images(str(tmp_path), DataConfig(channels=1)).read([3])
 
 
@@ -97,7 +97,7 @@ def test_folders_and_parts_of_data_sets(tmp_path, pixels):
         for i, image in enumerate(images):
             Image.fromarray(image).save(tmp_path / part / f"{i}.png")
     assert (open_images(str(tmp_path)).n, open_images(str(tmp_path / "val")).n) == (5, 2)
-    with pytest.raises(ValueError, match="say digits:train or digits:test"):
+    with pytest.raises(ValueError, match="choose digits:train or digits:test"):
         open_images("digits")
     assert (open_images("digits:train").n, open_images("digits:test").n) == (1257, 540)
     Image.new("RGB", (5, 4)).save(tmp_path / "val" / "wide.png")

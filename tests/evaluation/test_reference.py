@@ -63,7 +63,7 @@ def test_statistics_without_images_and_images_without_statistics(tmp_path, pixel
     np.savez(tmp_path / "b.npz", pixels)
     assert open_reference(str(tmp_path / "b.npz"), look).statistics.n == 30
     np.savez(tmp_path / "c.npz", mu=np.zeros(5))
-    with pytest.raises(ValueError, match="c.npz has mu; mu and sigma are wanted"):
+    with pytest.raises(ValueError, match="c.npz has mu; expected mu and sigma"):
         open_reference(str(tmp_path / "c.npz"), look)
     np.savez(tmp_path / "d.npz", mu=np.zeros(5), sigma=np.eye(4))
     np.savez(tmp_path / "e.npz", mu=np.zeros(5), sigma=np.full((5, 5), np.nan))

@@ -78,16 +78,16 @@ def test_images_of_one_colour_are_counted(pixels):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda pixels: pixels.zero_(), "all samples are alike: "),
-        (lambda pixels: pixels.copy_(pixels[:1].clone()), "all samples are alike: "),
-        (lambda pixels: pixels.zero_(), "103 of 103 samples are of one colour all over"),
-        (lambda pixels: pixels[:2].fill_(255), "2 of 103 samples are of one colour all over"),
+        (lambda pixels: pixels.zero_(), "all samples have the same features: "),
+        (lambda pixels: pixels.copy_(pixels[:1].clone()), "all samples have the same features: "),
+        (lambda pixels: pixels.zero_(), "103 of 103 samples are a single colour"),
+        (lambda pixels: pixels[:2].fill_(255), "2 of 103 samples are a single colour"),
     ],
 )
 def test_samples_that_say_nothing_are_warned_of(pixels, change, says):
     real = statistics(images_of(pixels.clone()), LOOK)
     usual = scores(real, real, "mine").warnings
-    assert not any("alike" in text or "one colour" in text for text in usual)
+    assert not any("same features" in text or "single colour" in text for text in usual)
     change(pixels)
     found = scores(statistics(images_of(pixels), LOOK), real, "mine").warnings
     assert any(text.startswith(says) for text in found)
@@ -128,7 +128,7 @@ def test_a_file_of_statistics_is_read_back(pixels, tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         load(tmp_path / "b.safetensors")
     module.write_tensors(tmp_path / "c.safetensors", {"x": torch.zeros(2)})
-    with pytest.raises(ValueError, match="holds no statistics that this version reads"):
+    with pytest.raises(ValueError, match="does not hold statistics of this version"):
         load(tmp_path / "c.safetensors")
 
 

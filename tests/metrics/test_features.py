@@ -275,7 +275,7 @@ def test_another_output_is_an_error(output, message):
     "x", [torch.zeros(2, 3, 8, 8), torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(0, 3, 8, 8, dtype=torch.uint8)]
 )
 def test_only_batches_of_bytes_have_features(x):
-    with pytest.raises(ValueError, match=r"features are of uint8 images \(b, c, h, w\), got torch"):
+    with pytest.raises(ValueError, match=r"expected uint8 images \(b, c, h, w\), got torch"):
         extractor("pixels").extract(x)
 
 

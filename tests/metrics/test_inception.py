@@ -96,5 +96,5 @@ def test_a_torchvision_of_another_torch_is_told(monkeypatch, tmp_path):
     (tmp_path / "torch_fidelity.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torch_fidelity", raising=False)
-    with pytest.raises(ValueError, match=r"something that it imports does not fit this torch .*torchvision::nms"):
+    with pytest.raises(ValueError, match=r"a package that it imports does not fit this torch .*torchvision::nms"):
         extractor("inception")

@@ -19,7 +19,7 @@ def test_nearest_are_those_of_scikit_learn(two):
     distances, indices = neighbours.nearest(x, among, 4, block=1000)  # blocks of 6 rows: the last one is shorter
     torch.testing.assert_close(distances, torch.from_numpy(expected), rtol=1e-9, atol=0)
     assert indices.tolist() == who.tolist()
-    with pytest.raises(ValueError, match="5 neighbours need at least 5 features to be among, got 3"):
+    with pytest.raises(ValueError, match="5 neighbours need at least 5 features to choose from, got 3"):
         neighbours.nearest(x, among[:3], 5)
 
 

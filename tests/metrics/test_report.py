@@ -83,7 +83,7 @@ def test_the_command_compares_cards(tmp_path, capsys):
     assert "cannot be compared: images.count is 50000 and 10000" in capsys.readouterr().err
     (tmp_path / "b.json").write_text('{"frechet_distance": 0.7}')
     assert main(["score", *files]) == 1
-    assert "is no card of scores that this version reads" in capsys.readouterr().err
+    assert "is not a score card of this version" in capsys.readouterr().err
     assert main(["score", files[0]]) == 2
     (tmp_path / "b.json").write_text("no")
     assert main(["score", *files]) == 1 and "cannot be read" in capsys.readouterr().err
@@ -110,5 +110,5 @@ def test_a_changed_card_is_refused(tmp_path):
         ({"warnings": None}, "warnings is None"),
     ):
         write_json(file, report.sealed(card(fid=(2.27, 0.03)) | changed))
-        with pytest.raises(ValueError, match=f"a.json is no whole card of scores: {reason}"):
+        with pytest.raises(ValueError, match=f"a.json is not a complete score card: {reason}"):
             report.read(file)

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fluvial.nn.attention import written_out
-from fluvial.nn.layers import dropout, hashed_dropout
+from fluvial.nn.functional import dropout, hashed_dropout, written_out
 
 
 def test_attention_written_out_is_the_kernels_own():
@@ -54,7 +53,7 @@ def test_plain_dropout_is_that_of_torch():
 PROGRAM = """
 import torch
 from fluvial.nn.attention import HybridLinearAttention
-from fluvial.nn.layers import dropout, hashed_dropout
+from fluvial.nn.functional import dropout, hashed_dropout
 from fluvial.nn.rope import axial_rotary
 from fluvial.nn.scales import ScaleAttention
 
@@ -98,7 +97,7 @@ import functools
 import torch
 from fluvial.sampling.settings import SampleConfig
 from fluvial.methods import arflow, flowar, method_of
-from fluvial.nn import attention, layers
+from fluvial.nn import functional
 from fluvial.training.config import TrainConfig
 from fluvial.training.health import Health
 from fluvial.training.optim import OptimConfig
@@ -182,13 +181,13 @@ slope = (ends[0] - ends[1]) / 0.02
 assert abs(slope / length - 1) < 0.02, (slope, length)
 
 # a compiled graph takes the CPU's own way for few keys and for dropout, and nothing else does
-attention.written_out = lambda q, k, v, drop=0.0: torch.full_like(q, 7.0)
-layers.hashed_dropout = lambda x, p, seed: torch.full_like(x, 7.0)
-attend, drop = (torch.compile(f, backend="eager") for f in (attention.softmax_attention, layers.dropout))
+functional.written_out = lambda q, k, v, drop=0.0: torch.full_like(q, 7.0)
+functional.hashed_dropout = lambda x, p, seed: torch.full_like(x, 7.0)
+attend, drop = (torch.compile(f, backend="eager") for f in (functional.softmax_attention, functional.dropout))
 few, many = torch.randn(1, 1, 512, 8), torch.randn(1, 1, 513, 8)
 assert (attend(few, few, few) == 7).all() and not (attend(many, many, many) == 7).any()
-assert not (attention.softmax_attention(few, few, few) == 7).any()
-assert (drop(few, 0.5) == 7).all() and not (layers.dropout(few, 0.5) == 7).any()
+assert not (functional.softmax_attention(few, few, few) == 7).any()
+assert (drop(few, 0.5) == 7).all() and not (functional.dropout(few, 0.5) == 7).any()
 """
 
 

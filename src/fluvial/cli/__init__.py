@@ -1,4 +1,4 @@
-"""The command line: parse, build, call.
+"""Train, sample and measure image generators that join autoregression with flow matching.
 
 fluvial recipes                       list the recipes
 fluvial train RECIPE [options]        train one, or go on where it stopped
@@ -107,7 +107,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _told(error: BaseException, in_full: bool) -> str:
-    """What went wrong, with its type where it is none that is raised to be read."""
+    """The message of an error, with its type unless it is one that is raised to be read."""
     ours = type(error).__module__.partition(".")[0] == "fluvial"
     if ours or type(error) is ValueError:
         return f"error: {error!s:.{LONGEST}}"
@@ -119,7 +119,7 @@ def _told(error: BaseException, in_full: bool) -> str:
 
 
 def _nobody_reads(error: BaseException) -> bool:
-    """Whether it went wrong since stdout is a pipe whose reader has gone."""
+    """True for an error of writing to a pipe whose reader has gone."""
     gone = False
     if sys.stdout is not None:  # as it is where it was closed before we began
         with suppress(OSError, ValueError):  # what stands in for stdout in tests and notebooks has no descriptor
@@ -129,7 +129,7 @@ def _nobody_reads(error: BaseException) -> bool:
 
 
 def _lacks_reader(descriptor: int) -> bool:
-    """Whether it is a pipe whose reader has gone; True without `poll`, as on Windows, where the error alone tells."""
+    """True if stdout is a pipe whose reader has gone, and without `poll`, as on Windows, where only the error tells."""
     if not hasattr(select, "poll"):
         return True
     poll = select.poll()

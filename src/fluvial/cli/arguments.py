@@ -1,4 +1,4 @@
-"""What the commands share: parsing options, positional arguments, and the device."""
+"""Shared by the commands: options, positional arguments, and the device."""
 
 from collections.abc import Callable
 from dataclasses import Field, dataclass, fields, is_dataclass, replace
@@ -134,7 +134,7 @@ def refuse_repeated(arguments: list[str]) -> None:
 
 
 def _registry(hidden: Callable[[Field[Any]], bool]) -> ConstructorRegistry:
-    """How tyro reads numbers, paths and solvers, and which settings it leaves out."""
+    """tyro's rules for numbers, paths and solvers, and for the settings that are left out."""
     registry = ConstructorRegistry()
     registry.primitive_rule(_numbers_and_paths)
     registry.struct_rule(partial(_options, hidden=hidden))

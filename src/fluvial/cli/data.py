@@ -78,7 +78,7 @@ class EncodeOptions:
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Numbers are stored with 8 or with 24 bits of precision, in 2 or 4 bytes."""
     unreadable: Literal["error", "skip"] = "error"
-    """What to do about images that cannot be decoded: stop with their names, or leave them out and say so."""
+    """Images that cannot be decoded: stop with their names, or leave them out and say so."""
     batch: int = 32
     """Images encoded at a time."""
     shard: int = 2048

@@ -20,7 +20,7 @@ class PlotOptions:
     out: Path | None = None
     """PNG file; RUN/curves.png by default, of several runs curves.png beside the first."""
     by: curves.By = "steps"
-    """What runs along: steps, images seen, or hours of training without the stops."""
+    """Quantity of the horizontal axis: steps, images seen, or hours of training without the stops."""
 
     def __post_init__(self) -> None:
         check_output("--out", self.out, ".png")

@@ -1,4 +1,4 @@
-"""How the commands print tables."""
+"""The console that commands print tables with."""
 
 from rich.console import Console
 

@@ -72,7 +72,7 @@ class SampleOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
     sample: SampleConfig
-    """How to sample; the run's own settings by default."""
+    """Settings of sampling; the run's own by default."""
 
     def __post_init__(self) -> None:
         at_least(1, self, "count", "columns")
@@ -125,7 +125,7 @@ def train(arguments: list[str]) -> None:
 
 
 def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """What has to be known before the other options have defaults, and the other arguments."""
+    """The flags that decide on the defaults of other options, and the other arguments."""
     refuse_repeated(arguments)
     parser = argparse.ArgumentParser("fluvial train", add_help=False, allow_abbrev=False)
     for name in ("smoke", "dry-run", "start-over"):  # alone, or as other options with True or False

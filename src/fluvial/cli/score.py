@@ -42,7 +42,7 @@ LINES = {  # of the printed card: what there is to say about the numbers
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What images are measured with."""
+    """Reference, feature extractor and output of a score."""
 
     reference: str = ""
     """Images to measure against: for a run test or train, the parts of its own data (test by default); or a folder, a
@@ -86,7 +86,7 @@ class MeasuredRun(Measured):
     autoencoder: str = ""
     """Where the run's autoencoder is, if no longer where it was in training."""
     sample: SampleConfig
-    """How to sample; the run's own settings by default."""
+    """Settings of sampling; the run's own by default."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

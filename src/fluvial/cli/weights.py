@@ -18,9 +18,9 @@ class ImportOptions:
     out: Path
     """Folder of the run; of KL-16, a folder to name as the autoencoder."""
     kind: importing.Kind = "auto"
-    """What the weights are of; told from their names by default."""
+    """Method or autoencoder of the weights; told from their names by default."""
     dtype: Literal["file", "fp32", "bf16"] = "file"
-    """How weights are stored: as in the file, or in 4 or 2 bytes each. They are computed with in float32."""
+    """Storage of the weights: as in the file, or in 4 or 2 bytes each. They are computed with in float32."""
     autoencoder: str = ""
     """Where the autoencoder is; by default that of the release, on the Hugging Face hub or in kl16.ckpt."""
     classes: int = 0
@@ -48,9 +48,9 @@ class ExportOptions:
     repo: str = ""
     """OWNER/NAME on the hub, made if it is not there."""
     private: bool = True
-    """Whether the repository on the hub is private; --private False publishes."""
+    """Keep the repository on the hub private; --private False publishes it."""
     dtype: Literal["file", "fp32", "bf16"] = "file"
-    """How weights are stored in the file: as in the run, or in 4 or 2 bytes each."""
+    """Storage of the weights in the file: as in the run, or in 4 or 2 bytes each."""
     step: int | None = None
     """Training step of the checkpoint; the newest by default."""
     license: str = ""

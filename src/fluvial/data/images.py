@@ -164,78 +164,6 @@ class ImageSet(NamedTuple):
         return self._replace(pixels=pixels, labels=labels, skipped=skipped)
 
 
-def checked(images: Any, what: str = "images") -> ImageSet:  # noqa: ANN401 - whatever was given
-    """A data set given in Python, with labels as int64. Raises ValueError if it is not as described here.
-
-    Nothing is guessed: pixels are uint8 (n, c, h, w) in 0 ... 255, labels are one integer from 0 per image.
-    """
-    if not isinstance(images, ImageSet):
-        raise ValueError(f"{what}: got {type(images).__name__}, expected ImageSet(pixels, labels, class_names)")
-    pixels, labels, names = images.pixels, images.labels, images.class_names
-    if not isinstance(names, tuple | list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{what}: class_names must be a tuple of the names, () for none, got {names!r}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"{what}: class_names must differ, got {names!r}")
-    if not isinstance(pixels, ImageReader) or isinstance(pixels, Tensor):
-        _check_pixels(pixels, what)
-    if len(pixels) == 0:
-        raise ValueError(f"{what}: the data set has no images")
-    if labels is not None:
-        labels = _whole_labels(labels, len(pixels), names, what)
-    return images._replace(labels=labels, class_names=tuple(names))
-
-
-def _check_pixels(pixels: Any, what: str) -> None:  # noqa: ANN401 - whatever was given
-    """Raises ValueError unless pixels are uint8 (n, c, h, w); it names a line of code that converts them, if any."""
-    expected = f"{what}: pixels must be a uint8 tensor (n, channels, height, width) in 0 ... 255"
-    if isinstance(pixels, np.ndarray):
-        raise ValueError(f"{expected}, got a numpy array: torch.from_numpy(pixels) makes it a tensor")
-    if not isinstance(pixels, Tensor):
-        raise ValueError(f"{expected}, got {type(pixels).__name__}")
-    got = f"got {str(pixels.dtype).removeprefix('torch.')} of {tuple(pixels.shape)}"
-    if pixels.dtype != torch.uint8:
-        if pixels.numel() == 0 or pixels.is_complex():
-            raise ValueError(f"{expected}, {got}")
-        low, high = float(pixels.min()), float(pixels.max())
-        line = "bring them to 0 ... 255 and convert them with .round().to(torch.uint8)"
-        if 0 <= low and 1 < high <= 255:
-            line = "pixels.round().to(torch.uint8)" if pixels.is_floating_point() else "pixels.to(torch.uint8)"
-        elif 0 <= low and high <= 1:
-            line = "(pixels * 255).round().to(torch.uint8) if they are in [0, 1]"
-        elif -1 <= low and high <= 1:
-            line = "fluvial.data.pixels.to_uint8(pixels) if they are in [-1, 1]"
-        raise ValueError(f"{expected}, {got} from {low:g} to {high:g}: {line}")
-    if pixels.ndim == 3:
-        raise ValueError(f"{expected}, {got}: pixels[:, None] if they are grey")
-    if pixels.ndim != 4 or 0 in pixels.shape[1:]:
-        raise ValueError(f"{expected}, {got}")
-    if pixels.shape[1] not in (1, 3, 4) and pixels.shape[3] in (1, 3, 4):
-        raise ValueError(f"{expected}, {got}, channels last: pixels.permute(0, 3, 1, 2)")
-    if pixels.device.type != "cpu":
-        raise ValueError(f"{expected} in main memory, got them on {pixels.device}: pixels.cpu()")
-
-
-def _whole_labels(labels: Any, count: int, names: Sequence[str], what: str) -> Int[Tensor, "n"]:  # noqa: ANN401
-    """The labels as int64. Raises ValueError unless they are class ids, one per image."""
-    expected = f"{what}: labels must be a tensor of {count} whole numbers from 0, or None"
-    if not isinstance(labels, Tensor):
-        raise ValueError(f"{expected}, got {type(labels).__name__}: torch.as_tensor(labels) makes it a tensor")
-    got = f"got {str(labels.dtype).removeprefix('torch.')} of {tuple(labels.shape)}"
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise ValueError(f"{expected}, {got}: labels.long() if they are class ids")
-    if labels.ndim == 2 and labels.shape[1] > 1 and len(labels) == count:
-        raise ValueError(f"{expected}, {got}: labels.argmax(1) if they are one-hot")
-    if labels.shape != (count,):
-        raise ValueError(f"{expected}, {got}")
-    labels = labels.cpu().long()
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0:
-        raise ValueError(f"{expected}, got {low}")
-    if names and high >= len(names):
-        raise ValueError(f"{what}: labels run from {low} to {high}, but there are {len(names)} class names")
-    return labels
-
-
 class Files:
     """Images on disk, decoded by several threads each time they are read."""
 
@@ -328,7 +256,7 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
     if place in BUILT_IN and (config.name == place or not Path(place).exists()):
         return _built_in(BUILT_IN[place](split), config)
     if place == "given":
-        raise ValueError("this run was trained on images given to it in Python; pass them again")
+        raise ValueError("this run was trained on images given to it in Python; pass them again with data=")
     held_out = split == "test"
     options: dict[str, Any] = {
         "split": config.test_split if held_out else config.split,

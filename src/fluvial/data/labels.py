@@ -56,6 +56,8 @@ def class_ids(wanted: Sequence[int | str], names: Names, known: int) -> tuple[in
     by_id = not names or names == tuple(map(str, range(known)))
     there = f"0 to {known - 1}" if by_id else f"{', '.join(names[:SHOWN])}{', ...' * (known > SHOWN)}"
     got = ", ".join(map(str, wanted))
+    if not names and any(isinstance(one, str) and one.isdigit() for one in wanted):
+        hint += " as names; these classes have none: give ids as whole numbers"
     raise ValueError(f"classes must be names or class ids of the model's {known} ({there}), got {got}{hint}")
 
 

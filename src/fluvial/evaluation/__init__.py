@@ -1,1 +1,1 @@
-"""Images measured against images: what may be measured, its statistics, references, and scores."""
+"""Evaluation of images: opening them, feature statistics, reference sets, scores."""

@@ -1,4 +1,4 @@
-"""The real images of a data set as what samples are measured against."""
+"""Reference sets from the data of a run: its test or training images, and a real baseline."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,11 +16,11 @@ from fluvial.evaluation.statistics import Statistics
 from fluvial.metrics.features import Extractor
 from fluvial.training.distributed import ALONE, World
 
-BESIDE = 10_000  # real images beside the reference: for the classifier of classes, and to be scored as samples are
+BESIDE = 10_000  # real images used besides the reference set: to train the class classifier, and as the real baseline
 
 
 class Real(NamedTuple):
-    """The two parts of a data set, with the name of each."""
+    """The training and test images of a data set."""
 
     training: Images
     test: Images | None
@@ -29,9 +29,9 @@ class Real(NamedTuple):
 def real_images(
     data: DataConfig, training: ImageSet | None = None, test: ImageSet | None = None, *, labelled: bool = True
 ) -> Real:
-    """The images of a run's data, or those that are given, with the class ids of the run if it has any.
+    """The training and test images of a run's data, or those given, with the run's class ids if it has classes.
 
-    Raises ValueError if there are latents in their place, or the classes of the test images have other names.
+    Raises ValueError if the data is cached latents, or the classes of the test images have other names.
     """
     name = data.path or data.name
     if training is None:
@@ -40,48 +40,52 @@ def real_images(
                 "the run was trained on cached latents, and a score needs images: name some with --reference, and with "
                 "--training those that were encoded"
             )
-        scan = data.unreadable == "skip"  # else they are decoded as they are needed
-        as_it_is = replace(data, class_names=())
-        training, test = (data_images.load(as_it_is, split, scan=scan) for split in ("train", "test"))
+        scan = data.unreadable == "skip"  # otherwise images are decoded when needed
+        with_own_names = replace(data, class_names=())
+        training, test = (data_images.load(with_own_names, split, scan=scan) for split in ("train", "test"))
         assert training is not None
     if labelled:
         training, test = with_same_classes(training, test, data)
-    of_test = data.test_path or f"{name}, held out"
-    return Real(of_set(training, name, data), None if test is None else of_set(test, of_test, data))
+    name_of_test = data.test_path or f"{name}, held out"
+    return Real(of_set(training, name, data), None if test is None else of_set(test, name_of_test, data))
 
 
 Which = Literal["test", "train"] | Reference
 
 
 class Against(NamedTuple):
+    """A reference set, and the function that scores statistics of samples against it."""
+
     reference: Reference
     training: Reference | None
     measure: Callable[[Statistics], Scores]
 
 
 def against(which: Which, real: Real | None, extractor: Extractor, *, world: World = ALONE) -> Against:
-    """What samples are measured against: the test or training images of `real`, or another reference.
+    """The reference set and scoring function: for the test or training images of `real`, or for another reference.
 
-    Of the part of `real` that is not the reference 10,000 images are looked at. Raises ValueError if there are no test
-    images.
+    Of the part of `real` that is not the reference set, at most 10,000 images are used. Raises ValueError if test
+    images are asked for and there are none.
     """
 
-    def some(images: Images | None) -> Reference | None:
+    def beside(images: Images | None) -> Reference | None:
         return None if images is None else reference(images.some(BESIDE), extractor, world=world)
 
     test = None
     if isinstance(which, Reference):
-        found, training = which, some(real and real.training)
+        found, training = which, beside(real and real.training)
         test = found if training is not None and found.hash != training.hash else None
     elif real is None:
         raise ValueError("there is no data set whose images could be the reference")
     elif which == "train":
         found = training = reference(real.training, extractor, world=world)
-        test = some(real.test)
+        test = beside(real.test)
     elif real.test is None:
-        raise ValueError(f"{real.training.name} has no held-out images: name some with --reference, or say train")
+        raise ValueError(
+            f"{real.training.name} has no test images: name others with --reference, or use --reference train"
+        )
     else:
         found = test = reference(real.test, extractor, world=world)
-        training = some(real.training)
+        training = beside(real.training)
     statistics = [None if part is None else part.statistics for part in (training, test)]
     return Against(found, training, measuring(found.statistics, extractor.name, *statistics, device=extractor.device))

@@ -1,4 +1,4 @@
-"""Arrays in an .npz, verified before they are used: a flipped bit, a bomb or a pickle is refused by name."""
+"""Checked reading of .npz files: damage, decompression bombs and pickles raise a ValueError naming the array."""
 
 import os
 import zipfile
@@ -14,14 +14,14 @@ import numpy as np
 from fluvial.utils.files import ZIP_DAMAGE, reading
 
 CHUNK = 2**22
-END = 22 + 2**16  # bytes of the end of a zip with the longest comment
-HEADER = 2**16  # bytes of an array's header at most
-LARGEST = 2**30  # bytes of an array that is read whole: labels, mean and covariance
-VERSIONS = ((1, 0), (2, 0), (3, 0))  # of numpy's format; in 3.0 names of fields may be outside Latin-1
+END = 22 + 2**16  # bytes of a zip's end record with the longest comment
+HEADER = 2**16  # largest array header, in bytes
+LARGEST = 2**30  # largest array that is read at once, in bytes: labels, mean and covariance
+VERSIONS = ((1, 0), (2, 0), (3, 0))  # of numpy's format; 3.0 allows field names outside Latin-1
 
 
 class Array(NamedTuple):
-    """An array in an archive, its header read and nothing of its content."""
+    """The header of an array in an archive; its content is not read yet."""
 
     member: zipfile.ZipInfo
     shape: tuple[int, ...]
@@ -29,15 +29,15 @@ class Array(NamedTuple):
     by_columns: bool
     """Fortran order."""
     start: int
-    """Bytes of the member before the content."""
+    """Offset of the content in the member, in bytes."""
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive. Raises ValueError that names it for whatever is found to be wrong inside the block."""
+    """Opens an .npz archive. Errors inside the block become a ValueError that names the file."""
     try:
         if path.exists() and not path.is_file():
-            raise ValueError("it is no file")
+            raise ValueError("it is not a file")
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             if (count := _count(path)) != len(members):
@@ -45,7 +45,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
             if len({member.filename for member in members}) < len(members):
                 raise ValueError("it has two arrays of one name")
             for member in members:
-                archive.open(member).close()  # compares its name in the directory with that before its content
+                archive.open(member).close()  # compares its name in the directory with its local header's
             yield archive
     except ValueError as error:
         raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
@@ -56,7 +56,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def _count(path: Path) -> int:
-    """How many members the end of a zip says that it has; zipfile misses those that damage hides in a comment."""
+    """The number of members according to the zip's end record; damage can hide members from zipfile in a comment."""
     with reading(path) as file:
         file.seek(-min(path.stat().st_size, END), os.SEEK_END)
         tail = file.read()
@@ -65,25 +65,25 @@ def _count(path: Path) -> int:
 
 
 def names(archive: zipfile.ZipFile) -> set[str]:
-    """Names of the arrays."""
+    """The names of the arrays in the archive."""
     return {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
 
 
 def array(archive: zipfile.ZipFile, name: str) -> Array:
-    """The header of an array, checked against the size of its member: what it claims is there.
+    """Reads the header of an array and checks it against the size of its member.
 
-    Raises ValueError for what is no array, or an array of objects.
+    Raises ValueError if it is not a numpy array, holds objects, or its size does not match the header.
     """
     member = archive.getinfo(f"{name}.npy")
     with archive.open(member) as file:
-        first = BytesIO(file.read(HEADER))  # no more, however long a header it claims to have
+        first = BytesIO(file.read(HEADER))  # bounded, whatever length the header claims
     try:
         if (version := np.lib.format.read_magic(first)) not in VERSIONS:
             raise ValueError(f"version {version}")
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, by_columns, dtype = header(first, max_header_size=HEADER)
     except Exception as error:  # a damaged header raises nearly anything, MemoryError too
-        raise ValueError(f"{name} is no array of numpy's: {str(error)[:100] or type(error).__name__}") from error
+        raise ValueError(f"{name} is not a numpy array: {str(error)[:100] or type(error).__name__}") from error
     start = first.tell()
     if dtype.hasobject:
         raise ValueError(f"{name} must be a plain array, got {dtype}: objects may run any code when they are read")
@@ -97,9 +97,9 @@ def array(archive: zipfile.ZipFile, name: str) -> Array:
 
 
 def verify(archive: zipfile.ZipFile, found: Array) -> None:
-    """Reads the array through, so that zipfile compares its CRC-32: 1 to 2 GB/s where it is stored uncompressed.
+    """Reads an array to its end, so that zipfile checks its CRC-32: 1 to 2 GB/s if it is stored uncompressed.
 
-    Raises ValueError or zipfile.BadZipFile if it is not as it was written.
+    Raises ValueError or zipfile.BadZipFile if it is damaged.
     """
     left = found.member.file_size
     with archive.open(found.member) as file:
@@ -110,11 +110,11 @@ def verify(archive: zipfile.ZipFile, found: Array) -> None:
 
 
 def read(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """A whole array, verified. Raises ValueError for one above 1 GB, however small it is in the file."""
+    """Reads and verifies an array. Raises ValueError above 1 GB uncompressed."""
     found = array(archive, name)
     if found.member.file_size > LARGEST:
         raise ValueError(f"{name} would take {found.member.file_size:,} bytes; at most {LARGEST:,} are read")
     with archive.open(found.member) as file:
-        content: Any = file.read()  # to the end, where the CRC-32 is compared
+        content: Any = file.read()  # to the end, where zipfile checks the CRC-32
     values = np.frombuffer(content, found.dtype, offset=found.start)
     return values.reshape(found.shape, order="F" if found.by_columns else "C")

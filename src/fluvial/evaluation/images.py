@@ -1,4 +1,4 @@
-"""Images to be measured, read a few at a time."""
+"""The images of an evaluation, read in batches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,20 +12,20 @@ from fluvial.utils.randomness import numpy_generator
 
 
 class Images(NamedTuple):
-    """Images that are read a few at a time, and where they come from."""
+    """A set of images that is read in batches, with its name, content hash and facts for the score card."""
 
     name: str
     n: int
     read: Callable[[Sequence[int]], tuple[UInt8[Tensor, "b c h w"], Int[Tensor, "b"] | None]]
     digest: Callable[[Sequence[int]], str]
-    """SHA-256 of the content of some of them, labels included; "" where it is drawn anew."""
+    """SHA-256 of the content of these images, labels included; "" for samples that are drawn when read."""
     about: dict[str, Any]
-    """What a card says of them: how they were cut, rounded, labelled, and for samples how they were drawn."""
+    """Facts for the score card: how images were cropped, rounded and labelled, and how samples were drawn."""
     classes: Classes | None = None
-    """What their labels mean; None without labels."""
+    """The classes that labels refer to; None without labels."""
 
     def some(self, most: int) -> "Images":
-        """At most so many of them, at random but always the same ones, in their order."""
+        """A fixed random subset of at most `most` images, in their order."""
         if self.n <= most:
             return self
         kept = np.sort(numpy_generator(0, "some").permutation(self.n)[:most]).tolist()

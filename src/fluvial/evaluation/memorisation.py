@@ -1,4 +1,4 @@
-"""Are samples copies of training images? The nearest ones as a picture, and a number that knows what is usual."""
+"""Memorisation test: compares the distances of samples and of test images to the training images."""
 
 from typing import NamedTuple
 
@@ -9,26 +9,29 @@ from fluvial.evaluation.statistics import Statistics, kept_order
 from fluvial.metrics import Estimate
 from fluvial.metrics.neighbours import closer, nearest
 
-SHOWN, NEIGHBOURS = 10, 5  # samples in the picture, and training images beside each
+SHOWN, NEIGHBOURS = 10, 5  # samples in the picture, and training images shown beside each
 
 
 class Memorised(NamedTuple):
+    """The result of the memorisation test, with the samples nearest to training images."""
+
     closer: Estimate
-    """How often a sample is nearer to the training images than a test image is: 0.5 is usual, near 1 are copies."""
+    """Probability that a sample is nearer to the training images than a test image: 0.5 is usual, near 1 are copies."""
     samples: Int[Tensor, "s"]
     """The samples nearest to training images, nearest first."""
     neighbours: Int[Tensor, "s k"]
     """The training images nearest to each of them."""
     distances: Float[Tensor, "s k"]
+    """Their distances in feature space."""
 
 
 def memorised(samples: Statistics, training: Statistics, test: Statistics) -> Memorised:
-    """Looks for samples among the training images whose features were kept."""
+    """Compares samples with the training images whose features were kept."""
     distances, indices = nearest(samples.features, training.features, min(NEIGHBOURS, len(training.features)))
-    of_test, _ = nearest(test.features, training.features)
+    distances_of_test, _ = nearest(test.features, training.features)
     first = distances[:, 0].argsort()[:SHOWN]
     return Memorised(
-        closer(distances[:, 0], of_test[:, 0]),
+        closer(distances[:, 0], distances_of_test[:, 0]),
         kept_order(samples.n)[first],
         kept_order(training.n)[indices[first]],
         distances[first],

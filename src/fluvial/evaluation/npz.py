@@ -1,4 +1,4 @@
-"""Images of an .npz of the ADM suite, such as `fluvial sample` writes."""
+"""Images in .npz files as the ADM suite has them and `fluvial sample` writes."""
 
 import hashlib
 import json
@@ -17,30 +17,30 @@ from torch import Tensor
 from fluvial.data.labels import Classes
 from fluvial.evaluation import archive
 from fluvial.evaluation.images import Images
-from fluvial.sampling.samples import RECORD, SAMPLES
+from fluvial.sampling import RECORD, SAMPLES
 from fluvial.utils.files import brief, checksum, json_checksum, named, read_bytes
 
 
 def open_npz(path: Path, *, grey: bool = False) -> Images:
-    """arr_0 (n, h, w, c) and perhaps the labels arr_1, read as they are needed: whole they may be 10 GB."""
-    wanted = "images are wanted as the ADM suite has them: arr_0 of (n, height, width, channels)"
+    """The images arr_0 (n, h, w, c), with the labels arr_1 if present; read in batches, as files may have 10 GB."""
+    expected = "expected images as in the ADM suite: arr_0 of shape (n, height, width, channels)"
     with archive.opened(path) as file:
         names = archive.names(file)
         if "arr_0" not in names:
-            held = (
-                "statistics only, which can be a --reference"
+            found = (
+                "only statistics, which can be a --reference"
                 if "mu" in names
                 else ", ".join(sorted(names)) or "no array"
             )
-            raise ValueError(f"{path} has no arr_0 but {held}; {wanted}")
+            raise ValueError(f"{path} has no arr_0 but {found}; {expected}")
         images = archive.array(file, "arr_0")
         shape, dtype = images.shape, images.dtype
         if len(shape) != 4 or shape[-1] not in (1, 3) or 0 in shape:
-            raise ValueError(f"{path}: arr_0 has the shape {shape}; {wanted}, 1 or 3 of them")
+            raise ValueError(f"{path}: arr_0 has the shape {shape}; {expected} with 1 or 3 channels")
         if dtype != np.uint8 and not np.issubdtype(dtype, np.floating):
-            raise ValueError(f"{path}: arr_0 is {dtype}; pixels are wanted as uint8 in 0 ... 255 or floats in [0, 1]")
+            raise ValueError(f"{path}: arr_0 is {dtype}; expected pixels as uint8 in 0 ... 255 or floats in [0, 1]")
         if images.by_columns:
-            raise ValueError(f"{path}: arr_0 is in Fortran order; write it again through numpy.ascontiguousarray")
+            raise ValueError(f"{path}: arr_0 is in Fortran order; save it again with numpy.ascontiguousarray")
         labels = _labels(file, shape[0], path) if "arr_1" in names else None
         archive.verify(file, images)
     with named(path):
@@ -58,7 +58,7 @@ def open_npz(path: Path, *, grey: bool = False) -> Images:
             rows.append(np.frombuffer(content, dtype).reshape(shape[1:]))
         pixels = np.stack(rows) if dtype == np.uint8 else _rounded(np.stack(rows), path)
         if grey and (pixels != pixels[..., :1]).any():
-            raise ValueError(f"{path}: the images have colours, and were to be read as grey (--channels 1)")
+            raise ValueError(f"{path}: the images are coloured and cannot be read as grey (--channels 1)")
         pixels = pixels[..., :1] if grey else pixels
         part = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 1)))
         return part, None if labels is None else labels[torch.tensor(wanted)]
@@ -70,7 +70,7 @@ def open_npz(path: Path, *, grey: bool = False) -> Images:
     record = path.with_name(RECORD)
     if path.name == SAMPLES and record.exists():
         about |= _record(record, path, content())
-    grey = about.pop("grey", False) or grey  # evaluators want three channels, so it is stored with three
+    grey = about.pop("grey", False) or grey  # grey samples are stored with three channels, which evaluators expect
 
     def digest(wanted: Sequence[int]) -> str:
         rows = "" if len(wanted) == shape[0] else f"{list(wanted)}"
@@ -80,7 +80,7 @@ def open_npz(path: Path, *, grey: bool = False) -> Images:
 
 
 def _record(record: Path, path: Path, content: str) -> dict[str, Any]:
-    """What `fluvial sample` said of these samples; `content` is the hash of their file."""
+    """The sampling record that `fluvial sample` wrote beside the samples; `content` is the hash of their file."""
     try:
         about = json.loads(read_bytes(record))
         if about.pop("sha256") != json_checksum(about):
@@ -92,14 +92,14 @@ def _record(record: Path, path: Path, content: str) -> dict[str, Any]:
         raise ValueError(f"{record} cannot be read: {brief(error)}; sample again, or move it away") from error
     if told != content:
         raise ValueError(
-            f"{record} is of another {path.name} than the one beside it: one is damaged, or was replaced; "
+            f"{record} belongs to another {path.name} than the one beside it: one of them is damaged or was replaced; "
             f"sample again, or move it away to score the images without it"
         )
     return about
 
 
 def _labels(file: zipfile.ZipFile, count: int, path: Path) -> Int[Tensor, "n"]:
-    """arr_1, checked to be a class id for each of the images before it is read."""
+    """The labels arr_1, checked to be one class id per image."""
     found = archive.array(file, "arr_1")
     if not np.issubdtype(found.dtype, np.integer):
         raise ValueError(f"{path}: arr_1 must be a class id for each image, got {found.dtype}")
@@ -112,21 +112,21 @@ def _labels(file: zipfile.ZipFile, count: int, path: Path) -> Int[Tensor, "n"]:
 
 
 def _content(found: archive.Array, path: Path) -> tuple[Any, int]:
-    """An open file in which the content of a verified array begins at this place."""
+    """An open file and the offset in it at which the content of the verified array begins."""
     if found.member.compress_type != zipfile.ZIP_STORED:
         return zipfile.ZipFile(path).open(found.member), found.start
-    plain = path.open("rb")  # any row at once, where the member would be read through
+    plain = path.open("rb")  # seeks directly, where zipfile would read the member up to the row
     plain.seek(found.member.header_offset + 26)
-    name_length, extra_length = struct.unpack("<HH", plain.read(4))  # of the local header, 30 bytes long
+    name_length, extra_length = struct.unpack("<HH", plain.read(4))  # from the local header, 30 bytes long
     return plain, found.member.header_offset + 30 + name_length + extra_length + found.start
 
 
 def _rounded(pixels: np.ndarray, path: Path) -> np.ndarray:
-    """Floats in [0, 1] to 0 ... 255."""
+    """Floats in [0, 1] as uint8 in 0 ... 255."""
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= 0 and high <= 1):  # NaN too
         raise ValueError(
             f"{path}: pixels run from {low:.4g} to {high:.4g}; floats must be in [0, 1] ([-1, 1] by (x + 1) / 2): "
-            "clipping what lies outside would give the score of other images"
+            "clipping would change the images and their score"
         )
     return np.round(pixels * 255).astype(np.uint8)

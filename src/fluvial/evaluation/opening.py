@@ -1,4 +1,4 @@
-"""Opens what can be measured: a folder, a data set, an .npz of the ADM suite, the output of `fluvial sample`."""
+"""Opens images for evaluation: a folder, a data set, an .npz of the ADM suite, or the output of `fluvial sample`."""
 
 import hashlib
 import sys
@@ -17,16 +17,16 @@ from fluvial.data.labels import Classes, aligned
 from fluvial.data.manifest import is_cache
 from fluvial.evaluation.images import Images
 from fluvial.evaluation.npz import open_npz
-from fluvial.sampling.samples import SAMPLES
+from fluvial.sampling import SAMPLES
 from fluvial.utils.places import HUB
 
 
 def open_images(name: str, like: DataConfig | None = None, classes: Classes | None = None) -> Images:
-    """Images by the name of a folder, .npz or data set; NAME:SPLIT is one split of it.
+    """The images of a folder, .npz or data set; NAME:SPLIT is one split of it.
 
-    Those of a folder or data set are cut as `like` says, else taken as they are, and their labels become ids of these
-    classes; if their classes have other names, that is printed, and they are taken without labels. Raises ValueError if
-    there is nothing of that name, or it holds no images.
+    Images of a folder or data set are cropped as in `like`, or not at all, and their labels become ids of `classes`. If
+    their classes have other names, a message is printed and labels are ignored. Raises ValueError if there is nothing
+    of that name, or it holds no images.
     """
     path, like = Path(name).expanduser(), like or DataConfig()
     if path.is_dir() and (path / SAMPLES).exists():
@@ -34,19 +34,19 @@ def open_images(name: str, like: DataConfig | None = None, classes: Classes | No
     if path.suffix == ".npz":
         return open_npz(path, grey=like.channels == 1)
     if is_cache(name):
-        raise ValueError(f"{name} holds latents, and a score needs images: give those that were encoded")
+        raise ValueError(f"{name} holds latents, and a score needs images: give the images that were encoded")
     on_hub = HUB if name.startswith(HUB) else ""
     place, _, split = (name, "", "") if path.exists() else name.removeprefix(on_hub).partition(":")
     place = on_hub + place
     config = DataConfig(size=like.size, crop=like.crop, channels=like.channels)
-    part: data_images.Split = "train"  # of a data set: whatever `split` says
+    part: data_images.Split = "train"  # for a folder, `split` decides
     if place not in data_images.BUILT_IN:
         config = replace(config, path=place, split=split)
     elif split in ("train", "test"):
         config, part = replace(config, name=place), cast(data_images.Split, split)
     else:
-        raise ValueError(f"{place} has two splits: say {place}:train or {place}:test")
-    images = data_images.load(config, part, scan=False)  # decoded as they are needed
+        raise ValueError(f"{place} has two splits: choose {place}:train or {place}:test")
+    images = data_images.load(config, part, scan=False)  # decoded when needed
     assert images is not None
     if images.left_out:
         print(f"{name}: {images.left_out}", file=sys.stderr, flush=True)
@@ -54,25 +54,26 @@ def open_images(name: str, like: DataConfig | None = None, classes: Classes | No
 
 
 def _labelled_as(images: ImageSet, classes: Classes, name: str) -> ImageSet:
+    """The images with labels as ids of `classes`, or without labels if the names differ."""
     if images.labels is None:
         return images
     try:
         labels = aligned(images.labels, images.class_names, classes, f"images of {name}")
     except ValueError as error:
-        print(f"the labels of {name} are left aside: {error}", file=sys.stderr, flush=True)
+        print(f"the labels of {name} are ignored: {error}", file=sys.stderr, flush=True)
         return images._replace(labels=None, class_names=())
     return images._replace(labels=labels, class_names=classes.names)
 
 
 def of_set(images: ImageSet, name: str, config: DataConfig) -> Images:
-    """The images of a data set."""
+    """The images of a data set, with the facts for its score card."""
 
     def read(wanted: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         chosen = torch.tensor(wanted)
         return images.rows(chosen), None if images.labels is None else images.labels[chosen]
 
     cut = f"{config.crop} crop to {config.size} x {config.size}" if config.size else "as they are"
-    about = {"cut": cut, "rounding": None, "labels": None}  # a folder does not say
+    about = {"cut": cut, "rounding": None, "labels": None}  # unknown for a folder
 
     def digest(wanted: Sequence[int]) -> str:
         whole = len(wanted) == len(images.pixels)
@@ -83,7 +84,7 @@ def of_set(images: ImageSet, name: str, config: DataConfig) -> Images:
 
 
 def _digest(images: ImageSet, config: DataConfig) -> str:
-    """Of the pixels, or of undecoded files and how they are cut; and of the labels."""
+    """SHA-256 of the pixels (or of the undecoded files and their crop) and of the labels."""
     content = hashlib.sha256()
     if isinstance(images.pixels, Tensor):
         content.update(str(tuple(images.pixels.shape)).encode())

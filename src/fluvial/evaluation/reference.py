@@ -1,4 +1,4 @@
-"""What images are measured against: a data set, the ADM suite's .npz, or statistics that were saved."""
+"""Reference sets: statistics of a data set, of the ADM suite's .npz, or of a saved file."""
 
 import hashlib
 import os
@@ -22,11 +22,13 @@ from fluvial.training.distributed import ALONE, World
 from fluvial.utils.files import checksum
 from fluvial.utils.tensors import tensors_checksum
 
-NEIGHBOURS = 10_000  # reference images that neighbours and kernels look at, as many as the ADM suite has
-PAIRS = ("mu", "sigma"), ("mu_s", "sigma_s")  # of the pooled and of the spatial features
+NEIGHBOURS = 10_000  # reference images used for nearest neighbours and kernels, as many as in the ADM suite
+PAIRS = ("mu", "sigma"), ("mu_s", "sigma_s")  # mean and covariance of the pooled and of the spatial features
 
 
 class Reference(NamedTuple):
+    """A reference set: its feature statistics, with its name and content hash."""
+
     name: str
     hash: str
     """SHA-256 of the images, or of the file."""
@@ -42,15 +44,15 @@ def open_reference(
     classes: Classes | None = None,
     world: World = ALONE,
 ) -> Reference:
-    """A data set or folder (NAME:SPLIT for a split), an .npz, or a file that `save` wrote; see `open_images`.
+    """The reference set of that name: a data set or folder (NAME:SPLIT for a split), an .npz, or saved statistics.
 
-    Raises ValueError if it cannot be read, or is of another extractor.
+    `open_images` says which images are found. Raises ValueError if it cannot be read, or is of another extractor.
     """
     path = Path(name).expanduser()
     if path.suffix == ".safetensors":
         found, about = load(path)
         if missing := {"name", "hash", "cut", "extractor", "extractor_hash"} - about.keys():
-            raise ValueError(f"{path} does not say {', '.join(sorted(missing))} of its images; write it with --keep")
+            raise ValueError(f"{path} lacks {', '.join(sorted(missing))} in its metadata; write it with --keep")
         if about["extractor"] != extractor.name or about["extractor_hash"] != extractor.hash:
             raise ValueError(
                 f"{path} holds statistics by {about['extractor']} ({about['extractor_hash'][:12]}), the extractor is "
@@ -72,9 +74,9 @@ def reference(
     kept: int = NEIGHBOURS,
     world: World = ALONE,
 ) -> Reference:
-    """The statistics of these images, computed once: kept in the user's cache under a hash of their content.
+    """The reference set of these images; its statistics are cached for the user under a hash of the images' content.
 
-    Pixels are quicker to look at again, and of a function nothing is known that could be hashed.
+    Nothing is cached for pixels, which are fast to read again, nor for Python functions, which have no hash.
     """
     digest: str = world.broadcast(images.digest(range(images.n)) if world.first else None)
     key = f"{FORMAT} {digest} {extractor.name} {extractor.hash} {extractor.resize} {extractor.dtype} {kept}"
@@ -87,24 +89,25 @@ def reference(
         try:
             save_reference(made, extractor, cached, key=key)
         except OSError as error:
-            print(f"the statistics of {images.name} are not kept for the next time: {error}", file=sys.stderr)
+            print(f"the statistics of {images.name} cannot be cached: {error}", file=sys.stderr)
     return made
 
 
 def save_reference(made: Reference, extractor: Extractor, path: Path, **told: str) -> None:
-    """Writes a file that `open_reference` reads. Of images that are drawn anew the features are hashed."""
+    """Writes a file that `open_reference` reads. For images without a content hash the features are hashed."""
     digest = made.hash or tensors_checksum({"features": made.statistics.features})
     about = {"name": made.name, "hash": digest, "cut": str(made.about.get("cut", "unknown"))}
     save(made.statistics, path, {**about, "extractor": extractor.name, "extractor_hash": extractor.hash, **told})
 
 
 def _cache(key: str) -> Path:
+    """The path of the cached statistics with this key."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return root / "fluvial" / "statistics" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
 
 def _read(cached: Path, key: str) -> Statistics | None:
-    """What is kept, if it is there and whole; damage is told, and what is computed anew takes its place."""
+    """The cached statistics; None, with a message, if they are damaged, so that they are computed again."""
     if not cached.exists():
         return None
     try:
@@ -113,25 +116,25 @@ def _read(cached: Path, key: str) -> Statistics | None:
             raise ValueError(f"{cached} is of other images, or of another extractor")
         return found
     except ValueError as error:
-        print(f"statistics are computed anew, since those that were kept cannot be used: {error}", file=sys.stderr)
+        print(f"statistics are computed again, since the cached ones cannot be used: {error}", file=sys.stderr)
         return None
 
 
 def _adm(path: Path, names: set[str], extractor: Extractor, world: World) -> Reference:
-    """The published statistics of all images, and for neighbours the images beside them, as the ADM suite does."""
+    """A reference file of the ADM suite: published statistics, and images for nearest neighbours if it has any."""
     if extractor.name != "inception":
         raise ValueError(f"{path} holds statistics of Inception's features, the extractor is {extractor.name}")
     with archive.opened(path) as file:
         if not names >= {"mu", "sigma"} or len(names & {"mu_s", "sigma_s"}) == 1:
             held = ", ".join(sorted(names))
-            raise ValueError(f"{path} has {held}; mu and sigma are wanted, both or none of mu_s and sigma_s, and arr_0")
+            raise ValueError(f"{path} has {held}; expected mu and sigma, both or none of mu_s and sigma_s, and arr_0")
         pooled, spatial = (_pair(path, file, pair) if names >= {*pair} else None for pair in PAIRS)
     assert pooled is not None
-    # the file does not say of how many images the statistics are
+    # the file does not tell the number of images
     found = Statistics(0, (), pooled, spatial, None, torch.zeros(0, len(pooled.mean)), None)
     if "arr_0" in names:
         beside = reference(open_images(str(path)), extractor, world=world)
-        digest = beside.hash  # of the whole file
+        digest = beside.hash  # hash of the whole file
         found = found._replace(shape=beside.statistics.shape, features=beside.statistics.features)
     else:
         digest = world.broadcast(checksum(path) if world.first else None)
@@ -139,6 +142,7 @@ def _adm(path: Path, names: set[str], extractor: Extractor, world: World) -> Ref
 
 
 def _pair(path: Path, file: zipfile.ZipFile, names: tuple[str, str]) -> Gaussian:
+    """The Gaussian with this mean and covariance in the file."""
     heads = [archive.array(file, name) for name in names]
     (d, *more), covariance = heads[0].shape or (0,), heads[1].shape
     if more or not d or covariance != (d, d):
@@ -146,6 +150,6 @@ def _pair(path: Path, file: zipfile.ZipFile, names: tuple[str, str]) -> Gaussian
             f"{path}: {' and '.join(names)} must be (d,) and (d, d), got {heads[0].shape} and {covariance}"
         )
     if wrong := [f"{name} is {head.dtype}" for name, head in zip(names, heads, strict=True) if head.dtype.kind != "f"]:
-        raise ValueError(f"{path}: {' and '.join(wrong)}; floats are wanted")
+        raise ValueError(f"{path}: {' and '.join(wrong)}; expected floats")
     mean, covariance = (torch.from_numpy(archive.read(file, name).astype(np.float64)) for name in names)
     return gaussian(mean, covariance, f"{path}: {' and '.join(names)}")

@@ -1,4 +1,4 @@
-"""Statistics of samples and of a reference to numbers with error bars, and what to mind about them."""
+"""Scores of samples against a reference set, from their statistics, with standard errors and warnings."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,13 +15,13 @@ from fluvial.metrics.frechet import frechet, frechet_bias
 from fluvial.metrics.kid import kernel_distance
 from fluvial.metrics.precision import DENSITY_K, overlap
 
-FRECHET_PER_DIMENSION = 10  # samples a dimension, below which the bias of a Frechet distance is worth a warning
-FEW, FEW_IN_SPLITS = 1_000, 1_000 * SPLITS  # images below which neighbourhoods, and splits, say little
-SVM_IMAGES, SVM_TESTED = 5_000, 1_000  # real images that the SVM of class accuracy learns from, and is tested on
-ALIKE = 1e-10  # variance of features over their square, below which nothing but rounding tells images apart
-SVM_EACH = 10  # of each class, on average, below which there is no class accuracy
+FRECHET_PER_DIMENSION = 10  # samples per feature, below which the bias of a Frechet distance gets a warning
+FEW, FEW_IN_SPLITS = 1_000, 1_000 * SPLITS  # images below which neighbourhoods and splits are unreliable
+SVM_IMAGES, SVM_TESTED = 5_000, 1_000  # real images that the SVM of class accuracy is trained and tested on
+ALIKE = 1e-10  # variance of features over their square, below which images differ only by rounding
+SVM_EACH = 10  # images per class, on average, below which there is no class accuracy
 
-# what a score is called, with Inception's features and with others: their names are not for other features
+# these names are used for Inception's features only
 NAMES = {
     "frechet_distance": "fid",
     "spatial_frechet_distance": "sfid",
@@ -31,19 +31,21 @@ NAMES = {
 
 
 def named(score: str, extractor: str) -> str:
-    """The name of a score: FID, sFID, Inception Score and KID are those of the Inception network alone."""
+    """The name of a score: FID, sFID, Inception Score and KID with Inception's features, generic names with others."""
     return NAMES.get(score, score) if extractor == "inception" else score
 
 
 class Scores(NamedTuple):
+    """Scores with standard errors, their bias, warnings, and the real baseline."""
+
     values: dict[str, Estimate]
     bias: dict[str, float]
-    """How much of a Frechet distance comes from the small count, about."""
+    """The approximate part of each Frechet distance that is due to the small count."""
     warnings: list[str]
     real: dict[str, float] = {}  # noqa: RUF012
-    """The same scores of other real images: what no honest sampler is better than."""
+    """The real baseline: the same scores of real images that are not the reference set."""
     real_count: int = 0
-    """How many those are: as many as there are samples, if there are."""
+    """The number of images in the real baseline: as many as samples, if available."""
 
 
 def measuring(
@@ -53,27 +55,27 @@ def measuring(
     test: Statistics | None = None,
     device: torch.device | str = "cpu",
 ) -> Callable[[Statistics], Scores]:
-    """A function from the statistics of samples to their scores, beside those of real images.
+    """A function from the statistics of samples to their scores, with those of a real baseline.
 
-    `training` and `test` are the two parts of a data set, as far as they are there. What the reference is not stands
-    in for samples. An SVM fitted to the training images tells the classes of labelled samples. What is computed of real
-    images alone is computed once.
+    `training` and `test` are the two parts of a data set, None if missing; the part that is not the reference set
+    is the real baseline. Class accuracy of labelled samples is by an SVM fitted to the training images.
+    Whatever depends on real images only is computed once.
     """
-    others, there = test if reference is training else training, reference.to(torch.device(device))
+    baseline, there = test if reference is training else training, reference.to(torch.device(device))
 
     @cache
     def real(count: int) -> tuple[dict[str, float], int]:
-        if others is None:
+        if baseline is None:
             return {}, 0
-        some = others.first(count)
-        found = scores(some.to(torch.device(device)), there, extractor)
-        return {name: estimate.value for name, estimate in found.values.items()}, some.n
+        part = baseline.first(count)
+        found = scores(part.to(torch.device(device)), there, extractor)
+        return {name: estimate.value for name, estimate in found.values.items()}, part.n
 
     @cache
     def accuracy() -> tuple[Callable[[Statistics], Estimate | None], float | None]:
         in_class = class_accuracy(training) if training is not None else lambda statistics: None
-        of_test = None if test is None else in_class(test.first(SVM_TESTED))
-        return in_class, None if of_test is None else of_test.value
+        on_test = None if test is None else in_class(test.first(SVM_TESTED))
+        return in_class, None if on_test is None else on_test.value
 
     def measure(samples: Statistics) -> Scores:
         found = scores(samples.to(torch.device(device)), there, extractor)
@@ -89,7 +91,7 @@ def measuring(
 
 
 def scores(samples: Statistics, reference: Statistics, extractor: str) -> Scores:
-    """All scores that these statistics allow. Raises ValueError for images or features that cannot be compared."""
+    """All scores that can be computed from these statistics. Raises ValueError for features of different extractors."""
     _check(samples, reference, extractor)
     name = partial(named, extractor=extractor)
     values: dict[str, Estimate] = {}
@@ -113,6 +115,7 @@ def scores(samples: Statistics, reference: Statistics, extractor: str) -> Scores
 
 
 def _check(samples: Statistics, reference: Statistics, extractor: str) -> None:
+    """Raises ValueError if samples and reference have different numbers of features."""
     if samples.features.shape[1] != len(reference.pooled.mean):
         raise ValueError(
             f"the samples have {samples.features.shape[1]} features by {extractor}, the reference "
@@ -121,12 +124,13 @@ def _check(samples: Statistics, reference: Statistics, extractor: str) -> None:
 
 
 def _warnings(samples: Statistics, reference: Statistics, bias: dict[str, float]) -> Iterator[str]:
-    n, m, d = samples.n, reference.n, len(samples.pooled.mean)  # m is 0 where published statistics do not say
+    """Warnings about too few images, identical images, missing statistics and unknown sizes."""
+    n, m, d = samples.n, reference.n, len(samples.pooled.mean)  # m is 0 for published statistics, which do not tell it
     for found, what in ((samples, "samples"), (reference, "reference images")):
         if _alike(found):
-            yield f"all {what} are alike: they have the same features, and scores of them say nothing"
+            yield f"all {what} have the same features: their scores are meaningless"
     if samples.flat:
-        yield f"{samples.flat} of {n} samples are of one colour all over, as those of a model that has diverged"
+        yield f"{samples.flat} of {n} samples are a single colour, as if the model had diverged"
     for count, what in ((n, "samples"), (m, "reference images")):
         if 0 < count <= d:
             yield f"{count} {what} for {d} features: their covariance is singular, and the Frechet distance mostly bias"
@@ -134,29 +138,29 @@ def _warnings(samples: Statistics, reference: Statistics, bias: dict[str, float]
         about = ", ".join(f"{value:.2g} of {name}" for name, value in bias.items())
         yield f"{n} samples for {d} features: about {about} is bias; compare with the same count only"
     if d < m < FRECHET_PER_DIMENSION * d:
-        yield f"{m} reference images for {d} features: Frechet distances to them are too large, for all alike"
+        yield f"{m} reference images for {d} features: Frechet distances to them are too large, for every model"
     for count, what in ((n, "samples"), (len(reference.features), "reference images")):
         if not count:
-            yield "the reference has statistics only: no precision, recall, density, coverage and kernel distance"
+            yield "the reference has statistics only: no precision, recall, density, coverage or kernel distance"
         elif count < FEW:
-            yield f"{count} {what}: precision, recall, density and coverage depend on how many, below {FEW:,} much"
+            yield f"{count} {what}: precision, recall, density and coverage depend on the count, strongly below {FEW:,}"
     if samples.classes is not None:
         few = f", too low below {FEW_IN_SPLITS:,}" if n < FEW_IN_SPLITS else ""
-        yield f"the score of classes is over {SPLITS} splits of the samples{few}; the ADM suite splits by 5,000"
+        yield f"the classifier score is over {SPLITS} splits of the samples{few}; the ADM suite uses splits of 5,000"
     if not reference.shape:
-        yield "the reference does not say of what size its images were: other sizes give other scores"
+        yield "the size of the reference images is unknown: other sizes give other scores"
 
 
 def _alike(found: Statistics) -> bool:
-    """Whether the features do not vary, but for rounding."""
+    """True if all features are equal, up to rounding."""
     spread, size = found.pooled.covariance.trace(), found.pooled.mean.square().sum()
     return bool(spread <= ALIKE * size)
 
 
 def class_accuracy(real: Statistics) -> Callable[[Statistics], Estimate | None]:
-    """A function from statistics to the share that an SVM of the real ones puts in its class.
+    """A function from statistics of samples to their class accuracy, by an SVM fitted to the real features.
 
-    None without labels, with one class only, or with too few images a class to learn from.
+    It returns None without labels, for a single class, or with too few real images per class.
     """
     labels = None if real.labels is None else real.labels[:SVM_IMAGES]
     if labels is None or not 2 <= len(labels.unique()) <= len(labels) / SVM_EACH:

@@ -1,4 +1,4 @@
-"""Images to what scores need of them, a batch at a time and on many ranks: memory does not grow with their count."""
+"""Feature statistics of images, accumulated batch by batch on any number of ranks, in constant memory."""
 
 import json
 from collections.abc import Sequence
@@ -22,33 +22,33 @@ from fluvial.utils.progress import Bar
 from fluvial.utils.randomness import numpy_generator
 from fluvial.utils.tensors import check_tensors, write_tensors
 
-KEPT = 50_000  # features that are kept for what needs each of them: neighbours, kernels, error bars
-SPATIAL = 5_000  # spatial features that are kept, for an error bar
-BATCH = 250  # images that an extractor sees at a time
-SLOW = 2_000  # images that take long enough to show how far it is
+KEPT = 50_000  # features kept for metrics that need single features: neighbours, kernels, standard errors
+SPATIAL = 5_000  # spatial features kept, for a standard error
+BATCH = 250  # images in a batch of the extractor
+SLOW = 2_000  # images from which on a progress bar is shown
 FORMAT = "fluvial statistics 2"
 
 
 class Statistics(NamedTuple):
-    """Everything that scores are made of."""
+    """Feature statistics of a set of images: all that the scores are computed from."""
 
     n: int
     shape: tuple[int, ...]
     """(channels, height, width) of the images."""
     pooled: Gaussian
     spatial: Gaussian | None
-    """Of Inception's spatial features, for sFID."""
+    """Gaussian of Inception's spatial features, for sFID."""
     classes: Classified | None
     features: Float[Tensor, "m d"]
-    """Of the first images in a random order, float32."""
+    """Pooled features of the first images in a random order, float32."""
     labels: Int[Tensor, "m"] | None
     spatial_features: Float[Tensor, "l e"] | None = None
-    """Of fewer of them, for the error of sFID."""
+    """Spatial features of fewer of them, for the error of sFID."""
     flat: int = 0
-    """Images of one colour all over, such as black ones; not known of statistics that were saved."""
+    """Number of images of a single colour, such as black ones; 0 for statistics that were loaded."""
 
     def first(self, count: int) -> "Statistics":
-        """The statistics of so many images, of the features that were kept."""
+        """The statistics of `count` images, from the features that were kept."""
         if count >= self.n:
             return self
         features = self.features[:count]
@@ -56,7 +56,7 @@ class Statistics(NamedTuple):
         return Statistics(len(features), self.shape, fit(features), None, None, features, labels)
 
     def to(self, device: torch.device) -> "Statistics":
-        """The same on a device, for what takes long."""
+        """The statistics with their tensors on a device."""
 
         def moved(gaussian: Gaussian | None) -> Gaussian | None:
             return None if gaussian is None else Gaussian(*(part.to(device) for part in gaussian))
@@ -70,12 +70,12 @@ class Statistics(NamedTuple):
 
 
 def kept_order(count: int) -> Int[Tensor, "n"]:
-    """Features are kept of these images, in this order, as many as there is room for."""
+    """A fixed random order of the images: the features of the first ones are kept."""
     return torch.from_numpy(numpy_generator(0, "kept").permutation(count))
 
 
 class _Sums(NamedTuple):
-    """What has been added up of the images that went by, on the extractor's device."""
+    """Running sums over the images so far, on the extractor's device."""
 
     pooled: Moments
     spatial: Moments | None
@@ -83,7 +83,7 @@ class _Sums(NamedTuple):
 
     @staticmethod
     def of(found: Features, split: Tensor, before: "_Sums | None") -> "_Sums":
-        """Those of a batch and of what was before."""
+        """The sums of a batch added to those before it."""
         pooled, spatial, counted = (None, None, None) if before is None else before
         classes = None if found.logits is None else classified(found.logits, split.to(found.logits.device))
         return _Sums(
@@ -93,6 +93,7 @@ class _Sums(NamedTuple):
         )
 
     def plus(self, other: "_Sums") -> "_Sums":
+        """The sums over both sets of images."""
         spatial, classes = None, None
         if self.spatial is not None and other.spatial is not None:
             spatial = merged(self.spatial, other.spatial)
@@ -101,7 +102,7 @@ class _Sums(NamedTuple):
         return _Sums(merged(self.pooled, other.pooled), spatial, classes)
 
     def cpu(self) -> "_Sums":
-        """As processes exchange them."""
+        """The sums on the CPU, where ranks exchange them."""
 
         def moved(m: Moments) -> Moments:
             return Moments(m.n, m.mean.cpu(), m.scatter.cpu())
@@ -111,11 +112,12 @@ class _Sums(NamedTuple):
 
 
 def _added(a: Classified, b: Classified) -> Classified:
+    """The sums of class probabilities over both sets of images."""
     return Classified(*(x + y for x, y in zip(a, b, strict=True)))
 
 
 class _Rows(NamedTuple):
-    """What is kept of single images, and their places in the order that features are kept in."""
+    """Features and labels kept for single images, with their places in `kept_order`."""
 
     places: Tensor
     features: Tensor
@@ -124,6 +126,7 @@ class _Rows(NamedTuple):
 
     @staticmethod
     def joined(parts: "Sequence[_Rows]") -> "_Rows":
+        """The rows of all parts, one after the other."""
         labels = [part.labels for part in parts if part.labels is not None]
         spatial = [part.spatial for part in parts if part.spatial is not None]
         return _Rows(
@@ -144,15 +147,15 @@ def statistics(
     kept: int = KEPT,
     world: World = ALONE,
 ) -> Statistics:
-    """The statistics of all images, on every rank; batches are the same on any number of ranks.
+    """Computes the statistics of all images, shared among the ranks; every rank returns them.
 
-    Raises ValueError for images of several sizes, or of another than the reference's `shape`, for fewer than two, and
-    for features that are not finite.
+    Batches are the same on any number of ranks. Raises ValueError for images of several sizes or of another size than
+    the reference's `shape`, for fewer than two images, and for features that are not finite.
     """
     if images.n < 2:
         raise ValueError(f"{images.name} has {images.n} images; statistics need at least 2")
     place, split = kept_order(images.n).argsort(), splits(images.n)
-    mine = range(0, images.n, batch)[world.rank :: world.size]  # so that the first, which makes the card, has any
+    mine = range(0, images.n, batch)[world.rank :: world.size]  # rank 0, which makes the card, always has some
     sums: _Sums | None = None
     rows: list[_Rows] = []
     flat = 0
@@ -169,28 +172,31 @@ def statistics(
             sums = _Sums.of(found, split[here], sums)
             bar.show(done + 1)
     part = None if sums is None else (sums.cpu(), _Rows.joined(rows), shape, flat)
-    return _together(world.gather(part), images)
+    return _merged_ranks(world.gather(part), images)
 
 
 def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], *, first: bool) -> tuple[int, ...]:
+    """The shape found. Raises ValueError if it is not the expected one."""
     if not expected or found == expected:
         return found
     if not first:
         raise ValueError(f"{name}: images of {found} (channels, height, width) after images of {expected}")
     raise ValueError(
         f"{name} has images of {found} (channels, height, width), the reference of {expected}: resizing changes every "
-        f"score, by more than models differ; take a reference of the same size (--size crops the images of a data set, "
+        f"score by more than models differ; use a reference of the same size (--size crops the images of a data set, "
         f"--channels 1 reads them as grey)"
     )
 
 
 def _kept(found: Features, labels: Tensor | None, places: Tensor, kept: int) -> _Rows:
+    """The rows of a batch to keep: those with a place below `kept`."""
     keep = places < kept
     spatial = None if found.spatial is None else found.spatial.cpu()[places < SPATIAL]
     return _Rows(places[keep], found.pooled.cpu()[keep], None if labels is None else labels[keep], spatial)
 
 
 def _check_finite(features: Tensor | None, start: int, images: Images, extractor: Extractor) -> None:
+    """Raises ValueError naming the first image whose features are not finite."""
     bad = [] if features is None else (~torch.isfinite(features)).any(dim=1).nonzero()
     if len(bad):
         first = start + int(bad[0][0])
@@ -199,8 +205,8 @@ def _check_finite(features: Tensor | None, start: int, images: Images, extractor
         )
 
 
-def _together(parts: Sequence[tuple[_Sums, _Rows, tuple[int, ...], int] | None], images: Images) -> Statistics:
-    """The parts of all ranks, of which some may have had nothing to do."""
+def _merged_ranks(parts: Sequence[tuple[_Sums, _Rows, tuple[int, ...], int] | None], images: Images) -> Statistics:
+    """The statistics from the results of all ranks; None for a rank without images."""
     sums, rows, shapes, flat = zip(*(part for part in parts if part is not None), strict=True)
     for shape in shapes[1:]:
         _check_shape(images.name, shape, shapes[0], first=False)
@@ -220,7 +226,7 @@ def _together(parts: Sequence[tuple[_Sums, _Rows, tuple[int, ...], int] | None],
 
 
 def save(statistics: Statistics, path: Path, about: dict[str, str]) -> None:
-    """Writes a safetensors file; `about` goes into its metadata."""
+    """Writes statistics to a safetensors file, with `about` in its metadata."""
     s = statistics
     tensors = {"mean": s.pooled.mean, "covariance": s.pooled.covariance, "features": s.features}
     if s.spatial is not None:
@@ -234,15 +240,15 @@ def save(statistics: Statistics, path: Path, about: dict[str, str]) -> None:
 
 
 def load(path: Path) -> tuple[Statistics, dict[str, str]]:
-    """What `save` wrote, and its metadata. Raises ValueError for another file, or if it is not as it was written."""
+    """Reads statistics that `save` wrote, and their metadata. Raises ValueError for another or damaged file."""
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no file")
+        raise ValueError(f"{path} is not a file")
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             if about.get("made") != FORMAT:
                 raise ValueError(
-                    f"{path} holds no statistics that this version reads ({FORMAT}); write them again with --keep"
+                    f"{path} does not hold statistics of this version ({FORMAT}); write them again with --keep"
                 )
             check_tensors(path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -252,28 +258,32 @@ def load(path: Path) -> tuple[Statistics, dict[str, str]]:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         if str(path) in str(error):
             raise
-        raise ValueError(f"{path} holds no whole statistics ({brief(error)}); write them again with --keep") from error
+        raise ValueError(
+            f"{path} does not hold complete statistics ({brief(error)}); write them again with --keep"
+        ) from error
 
 
 def _statistics(t: dict[str, Tensor], count: int, shape: Any, path: Path) -> Statistics:  # noqa: ANN401 - of JSON
-    """Raises ValueError for what cannot be of images, KeyError for tensors that are missing."""
+    """The statistics in these tensors. Raises ValueError for inconsistent ones, KeyError for missing ones."""
     features, labels, spatial = t["features"], t.get("labels"), None
     pooled = gaussian(t["mean"], t["covariance"], f"{path}: mean and covariance")
     if "spatial.mean" in t:
-        spatial = gaussian(t["spatial.mean"], t["spatial.covariance"], f"{path}: those of spatial features")
+        spatial = gaussian(
+            t["spatial.mean"], t["spatial.covariance"], f"{path}: mean and covariance of spatial features"
+        )
     if not (isinstance(shape, list) and len(shape) == 3 and all(type(side) is int and side > 0 for side in shape)):
         raise ValueError(f"{path}: the shape of an image must be (channels, height, width), got {shape}")
     if features.ndim != 2 or features.shape[1] != len(pooled.mean) or not torch.isfinite(features).all():
         raise ValueError(f"{path}: features must be rows of {len(pooled.mean)} finite numbers, got {features.shape}")
     if count < max(2, len(features)):
-        raise ValueError(f"{path} has features of {len(features)} images, and says that there are {count}")
+        raise ValueError(f"{path} has features of {len(features)} images but a count of {count}")
     if labels is not None and (labels.shape != features.shape[:1] or labels.dtype != torch.long):
         raise ValueError(f"{path}: labels must be a class id for each row of features, got {tuple(labels.shape)}")
     return Statistics(count, tuple(shape), pooled, spatial, None, features, labels)
 
 
 def gaussian(mean: Tensor, covariance: Tensor, name: str) -> Gaussian:
-    """A mean and a covariance that were read. Raises ValueError unless they can be those of features."""
+    """The Gaussian with a mean and covariance that were read. Raises ValueError unless they are valid."""
     d = mean.numel()
     if mean.shape != (d,) or covariance.shape != (d, d) or not d:
         raise ValueError(f"{name} must be (d,) and (d, d), got {tuple(mean.shape)} and {tuple(covariance.shape)}")
@@ -283,7 +293,7 @@ def gaussian(mean: Tensor, covariance: Tensor, name: str) -> Gaussian:
         raise ValueError(f"{name} are not finite")
     variances = covariance.diagonal()
     if not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6 * float(variances.abs().max())):
-        raise ValueError(f"{name} are no mean and covariance: the latter is not symmetric")
+        raise ValueError(f"{name} are not a mean and covariance: the latter is not symmetric")
     if variances.min() < -1e-6 * variances.abs().max():
-        raise ValueError(f"{name} are no mean and covariance: a variance is {float(variances.min()):.3g}")
+        raise ValueError(f"{name} are not a mean and covariance: a variance is {float(variances.min()):.3g}")
     return Gaussian(mean, covariance)

@@ -32,14 +32,14 @@ def register(name: str, method: Any) -> None:  # noqa: ANN401 - a Method, once i
         raise ValueError(f"{wrong}a name is of small letters, digits, and - _ . inside, such as pixel-flow")
     if name in METHODS and METHODS[name] is not method:
         raise ValueError(f"{wrong}there is another method of that name; choose one besides {', '.join(METHODS)}")
-    if missing := [member for member in MEMBERS if not hasattr(method, member)]:
+    if missing := [member for member in MEMBERS if member not in dir(method)]:
         raise ValueError(f"{wrong}it has no {', '.join(missing)}; fluvial/methods/method.py says what each is")
     kind: Any = method.Config
     made_by = getattr(kind, "__dataclass_params__", None)
     if not isinstance(kind, type) or made_by is None or not made_by.frozen:
         raise ValueError(f"{wrong}its Config is {kind!r}, expected a class with @dataclass(frozen=True, kw_only=True)")
     own = {field.name for field in fields(kind)}
-    if missing := [setting for setting in SETTINGS if setting not in own and not hasattr(kind, setting)]:
+    if missing := [setting for setting in SETTINGS if setting not in own and setting not in dir(kind)]:
         raise ValueError(
             f"{wrong}its Config has no {', '.join(missing)}; add each as a field, a property or a ClassVar, as "
             f"MethodConfig in fluvial/methods/method.py says"

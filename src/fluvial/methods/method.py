@@ -73,7 +73,7 @@ class MethodConfig(Protocol):
 
     @property
     def time_sampling(self) -> TimeSampling:
-        """How t is drawn in training."""
+        """Distribution of t in training."""
         ...
 
     @property
@@ -93,7 +93,7 @@ class MethodConfig(Protocol):
 
     @property
     def guides_channels(self) -> bool:
-        """Whether guidance can be limited to the first channels."""
+        """True if guidance can be limited to the first channels."""
         ...
 
     @property

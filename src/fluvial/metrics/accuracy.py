@@ -1,4 +1,4 @@
-"""Do the samples look like the class they were asked for? A classifier trained on real images answers."""
+"""Class accuracy of samples, by a classifier trained on the features of real images."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from torch import Tensor
 def classifier(
     real: Float[Tensor, "m d"], labels: Int[Tensor, "m"]
 ) -> Callable[[Float[Tensor, "n d"], Int[Tensor, "n"]], Bool[Tensor, "n"]]:
-    """A function of features and their labels: which are put in their own class by an SVM fitted to the real features.
+    """An SVM fitted to the real features, as a function that tells which features it classifies as their label.
 
     The kernel is RBF, C = 10.
     """

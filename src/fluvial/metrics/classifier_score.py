@@ -1,4 +1,4 @@
-"""Are images sure of their class, and all classes there? The Inception Score, where the classifier is Inception."""
+"""The classifier score: high if each image is clearly of one class and all classes occur. With Inception, its IS."""
 
 from typing import NamedTuple
 
@@ -13,9 +13,10 @@ SPLITS = 10
 
 
 class Classified(NamedTuple):
-    """What is left of class probabilities that went by, for each split; parts add up."""
+    """Sums over class probabilities, for each split. The sums of two sets of images add up to those of both."""
 
     n: Float[Tensor, "s"]
+    """Number of images."""
     sum: Float[Tensor, "s k"]
     """The sum of p(y|x)."""
     negative_entropy: Float[Tensor, "s"]
@@ -23,7 +24,7 @@ class Classified(NamedTuple):
 
 
 def splits(count: int) -> Int[Tensor, "n"]:
-    """Which of ten splits an image is in: at random, as images often come class by class."""
+    """The split, 0 to 9, of each image: assigned at random, as images are often sorted by class."""
     order = torch.from_numpy(numpy_generator(0, "splits").permutation(count))
     place = torch.empty_like(order)
     place[order] = torch.arange(count)
@@ -32,7 +33,7 @@ def splits(count: int) -> Int[Tensor, "n"]:
 
 
 def classified(logits: Float[Tensor, "n k"], split: Int[Tensor, "n"]) -> Classified:
-    """The sums of these images, in float64."""
+    """The sums over these images, in float64."""
     log_p = logits.double().log_softmax(dim=1)
     p = log_p.exp()
     member = torch.nn.functional.one_hot(split, SPLITS).to(p)
@@ -40,7 +41,7 @@ def classified(logits: Float[Tensor, "n k"], split: Int[Tensor, "n"]) -> Classif
 
 
 def classifier_score(c: Classified) -> Estimate:
-    """exp E KL(p(y|x) || p(y)) (arXiv 1606.03498, section 4), the mean over splits.
+    """exp E KL(p(y|x) || p(y)) (arXiv 1606.03498, section 4), averaged over the splits.
 
     Raises ValueError if a split is empty.
     """

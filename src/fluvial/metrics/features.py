@@ -1,7 +1,7 @@
-"""What networks say of images: the features in which sets of images are compared.
+"""Feature extractors: networks that turn images into the features on which metrics are computed.
 
-The names are `NAMES`, a TorchScript file, or a Python function. A number is that of its extractor: two of them can be
-compared only if name, hash and resize are the same.
+An extractor is one of `NAMES`, a TorchScript file, or a Python function. Scores can be compared only if name, hash and
+resize of their extractors are the same.
 """
 
 import json
@@ -25,27 +25,27 @@ from fluvial.utils.tensors import tensors_checksum
 
 NAMES = ("inception", "pixels", "efficientnet-lite0", "dinov2", "clip")
 TORCHSCRIPT = (".pt", ".ts", ".pth", ".torchscript")
-UNPACKED = 100  # times its size that a TorchScript file may unpack to
-PIXELS_SIDE = 32  # larger images are averaged to this side: statistics of more pixels are not to be had
-CHUNK = 4  # images that go through a network at a time on a CPU, whose cache is small: half as fast again as 16
+UNPACKED = 100  # a TorchScript file may unpack to at most this many times its size
+PIXELS_SIDE = 32  # larger images are average-pooled to this side, since a covariance of more pixels is too large
+CHUNK = 4  # images per forward pass on a CPU, whose cache is small: 1.5 times as fast as 16
 
 INCEPTION = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
-INCEPTION_SHA256 = "6726825d"  # what it begins with
-SPATIAL_CHANNELS = 7  # so that there are about as many spatial features as pooled ones: 7 * 17 * 17 = 2023
+INCEPTION_SHA256 = "6726825d"  # its first eight digits
+SPATIAL_CHANNELS = 7  # gives 7 * 17 * 17 = 2023 spatial features, about as many as pooled ones
 
-HUB = {  # the literature's: dgm-eval (arXiv 2306.04675) compares in DINOv2 ViT-L/14
+HUB = {  # the models used in the literature: dgm-eval (arXiv 2306.04675) compares in DINOv2 ViT-L/14
     "dinov2": ("facebook/dinov2-large", ("dinov2",)),
     "clip": ("openai/clip-vit-large-patch14", ("clip", "clip_vision_model")),
 }
 
 
 class Features(NamedTuple):
-    """What a network says of a batch, float32 on the extractor's device.
+    """Features of a batch of images, float32 on the extractor's device.
 
-    spatial is Inception's, for sFID. logits are those of classifiers; Inception's are without the bias, as in the
-    Inception Score's released code, whose graph multiplies the pooled features by the weights alone.
+    spatial: Inception only, for sFID. logits: classifiers only; Inception's are without the bias, as in the released
+    code of the Inception Score, whose graph multiplies the pooled features by the weights alone.
     """
 
     pooled: Float[Tensor, "b d"]
@@ -55,13 +55,14 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Extractor:
-    """A function from a batch of images to its features, and what a number must say of it.
+    """A feature extractor: a function from images to features, with the facts that identify it in a score card.
 
-    `extract` raises ValueError for images that it does not take, and for a file or function whose output is not (b, d).
+    `extract` raises ValueError for images that it does not support, and for a file or function whose output is not
+    (b, d).
     """
 
     name: str
-    hash: str  # SHA-256 of the weights; "" where there are none, or none that can be known
+    hash: str  # SHA-256 of the weights; "" if there are none, or they are unknown (a Python function)
     resize: str
     dtype: str = "float32"
     device: torch.device = torch.device("cpu")
@@ -69,40 +70,40 @@ class Extractor:
 
 
 def extractor(name: str | Callable[..., Any], *, weights: str = "", device: torch.device | str = "cpu") -> Extractor:
-    """The extractor of this name, on this device.
+    """The feature extractor of this name, on this device.
 
-    A TorchScript file or a function gets uint8 (b, 3, h, w) on the device, and returns (b, d). `weights` are a file for
-    inception, and a folder or another repository of the hub for dinov2 and clip.
-    Raises ValueError for an unknown name, and for weights that are not there or are not what they should be.
+    A TorchScript file or a function gets uint8 (b, 3, h, w) on the device, and returns (b, d). `weights` is a file for
+    inception, and a folder or another repository on the hub for dinov2 and clip.
+    Raises ValueError for an unknown name, and for weights that are missing or are not those of the network.
     """
-    here = torch.device(device)
+    target = torch.device(device)
     if weights and name not in ("inception", *HUB):
         raise ValueError(f"{name} takes no weights, got {weights!r}; inception, dinov2 and clip do")
     if not isinstance(name, str):
-        return _checked(_function(name), here)
+        return _checked(_function(name), target)
     if name == "pixels":
-        return _checked(_PIXELS, here)
+        return _checked(_PIXELS, target)
     if name == "inception":
-        return _checked(_inception(weights, here), here)
+        return _checked(_inception(weights, target), target)
     if name == "efficientnet-lite0":
-        return _checked(_lite0(here), here)
+        return _checked(_lite0(target), target)
     if name in HUB:
-        return _checked(_hub(name, weights, here), here)
+        return _checked(_hub(name, weights, target), target)
     if Path(name).suffix in TORCHSCRIPT:
-        return _checked(_torchscript(Path(name).expanduser(), here), here)
+        return _checked(_torchscript(Path(name).expanduser(), target), target)
     raise ValueError(
         f"unknown extractor {name!r}; there are {', '.join(NAMES)}, or a TorchScript file ({' '.join(TORCHSCRIPT)})"
     )
 
 
 def _checked(inner: Extractor, device: torch.device) -> Extractor:
-    """The extractor with its input brought to the device and its output looked at, for all of them in one place."""
+    """The extractor with checks of its input and output, which moves images to the device."""
 
     @torch.no_grad()
-    def extract(images: Tensor) -> Features:  # a bare Tensor: this is where others are refused
+    def extract(images: Tensor) -> Features:  # a bare Tensor: the checks below give a better message than jaxtyping
         if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
             raise ValueError(
-                f"features are of uint8 images (b, c, h, w), got {images.dtype} {tuple(images.shape)}; "
+                f"expected uint8 images (b, c, h, w), got {images.dtype} {tuple(images.shape)}; "
                 "round [-1, 1] to 0 ... 255 with fluvial.data.pixels.to_uint8"
             )
         images = images.to(device)
@@ -110,7 +111,7 @@ def _checked(inner: Extractor, device: torch.device) -> Extractor:
             if images.shape[1] not in (1, 3):
                 raise ValueError(f"{inner.name} takes grey or RGB images, got {images.shape[1]} channels")
             images = images.expand(-1, 3, -1, -1).contiguous()
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # float32 is to be float32 on a GPU, too
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # no TF32 on a GPU
             features = inner.extract(images)
         pooled: Any = features.pooled
         if not (isinstance(pooled, Tensor) and pooled.ndim == 2 and len(pooled) == len(images)):
@@ -124,6 +125,7 @@ def _checked(inner: Extractor, device: torch.device) -> Extractor:
 
 
 def _pixels(images: UInt8[Tensor, "b c h w"]) -> Features:
+    """The pixels themselves in [-1, 1], average-pooled to at most 32 x 32."""
     x = images.float() / 127.5 - 1
     if max(x.shape[2:]) > PIXELS_SIDE:
         x = functional.adaptive_avg_pool2d(x, PIXELS_SIDE)
@@ -136,24 +138,24 @@ _PIXELS = Extractor(
 
 
 def _inception(weights: str, device: torch.device) -> Extractor:
-    """The 2015 Inception network of FID and sFID, in torch-fidelity's port, which equals TensorFlow's.
+    """The 2015 Inception network of FID and sFID, in torch-fidelity's port, which matches the TensorFlow original.
 
     The spatial features are those of the ADM suite (guided-diffusion, evaluations/evaluator.py): the first channels of
-    `mixed_6/conv:0`, which is behind the ReLU, flattened in TensorFlow's order (h, w, c).
+    `mixed_6/conv:0`, after the ReLU, flattened in TensorFlow's order (h, w, c).
     """
     try:
         fidelity = require("torch_fidelity", extra="eval", why="the Inception network")
-    except RuntimeError as error:  # it imports a library of compiled operators, which may be of another torch
+    except RuntimeError as error:  # it imports compiled operators, which may be built for another torch
         raise ValueError(
-            f"torch_fidelity is there, but something that it imports does not fit this torch ({error}); install that "
-            "from where torch is from"
+            f"torch_fidelity is installed, but a package that it imports does not fit this torch ({error}); install "
+            "that package from the same index as torch"
         ) from error
     file = _inception_file(weights)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise nearly anything
         raise ValueError(f"{file} is damaged, or holds more than tensors, and is not read ({plain(error)})") from error
-    # torch-fidelity unpickles whatever its file holds: it gets one with these tensors alone
+    # torch-fidelity unpickles its file without restrictions, so it gets one that holds only these tensors
     tensors = BytesIO()
     torch.save(state, tensors)
     tensors.seek(0)
@@ -172,7 +174,7 @@ def _inception(weights: str, device: torch.device) -> Extractor:
 
 
 def _inception_file(weights: str) -> Path:
-    """The file of Inception's weights, downloaded if need be to where torch.hub keeps such, its hash checked."""
+    """The path of Inception's weights, hash checked; downloaded to torch.hub's folder if needed."""
     file = Path(weights).expanduser() if weights else Path(torch.hub.get_dir(), "checkpoints", Path(INCEPTION).name)
     if weights and not file.is_file():
         raise ValueError(f"there are no weights at {file}; without --weights they are downloaded from {INCEPTION}")
@@ -180,7 +182,7 @@ def _inception_file(weights: str) -> Path:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(INCEPTION, str(file), hash_prefix=INCEPTION_SHA256, progress=False)
-        except (OSError, RuntimeError) as error:  # RuntimeError is of the hash
+        except (OSError, RuntimeError) as error:  # RuntimeError: the hash differs
             raise ValueError(
                 f"Inception's weights cannot be downloaded ({error}); get {INCEPTION} and name the file with --weights"
             ) from error
@@ -194,10 +196,10 @@ def _inception_file(weights: str) -> Path:
 
 
 def _lite0(device: torch.device) -> Extractor:
-    """EfficientNet-Lite0, an ImageNet classifier whose weights come as a package.
+    """EfficientNet-Lite0, an ImageNet classifier whose weights come as a Python package.
 
     Pixels are (x - 127) / 128 (tensorflow/tpu, efficientnet/lite/efficientnet_lite_builder.py). Its bicubic filter is
-    TensorFlow's, without antialiasing, on a central crop of 7/8; here it is antialiased, and nothing is cropped away.
+    TensorFlow's, without antialiasing, on a central crop of 7/8; here it is antialiased, and images are not cropped.
     """
     why = "the extractor efficientnet-lite0"
     library = require("efficientnet_lite_pytorch", extra="features", why=why)
@@ -218,10 +220,10 @@ def _lite0(device: torch.device) -> Extractor:
 
 
 def _hub(name: str, weights: str, device: torch.device) -> Extractor:
-    """DINOv2's normed class token of the last layer, or CLIP's projected embedding.
+    """DINOv2 (normalised class token of the last layer) or CLIP (projected image embedding).
 
-    Size, mean and standard deviation are those of the model's preprocessor_config.json. Pixels are neither cropped nor
-    rounded after resizing (as in dgm-eval).
+    Size, mean and standard deviation come from the model's preprocessor_config.json. As in dgm-eval, pixels are neither
+    cropped nor rounded after resizing.
     """
     transformers = require("transformers", extra="features", why=f"the extractor {name}")
     place, kinds = HUB[name]
@@ -258,9 +260,10 @@ def _hub(name: str, weights: str, device: torch.device) -> Extractor:
 
 
 def _torchscript(file: Path, device: torch.device) -> Extractor:
+    """A TorchScript file as an extractor. Its hash is printed first, since loading it runs its code."""
     if not file.is_file():
         raise ValueError(f"there is no TorchScript file {file}; the extractors with names are {', '.join(NAMES)}")
-    if zipfile.is_zipfile(file):  # TorchScript compresses what is no weights, and looks at no checksum
+    if zipfile.is_zipfile(file):  # TorchScript compresses its code, and checks no checksum
         check_zip(file, unpacked=UNPACKED * file.stat().st_size)
     known = checksum(file)
     print(f"{file} is code, which runs now: TorchScript with the SHA-256 {known}", file=sys.stderr, flush=True)
@@ -274,7 +277,7 @@ def _torchscript(file: Path, device: torch.device) -> Extractor:
     def extract(images: Tensor) -> Features:
         try:
             return Features(network(images))
-        except (RuntimeError, torch.jit.Error) as error:  # with a traceback of the program in it
+        except (RuntimeError, torch.jit.Error) as error:  # its message contains a traceback
             last = str(error).strip().splitlines()[-1]
             raise ValueError(f"{file} fails on images {tuple(images.shape)} of {images.dtype}: {last}") from error
 
@@ -282,20 +285,21 @@ def _torchscript(file: Path, device: torch.device) -> Extractor:
 
 
 def _function(function: Callable[..., Any]) -> Extractor:
+    """A Python function or module as an extractor."""
     known = tensors_checksum(function.state_dict()) if isinstance(function, nn.Module) else ""
     name = f"function {getattr(function, '__qualname__', type(function).__qualname__)}"
     return Extractor(name=name, hash=known, resize="its own", extract=lambda images: Features(function(images)))
 
 
 def _resized(images: UInt8[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3 side side"]:
-    """Bicubic and antialiased, which Pillow is too (clean-fid, arXiv 2104.11222); in 0 ... 255, not rounded."""
+    """Images resized bicubically with antialiasing, as by Pillow (clean-fid, arXiv 2104.11222); floats in 0 ... 255."""
     if images.shape[2:] == (side, side):
         return images.float()
     return functional.interpolate(images.float(), (side, side), mode="bicubic", antialias=True).clamp(0, 255)
 
 
 def _in_chunks(network: Callable[[Tensor], Features]) -> Callable[[Tensor], Features]:
-    """The network, on a CPU a few images at a time."""
+    """The network, applied to a few images at a time on a CPU."""
 
     def extract(images: Tensor) -> Features:
         parts = [network(part) for part in images.split(CHUNK if images.device.type == "cpu" else len(images))]

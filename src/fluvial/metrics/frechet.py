@@ -1,4 +1,4 @@
-"""The Frechet distance between two sets of features, taken as Gaussians: FID where they are Inception's."""
+"""The Frechet distance between Gaussians fitted to two sets of features: FID, if the features are Inception's."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fluvial.metrics import Estimate
 
-SINGULAR = 1e-10  # eigenvalues below this share of the largest are rounding
+SINGULAR = 1e-10  # eigenvalues below this fraction of the largest are rounding error
 
 
 class Gaussian(NamedTuple):
@@ -19,7 +19,7 @@ class Gaussian(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """What is left of features that went by, in float64. Parts go together to what the whole would give."""
+    """Running sums over features, in float64. The moments of two parts merge into those of the whole."""
 
     n: int
     mean: Float[Tensor, "d"]
@@ -28,14 +28,17 @@ class Moments(NamedTuple):
 
     @property
     def gaussian(self) -> Gaussian:
-        """Raises ValueError for fewer than two samples."""
+        """The Gaussian with these moments. Raises ValueError for fewer than two samples."""
         if self.n < 2:
             raise ValueError(f"a covariance needs at least 2 samples, got {self.n}")
         return Gaussian(self.mean, self.scatter / (self.n - 1))
 
 
 def moments(features: Float[Tensor, "n d"], before: Moments | None = None) -> Moments:
-    """The moments of these features and those before: the update of `merged` as one more row of one product."""
+    """The moments of these features together with those of `before`.
+
+    The update of `merged` is written as one more row of a single matrix product.
+    """
     features = features.double()
     mean, k = features.mean(dim=0), len(features)
     centred = features - mean
@@ -47,7 +50,7 @@ def moments(features: Float[Tensor, "n d"], before: Moments | None = None) -> Mo
 
 
 def merged(a: Moments, b: Moments) -> Moments:
-    """The moments of two parts together (Chan, Golub and LeVeque 1983, eq. 2.1)."""
+    """The moments of the union of two sets (Chan, Golub and LeVeque 1983, eq. 2.1)."""
     n = a.n + b.n
     apart = b.mean - a.mean
     scatter = a.scatter + b.scatter + apart.outer(apart) * (a.n * b.n / n)
@@ -55,15 +58,15 @@ def merged(a: Moments, b: Moments) -> Moments:
 
 
 def fit(features: Float[Tensor, "n d"]) -> Gaussian:
-    """The Gaussian of these features. Raises ValueError for fewer than two."""
+    """The Gaussian fitted to these features. Raises ValueError for fewer than two."""
     return moments(features).gaussian
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """|m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), the squared 2-Wasserstein distance (arXiv 1706.08500, eq. 6).
 
-    The last trace is taken from the eigenvalues of a symmetric matrix, so that singular covariances (constant pixels,
-    fewer samples than dimensions) need no regularisation.
+    The last trace is computed from the eigenvalues of a symmetric matrix, so that singular covariances (constant
+    pixels, fewer samples than dimensions) need no regularisation.
     """
     values, vectors = _spectrum(a.covariance)
     root = vectors * values.sqrt() @ vectors.T
@@ -73,11 +76,11 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def frechet(a: Gaussian, b: Gaussian, count: int, features: Float[Tensor, "n d"] | None = None) -> Estimate:
-    """`frechet_distance(a, b)` with its standard error over draws of the `count` samples behind a.
+    """`frechet_distance(a, b)` with its standard error over draws of the `count` samples that a was fitted to.
 
-    By the delta method: a sample x moves the distance by 2 (m_a - m_b).(x - m_a) + (x - m_a)^T (I - T)(x - m_a), up to
+    By the delta method, a sample x moves the distance by 2 (m_a - m_b).(x - m_a) + (x - m_a)^T (I - T)(x - m_a), up to
     a constant and over the count, where T = A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2 carries the one Gaussian to the other.
-    `features` are samples, or some of them; without any their distribution is taken to be the Gaussian.
+    `features` are those of the samples, or of some of them; without any, they are assumed to be Gaussian.
     """
     values, vectors = _spectrum(a.covariance)
     root, inverse = (vectors * power @ vectors.T for power in (values.sqrt(), _inverse_root(values)))
@@ -95,11 +98,11 @@ def frechet(a: Gaussian, b: Gaussian, count: int, features: Float[Tensor, "n d"]
 
 
 def frechet_bias(a: Gaussian, count: int) -> float:
-    """How far `count` samples of this Gaussian are from it on average: what a small count adds to a distance.
+    """The bias of a Frechet distance from `count` samples: the mean distance of such samples of this Gaussian to it.
 
     To second order in the deviations: (tr A + sum_ij l_i l_j / (2 (l_i + l_j)) + tr A / 4) / count, l the eigenvalues
-    of A. It is the bias of a distance between like distributions, and about that of others; with few samples a
-    dimension it is larger, and with fewer than dimensions far larger.
+    of A. It is exact to that order if both distributions are equal, and approximate otherwise. With few samples per
+    dimension the true bias is larger, and with fewer samples than dimensions far larger.
     """
     l = torch.linalg.eigvalsh(a.covariance).clamp(min=0)  # noqa: E741
     pairs = l.outer(l) / (l[:, None] + l).clamp(min=torch.finfo(l.dtype).tiny)
@@ -107,11 +110,11 @@ def frechet_bias(a: Gaussian, count: int) -> float:
 
 
 def _spectrum(matrix: Float[Tensor, "d d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "d d"]]:
-    """Eigenvalues of a covariance, none below zero, and its eigenvectors."""
+    """The eigenvalues of a covariance, clamped at zero, and its eigenvectors."""
     values, vectors = torch.linalg.eigh(matrix)
     return values.clamp(min=0), vectors
 
 
 def _inverse_root(values: Float[Tensor, "d"]) -> Float[Tensor, "d"]:
-    """1 / sqrt(x), and 0 where x is nothing but rounding."""
+    """1 / sqrt(x), and 0 where x is only rounding error."""
     return torch.where(values > SINGULAR * values[-1], values.rsqrt(), 0)

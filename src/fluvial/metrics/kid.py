@@ -1,4 +1,4 @@
-"""The kernel distance, KID where the features are Inception's (arXiv 1801.01401): unbiased at any count."""
+"""The kernel distance (arXiv 1801.01401), unbiased at any count: KID, if the features are Inception's."""
 
 import torch
 from jaxtyping import Float
@@ -6,15 +6,15 @@ from torch import Tensor
 
 from fluvial.metrics import Estimate
 
-BLOCK = 2**24  # kernel values that are in memory at a time
+BLOCK = 2**24  # kernel values in memory at a time
 
 
 def kernel_distance(samples: Float[Tensor, "n d"], real: Float[Tensor, "m d"], block: int = BLOCK) -> Estimate:
-    """The unbiased squared MMD of all samples and all real images, with the kernel (x.y / d + 1)^3 (section 4).
+    """The unbiased squared MMD between all samples and all real images, with the kernel (x.y / d + 1)^3 (section 4).
 
     The usual mean over random subsets of 1,000 estimates the same number with more noise. The error is that of the
-    mean over samples of k(x, other samples) - k(x, real); where both are alike it is up to 1.4 times too large.
-    Raises ValueError for fewer than two of either.
+    mean over samples of k(x, other samples) - k(x, real); if both distributions are equal, it is up to 1.4 times too
+    large. Raises ValueError for fewer than two of either.
     """
     n, m = len(samples), len(real)
     if min(n, m) < 2:
@@ -35,4 +35,5 @@ def _sums(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], block: int) -> Float
 
 
 def _kernel_with_itself(x: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
+    """k(x, x) of each x, in float64."""
     return (x.double().square().mean(dim=1) + 1) ** 3

@@ -1,4 +1,4 @@
-"""Precision and recall, density and coverage: which samples lie where real images are, and the other way round."""
+"""Precision, recall, density and coverage: the overlap of samples and real images, by nearest neighbours."""
 
 from typing import NamedTuple
 
@@ -9,23 +9,28 @@ from torch import Tensor
 from fluvial.metrics import Estimate, mean, share
 from fluvial.metrics.neighbours import BLOCK, squared_distances
 
-PRECISION_K = 3  # neighbours that make the radius of a ball: arXiv 1904.06991, section 3
+PRECISION_K = 3  # the radius of a ball is the distance to this neighbour: arXiv 1904.06991, section 3
 DENSITY_K = 5  # arXiv 2002.09797, section 4
 
 
 class Overlap(NamedTuple):
+    """Precision, recall, density and coverage. The ball of an image reaches to its k-th nearest neighbour."""
+
     precision: Estimate
-    """Share of samples in the ball of some real image (arXiv 1904.06991, eq. 2)."""
+    """Fraction of samples in the ball of any real image (arXiv 1904.06991, eq. 2)."""
     recall: Estimate
-    """Share of real images in the ball of some sample."""
+    """Fraction of real images in the ball of any sample."""
     density: Estimate
-    """Real images' balls that a sample lies in, over k: 1 for one distribution (arXiv 2002.09797, eq. 4)."""
+    """Mean number of real images' balls around a sample, over k: 1 for like distributions (arXiv 2002.09797, eq. 4)."""
     coverage: Estimate
-    """Share of real images with a sample in their ball (eq. 5)."""
+    """Fraction of real images with a sample in their ball (eq. 5)."""
 
 
 def overlap(samples: Float[Tensor, "n d"], real: Float[Tensor, "m d"], block: int = BLOCK) -> Overlap:
-    """All four. A ball reaches to the k-th nearest of its own kind. Raises ValueError for no more than 5 of either."""
+    """Precision, recall, density and coverage of samples against real images.
+
+    The neighbours that set an image's radius are of its own set. Raises ValueError for 5 or fewer images in either.
+    """
     if min(len(samples), len(real)) <= DENSITY_K:
         raise ValueError(f"neighbourhoods need more than {DENSITY_K} of each, got {len(samples)} and {len(real)}")
     wide, narrow = _radii(real, block)
@@ -42,7 +47,7 @@ def overlap(samples: Float[Tensor, "n d"], real: Float[Tensor, "m d"], block: in
 
 
 class _Reached:
-    """Which real images some sample reaches, and which a single one alone."""
+    """Counts, for each real image, of the samples that reach it; for the fraction reached and its error."""
 
     def __init__(self, real: Tensor, samples: Tensor) -> None:
         self.times = torch.zeros(len(real), dtype=torch.long, device=real.device)
@@ -50,16 +55,17 @@ class _Reached:
         self.samples = len(samples)
 
     def add(self, part: slice, hit: Bool[Tensor, "b m"]) -> None:
-        """Counts for each real image the samples of this part that reach it."""
+        """Adds the samples of this slice: `hit` tells which of them reach which real images."""
         here = hit.sum(dim=0)
         self.by = torch.where(here > 0, part.start + hit.int().argmax(dim=0), self.by)
         self.times += here
 
     def share(self) -> Estimate:
-        """The share that is reached, and its jackknife over samples: without one, what it reached alone is lost.
+        """The fraction of real images reached, with its jackknife error over samples.
 
-        That the other samples' balls would then be larger is left aside. Against draws, the error of recall is up to a
-        fifth too small, and both up to twice too large where nearly all is reached.
+        Leaving out a sample loses the real images that it alone reaches; that the balls of other samples would then
+        grow is ignored. Compared with the spread over real draws, the error of recall is up to a fifth too small, and
+        the errors of both recall and coverage are up to twice too large where nearly all images are reached.
         """
         n, m = self.samples, len(self.times)
         alone = torch.bincount(self.by[self.times == 1], minlength=n).double() / m
@@ -68,7 +74,7 @@ class _Reached:
 
 
 def _radii(x: Float[Tensor, "n d"], block: int) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
-    """Squared distances to the 5th and the 3rd nearest other."""
+    """Squared distances to the 5th and to the 3rd nearest other feature."""
     parts = [d.topk(DENSITY_K + 1, largest=False).values for _, d in squared_distances(x, x, block)]
     ordered = torch.cat(parts)  # the first is the feature itself
     return ordered[:, DENSITY_K], ordered[:, PRECISION_K]

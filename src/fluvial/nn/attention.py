@@ -7,39 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fluvial.nn.layers import Linear, dropout
-
-
-def split_heads(x: Float[Tensor, "*b n d"], heads: int) -> Float[Tensor, "*b heads n k"]:
-    """Tokens of width d as `heads` sets of tokens of width k = d / heads."""
-    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
-
-
-def merge_heads(x: Float[Tensor, "*b heads n k"]) -> Float[Tensor, "*b n d"]:
-    """The inverse of `split_heads`."""
-    return x.transpose(-3, -2).flatten(-2)
-
-
-MATERIALISED = 512  # keys up to which a CPU keeps the attention weights in memory
-
-
-def softmax_attention(
-    q: Float[Tensor, "*b n k"], k: Float[Tensor, "*b m k"], v: Float[Tensor, "*b m k"], drop: float = 0.0
-) -> Float[Tensor, "*b n k"]:
-    """Softmax attention softmax(q k^T / sqrt(k)) v, with dropout of the weights.
-
-    Compiled for a CPU and few keys it is `written_out`, which is faster there, above all in the backward pass.
-    """
-    if q.device.type == "cpu" and torch.compiler.is_compiling() and k.shape[-2] <= MATERIALISED:
-        return written_out(q, k, v, drop)
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=drop)
-
-
-def written_out(q: Tensor, k: Tensor, v: Tensor, drop: float = 0.0) -> Tensor:
-    """Softmax attention by its definition; in bfloat16 the scores are rounded to it, the softmax is float32."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    weights = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1), dim=-1, dtype=wide)
-    return dropout(weights, drop).to(v.dtype) @ v
+from fluvial.nn.functional import merge_heads, rms_norm, softmax_attention, split_heads
+from fluvial.nn.layers import Linear
 
 
 class Attention(nn.Module):
@@ -136,11 +105,6 @@ class HybridLinearAttention(nn.Module):
                 return decay.unsqueeze(-1)
             case "none":
                 return torch.zeros_like(log_gate[..., :1])
-
-
-def rms_norm(x: Tensor) -> Tensor:
-    """RMS norm without weights, eps 1e-6."""
-    return F.rms_norm(x, x.shape[-1:], eps=EPS)
 
 
 def scan(

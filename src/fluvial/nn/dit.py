@@ -40,7 +40,7 @@ class DiTConfig:
     interpolant: InterpolantName = "linear"
     """Path from noise to data."""
     time_sampling: TimeSampling = "uniform"
-    """How t is drawn in training."""
+    """Distribution of t in training."""
 
     guides_channels: ClassVar[bool] = True
     """Guidance can be limited to the first channels."""

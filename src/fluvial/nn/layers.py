@@ -55,27 +55,6 @@ def layer_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
-def dropout(x: Tensor, p: float) -> Tensor:
-    """Inverted dropout; `hashed_dropout` if compiled for a CPU, where Inductor draws random numbers one by one."""
-    if p == 0 or x.device.type != "cpu" or not torch.compiler.is_compiling():
-        return F.dropout(x, p)
-    return hashed_dropout(x, p, torch.randint(-(2**31), 2**31 - 1, (1,), dtype=torch.int32, device=x.device))
-
-
-def hashed_dropout(x: Tensor, p: float, seed: Int[Tensor, "1"]) -> Tensor:
-    """Dropout that keeps entry i by a hash of i and the int32 seed: integer arithmetic, which vectorises."""
-    entries = torch.arange(x.numel(), dtype=torch.int32, device=x.device).view(x.shape)
-    keep = _mixed(_mixed(entries) ^ seed) >= int((p - 0.5) * 2**32)
-    return torch.where(keep, x * (1 / (1 - p)), 0.0)
-
-
-def _mixed(x: Tensor) -> Tensor:
-    """An integer hash, a bijection of int32 (C. Wellons' hash-prospector, lowbias32)."""
-    x = (x ^ (x >> 16) & 0xFFFF) * 0x21F0AAAD  # & after >>: the shift of a negative number copies its sign
-    x = (x ^ (x >> 15) & 0x1FFFF) * (0xD35A2D97 - 2**32)
-    return x ^ (x >> 15) & 0x1FFFF
-
-
 class Linear(nn.Linear):
     """A linear layer with Xavier-uniform weight and zero bias at initialisation, as in both releases."""
 

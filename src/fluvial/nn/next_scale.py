@@ -58,7 +58,7 @@ class FlowARConfig:
     upsample: Literal["via_full", "direct"] = "via_full"
     """Upsample a map for the next scale by bicubic to the full latent and area down (release), or by bicubic alone."""
     time_sampling: TimeSampling = "uniform"
-    """How t is drawn in training, for each image and scale."""
+    """Distribution of t in training, for each image and scale."""
     floor_time: bool = False
     """Round the noise level down to 1/1000 before it is embedded, as the release does."""
     init: Literal["zero", "release"] = "zero"

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fluvial.nn.attention import merge_heads, rms_norm, softmax_attention, split_heads
-from fluvial.nn.layers import Linear, Modulation, dropout
+from fluvial.nn.functional import dropout, merge_heads, rms_norm, softmax_attention, split_heads
+from fluvial.nn.layers import Linear, Modulation
 from fluvial.nn.rope import rotate
 
 KeysValues = tuple[Float[Tensor, "b _ _ _"], Float[Tensor, "b _ _ _"]]  # (b, heads, tokens, width of a head)

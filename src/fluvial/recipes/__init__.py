@@ -1,4 +1,4 @@
-"""Recipes: Python functions that return a Run. The docstring says what to expect."""
+"""Recipes: functions that return a Run, with the expected results in their docstrings."""
 
 import re
 from collections.abc import Callable
@@ -33,11 +33,11 @@ RECIPES: dict[str, Callable[[], Run]] = {
 }
 
 
-def register(name: str, recipe: Any) -> None:  # noqa: ANN401 - a function without parameters, once it is checked
-    """Makes a function that returns a Run known as a recipe of that name; registering it again changes nothing.
+def register(name: str, recipe: Any) -> None:  # noqa: ANN401 - checked to be a function
+    """Registers a function that returns a Run as a recipe; registering it again changes nothing.
 
-    The first line of its docstring is what `fluvial recipes` lists. Raises ValueError if the name is another recipe's
-    or none that a folder could have, or the recipe has no docstring.
+    The first line of its docstring is what `fluvial recipes` lists. Raises ValueError if the name is taken or
+    not valid as the name of a folder, or the recipe has no docstring.
     """
     wrong = f"cannot register the recipe {name!r}: "
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
@@ -50,9 +50,9 @@ def register(name: str, recipe: Any) -> None:  # noqa: ANN401 - a function witho
 
 
 def get(name: str) -> Run:
-    """The run of that name, of installed packages too. Raises ValueError with the names there are, the closest first.
+    """The run of a recipe, of an installed package too. Raises ValueError with the known names, the closest first.
 
-    Packages are those with a method as an entry point of `fluvial.methods`: what they register is found here.
+    Packages with an entry point in `fluvial.methods` are imported for the recipes they register.
     """
     if name not in RECIPES:
         find_installed()
@@ -66,7 +66,7 @@ def get(name: str) -> Run:
 
 
 def smoke(run: Run) -> Run:
-    """The same run with a small model and few steps: shows in about a minute on a CPU whether all of it works."""
+    """The run with a small model and few steps, to test the whole of it in about a minute on a CPU."""
     steps, batch = 60, 4 if run.method.images_per_sequence else 16
     return replace(
         run,

@@ -1,4 +1,4 @@
-"""CIFAR-10 in 32 x 32 pixels, 256 tokens an image: sized for twenty minutes of one GPU."""
+"""Recipes for CIFAR-10, 32 x 32 pixels, 256 tokens per image: sized for twenty minutes on one GPU."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def cifar10_sit() -> Run:
 
     `fluvial train cifar10-sit` takes the data from the hub; `--data.path train.parquet --data.test-path test.parquet`
     from this machine. 36 GFLOP an image in training make twenty minutes at 60 TFLOP/s; not yet run on a GPU.
-    `--smoke` tries everything out with a small model, in about a minute on a CPU.
+    `--smoke` tests everything with a small model, in about a minute on a CPU.
     """
     return Run(method=sit.preset("S/2", **SHAPE), data=DATA, optim=OPTIM, train=_train(batch=128), sample=SAMPLE)
 

@@ -1,7 +1,7 @@
-"""The training loss that recipes were measured to have, as bands of 15 % to either side.
+"""Measured training losses of recipes, as bands of +-15 %.
 
-`fluvial train RECIPE` with torch 2.13.0 on one CPU core; a number is the mean of the steps since the line of the log
-before it, which is every train.log_every steps.
+Measured with `fluvial train RECIPE`, torch 2.13.0, on one CPU core. Each loss is the mean over the train.log_every
+steps before it, as in the log.
 """
 
 MEASURED: dict[str, dict[int, float]] = {

@@ -1,4 +1,4 @@
-"""The published ImageNet runs, on latents: SiT and ARFlow of Stable Diffusion's autoencoder, FlowAR of MAR's.
+"""Recipes of the published ImageNet runs: SiT and ARFlow on Stable Diffusion's latents, FlowAR on MAR's.
 
 Images and the first autoencoder come from the Hugging Face hub, or from --data.path and --autoencoder.name; KL-16 is
 MAR's file kl16.ckpt. SiT and ARFlow train on centre crops, which `fluvial encode` can cache:
@@ -6,7 +6,7 @@ MAR's file kl16.ckpt. SiT and ARFlow train on centre crops, which `fluvial encod
     fluvial encode IMAGENET --autoencoder stabilityai/sd-vae-ft-ema --image-size 256 --out latents/imagenet-256
     fluvial train imagenet256-arflow-xl2 --data.path latents/imagenet-256
 
-FlowAR trains on random crops, encoded anew at every step as in its release.
+FlowAR trains on random crops, encoded at every step as in its release.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ from fluvial.training.optim import OptimConfig
 IMAGENET = DataConfig(name="ILSVRC/imagenet-1k", size=256, flip=True)
 AUTOENCODER = AutoencoderConfig(name="stabilityai/sd-vae-ft-ema")  # 4 channels, stride 8
 KL16 = AutoencoderConfig(name="kl16.ckpt")  # MAR's: 16 channels, stride 16
-# The SDE sampler of both releases: 249 Euler-Maruyama steps and one of 0.04 along the mean; three guided channels.
+# The SDE sampler of both releases: 249 Euler-Maruyama steps and a last step of 0.04 by the mean; 3 guided channels.
 SAMPLE = SampleConfig(
     solver=EulerMaruyama(diffusion="sigma", last_step="mean", last_step_size=0.04),
     steps=250,
@@ -37,8 +37,8 @@ def imagenet128_arflow_xl2() -> Run:
     """ARFlow-XL/2 on ImageNet at 128 pixels (arXiv 2501.16085 v1): 712M parameters, 400k steps.
 
     The paper reports an FID of 14.08 without and 4.34 with guidance 1.5; neither has been reproduced with this library.
-    Its batch is not known, and the default of the released script (8 sequences) cannot be it: 400k steps of that would
-    be 12 epochs. Ours is SiT's 256, in sequences of 5. Needs a GPU.
+    Its batch is unknown, and cannot be the default of the released script (8 sequences): 400k steps would be 12 epochs.
+    This recipe uses SiT's 256, as sequences of 5. Needs a GPU.
     """
     return _arflow(128, steps=400_000)
 
@@ -47,7 +47,7 @@ def imagenet256_arflow_xl2() -> Run:
     """ARFlow-XL/2 on ImageNet at 256 pixels (arXiv 2501.16085 v2): 712M parameters, 2.6M steps.
 
     The paper reports an FID of 6.63 without and 1.96 with guidance 1.5; neither has been reproduced with this library.
-    The batch is SiT's 256, in sequences of 5, as the paper's is not known. Needs a GPU.
+    The paper's batch is unknown; this recipe uses SiT's 256, as sequences of 5. Needs a GPU.
     """
     return _arflow(256, steps=2_600_000)
 
@@ -69,6 +69,7 @@ def imagenet256_sit_xl2() -> Run:
 
 
 def _arflow(side: int, *, steps: int) -> Run:
+    """ARFlow-XL/2 at `side` pixels with the released training settings."""
     return Run(
         method=arflow.preset("XL/2", size=(side // 8,) * 2, channels=4, classes=1000, images_per_sequence=5),
         data=replace(IMAGENET, size=side),
@@ -95,7 +96,7 @@ def imagenet256_flowar_b() -> Run:
     """FlowAR-B on ImageNet at 256 pixels (arXiv 2412.15205): 290M parameters, 400 epochs of 1,024 images a step.
 
     The paper reports an FID of 2.90, not reproduced with this library. B was never released: its heads and its
-    sampling (that of L) are our reading. Needs a GPU.
+    sampling settings (those of L) are our choice. Needs a GPU.
     """
     return _flowar("B", weight=2.4)
 
@@ -119,7 +120,7 @@ def imagenet256_flowar_h() -> Run:
 
 
 def imagenet512_flowar_l() -> Run:
-    """FlowAR-L on ImageNet at 512 pixels: our own reading, as the paper gives a result and no settings.
+    """FlowAR-L on ImageNet at 512 pixels, with settings of our choice, as the paper gives only a result.
 
     Scales 1 to 32 over the 32 x 32 latent, all else as at 256 pixels. The paper reports an FID of 2.43, not reproduced
     with this library. Needs GPUs.
@@ -129,7 +130,7 @@ def imagenet512_flowar_l() -> Run:
 
 
 def _flowar(name: str, *, weight: float, activation_checkpointing: int = 0, **method: Any) -> Run:  # noqa: ANN401
-    """The settings of Table 6, which all sizes share; where it is silent (decay, EMA, dropout) the release's."""
+    """The settings of the paper's Table 6, shared by all sizes, and otherwise (decay, EMA, dropout) the release's."""
     return Run(
         method=flowar.preset(name, **method),
         data=replace(IMAGENET, crop="random"),
@@ -156,6 +157,6 @@ def _flowar(name: str, *, weight: float, activation_checkpointing: int = 0, **me
 
 
 def _flowar_sampling(weight: float, *, up_to: float) -> SampleConfig:
-    """The release's: Euler on the two-piece grid, guidance where the noise level is at most `up_to`."""
+    """The release's sampler: Euler on the two-piece grid, guided where the noise level is at most `up_to`."""
     guidance = Guidance(weight=weight, ramp="linear", interval=(round(1 - up_to, 6), 1.0))
     return SampleConfig(solver="euler", steps=24, grid="two-piece", guidance=guidance, batch=64)

@@ -1,4 +1,4 @@
-"""A folder of one's own photos at 256 pixels, in the latents of a tiny autoencoder."""
+"""Recipe for a folder of photos at 256 pixels, on the latents of a tiny autoencoder."""
 
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.config import Run

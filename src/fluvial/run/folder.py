@@ -147,7 +147,8 @@ class RunFolder:
             newest = checkpoint.newest(self.path)
             if newest is not None and checkpoint.is_untrained(newest):
                 fatal = {k: v for k, v in fatal.items() if k.startswith("method.") or (k.startswith("auto") and v[0])}
-            if there.optim.schedule == "constant":
+            taken = 0 if newest is None else checkpoint.step_of(newest)
+            if there.optim.schedule == "constant" and run.train.steps >= taken:
                 fatal.pop("train.steps", None)  # more steps leave those already taken as they are
             if fatal:
                 listed = ", ".join(f"{k} is {old} there and {new} here" for k, (old, new) in fatal.items())

@@ -1,4 +1,4 @@
-"""What a run trains on: its autoencoder, and images or cached latents that fit it and the model."""
+"""The training data of a run: its autoencoder, and images or cached latents, checked against the model."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -15,7 +15,8 @@ from fluvial.config import Run
 from fluvial.data import images as data_images
 from fluvial.data import latents
 from fluvial.data.batches import Batch, Examples, batches, with_same_classes
-from fluvial.data.images import DataConfig, ImageSet, Split, checked, listed
+from fluvial.data.given import checked
+from fluvial.data.images import DataConfig, ImageSet, Split, listed
 from fluvial.data.latents import LatentSet, Manifest, Plan
 from fluvial.data.manifest import is_cache
 from fluvial.data.pixels import to_signed
@@ -101,7 +102,7 @@ def check_data(run: Run, tell: Callable[[str], None] = print) -> Examples:
 
 
 def on_the_hub(run: Run) -> dict[Literal["data", "autoencoder"], str]:
-    """What of a run's inputs has to be downloaded from the hub, and what to name instead."""
+    """The inputs of a run that have to be downloaded from the hub, each with the option that names a local copy."""
     found: dict[Literal["data", "autoencoder"], str] = {}
     places = [run.data.place, *([run.data.test_path] if run.data.test_path else [])]
     if any(place.startswith(HUB) for place in places):
@@ -148,7 +149,7 @@ def _open_data(
 
 
 def _left_out(examples: Examples) -> str:
-    """What is not among the examples though it is in their folder or data set, or nothing."""
+    """A summary of the files and images left out of the examples; "" if none are."""
     if isinstance(examples, ImageSet):
         unreadable = f"left out: {listed(examples.skipped)}" if examples.skipped else ""
         return "\n".join(filter(None, (examples.left_out, unreadable)))
@@ -157,7 +158,7 @@ def _left_out(examples: Examples) -> str:
 
 
 def encoder(autoencoder: Autoencoder, examples: Examples) -> Callable[..., Tensor]:
-    """What turns rows of these examples, pixels in 0 ... 255 or moments, into latents: see `Vae.latents`."""
+    """A function from rows of these examples, pixels in 0 ... 255 or moments, to latents: see `Vae.latents`."""
     if isinstance(examples, LatentSet):
         return autoencoder.latents
     return lambda pixels, *draw: autoencoder.latents(autoencoder.moments(to_signed(pixels)), *draw)

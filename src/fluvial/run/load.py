@@ -38,8 +38,8 @@ LARGE = 64
 class Sampler:
     """A model with its autoencoder, ready to sample."""
 
-    model: nn.Module
-    run: Run
+    model: nn.Module = field(repr=False)
+    run: Run = field(repr=False)
     autoencoder: Autoencoder
     step: int = 0
     """Training steps behind the weights."""
@@ -137,7 +137,7 @@ class Sampler:
         return self.run.method.size[0] * self.autoencoder.stride
 
     def draw(self, count: int, *, seed: int = 0, settings: SampleConfig | None = None) -> Images:
-        """The same images, sampled when they are read, in order; settings and time so far are in `about`."""
+        """`count` images that are sampled when they are read; settings and seconds so far are in `about`."""
         about = self.provenance(seed=seed, settings=settings)
         sampling = about["sampling"]
         sampling |= {"seconds": 0.0, "drawn": 0}
@@ -217,10 +217,12 @@ def load(
     model = empty_model(run.method)
 
     def fill(place: Path) -> Sampler:
+        checkpoint.verify(place)
         parts = sorted({name.partition("/")[0] for name in checkpoint.shapes(place)} - {"optimizer"})
         if average not in parts:
             raise ValueError(f"{place} has no average {average!r}; it has {', '.join(parts)}")
-        checkpoint.fill({f"{average}/{name}": value for name, value in model.state_dict().items()}, place)
+        wanted = {f"{average}/{name}": value for name, value in model.state_dict().items()}
+        checkpoint.fill(wanted, place, verified=True)
         check_finite_weights(model.state_dict(), f"the weights in {place}")
         return sampler_of(there, place, model, run, decoder.to(device), average=average)
 

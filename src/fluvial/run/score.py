@@ -157,7 +157,7 @@ def measure(
 
 
 class _Copies(NamedTuple):
-    """What copies are looked for in: training images, and test images to know how near is usual."""
+    """Training images, in which copies are looked for, and test images, which tell the usual distance to them."""
 
     images: Images
     training: Statistics

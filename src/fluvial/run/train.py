@@ -23,7 +23,7 @@ from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import Inputs, batches_of, check_data, on_the_hub, open_autoencoder, open_inputs
 from fluvial.run.load import Sampler, default_device, own_autoencoder, sampler_of
 from fluvial.training import checkpoint, distributed, loop
-from fluvial.training.ema import whole
+from fluvial.training.distributed import whole
 from fluvial.training.health import check_finite_weights
 from fluvial.training.loop import OnStep
 from fluvial.training.step import Batches, Learner, begin
@@ -62,6 +62,8 @@ def train(
     Raises ValueError if the folder holds a run with other settings or no whole checkpoint, if the images do not fit the
     model, or a class is too small for its sequences; RuntimeError if the weights are not finite at the end.
     """
+    if not isinstance(run, Run):
+        raise ValueError(f"run must be a Run, such as fluvial.recipes.get('digits-arflow'), got {run!r:.100}")
     with distributed.world(torch.device(device or default_device())) as (world, device):
         folder, say = RunFolder(out), partial(print, flush=True) if world.first else lambda text: None
         run, images, held_out = with_data(run, data, validation)

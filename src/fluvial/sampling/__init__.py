@@ -1,1 +1,4 @@
 """Draws images from a velocity field: settings, batches, results."""
+
+SAMPLES = "samples.npz"  # the images that `fluvial sample` writes
+RECORD = "samples.json"  # the record of how they were sampled

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from fluvial.data.pixels import to_uint8
 from fluvial.flow.solvers import Step
+from fluvial.sampling import RECORD, SAMPLES
 from fluvial.utils import pictures
 from fluvial.utils.atomic import atomic_files, write_json
 from fluvial.utils.files import checksum, json_checksum
 
-SAMPLES = "samples.npz"  # the images that `fluvial sample` writes
-RECORD = "samples.json"  # how they were sampled
 GRID = 1000  # images in a saved grid at most; the .npz has all
 
 
@@ -25,16 +24,16 @@ GRID = 1000  # images in a saved grid at most; the .npz has all
 class Samples:
     """Sampled images in order of their index. A notebook shows them as a grid."""
 
-    images: UInt8[Tensor, "n c h w"]
+    images: UInt8[Tensor, "n c h w"] = field(repr=False)
     labels: Int[Tensor, "n"] | None = None
     """Class ids; None for a model without classes."""
     nfe: Mapping[str, int] = field(default_factory=dict)
     """Evaluations of the network for one image, by branch of guidance."""
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Solver, guidance, seed, weights, autoencoder and all other settings behind the images."""
-    trajectory: tuple[UInt8[Tensor, "m c h w"], ...] = ()
+    trajectory: tuple[UInt8[Tensor, "m c h w"], ...] = field(default=(), repr=False)
     """The first images after every solver step, if asked for."""
-    stages: tuple[UInt8[Tensor, "m c h w"], ...] = ()
+    stages: tuple[UInt8[Tensor, "m c h w"], ...] = field(default=(), repr=False)
     """The first images at the end of every integral: for FlowAR, one for each scale."""
 
     def __len__(self) -> int:
@@ -64,6 +63,9 @@ class Samples:
                     saved.append(pictures.save_gif(self.trajectory, partial / "trajectory.gif", columns))
                 if len(self.stages) > 1:
                     saved.append(pictures.save_strip(self.stages, partial / "scales.png"))
+        names = {path.name for path in saved}
+        for stale in {"trajectory.gif", "scales.png"} - names:  # of other samples, written here before
+            (Path(folder) / stale).unlink(missing_ok=True)
         return [Path(folder) / path.name for path in saved]
 
     def _save_npz(self, folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""How images are sampled: solver, steps, guidance, precision."""
+"""Settings of sampling: solver, steps, guidance, precision."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, cast
@@ -17,7 +17,7 @@ MOST_STEPS = 1_000_000  # of a solver: a grid of more takes memory before anythi
 
 @dataclass(frozen=True, kw_only=True)
 class _SolverConfig:
-    """What the solvers share: each has a name, and the settings that only it knows as fields."""
+    """Base of the solvers: each has a name, and as fields the settings that only it has."""
 
     name: ClassVar[SolverName]
     is_stochastic: ClassVar[bool] = False
@@ -129,7 +129,7 @@ class SampleConfig:
     batch: int = 250
     """Images drawn at a time; changes memory and speed, not the images."""
     precision: Precision = "fp32"
-    """How the velocity is computed, as train.precision; the integral and ARFlow's history stay float32."""
+    """Precision of the velocity, as train.precision; the integral and ARFlow's history stay float32."""
     compile: bool = False
     """Compile each block: takes a minute at the start, and is faster after it."""
 

@@ -1,1 +1,1 @@
-"""Estimates, benchmarks, comparisons, curves and diagnoses of runs."""
+"""Tools for runs: cost estimates, benchmarks, comparisons, curves and diagnoses."""

@@ -1,8 +1,8 @@
-"""How fast a run trains and samples, measured against the machine's own limit: large matrix products.
+"""Benchmarks of training and sampling speed, relative to the machine's speed in large matrix products.
 
-What is timed is the step of the training loop and the sampling of `fluvial sample`, on random latents of the run's
-shape. Every timed stretch lies between two of matrix products in the same process and dtype, so that a busy machine
-slows both alike; the utilisation is the rate of model FLOPs over theirs.
+A training step or the sampling of one batch is timed on random latents of the run's shape. Every measurement lies
+between two of matrix products in the same process and dtype, so that a busy machine slows down both; utilisation is
+model FLOP/s over the FLOP/s of the matrix products.
 """
 
 import math
@@ -34,21 +34,21 @@ from fluvial.training.step import begin, step
 from fluvial.utils.precision import Precision, matmul_precision
 
 What = Literal["train", "sample"]
-Call = Callable[[], Mapping[str, int]]  # does it once; evaluations that a sample took, nothing for a training step
+Call = Callable[[], Mapping[str, int]]  # one training step or batch; returns NFE by branch for samples, {} for a step
 
-SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices
+SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices
 COPIED = {"cpu": 2**28, "cuda": 2**32}  # bytes
-STRETCH = 0.2  # seconds at least that are timed at once
-PRODUCTS = 0.25  # the time of matrix products over that of what they are compared with
-OPERATIONS = 15  # of a profile that are named
-NAME = 80  # characters of a name; those of kernels are whole signatures
+STRETCH = 0.2  # minimal seconds of one measurement
+PRODUCTS = 0.25  # time for matrix products, as a fraction of the measurement beside them
+OPERATIONS = 15  # of a profile that are listed
+NAME = 80  # longest name; names of kernels are whole signatures
 COMPILED = ("## Call CompiledFxGraph", "triton_")
 
 
 def settings(
     what: What, run: Run, *, batch: int | None = None, dtype: Precision | None = None, compile: bool | None = None
 ) -> Run:
-    """The run with these settings of what is measured, `run.train` or `run.sample`; by default as it says."""
+    """The run with batch, precision and compile replaced in `run.train` or `run.sample`, where given."""
     asked = {"batch": batch, "precision": dtype, "compile": compile}
     given = {name: value for name, value in asked.items() if value is not None}
     return replace(run, **{what: replace(run.train if what == "train" else run.sample, **given)})
@@ -66,11 +66,10 @@ def measure(
 ) -> dict[str, Any]:
     """Times a training step of the run, or the drawing of one batch, in the precision of `run.train` or `run.sample`.
 
-    Of everything that was measured more than once there are the median and the quartiles. seconds: of a step or a
-    batch. flops: of the same, those of the model alone. flops_per_second, matrix_peak: in FLOP/s. utilisation: flops
-    over what matrix products of that `side` would have done in the time. memory: bytes, `before` the model was made and
-    at the `peak` of a call after the `warmup`; on a CPU of the whole process since it began. Raises ValueError for a
-    warmup or repeats below 1.
+    Repeated measurements are given as median and quartiles. seconds, flops (of the model): per step or batch.
+    flops_per_second, matrix_peak: in FLOP/s. utilisation: their ratio, with matrix products of that `side`. memory: in
+    bytes, `before` the model was made and at the `peak` of a call after the `warmup`; on a CPU the peak of the process
+    since it started. Raises ValueError for a warmup or repeats below 1.
     """
     if min(warmup, repeats) < 1:
         raise ValueError(f"warmup and repeats must be at least 1, got {warmup} and {repeats}")
@@ -82,7 +81,7 @@ def measure(
         for _ in range(warmup):
             call()
         if on_gpu:
-            torch.cuda.reset_peak_memory_stats(device)  # compiling takes more than what is compiled
+            torch.cuda.reset_peak_memory_stats(device)  # compiling takes more memory than running
         evaluations = dict[str, int]()
         once = seconds_of(lambda: evaluations.update(call()), device)
         peak = memory(device)
@@ -92,7 +91,7 @@ def measure(
         for _ in range(repeats):
             seconds.append(seconds_of(call, device, calls))
             rates.append(product())
-        where = profile(call, device) if profiled else []
+        operations = profile(call, device) if profiled else []
     flops = _training_flops(run) if what == "train" else images * estimate.sampling_flops(run, evaluations)
     return {
         "what": what,
@@ -109,7 +108,7 @@ def measure(
         "memory": {"before": before, "peak": peak},
         "dtype": dtype,
         "compile": asked.compile,
-        "profile": where,
+        "profile": operations,
         "machine": machine(device),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "fluvial": fluvial.__version__,
@@ -118,32 +117,32 @@ def measure(
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """The median, and the quartiles on either side of it."""
+    """The median, lower and upper quartile."""
     low, median, high = (float(q) for q in np.quantile(values, (0.25, 0.5, 0.75)))
     return {"median": median, "low": low, "high": high}
 
 
 def utilisations(flops: float | int, seconds: Sequence[float], rates: Sequence[float]) -> list[float]:
-    """The rate of each repeat over the mean of those of the matrix products before and after it."""
+    """FLOP/s of each repeat over the mean FLOP/s of the matrix products before and after it."""
     return [flops / s / ((a + b) / 2) for s, a, b in zip(seconds, rates[:-1], rates[1:], strict=True)]
 
 
 def matrix_peak(
     dtype: Precision, device: torch.device | str, *, side: int | None = None, seconds: float = STRETCH
 ) -> float:
-    """FLOP/s of square matrix products in this dtype, done for about so many seconds."""
+    """FLOP/s of square matrix products in this dtype, measured for about `seconds`."""
     device = torch.device(device)
     side, kind = side or SIDE[device.type], torch.bfloat16 if dtype == "bf16" else torch.float32
     a, b, out = (torch.randn(side, side, device=device).to(kind) for _ in range(3))
     with torch.no_grad(), matmul_precision(dtype):
         product = partial(torch.mm, a, b, out=out)
-        product()  # libraries start up
+        product()  # initialises libraries
         once = seconds_of(product, device)
         return 2 * side**3 / seconds_of(product, device, math.ceil(seconds / once))
 
 
 def bandwidth(device: torch.device | str, *, size: int | None = None) -> float:
-    """Bytes a second, read and written, of a large copy in the device's memory."""
+    """Memory bandwidth in bytes/s, reads plus writes, of a large copy on the device."""
     device = torch.device(device)
     source = torch.ones(size or COPIED[device.type], dtype=torch.uint8, device=device)
     copy = partial(torch.empty_like(source).copy_, source)
@@ -152,7 +151,7 @@ def bandwidth(device: torch.device | str, *, size: int | None = None) -> float:
 
 
 def seconds_of(call: Callable[[], Any], device: torch.device, calls: int = 1) -> float:
-    """Seconds a call, from an idle device until all of them are done."""
+    """Mean seconds of a call, from an idle device until all calls are done."""
     synchronise(device)
     started = time.perf_counter()
     for _ in range(calls):
@@ -162,21 +161,22 @@ def seconds_of(call: Callable[[], Any], device: torch.device, calls: int = 1) ->
 
 
 def synchronise(device: torch.device) -> None:
+    """Waits for all work on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def memory(device: torch.device) -> int | None:
-    """The most bytes that PyTorch has held on a GPU, or that this process has had; None where nothing tells."""
+    """Peak memory in bytes, of PyTorch on a GPU or of this process on a CPU; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")  # ru_maxrss begins with the bytes of the process that started this one
+    status = Path("/proc/self/status")  # not ru_maxrss, which includes the parent process
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """The processor, GPU and versions that the numbers were measured with."""
     device, info = torch.device(device), Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -192,7 +192,7 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def profile(call: Call, device: torch.device) -> list[dict[str, Any]]:
-    """Where the time of one call goes, as `shares` has it."""
+    """The operations that take the most time in one call, as listed by `shares`."""
     on_gpu = device.type == "cuda"
     with torch.profiler.profile(
         activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])], acc_events=True
@@ -203,9 +203,9 @@ def profile(call: Call, device: torch.device) -> list[dict[str, Any]]:
 
 
 def shares(events: Iterable[Any], on_gpu: bool) -> list[dict[str, Any]]:
-    """The operations with the most time of their own, their share of it, and how often; on a GPU its kernels.
+    """The operations with the most self time: name, share and number of calls. On a GPU only kernels count.
 
-    The time of a kernel also stands with the operation that started it and with every annotation around it.
+    A kernel's time is also listed with the operation that launched it and with annotations, so those are left out.
     """
     times, calls = Counter[str](), Counter[str]()
     for event in events:
@@ -219,7 +219,7 @@ def shares(events: Iterable[Any], on_gpu: bool) -> list[dict[str, Any]]:
 
 
 def _model(run: Run, device: torch.device) -> nn.Module:
-    """A model that has begun to learn: zeros, as in gates at the start, make products cheaper than they will be."""
+    """The model, with zero-initialised weights replaced by noise: products with zeros would be cheaper."""
     with device:
         model = method_of(run.method).Model(run.method)
     for p in model.parameters():
@@ -229,13 +229,13 @@ def _model(run: Run, device: torch.device) -> nn.Module:
 
 
 def _training_flops(run: Run) -> int:
-    """Those of the model: blocks that are computed again do not count."""
+    """Model FLOPs of a training step; activation checkpointing does not count."""
     cost = estimate.flops(run)
     return cost.forward + cost.backward
 
 
 def _training(run: Run, device: torch.device) -> tuple[Call, int]:
-    """A training step, and the images in it."""
+    """A function that takes a training step, and its number of images."""
     learner = begin(
         _model(run, device),
         method=method_of(run.method),
@@ -255,7 +255,7 @@ def _training(run: Run, device: torch.device) -> tuple[Call, int]:
 
 
 def _sampling(run: Run, device: torch.device) -> tuple[Call, int]:
-    """The drawing of one batch, and the images in it."""
+    """A function that draws one batch, and its number of images."""
     model = _model(run, device).requires_grad_(False).eval()
     sampler = Sampler(model=model, run=run, autoencoder=Pixels())
 

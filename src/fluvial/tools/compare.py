@@ -1,4 +1,4 @@
-"""Several methods side by side: trained for the same time on the same data, scored alike."""
+"""Comparison of methods: trained for the same time on the same data, then scored in the same way."""
 
 import json
 from collections.abc import Mapping
@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 
+import fluvial
 from fluvial.config import Run
 from fluvial.run.folder import RunFolder
-from fluvial.run.score import score
-from fluvial.run.train import train
 from fluvial.utils import pictures
 from fluvial.utils.atomic import write_json
 from fluvial.utils.files import brief, read_bytes
 
-CALIBRATION = 40  # steps taken to learn how long a step lasts; the last half is timed
+CALIBRATION = 40  # steps of a trial that measures the speed; the last half is timed
 
 
 def compare(
@@ -28,11 +27,11 @@ def compare(
     count: int = 1000,
     device: torch.device | str | None = None,
 ) -> list[dict[str, Any]]:
-    """One row a run: parameters, images seen, class accuracy, Frechet distance, evaluations, images/s.
+    """Trains and scores runs for the same time; returns one row each: images seen, Frechet distance, NFE and so on.
 
-    Each run is trained in `out/<name>` for as many steps as fit into `seconds`, told from a short trial; evaluation,
-    pictures and scoring do not count. A run that is there already is continued or scored as it is; ValueError if it had
-    another budget. Also saves compare.json and compare.png, a row of samples for each run.
+    Each run is trained in `out/<name>` for as many steps as fit into `seconds`, estimated by a short trial; validation,
+    pictures and scoring do not count. A run that exists is continued or only scored; ValueError if it had another time
+    budget. Also saves compare.json and compare.png, with a row of samples for each run.
     """
     _claim(out, seconds)
     rows, samples = [], {}
@@ -40,8 +39,8 @@ def compare(
         folder = out / name
         there = (folder / "run.json").exists()
         timed = RunFolder(folder).run() if there else _for_seconds(run, seconds, device)
-        sampler = train(timed, folder, device=device)
-        card = score(sampler, count=count, device=device)
+        sampler = fluvial.train(timed, folder, device=device)
+        card = fluvial.score(sampler, count=count, device=device)
         scores, sampling = card["scores"], card["sampling"]
         write_json(folder / "score.json", card)
         samples[name] = sampler.sample(10).images
@@ -68,7 +67,7 @@ def compare(
 
 
 def _claim(out: Path, seconds: float) -> None:
-    """Notes the budget in the folder, or raises ValueError if the runs there had another."""
+    """Writes the time budget to the folder, or raises ValueError if the runs there had another."""
     note, there = out / "budget.json", seconds
     if note.exists():
         try:
@@ -82,11 +81,11 @@ def _claim(out: Path, seconds: float) -> None:
 
 
 def _for_seconds(run: Run, seconds: float, device: torch.device | str | None) -> Run:
-    """The run with as many steps as last this long, without evaluation and pictures on the way."""
+    """The run with as many steps as fit into this time, without validation and pictures during training."""
     quiet = replace(run.train, validate_every=0, sample_every=0)
     trial = replace(run, train=replace(quiet, steps=CALIBRATION, log_every=CALIBRATION // 2, save_every=CALIBRATION))
     with TemporaryDirectory() as folder:
-        train(trial, Path(folder) / "trial", device=device)
+        fluvial.train(trial, Path(folder) / "trial", device=device)
         log = (Path(folder) / "trial" / "log.jsonl").read_bytes().splitlines()
     images_per_second = [json.loads(line)["images_per_second"] for line in log if b"images_per_second" in line][-1]
     steps = max(1, round(seconds * images_per_second / run.images_per_step))

@@ -21,20 +21,29 @@ By = Literal["steps", "images", "hours"]
 AXES = {"steps": "steps", "images": "images seen", "hours": "hours of training"}
 PANELS = {
     "loss": "training loss",
-    "held_out_loss": "held-out loss",
+    "held_out_loss": "validation loss",
     "lr": "learning rate",
     "grad_norm": "gradient norm",
     "images_per_second": "images/s",
 }
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B3A8E", "#222222")  # Okabe and Ito's
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#5B3A8E",
+    "#222222",
+)  # by Okabe and Ito, for the colour-blind
 LOG_FROM = 4.0  # a loss that falls by this factor is drawn on a log axis
-SMOOTH = 40  # the training loss is averaged over 1/40 of its points on either side
-STOPPED = 20  # a gap of so many usual ones between lines of the log is a stop, and counts as one usual gap
+SMOOTH = 40  # the training loss is averaged over 1/40 of its points on each side
+STOPPED = 20  # a gap of more than 20 median gaps in the log is an interruption, counted as one median gap
 
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """The log of one run, under the name that the legend gives it."""
+    """The log of one run, with its name in the legend."""
 
     name: str
     rows: Sequence[log.Row]
@@ -42,7 +51,7 @@ class History:
 
 
 def plot(folders: Sequence[Path], out: Path, *, by: By = "steps") -> Path:
-    """One PNG with the curves of these run folders. Raises ValueError for a log that is missing, empty or foreign."""
+    """Draws the curves of these run folders as a PNG. Raises ValueError for a missing, empty or invalid log."""
     names = short_names(folders)
     histories = [
         History(
@@ -61,7 +70,7 @@ def plot(folders: Sequence[Path], out: Path, *, by: By = "steps") -> Path:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of the folders' paths, as few as tell them apart."""
+    """The last parts of the folders' paths, as many as are needed to distinguish them."""
     paths = [folder.resolve() for folder in folders]
     if len(set(paths)) < len(paths):
         raise ValueError(f"expected different runs, got one of them twice: {', '.join(map(str, folders))}")
@@ -72,9 +81,9 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 def figure(histories: Sequence[History], *, by: By = "steps") -> "Figure":
-    """A panel for each quantity that some run has; of a single run also its held-out loss by time and by scale.
+    """A figure with one panel per quantity; for a single run also the validation loss by time and by scale.
 
-    The panels' titles say what they show, the labels of their lines which run. Raises ValueError if nothing can be
+    Panels are titled by their quantity, lines labelled by run. Raises ValueError if nothing can be
     drawn.
     """
     require("matplotlib", extra="plot", why="drawing curves")
@@ -107,7 +116,7 @@ Draw = Callable[["Axes", Sequence[Scale]], None]
 
 
 def _panels(histories: Sequence[History]) -> dict[str, Draw]:
-    """How to draw each panel, by its title."""
+    """Functions that draw the panels, by title."""
     panels: dict[str, Draw] = {}
     for key, title in PANELS.items():
         if any(len(_finite(history, key)[0]) for history in histories):
@@ -117,14 +126,19 @@ def _panels(histories: Sequence[History]) -> dict[str, Draw]:
         if any(len(_finite(history, "score", name)[0]) for history in histories):
             panels[f"score: {name.replace('_', ' ')}"] = _panel(histories, "score", name)
     if len(histories) == 1:
-        for key, title in (("held_out_by_time", "held-out loss by time t"), ("held_out_by_scale", "… by scale")):
+        for key, title in (
+            ("held_out_by_time", "validation loss by time t"),
+            ("held_out_by_scale", "validation loss by scale"),
+        ):
             count = max((len(row.get(key) or ()) for row in histories[0].rows), default=0)
             if any(len(_finite(histories[0], key, part)[0]) for part in range(count)):
-                panels[title.replace("…", "held-out loss")] = _parts(histories[0], key, count)
+                panels[title] = _parts(histories[0], key, count)
     return panels
 
 
 def _panel(histories: Sequence[History], key: str, part: str | None = None) -> Draw:
+    """A function that draws one quantity of all runs."""
+
     def draw(axes: "Axes", scales: Sequence[Scale]) -> None:
         everything = []
         for i, (history, scale) in enumerate(zip(histories, scales, strict=True)):
@@ -156,7 +170,7 @@ def _panel(histories: Sequence[History], key: str, part: str | None = None) -> D
 
 
 def _parts(history: History, key: str, count: int) -> Draw:
-    """The held-out loss in each bucket of time, noise to data, or at each scale, coarse to fine."""
+    """A function that draws the validation loss by bucket of time, noise to data, or by scale, coarse to fine."""
 
     def draw(axes: "Axes", scales: Sequence[Scale]) -> None:
         from matplotlib import colormaps
@@ -178,22 +192,23 @@ def _parts(history: History, key: str, count: int) -> Draw:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """The mean of the points around each, fewer towards the ends; of few points, the points themselves."""
+    """A moving average with a window that shrinks towards the ends; few points are not averaged."""
     half = len(values) // SMOOTH
     sums = np.concatenate([[0.0], np.cumsum(values)])
     place = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(place, len(values) - 1 - place))  # symmetric, so that a slope is not shifted
+    reach = np.minimum(half, np.minimum(place, len(values) - 1 - place))  # a symmetric window does not shift slopes
     return (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1)
 
 
 def _finite(history: History, key: str, part: str | int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of a quantity, without values that are not finite."""
     steps, values = log.series(history.rows, key, part)
     kept = np.isfinite(values)
     return steps[kept], values[kept]
 
 
 def _scales(histories: Sequence[History], by: By) -> tuple[list[Scale], str]:
-    """What turns the steps of each run into the horizontal axis, and its label: hours, of short runs minutes."""
+    """Functions from steps to the horizontal axis, one per run, and its label. Hours become minutes for short runs."""
     scales = [_scale(history, by) for history in histories]
     ends = [
         float(scale(np.array([history.rows[-1]["step"]]))[0]) for history, scale in zip(histories, scales, strict=True)
@@ -204,17 +219,17 @@ def _scales(histories: Sequence[History], by: By) -> tuple[list[Scale], str]:
 
 
 def _scale(history: History, by: By) -> Scale:
-    """What turns steps into steps, images or hours. Raises ValueError for hours of a log without times."""
+    """A function from steps to steps, images or hours. Raises ValueError for hours if the log has no times."""
     if by == "steps":
         return lambda steps: steps
     if by == "images":
         return lambda steps: steps * history.images_per_step
-    # by step, and the first line of each step: a roll-back leaves lines of steps that come again
+    # the first line of each step, as a roll-back repeats steps
     time = {row["step"]: row["time"] for row in reversed(history.rows) if isinstance(row.get("time"), int | float)}
     if len(time) < 2:
-        raise ValueError(f"{history.name}: its log has no times to make hours of; draw it by steps")
+        raise ValueError(f"{history.name}: its log has no times, which hours need; draw it by steps")
     steps, times = (np.array(column, dtype=np.float64) for column in zip(*sorted(time.items()), strict=True))
-    gaps = np.diff(times) / np.diff(steps)  # seconds a step
+    gaps = np.diff(times) / np.diff(steps)  # seconds per step
     usual = float(np.median(gaps))
     gaps = np.where((gaps > STOPPED * usual) | (gaps < 0), usual, gaps)
     hours = np.cumsum([steps[0] * usual, *(gaps * np.diff(steps))]) / 3600
@@ -222,7 +237,7 @@ def _scale(history: History, by: By) -> Scale:
 
 
 def _log_axis(axes: "Axes", values: np.ndarray) -> None:
-    """A log axis with readable numbers, if the values are positive and far enough apart."""
+    """Makes the vertical axis logarithmic if the values are positive and span a large range."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if values.min() <= 0 or values.max() < LOG_FROM * values.min():
@@ -235,6 +250,7 @@ def _log_axis(axes: "Axes", values: np.ndarray) -> None:
 
 
 def _tidy(axes: "Axes", label: str, *, last_row: bool) -> None:
+    """Sets grid, ticks and axis label of a panel."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axes.spines[["top", "right"]].set_visible(False)
@@ -250,13 +266,13 @@ def _tidy(axes: "Axes", label: str, *, last_row: bool) -> None:
 
 
 def _plain(name: str) -> str:
-    """A name that is shown as it is: matplotlib reads formulas between $ and leaves out what begins with _."""
+    """The name, escaped: matplotlib reads formulas between $ and hides labels that begin with _."""
     name = name.replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name
 
 
 def _legend(result: "Figure", first: "Axes", histories: Sequence[History]) -> None:
-    """One legend of the runs above all panels."""
+    """Adds one legend of the runs above all panels."""
     handles = {}
     for axes in result.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

@@ -1,7 +1,7 @@
-"""What a run needs before it is started: parameters, FLOPs and memory.
+"""Estimates of parameters, FLOPs and memory of a run, before it is started.
 
-Nothing here is a formula of the models. The run's own model and loss are executed on tensors that have shapes but no
-memory (FakeTensorMode), while products and living tensors are counted.
+There are no formulas for single models: the run's model and loss are executed on tensors with shapes but no memory
+(FakeTensorMode), while matrix products and live tensors are counted.
 """
 
 from collections import Counter
@@ -33,13 +33,13 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True, kw_only=True)
 class Flops:
-    """Model FLOPs of one training step, two for a multiply and an add; attention counts as its two products."""
+    """Model FLOPs of a training step: two per multiply-add; of attention its two matrix products count."""
 
     forward: int
     backward: int
-    """Twice the forward's."""
+    """Twice those of the forward pass."""
     recomputed: int
-    """The forward of the blocks that are computed again in the backward pass."""
+    """The forward pass of blocks with activation checkpointing, repeated in the backward pass."""
 
     @property
     def total(self) -> int:
@@ -48,12 +48,12 @@ class Flops:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one rank at the moment of a training step that holds the most."""
+    """Bytes on one rank at the peak of a training step, by use."""
 
     weights: int
-    """Parameters and tables."""
+    """Parameters and buffers."""
     gradients: int
-    """Those that there are at that moment: they come as activations go."""
+    """Gradients that exist at the peak; they appear as activations are freed."""
     moments: int
     """AdamW's two moments."""
     average: int
@@ -61,11 +61,11 @@ class Memory:
     buckets: int
     """DDP's copy of the gradients."""
     gathered: int
-    """FSDP's whole weights and gradients of the blocks at work."""
+    """FSDP's unsharded weights and gradients of the current blocks."""
     activations: int
-    """What the forward pass left for the backward pass, the batch included."""
+    """Tensors saved by the forward pass for the backward pass, including the batch."""
     temporary: int
-    """Everything else, such as results on their way."""
+    """All other tensors, such as intermediate results."""
 
     @property
     def total(self) -> int:
@@ -73,7 +73,7 @@ class Memory:
 
 
 def parameters(run: Run) -> dict[str, int]:
-    """Numbers of trainable parameters by part of the model."""
+    """Numbers of trainable parameters, by submodule of the model."""
     with FakeTensorMode():
         named = _model(run).named_parameters()
     count = Counter[str]()
@@ -83,9 +83,9 @@ def parameters(run: Run) -> dict[str, int]:
 
 
 def flops(run: Run) -> Flops:
-    """The model FLOPs of one training step of all micro-batches and ranks.
+    """Model FLOPs of one training step, over all micro-batches and ranks.
 
-    One example is counted, as all cost the same. Norms, activations and the optimizer are left out.
+    They are counted for one example and multiplied. Norms, activations and the optimizer are left out.
     """
     one = replace(run, train=replace(run.train, batch=1, accumulate=1, precision="fp32"))
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -103,10 +103,10 @@ def flops(run: Run) -> Flops:
 
 
 def sampling_flops(run: Run, evaluations: Mapping[str, int]) -> int:
-    """The model FLOPs of one image that took these evaluations, which are named as `generate` names them.
+    """Model FLOPs of sampling one image with these numbers of evaluations, by branch as `generate` counts them.
 
-    The run's own sampler takes two steps, at each scale: the second is one evaluation of the velocity, and what the
-    first costs above it is FlowAR's transformer with the cache so far. A null branch costs what the conditional does.
+    They are measured by two sampling steps per scale: the second is one evaluation of the velocity, and what the first
+    costs above that is FlowAR's transformer. A null branch costs the same as the conditional branch.
     """
     scales = [f" {name}" for name in method_of(run.method).scales(run.method)] or [""]
     times, counts = torch.linspace(0, 1, 3), [0]
@@ -127,7 +127,7 @@ def sampling_flops(run: Run, evaluations: Mapping[str, int]) -> int:
 
 
 def batch_shape(run: Run, size: int | None = None) -> tuple[int, ...]:
-    """The shape of the latents of `size` examples, those of a whole training step by default."""
+    """The shape of a batch of latents with `size` examples, by default of a whole training step."""
     method = run.method
     sequence = (method.images_per_sequence,) if method.images_per_sequence else ()
     return size or run.train.batch, *sequence, method.channels, *method.size
@@ -136,10 +136,8 @@ def batch_shape(run: Run, size: int | None = None) -> tuple[int, ...]:
 def memory(run: Run, *, world: int = 1, parallel: Parallel = "none", device: Device = "cpu") -> Memory:
     """The memory of a training step on one of `world` ranks, which share the run's batch.
 
-    On "cuda" attention is a fused kernel also where it has dropout; on a CPU it then is not.
-
-    Left out: the data, the autoencoder, the saving of checkpoints, what PyTorch itself takes, and the room that
-    allocators waste. Raises ValueError for ranks without a way to share.
+    Attention with dropout is a fused kernel on "cuda", but not on a CPU. Not included: data, autoencoder, saving of
+    checkpoints, PyTorch itself, and fragmentation. Raises ValueError for several ranks with `parallel` none.
     """
     _check(world, parallel)
     model, moments = _moments(run, max(1, -(-run.train.batch // (run.train.accumulate * world))), device)
@@ -154,20 +152,20 @@ def largest_batch(
     parallel: Parallel = "none",
     device: Device = "cpu",
 ) -> int:
-    """The most examples of one micro-batch whose step needs at most `capacity` bytes a rank; 0 if not even two fit.
+    """The largest micro-batch whose step needs at most `capacity` bytes per rank; 0 if not even two examples fit.
 
-    The options are those of `memory`; nothing is accumulated.
+    The options are those of `memory`; there is no gradient accumulation.
     """
     run = replace(run, train=replace(run.train, batch=world, accumulate=1))
     _check(world, parallel)
     model, two = _moments(run, 2, device)
     _, three = _moments(run, 3, device)
-    each = three - two  # every storage grows by the same bytes for every further example, or by none
+    each = three - two  # every storage grows linearly with the number of examples, or not at all
 
     def fits(batch: int) -> bool:
         return _fullest(run, model, two + (batch - 2) * each, world, parallel).total <= capacity
 
-    low, high = 0, 2  # the first fits, the second does not
+    low, high = 0, 2  # `low` fits, `high` does not
     while fits(high):
         low, high = high, 2 * high
     while high - low > 1 and low:
@@ -177,11 +175,12 @@ def largest_batch(
 
 
 def tokens_per_image(run: Run) -> int:
-    """Tokens of one image in the network's sequence, of all scales together."""
+    """Tokens of one image, over all scales."""
     return method_of(run.method).tokens(run.method)
 
 
 def _check(world: int, parallel: Parallel) -> None:
+    """Raises ValueError for an invalid number of ranks or way to share."""
     if parallel not in ("none", "ddp", "fsdp"):
         raise ValueError(f"parallel must be none, ddp or fsdp, got {parallel!r}")
     if world < 1:
@@ -195,7 +194,7 @@ def _model(run: Run) -> nn.Module:
 
 
 def _batch(run: Run, size: int | None = None) -> MicroBatch:
-    """Latents, labels and draws of `size` examples, those of a whole step by default."""
+    """Latents, labels and draws of `size` examples, by default of a whole step."""
     method, latents = run.method, torch.empty(batch_shape(run, size))
     labels = torch.zeros(len(latents), dtype=torch.long) if method.classes else None
     return MicroBatch(latents, labels, method_of(method).draws(method, latents.shape, device="cpu"))
@@ -208,9 +207,9 @@ def _loss(run: Run, model: nn.Module, batch: MicroBatch) -> Tensor:
 
 
 def _moments(run: Run, micro: int, device: Device) -> tuple[nn.Module, Moments]:
-    """The model, and what its gradients, activations and the rest hold in a step, whenever something is added.
+    """The model, and the bytes of gradients, activations and other tensors during a step, at every allocation.
 
-    From the second micro-batch on all are alike; clipping, AdamW and the average work in place and need less.
+    Two micro-batches are run, as all later ones are like the second; clipping, AdamW and EMA need less memory.
     """
     kernel = _FusedAttention if device == "cuda" else nullcontext
     with FakeTensorMode():
@@ -228,7 +227,7 @@ def _moments(run: Run, micro: int, device: Device) -> tuple[nn.Module, Moments]:
 
 
 def _fullest(run: Run, model: nn.Module, moments: Moments, world: int, parallel: Parallel) -> Memory:
-    """The moment that holds the most, and what is held all the time."""
+    """The peak of these moments, with the memory that is held all the time."""
     shards = world if parallel == "fsdp" else 1
     moments = np.stack([-(-moments[:, 0] // shards), moments[:, 1], moments[:, 2]], axis=1)
     gradients, activations, temporary = map(int, moments[moments.sum(axis=1).argmax()])
@@ -247,25 +246,26 @@ def _fullest(run: Run, model: nn.Module, moments: Moments, world: int, parallel:
 
 
 def _recompute(block: nn.Module, kernel: Callable[[], Any]) -> None:
+    """Switches activation checkpointing of a block on."""
     forward = block.forward
 
     def again(*args: Any, **named: Any) -> Any:  # noqa: ANN401
         with kernel():
             return forward(*args, **named)
 
-    # no memory, so no random numbers whose state would have to be kept
+    # fake tensors draw no random numbers, so there is no state to preserve
     block.forward = partial(checkpoint, again, use_reentrant=False, preserve_rng_state=False)
 
 
 def _gathered(model: nn.Module) -> int:
-    """Whole weights of what is in no block, of the block at work and the next, and one block's whole gradients."""
+    """Bytes that FSDP gathers: weights outside blocks and of two blocks, and the gradients of one block."""
     sizes = [sum(p.nbytes for p in block.parameters()) for block in blocks(model).values()]
     rest = sum(p.nbytes for p in model.parameters()) - sum(sizes)
     return rest + 3 * max(sizes, default=0)
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Attention with dropout as a GPU does it: inside the kernel, which keeps no matrix."""
+    """Attention with dropout as on a GPU: a fused kernel that stores no attention matrix."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}

@@ -90,7 +90,7 @@ class Saver:
         written.add_done_callback(lambda future: self._finish(future, step, dict(meta), done))
 
     def _finish(self, written: Future[Any], step: int, meta: dict[str, Any], done: Future[None]) -> None:
-        """What is left once all ranks have written, in the thread that wrote."""
+        """Publishes the checkpoint once all ranks have written; runs in the thread that wrote."""
         try:
             written.result()
             if self.world.first:
@@ -173,7 +173,7 @@ def damaged(run: Path) -> list[Path]:
 
 
 def read(run: Path, use: Callable[[Path], T], *, step: int | None = None) -> T:
-    """What `use` makes of the newest checkpoint of a run, or of that of `step`; the way in for all but training.
+    """The result of `use` on the newest checkpoint of a run, or on that of `step`; for all readers but training.
 
     If training removes the checkpoint meanwhile, it is done again with the newest one then. Raises CheckpointError if
     there is none; for a damaged one it says which older one is whole.
@@ -232,7 +232,7 @@ def load(folder: Path, part: str) -> dict[str, Tensor]:
 
 
 def shapes(folder: Path) -> dict[str, Any]:
-    """What is in a checkpoint, by "part/name": size, dtype and chunks of each tensor."""
+    """Size, dtype and chunks of each tensor in a checkpoint, by "part/name"."""
     try:
         for name in load_meta(folder)["files"]:
             if not (folder / name).exists():
@@ -298,7 +298,7 @@ def load_meta(folder: Path) -> dict[str, Any]:
 
 
 def is_untrained(folder: Path) -> bool:
-    """Whether a checkpoint holds nothing but weights to start from; a damaged one is not known to."""
+    """True if a checkpoint holds only weights to start from; False for a damaged one."""
     try:
         return bool(load_meta(folder).get("weights_only"))
     except Damaged:
@@ -412,7 +412,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What went wrong on a rank, in place of the text with a traceback that PyTorch makes of it."""
+    """The error of a rank itself, without the traceback that PyTorch puts around it."""
     if isinstance(error, CheckpointException) and error.failures:
         return next(iter(error.failures.values()))[0]
     return error

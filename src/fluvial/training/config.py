@@ -50,7 +50,7 @@ class TrainConfig:
     save_every: int = setting(10_000, changeable=True)
     """Steps between checkpoints."""
     keep: int = setting(2, changeable=True)
-    """How many of the newest checkpoints stay on disk."""
+    """Number of the newest checkpoints that stay on disk."""
     keep_every: int = setting(0, changeable=True)
     """Checkpoints of steps that this divides stay too; 0 for none."""
     validate_every: int = setting(10_000, changeable=True)

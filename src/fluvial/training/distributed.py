@@ -9,11 +9,12 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined] - public, and not in its __all__
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -33,7 +34,7 @@ class World(NamedTuple):
 
     @property
     def first(self) -> bool:
-        """Whether this process speaks and writes for all."""
+        """True for the main process, which prints and writes for all."""
         return self.rank == 0
 
     def share(self, count: int) -> slice:
@@ -41,7 +42,7 @@ class World(NamedTuple):
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def agree(self, flag: bool) -> bool:
-        """Whether any rank's flag is set."""
+        """True if any rank's flag is set."""
         if self.size == 1:
             return flag
         value = torch.tensor([int(flag)])
@@ -209,8 +210,13 @@ def together_at_last(model: nn.Module, last: bool) -> Iterator[None]:
 
 
 def _fits(model: nn.Module, device: torch.device) -> bool:
-    """Whether the training state takes less than half of the device's memory."""
+    """True if the training state takes less than half of the device's memory."""
     if device.type != "cuda":
         return True
     state = STATE * sum(p.numel() for p in model.parameters())
     return state < torch.cuda.get_device_properties(device).total_memory / 2
+
+
+def whole(p: Tensor) -> Tensor:
+    """A sharded tensor, gathered from all ranks; any other as it is."""
+    return p.full_tensor() if isinstance(p, DTensor) else p

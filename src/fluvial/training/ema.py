@@ -8,18 +8,19 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fluvial.training import power_ema
+from fluvial.training.distributed import whole
 
 Tracks = dict[str, list[Tensor]]
 """This rank's part of each average, by name: tensors in the order of the model's parameters."""
 
 
 def name_of(decay: float) -> str:
-    """What an average is called in checkpoints: ema for the first, and with its decay for any other."""
+    """The name in checkpoints of a further average of this decay; the first is called ema."""
     return f"ema-{decay:g}"
 
 
 def name_of_length(length: float) -> str:
-    """What a power-function average of that length is called in checkpoints."""
+    """The name in checkpoints of the power-function average of this length."""
     return f"power-{length:.3f}"
 
 
@@ -63,10 +64,6 @@ def module(average: Sequence[Tensor], model: nn.Module, replica: Callable[[], nn
 
 def _local(p: Tensor) -> Tensor:
     return p.to_local() if isinstance(p, DTensor) else p
-
-
-def whole(p: Tensor) -> Tensor:
-    return p.full_tensor() if isinstance(p, DTensor) else p
 
 
 def _as(p: Tensor, part: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from fluvial.training.distributed import ALONE, World
-from fluvial.training.ema import whole
+from fluvial.training.distributed import ALONE, World, whole
 from fluvial.training.optim import OptimConfig
 
 
@@ -89,7 +88,7 @@ def check_finite_weights(tensors: Mapping[str, Tensor], what: str) -> None:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether all are finite, of sharded ones this rank's part: one wait for the device."""
+    """True if all are finite, of sharded ones this rank's part; waits for the device once."""
     local = [t.to_local() if isinstance(t, DTensor) else t for t in (tensor.detach() for tensor in tensors)]
     return bool(torch.stack([t.isfinite().all() for t in local]).all())
 

@@ -18,7 +18,7 @@ class Home:
         self.run = read_bytes(run) if run.exists() else None
 
     def gone(self) -> bool:
-        """Whether the folder was removed or renamed."""
+        """True if the folder was removed or renamed."""
         return _place(self.folder) != self.identity
 
     def shelter(self) -> Path:

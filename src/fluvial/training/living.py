@@ -51,7 +51,7 @@ class Living(TorchDispatchMode):
             del self.alive[address]
 
     def end_forward(self) -> None:
-        """What is alive now waits for the backward pass, or is a gradient."""
+        """Counts the tensors alive now, which wait for the backward pass or are gradients."""
         self.kept |= set(self.alive.values())
 
     def end(self, gradients: Iterable[Tensor | None]) -> None:

@@ -106,7 +106,7 @@ class Meter:
         self.good += good
 
     def leave_out(self) -> None:
-        """What was done since a line was written, such as evaluation and pictures, does not count as training."""
+        """Leaves out the time since a line was written, of evaluation and pictures, from the speed of training."""
         if not self.images:
             self.mark = time.perf_counter()
 
@@ -161,7 +161,7 @@ def _is_finite(value: Any) -> bool:  # noqa: ANN401
 
 
 def _is_number(value: Any) -> bool:  # noqa: ANN401
-    """Whether it is a number, or NaN or infinite, as of a training that diverged."""
+    """True for a number, NaN and infinity included, as in a training that diverged."""
     return _is_finite(value) or (type(value) is float and not math.isfinite(value))
 
 
@@ -170,7 +170,7 @@ def _is_list(value: Any) -> bool:  # noqa: ANN401
 
 
 def _is_object(value: Any) -> bool:  # noqa: ANN401
-    """Whether it has names, and the numbers among its values are such."""
+    """True for a mapping with names whose numbers are numbers."""
     return isinstance(value, dict) and all(_is_number(v) for v in value.values() if isinstance(v, int | float))
 
 
@@ -189,7 +189,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _odd(row: Row) -> dict[str, str]:
-    """What is wrong with values that are not of the kind of their key; those of measurements may be null."""
+    """The fault of values that are not of the type of their key; those of measurements may be null."""
     return {
         key: f"{key} is {value!r:.40}, expected {kind}"
         for key, value in row.items()

@@ -24,7 +24,7 @@ class OptimConfig:
     warmup: int = 0
     """Steps over which the rate rises linearly from 0."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """What follows the warm-up: the peak rate, or half a cosine down to final_lr at the last step."""
+    """Schedule after the warm-up: the peak rate, or half a cosine down to final_lr at the last step."""
     final_lr: float = 0.0
     """Where the cosine ends."""
     clip: Literal["none", "value", "norm"] = "value"

@@ -285,7 +285,7 @@ def _check_origin(file: Path, settings: dict[str, Any]) -> None:
 
 
 def _settings(run: Path) -> dict[str, Any]:
-    """What tells a run from another, as its run.json says: seed, data, method and optim; nothing if there is none."""
+    """Seed, data, method and optim of run.json, which tell a run from another; empty without one."""
     try:
         there = written(run)
         parts = {f"{part}.{key}": value for part in ("method", "optim") for key, value in there[part].items()}

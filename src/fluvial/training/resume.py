@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run in training, and how training goes on from one."""
+"""The training state that checkpoints hold, and training resumed from one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from fluvial.training.step import Learner
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """Steps and seconds of a run so far."""
 
     step: int = 0
     seconds: float = 0.0

@@ -38,7 +38,7 @@ class Learner:
     averages: ema.Tracks
     method: Objective
     part_weights: Float[Tensor, " parts"]
-    """What each part of the error counts in the loss."""
+    """Weight in the loss of each part of the error."""
     config: TrainConfig
     optim: OptimConfig
     seed: int

@@ -1,4 +1,4 @@
-"""Settings of a run in words, for those who import or publish its weights."""
+"""Description of a run's settings as text, for imports and model cards."""
 
 from typing import Literal
 
@@ -10,13 +10,19 @@ from fluvial.sampling.settings import EulerMaruyama
 
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-EXPORT = "fluvial"  # in the metadata of what `fluvial export` wrote: the run, as in run.json
-QUIRKS = ("qkv_norm", "history_decay", "image_decay", "floor_time", "upsample")  # settings that the weights rely on
+EXPORT = "fluvial"  # metadata key of files by `fluvial export`: holds the run, as in run.json
+QUIRKS = (
+    "qkv_norm",
+    "history_decay",
+    "image_decay",
+    "floor_time",
+    "upsample",
+)  # network settings that weights depend on
 NAMES = {"sit": "SiT", "arflow": "ARFlow", "flowar": "FlowAR", "kl16": "KL-16"}
 
 
 def described(run: Run) -> dict[str, str]:
-    """Latents, classes, solver, guidance and quirks of a run, in words."""
+    """Latents, classes, solver, guidance and network quirks of a run, as text for tables."""
     method, sample, guidance = run.method, run.sample, run.sample.guidance
     solver = sample.solver_settings
     latent = f"{method.channels} x {method.size[0]} x {method.size[1]}"

@@ -1,6 +1,6 @@
-"""A run folder becomes files to publish: one safetensors with a model card, a pipeline of diffusers, a hub page.
+"""Export of a run folder: a safetensors file with a model card, a diffusers pipeline, a repository on the hub.
 
-Nothing of this machine is in them: of a path its last part, and no name of a user.
+Private paths are removed: only the last part of a path is kept, and no user names.
 """
 
 import json
@@ -20,10 +20,10 @@ from fluvial.utils.places import HUB
 from fluvial.utils.tensors import write_tensors
 from fluvial.weights.description import DTYPES, EXPORT, NAMES, Precision, described
 
-PLACES = ("path", "test_path", "start", "from", "file")  # entries of run.json that are paths, relative ones too
-PATH = re.compile(r"[/~\\]|\.{1,2}(?:[/\\]|$)|[A-Za-z]:[/\\]|file:")  # what a path begins with
+PLACES = ("path", "test_path", "start", "from", "file")  # entries of run.json that are always paths
+PATH = re.compile(r"[/~\\]|\.{1,2}(?:[/\\]|$)|[A-Za-z]:[/\\]|file:")  # the beginning of a path
 PATH_INSIDE = re.compile(r"(?<![\w.:/\\-])(?:~|\.{1,2})?(?:/[^\s/'\",;:()]+){2,}/?|\b[A-Za-z]:\\\S+")
-TASK = "unconditional-image-generation"  # the hub knows no task with class labels
+TASK = "unconditional-image-generation"  # the hub has no task for class-conditional generation
 PAPERS = {"sit": "2401.08740", "arflow": "2501.16085", "flowar": "2412.15205"}
 PIPELINE = '''"""Run by DiffusionPipeline.from_pretrained(FOLDER, custom_pipeline=FOLDER, trust_remote_code=True).
 
@@ -37,10 +37,10 @@ from fluvial.weights.pipeline import FluvialPipeline as FluvialPipeline
 def to_safetensors(
     run: Path | str, out: Path | str, *, dtype: Precision | None = None, license: str = "", step: int | None = None
 ) -> Path:
-    """Writes model.safetensors, with the run in its metadata, and README.md, a model card, in the folder `out`.
+    """Writes model.safetensors, with the run in its metadata, and a model card README.md to the folder `out`.
 
-    The weights are those that samples are drawn from, in `dtype`, by default as they are stored; `fluvial import` makes
-    the same run folder of the file again. Raises ValueError if there is no such run, or something at `out` already.
+    The weights are those used for sampling (averaged), in `dtype`, by default as stored. `fluvial import` turns the
+    file into a run folder again. Raises ValueError if there is no such run, or `out` exists.
     """
     with atomic_folder(Path(out)) as folder:
         _write(Path(run), folder, dtype, license, step)
@@ -59,7 +59,7 @@ def to_hub(
     """Uploads what `to_safetensors` writes to `repo` (owner/name) on the Hugging Face hub; returns its address.
 
     The repository and the files are printed before anything is sent. Raises ValueError if there is no such run, the hub
-    refuses, or the repository is there already, and public without private=False.
+    refuses, or the repository exists and is public although `private` is True.
     """
     from huggingface_hub import HfApi
 
@@ -74,9 +74,9 @@ def to_hub(
             api = HfApi()
             url = api.create_repo(repo, private=private, exist_ok=True)
             if private and not api.model_info(url.repo_id).private:
-                raise ValueError("it is there already, and public; to show the weights to all, set --private False")
+                raise ValueError("it exists and is public; to publish the weights, set --private False")
             api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Weights and model card")
-        except Exception as error:  # the hub's client and what it is built on share no base class
+        except Exception as error:  # the errors of the hub's client share no base class
             raise ValueError(
                 f"cannot upload to {repo!r} ({type(error).__name__}: {error}); log in with `hf auth login`, and name "
                 f"the repository OWNER/NAME"
@@ -85,7 +85,8 @@ def to_hub(
 
 
 def _write(run: Path, folder: Path, dtype: Precision | None, license: str, step: int | None) -> None:
-    RunFolder(run).run()  # says what is wrong with it
+    """Writes the safetensors file and the model card."""
+    RunFolder(run).run()  # raises the clearest error if it is not a run
     weights, meta = RunFolder(run).weights(step=step)
     record = {**public(RunFolder(run).record()), "step": meta["step"], "seconds": meta["seconds"]}
     stored = {name: value if dtype is None else value.to(DTYPES[dtype]) for name, value in weights.items()}
@@ -96,7 +97,7 @@ def _write(run: Path, folder: Path, dtype: Precision | None, license: str, step:
 
 
 def public(value: Any, key: str = "") -> Any:  # noqa: ANN401 - JSON
-    """JSON values without places of this machine: a path is cut to its last part, and to nothing if that is a user."""
+    """The JSON value with paths cut to their last part, or removed if that is a user name."""
     if isinstance(value, dict):
         return {name: public(each, name) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -109,6 +110,7 @@ def public(value: Any, key: str = "") -> Any:  # noqa: ANN401 - JSON
 
 
 def _last_part(place: str) -> str:
+    """The last part of a path; "" for home folders, user names, "." and ".."."""
     path = PurePosixPath(place.replace("\\", "/"))
     users = {Path.home().name, os.environ.get("USER"), os.environ.get("LOGNAME")}
     is_home = path.parent.name.lower() in ("home", "users") or path.name.startswith("~") or path.name in users
@@ -137,13 +139,13 @@ The code in it is one import of fluvial: `pip install 'fluvial[vae]'`."""
 
 
 OWN = """
-The method {} is no part of fluvial: name the file that registers it with `--plugin FILE.py` in every command, and
+The method {} is not part of fluvial: name the file that registers it with `--plugin FILE.py` in every command, and
 import it in Python, or install its package.
 """
 
 
 def model_card(folder: Path, license: str, use: str, meta: Mapping[str, Any], parameters: int) -> str:
-    """The model card: what the model is, how to use it, how it is sampled, and what was measured."""
+    """The model card: origin, usage, sampling settings and scores of the model."""
     from huggingface_hub import ModelCardData
 
     record = public(RunFolder(folder).record())
@@ -167,7 +169,7 @@ def model_card(folder: Path, license: str, use: str, meta: Mapping[str, Any], pa
         try:
             score = report.read(folder / "score.json")
             if score["sampling"].get("train_step") != meta["step"]:
-                raise ValueError(f"{folder / 'score.json'} is not of these weights")
+                raise ValueError(f"{folder / 'score.json'} is of other weights")
             lines.append(_table("Measured", _measured(score)))
         except ValueError as error:
             print(f"the model card has no scores: {error}")
@@ -175,22 +177,22 @@ def model_card(folder: Path, license: str, use: str, meta: Mapping[str, Any], pa
 
 
 def _linked(kind: str) -> str:
-    """The name of a method, with its paper where that is known."""
+    """The name of a method, with a link to its paper if known."""
     return f"[{NAMES[kind]}](https://arxiv.org/abs/{PAPERS[kind]})" if kind in PAPERS else f"A model of {kind}"
 
 
 def _measured(card: Mapping[str, Any]) -> dict[str, str]:
-    """The scores of a card, and what they depend on."""
-    look, reference, images, sampling = (card[part] for part in ("extractor", "reference", "images", "sampling"))
+    """The scores of a card, with the settings they depend on."""
+    extractor, reference, images, sampling = (card[part] for part in ("extractor", "reference", "images", "sampling"))
     scores = {
-        f"{name.replace('_', ' ')} ({look['name']})": f"{found['value']:.4g} +- {found['error']:.2g}"
+        f"{name.replace('_', ' ')} ({extractor['name']})": f"{found['value']:.4g} +- {found['error']:.2g}"
         for name, found in card["scores"].items()
     }
-    weights = f", weights {look['hash'][:12]}" if look["hash"] else ""
+    weights = f", weights {extractor['hash'][:12]}" if extractor["hash"] else ""
     return scores | {
         "samples": f"{images['count']:,}, classes: {images['labels']}, seed {sampling['seed']}",
         "against": f"{reference['count']} images of {Path(reference['name']).name} ({reference['hash'][:12]})",
-        "features": f"{look['name']}{weights}, {look['resize']}",
+        "features": f"{extractor['name']}{weights}, {extractor['resize']}",
         "solver": f"{sampling['solver']}, {sampling['nfe']} + {sampling['nfe_null']} evaluations",
         "guidance": str(sampling["guidance"]),
         "weights": f"{sampling['weights']}, {sampling['dtype']}",
@@ -200,6 +202,7 @@ def _measured(card: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _table(title: str, values: Mapping[str, Any]) -> str:
+    """A Markdown section with a table of two columns."""
     rows = [
         f"| {what} | {value:.4g} |" if isinstance(value, float) else f"| {what} | {value} |"
         for what, value in values.items()

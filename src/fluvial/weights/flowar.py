@@ -1,4 +1,4 @@
-"""Released FlowAR weights (github.com/OliverRensu/FlowAR, models/flowar.py and models/flowloss.py) to ours."""
+"""Translation of released FlowAR weights (github.com/OliverRensu/FlowAR, models/flowar.py and models/flowloss.py)."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,9 +12,9 @@ from fluvial.methods import flowar
 from fluvial.nn.rope import axial_frequencies
 from fluvial.utils.translation import Source, Translation, count, latent_size, renamed, stacked
 
-LABELS = "class_emb.weight"  # a row a class, and one of no class
-TELLTALE = r"(flownet|encoder_blocks|decoder_blocks)\."
-# our prefix -> the release's: outside the blocks, in a block of the transformer, in one of the head
+LABELS = "class_emb.weight"  # one row per class, and a null class
+TELLTALE = r"(flownet|encoder_blocks|decoder_blocks)\."  # names that no other method has
+# our prefix -> the release's prefix: outside blocks, in transformer blocks, in blocks of the head
 OUTSIDE = {
     "embed_label.table.": "class_emb.",
     "embed.": "z_proj.",
@@ -53,10 +53,10 @@ HEADS = {preset["width"]: preset["heads"] for preset in flowar.PRESETS.values()}
 
 
 def config_from(state_dict: Mapping[str, Tensor], **hints: Any) -> flowar.Config:  # noqa: ANN401
-    """The configuration these weights were made with, with every quirk of the release that they need.
+    """The configuration of these weights, read off their shapes, with the release's quirks switched on.
 
-    `hints` are settings that shapes do not tell: scales that do not double up to a square latent, a patch, and heads
-    where the file has no rotary frequencies. Raises ValueError naming the one that is needed.
+    `hints` are settings that shapes do not show: scales that do not double up to a square latent, a patch, and heads
+    if the file has no rotary frequencies. Raises ValueError naming the hint that is needed.
     """
     width = state_dict[LABELS].shape[1]
     head_width, token = state_dict["flownet.input_proj.weight"].shape
@@ -88,7 +88,7 @@ def config_from(state_dict: Mapping[str, Tensor], **hints: Any) -> flowar.Config
 
 
 def translation(state_dict: Mapping[str, Tensor], names: Iterable[str], config: flowar.Config) -> Translation:
-    """What our tensors of these names are made of.
+    """The translation to our tensors of these names.
 
     The output layer changes sign, since the released velocity runs from data to noise.
     """
@@ -101,6 +101,7 @@ def translation(state_dict: Mapping[str, Tensor], names: Iterable[str], config: 
 
 
 def _source_of(name: str, config: flowar.Config) -> Source:
+    """The released tensor from which ours of this name is made."""
     if name == "positions":
         return stacked(POSITIONS)
     head, rest, names = "", name, OUTSIDE
@@ -117,13 +118,13 @@ def _source_of(name: str, config: flowar.Config) -> Source:
 
 
 def _mask(sizes: tuple[int, ...]) -> Tensor:
-    """0 where a token sees another, -inf where it does not: those of later scales."""
+    """The attention mask: 0 for tokens of the same and earlier scales, -inf for later ones."""
     scale = torch.cat([torch.full((size,), i) for i, size in enumerate(sizes)])
     return torch.zeros(len(scale), len(scale)).masked_fill(scale[:, None] < scale, -torch.inf)[None, None]
 
 
 def _doubling(tokens: int) -> tuple[int, ...]:
-    """Sides of the maps 1, 2, 4 ... that have so many tokens together."""
+    """The scales 1, 2, 4 ... that have this many tokens in all. Raises ValueError if there are none."""
     scales = [1]
     while sum(side**2 for side in scales) < tokens:
         scales.append(2 * scales[-1])
@@ -133,6 +134,6 @@ def _doubling(tokens: int) -> tuple[int, ...]:
 
 
 def _heads(state_dict: Mapping[str, Tensor], stack: str, width: int) -> int | None:
-    """The heads that rotary frequencies tell: they are a quarter of a head's width."""
+    """The number of heads, from the rotary frequencies, which number a quarter of a head's width; None without them."""
     frequencies = state_dict.get(f"{stack}.0.attn.rope.freqs")
     return None if frequencies is None else width // (4 * len(frequencies))

@@ -1,4 +1,4 @@
-"""A file of published weights becomes a run folder, which samples, scores and trains like any other."""
+"""Import of published weights as a run folder, which can be sampled, scored and trained further."""
 
 import json
 import math
@@ -22,25 +22,27 @@ from fluvial.weights.description import DTYPES, EXPORT, Precision
 
 Kind = Literal["auto", "sit", "arflow", "flowar", "kl16"]
 PATHS = {"Linear": "linear", "GVP": "gvp", "VP": "vp"}  # --path-type of SiT's trainer
-CLASSES = ("num_classes", "class_num")  # of the options of trainers: how many classes there are,
-LABEL_DROP = ("class_dropout_prob", "label_drop_prob")  # and how often labels were dropped
+CLASSES = ("num_classes", "class_num")  # trainer options for the number of classes
+LABEL_DROP = ("class_dropout_prob", "label_drop_prob")  # trainer options for the probability of dropping a label
 MOST_STEPS = 10**12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
+    """The result of an import: the translated tensors and the run they belong to."""
+
     kind: str
     size: str
-    """The published size, or "" for another."""
+    """The published size, such as "XL/2"; "" if there is none like it."""
     part: str = ""
-    """Which weights of a trainer's checkpoint; "" if the file has no others."""
+    """The entry of a trainer's checkpoint that was used, such as "ema"; "" if there is only one."""
     tensors: Mapping[str, Lazy]
     dropped: Mapping[str, str]
-    """What was left out, with the reason."""
+    """Names of tensors that were left out, with the reason."""
     run: Run | None
     """None for an autoencoder."""
     assumed: str = ""
-    """What the file does not tell, and was taken for granted."""
+    """Assumptions about facts that the file does not tell."""
 
     @property
     def parameters(self) -> int:
@@ -55,14 +57,14 @@ def import_weights(
     dtype: Precision | None = None,
     **hints: Any,  # noqa: ANN401
 ) -> Imported:
-    """Writes the weights in a file as a run folder, or MAR's KL-16 as a folder of diffusers.
+    """Imports a weight file as a run folder, or MAR's KL-16 as a diffusers folder.
 
-    The file is one of the releases of SiT, ARFlow, FlowAR or KL-16, a checkpoint of their trainers, what
-    `fluvial export` wrote, or a folder with one such file. `dtype` is what weights are stored in, by default as they
-    are (float64 as float32); they are computed with in float32. `hints` are those of `released.from_state_dict`.
+    The file is a release of SiT, ARFlow, FlowAR or KL-16, a checkpoint of their trainers, a file by `fluvial export`,
+    or a folder with one such file. `dtype` is the precision for storage, by default the file's (float64 becomes
+    float32); computation is in float32. `hints` are those of `released.from_state_dict`.
 
-    Raises ValueError naming what is wrong with the file, such as an export whose checksum is another; then nothing is
-    left at `out`.
+    Raises ValueError naming what is wrong with the file, such as an export with another checksum; then nothing is left
+    at `out`.
     """
     file, to = weight_file(Path(file)), None if dtype is None else DTYPES[dtype]
     weights = read(file, released.telltales(kind))
@@ -84,8 +86,9 @@ def import_weights(
 def _import_release(
     weights: WeightFile, kind: str, dtype: torch.dtype | None, hints: dict[str, Any], file: Path, folder: Path
 ) -> Imported:
+    """Imports released weights of a generator, using the training options stored in the checkpoint."""
     told = _classes_told(weights.options) | ({} if kind == "flowar" else _path_told(weights.options))
-    if "classes" in hints and told.get("label_drop"):  # what the user says settles what contradicts it
+    if "classes" in hints and told.get("label_drop"):  # the user's number of classes takes precedence
         del told["label_drop"]
     found = released.translated(weights.state_dict, kind=kind, dtype=dtype, **{**told, **hints})
     if "classes" in hints and told.get("classes", hints["classes"]) != hints["classes"]:
@@ -99,6 +102,7 @@ def _import_release(
 
 
 def _import_autoencoder(weights: WeightFile, dtype: torch.dtype | None, folder: Path) -> Imported:
+    """Imports KL-16 as a diffusers folder."""
     model, tensors, dropped = kl16.translated(weights.state_dict, dtype=dtype)
     cast(Any, model).save_config(folder)
     write_tensors(folder / "diffusion_pytorch_model.safetensors", tensors)
@@ -107,7 +111,7 @@ def _import_autoencoder(weights: WeightFile, dtype: torch.dtype | None, folder: 
 
 
 def _check_export(file: Path) -> None:
-    """Raises ValueError unless an export is as it was written: weights, run, and all else in the file."""
+    """Raises ValueError if an exported file is damaged, in its weights or metadata."""
     try:
         check_tensors(file)
     except ValueError as error:
@@ -117,9 +121,9 @@ def _check_export(file: Path) -> None:
 def _import_export(
     weights: WeightFile, kind: str, dtype: torch.dtype | None, hints: dict[str, Any], folder: Path
 ) -> Imported:
-    """What was exported, as it was: names and shapes must be those of the run in the metadata."""
+    """Imports an exported file: names and shapes must be those of the run in its metadata."""
     autoencoder = hints.pop("autoencoder", "")
-    _no_hints(hints, "an export, which says all of itself")
+    _no_hints(hints, "an export, which holds all its settings")
     try:
         record = json.loads(weights.metadata[EXPORT])
         run, progress = from_json(record["run"]), {key: record.pop(key) for key in ("step", "seconds")}
@@ -134,7 +138,7 @@ def _import_export(
     if kind not in ("auto", name_of(type(run.method))):
         raise ValueError(f"this is an export of {name_of(type(run.method))}, not of {kind}")
     record = {key: value for key, value in record.items() if key in RECORD}
-    if autoencoder:  # where it is here
+    if autoencoder:  # its place on this machine
         run = replace(run, autoencoder=replace(run.autoencoder, name=autoencoder))
         record["run"] = to_json(run)
     with released.reading("the run in its metadata"):
@@ -147,28 +151,29 @@ def _import_export(
 
 
 def _no_hints(hints: Mapping[str, Any], what: str) -> None:
+    """Raises ValueError if there are any hints."""
     if hints:
         raise ValueError(f"{', '.join(hints)} cannot be given for {what}")
 
 
 def _classes_told(options: Mapping[str, Any]) -> dict[str, Any]:
-    """How many classes there are and how often labels were dropped, if the options of a trainer say so.
+    """The number of classes and the label-drop probability from a trainer's options, as far as they are there.
 
-    Raises ValueError for a value that cannot be meant.
+    Raises ValueError for a value that is invalid.
     """
     classes = next(((key, options[key]) for key in CLASSES if options.get(key) is not None), None)
     drop = next(((key, options[key]) for key in LABEL_DROP if options.get(key) is not None), None)
     if classes and (type(classes[1]) is not int or classes[1] < 0):
-        raise ValueError(f"its options say {classes[0]} {classes[1]!r}, a number from 0 on was expected")
+        raise ValueError(f"its options say {classes[0]} {classes[1]!r}, expected an integer of at least 0")
     if drop and (type(drop[1]) not in (int, float) or not 0 <= drop[1] <= 1):
-        raise ValueError(f"its options say {drop[0]} {drop[1]!r}, a probability was expected")
+        raise ValueError(f"its options say {drop[0]} {drop[1]!r}, expected a probability")
     return ({"classes": classes[1]} if classes else {}) | ({"label_drop": float(drop[1])} if drop else {})
 
 
 def _path_told(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the options of SiT's and ARFlow's trainers say of the path from noise to data.
+    """The interpolant from the options of SiT's and ARFlow's trainers.
 
-    Raises ValueError for a model that predicts something else than the velocity.
+    Raises ValueError for a model that does not predict the velocity.
     """
     if (prediction := options.get("prediction", "velocity")) != "velocity":
         raise ValueError(f"the model was trained to predict the {prediction}; only velocities can be sampled here")

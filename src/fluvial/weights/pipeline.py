@@ -1,4 +1,4 @@
-"""A run as a pipeline of diffusers: what `fluvial export RUN --to diffusers` writes, and its folder loads."""
+"""The diffusers pipeline of a run, written by `fluvial export RUN --to diffusers`."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from fluvial.utils.files import json_checksum
 from fluvial.utils.tensors import tensors_checksum
 from fluvial.weights import exporting
 
-PARTS = {  # of `contents`
+PARTS = {  # the keys of `contents`, as text
     "run": "the run in the pipeline's model/config.json",
     "model": "the model in the pipeline",
     "vae": "the autoencoder in the pipeline",
@@ -31,7 +31,7 @@ PARTS = {  # of `contents`
 
 
 def contents(run: Mapping[str, Any], model: nn.Module, vae: Any) -> dict[str, Any]:  # noqa: ANN401 - or None
-    """What a pipeline consists of: the SHA-256 of its run and of the weights, and the autoencoder's configuration."""
+    """SHA-256 of a pipeline's run and weights, with the configuration of its autoencoder."""
     return {
         "run": json_checksum(run),
         "model": tensors_checksum(model.state_dict()),
@@ -41,7 +41,7 @@ def contents(run: Mapping[str, Any], model: nn.Module, vae: Any) -> dict[str, An
 
 
 def _check(model: "FluvialModel", vae: Any) -> None:  # noqa: ANN401
-    """Raises ValueError for parts of a pipeline that are not those which were exported together."""
+    """Raises ValueError if parts of a pipeline are damaged or were not exported together."""
     written, again = model.config["written"], "copy or download the folder again, or repeat `fluvial export`"
     if not written:
         raise ValueError(f"the pipeline carries no checksums of its parts: {again}")
@@ -49,7 +49,7 @@ def _check(model: "FluvialModel", vae: Any) -> None:  # noqa: ANN401
         if part.dtype != torch.float32:
             raise ValueError(f"the pipeline is loaded as float32, which its checksums are of, got {part.dtype}")
     found = contents(model.config["run"], model.network, vae)
-    known = dict(written).get("vae_config") or {}  # later versions of diffusers may have settings besides
+    known = dict(written).get("vae_config") or {}  # later versions of diffusers may add settings
     found["vae_config"] = {name: found["vae_config"].get(name) for name in known}
     for name, what in PARTS.items():
         if json.dumps(found[name], sort_keys=True) != json.dumps(written.get(name), sort_keys=True):
@@ -57,7 +57,7 @@ def _check(model: "FluvialModel", vae: Any) -> None:  # noqa: ANN401
 
 
 class FluvialModel(ModelMixin, ConfigMixin):
-    """A model of this library, with its run (as JSON) as the configuration, and `contents` of its pipeline."""
+    """A model of this library for diffusers, configured by its run (as JSON) and the `contents` of its pipeline."""
 
     @register_to_config
     def __init__(self, run: dict[str, Any], written: dict[str, Any] | None = None) -> None:
@@ -66,7 +66,7 @@ class FluvialModel(ModelMixin, ConfigMixin):
         self.network: nn.Module = method_of(config).Model(config)
 
     def forward(self, *inputs: Any) -> Any:  # noqa: ANN401
-        """What the method's model returns, for what it takes."""
+        """Calls the method's model."""
         return self.network(*inputs)
 
 
@@ -82,8 +82,8 @@ class FluvialPipeline(DiffusionPipeline):
         super().__init__()
         _check(model, vae)
         for part in (model, *([] if vae is None else [vae])):
-            for weight in part.parameters():  # diffusers leaves them where they lie in the file, at any address,
-                weight.data = weight.data.clone()  # and products round otherwise there
+            for weight in part.parameters():  # diffusers maps them from the file, without alignment,
+                weight.data = weight.data.clone()  # which changes rounding in matrix products
         self.register_modules(model=model, vae=vae)
 
     def __call__(
@@ -97,7 +97,7 @@ class FluvialPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> Any:  # noqa: ANN401
-        """`count` images, by default one for each label; labels are given in turn, all classes by default.
+        """Draws `count` images, by default one for each label. Labels are repeated in turn; default: all classes.
 
         Guidance and steps are those of the run unless given. output_type is "pil", "np" (b h w c, in 0 ... 1) or "pt"
         (b c h w, in 0 ... 1).
@@ -112,7 +112,7 @@ class FluvialPipeline(DiffusionPipeline):
         autoencoder = Pixels()
         if self.vae is not None:
             autoencoder = Vae(self.vae, run.autoencoder.name, run.autoencoder.shift, run.autoencoder.scale)
-        # frozen, as a loaded run is: attention picks another kernel, which rounds otherwise, for weights to be trained
+        # frozen like a loaded run: for trainable weights attention uses another kernel, with other rounding
         model = self.model.network.float().requires_grad_(False).eval()
         sampler = Sampler(model=model, run=run, autoencoder=autoencoder)
         classes = tuple(class_labels or ())
@@ -131,7 +131,7 @@ class FluvialPipeline(DiffusionPipeline):
 
 
 def to_diffusers(run: Path | str, out: Path | str, *, license: str = "", step: int | None = None) -> Path:
-    """Writes a pipeline folder of diffusers, with the autoencoder in it and a model card.
+    """Writes a diffusers pipeline folder with the model, its autoencoder and a model card.
 
     DiffusionPipeline.from_pretrained(out, custom_pipeline=out, trust_remote_code=True) draws the images that
     `fluvial sample` draws. Raises ValueError if there is no such run, or something at `out` already.

@@ -1,4 +1,4 @@
-"""Published weights to ours: state dicts of the releases in, models and the runs they belong to out."""
+"""Translation of released state dicts into models and the runs they belong to."""
 
 import re
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from fluvial.utils.translation import reading, translate
 from fluvial.weights import arflow, flowar, labels, sit
 
 FAMILIES: dict[str, ModuleType] = {"sit": sit, "arflow": arflow, "flowar": flowar, "kl16": kl16}
-# published runs, whose training and sampling settings weights of their family get
+# published runs, whose training and sampling settings are used for weights of their method
 RUNS = {"sit": imagenet.imagenet256_sit_xl2, "arflow": imagenet.imagenet256_arflow_xl2}
 FLOWAR_RUNS = {
     "S": imagenet.imagenet256_flowar_s,
@@ -27,33 +27,36 @@ FLOWAR_RUNS = {
     "L": imagenet.imagenet256_flowar_l,
     "H": imagenet.imagenet256_flowar_h,
 }
-STRIDE = {"sit": 8, "arflow": 8, "flowar": 16}  # image pixels along the side of a latent pixel
-SCALE = {"sit": 0.18215, "arflow": 0.18215, "flowar": kl16.SCALE}  # of the latents, in all three releases
+STRIDE = {"sit": 8, "arflow": 8, "flowar": 16}  # image pixels per latent pixel, along a side
+SCALE = {"sit": 0.18215, "arflow": 0.18215, "flowar": kl16.SCALE}  # scale of the latents in each release
 
 
 @dataclass(frozen=True, kw_only=True)
 class Translated:
+    """Released weights as tensors of our model, with the run they belong to."""
+
     kind: str
     size: str
-    """The published size, such as "XL/2", or "" if there is none like it."""
+    """The published size, such as "XL/2"; "" if there is none like it."""
     run: Run
     tensors: dict[str, Lazy]
     dropped: dict[str, str]
-    """What was left out, with the reason."""
+    """Names of tensors that were left out, with the reason."""
     assumed: str = ""
-    """What the file does not tell, and was taken for granted."""
+    """Assumptions about facts that the file does not tell."""
 
 
 def from_state_dict(state_dict: Mapping[str, Tensor], **hints: Any) -> tuple[nn.Module, Run]:  # noqa: ANN401
-    """The model with these released weights of SiT, ARFlow or FlowAR, in float32 and eval mode, and the run it is from.
+    """A model with released SiT, ARFlow or FlowAR weights, in float32 and eval mode, and its run.
 
-    Family and sizes are read off names and shapes. `hints` say what those do not tell: heads, scales (rows of tokens,
+    Method and sizes are read off names and shapes. `hints` are what those do not show: heads, scales (rows of tokens,
     coarse to fine), image_size (one number or height and width, in pixels or latent pixels, whichever fits the tokens),
-    classes or label_drop (else the last row of the class table is taken for that of no class), and any other setting
-    of the method. The run has the release's sampling settings, but no guidance where labels were not dropped. Tensors
-    on the meta device give a model there.
+    classes or label_drop (by default the last row of the class table is taken as the null class), and any other setting
+    of the method. The run has the release's sampling settings, but no guidance if labels were not dropped. Tensors on
+    the meta device give a model on the meta device.
 
-    Raises ValueError naming what is missing, too many, of another shape or type, not finite, or needed as a hint.
+    Raises ValueError naming tensors that are missing, unexpected, of another shape or type, or not finite, and hints
+    that are needed.
     """
     found = translated(state_dict, **hints)
     if any(value.is_meta for value in state_dict.values()):
@@ -65,18 +68,18 @@ def from_state_dict(state_dict: Mapping[str, Tensor], **hints: Any) -> tuple[nn.
 
 
 def telltales(kind: str = "auto") -> list[str]:
-    """Patterns of names that weights of this kind have and no others; of any kind by default."""
+    """Patterns of tensor names that identify weights of this kind, or of all kinds."""
     return [family.TELLTALE for name, family in FAMILIES.items() if kind in ("auto", name)]
 
 
 def kind_of(state_dict: Mapping[str, Tensor]) -> str:
-    """sit, arflow, flowar or kl16. Raises ValueError if it is none of them."""
+    """The kind of these weights: sit, arflow, flowar or kl16. Raises ValueError if it is none of them."""
     for kind, family in FAMILIES.items():
         if any(re.match(family.TELLTALE, key) for key in state_dict):
             return kind
     names = ", ".join(list(state_dict)[:3])
     raise ValueError(
-        f"not the weights of {', '.join(FAMILIES)}: no key is theirs; there are {len(state_dict)} keys: {names} ..."
+        f"not weights of {', '.join(FAMILIES)}: no key is known; there are {len(state_dict)} keys: {names} ..."
     )
 
 
@@ -87,7 +90,7 @@ def translated(
     dtype: torch.dtype | None = None,
     **hints: Any,  # noqa: ANN401
 ) -> Translated:
-    """What `from_state_dict` makes its model of, each tensor made when it is asked for."""
+    """The tensors and the run of released weights; each tensor is made when it is read."""
     kind = kind_of(state_dict) if kind == "auto" else kind
     if kind not in METHODS:
         raise ValueError(f"the weights are those of {kind}, an autoencoder; a generator was expected")
@@ -106,7 +109,7 @@ def translated(
             translation = labels.with_null_row(translation, family.LABELS)
         tensors = translate(state_dict, translation, expected, dtype)
     dropped = {**translation.dropped}
-    dropped |= {key: "a fixed table, which the model makes itself" for key in translation.fixed if key in state_dict}
+    dropped |= {key: "a fixed table, which the model computes itself" for key in translation.fixed if key in state_dict}
     size = size_of(config)
     run = _run(kind, size, config, hints.get("autoencoder", ""))
     return Translated(kind=kind, size=size, run=run, tensors=tensors, dropped=dropped, assumed=classes.assumed)
@@ -115,7 +118,7 @@ def translated(
 def expected_tensors(config: Config, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of the configured model, on the meta device.
 
-    Raises ValueError for a model with more blocks than there are tensors, before hours are spent on making it.
+    Raises ValueError for a model with more blocks than given tensors, as building it could take hours.
     """
     blocks = sum(getattr(config, name, 0) for name in ("depth", "head_depth"))
     if blocks > len(given):
@@ -125,7 +128,7 @@ def expected_tensors(config: Config, given: Mapping[str, Tensor]) -> dict[str, T
 
 
 def size_of(config: Config) -> str:
-    """The published size of that shape, or ""."""
+    """The name of the published size with this shape, or ""."""
     names = ("depth", "width", "heads", "patch", "head", "head_depth", "head_width")
     method, shape = method_of(config), [name for name in names if hasattr(config, name)]
     for name in method.PRESETS:
@@ -136,7 +139,7 @@ def size_of(config: Config) -> str:
 
 
 def _settings(kind: str, hints: Mapping[str, Any]) -> dict[str, Any]:
-    """The hints about the method. Raises ValueError for one that it does not know."""
+    """The hints that are settings of the method. Raises ValueError for an unknown one."""
     known = ["image_size", *(field.name for field in fields(METHODS[kind].Config))]
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in hints.items() if k != "autoencoder"}
     if unknown := [name for name in settings if name not in known]:
@@ -145,7 +148,7 @@ def _settings(kind: str, hints: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _run(kind: str, size: str, config: Config, autoencoder: str) -> Run:
-    """A run with the settings of the published one of this size, or of the one that is most like it."""
+    """A run with the settings of the published run of this size, or of the most similar one."""
     run = FLOWAR_RUNS.get(size, FLOWAR_RUNS["L"])() if kind == "flowar" else RUNS[kind]()
     stride, scale = STRIDE[kind], SCALE[kind]
     if autoencoder == "pixels" or (not autoencoder and config.channels in (1, 3)):
@@ -157,11 +160,11 @@ def _run(kind: str, size: str, config: Config, autoencoder: str) -> Run:
     else:
         raise ValueError(f"no autoencoder of the releases has {config.channels} channels: give autoencoder")
     side = config.size[0] * stride if config.size[0] == config.size[1] else 0
-    optim = replace(run.optim, warmup=0)  # that of a new network, over a quarter of its training
-    # without label drop there is no null branch to guide away from
+    optim = replace(run.optim, warmup=0)  # the published warm-up is for untrained weights
+    # without label drop there is no null branch for guidance
     guidance = run.sample.guidance if config.classes and config.label_drop else Guidance()
     if guidance.channels is not None and guidance.channels > config.channels:
-        guidance = replace(guidance, channels=None)  # all that there are
+        guidance = replace(guidance, channels=None)  # all channels
     sample = replace(run.sample, guidance=guidance)
     data = replace(run.data, size=side)
     return replace(run, method=config, autoencoder=ours, data=data, optim=optim, sample=sample)

@@ -1,6 +1,6 @@
-"""Released SiT weights (github.com/willisma/SiT, models.py) to ours.
+"""Translation of released SiT weights (github.com/willisma/SiT, models.py).
 
-DiT's have the same names and shapes and cannot be told apart, but do not hold a velocity.
+DiT weights have the same names and shapes, so they are accepted, but they do not predict a velocity.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,9 +14,9 @@ from fluvial.nn.dit import SIZES, DiTConfig
 from fluvial.nn.layers import sincos_positions
 from fluvial.utils.translation import Source, Translation, count, latent_size, renamed
 
-TELLTALE = r"blocks\.\d+\.attn\.qkv\."  # names that no other family has
-LABELS = "y_embedder.embedding_table.weight"  # a row a class, and one of no class
-# our prefix -> the release's, outside a block and inside
+TELLTALE = r"blocks\.\d+\.attn\.qkv\."  # names that no other method has
+LABELS = "y_embedder.embedding_table.weight"  # one row per class, and a null class
+# our prefix -> the release's prefix, outside blocks and inside
 OUTSIDE = {
     "embed_t.hidden.": "t_embedder.mlp.0.",
     "embed_t.out.": "t_embedder.mlp.2.",
@@ -30,9 +30,9 @@ ATTENTION = {"attention.qkv.": "attn.qkv.", "attention.out.": "attn.proj."}
 
 
 def config_from(state_dict: Mapping[str, Tensor], *, heads: int | None = None, **hints: Any) -> sit.Config:  # noqa: ANN401
-    """The configuration these weights were made with. Shapes do not tell heads, nor a size that is not square.
+    """The configuration of these weights, read off their shapes, which do not show heads or a size that is not square.
 
-    Raises ValueError naming the hint that is needed: heads of a width that no published size has, or image_size.
+    Raises ValueError naming the hint that is needed: heads for a width that no published size has, or image_size.
     """
     width = len(state_dict["x_embedder.proj.weight"])
     heads = heads or next((size["heads"] for size in SIZES.values() if size["width"] == width), None)
@@ -48,7 +48,7 @@ def settings_from(
     size: tuple[int, int] | None = None,
     **hints: Any,  # noqa: ANN401
 ) -> dict[str, Any]:
-    """The settings shared by SiT and ARFlow, read off the shapes, and the hints."""
+    """The settings shared by SiT and ARFlow, read off the shapes and completed by the hints."""
     width, channels, patch, _ = state_dict["x_embedder.proj.weight"].shape
     tokens = state_dict["pos_embed"].shape[1]
     if size is None and image_size is not None:
@@ -67,22 +67,22 @@ def settings_from(
 
 
 def translation(state_dict: Mapping[str, Tensor], names: Iterable[str], config: sit.Config) -> Translation:
-    """What our tensors of these names are made of."""
+    """The translation to our tensors of these names."""
     return transformer(state_dict, {name: source_of(name, config, ATTENTION) for name in names}, config)
 
 
 def transformer(state_dict: Mapping[str, Tensor], sources: Mapping[str, Source], config: DiTConfig) -> Translation:
-    """A translation with what SiT and ARFlow have besides weights: fixed positions and, unused, a sigma."""
+    """The translation for SiT and ARFlow: these sources, the fixed positions, and the unused sigma to drop."""
     grid = config.size[0] // config.patch, config.size[1] // config.patch
     sigma = len(state_dict["final_layer.linear.weight"]) == 2 * config.patch**2 * config.channels
-    dropped = {"half of final_layer.linear": "the sigma that learn_sigma adds, and no loss ever used"} if sigma else {}
+    dropped = {"half of final_layer.linear": "the sigma that learn_sigma adds, which is never trained"} if sigma else {}
     height, width = config.position_size or config.size
     frame = height / config.patch, width / config.patch
     return Translation(sources, {"pos_embed": lambda: sincos_positions(config.width, grid, frame)[None]}, dropped)
 
 
 def source_of(name: str, config: DiTConfig, attention: Mapping[str, str]) -> Source:
-    """The release's tensor behind ours, in our layout."""
+    """The released tensor from which ours of this name is made, with the change of layout."""
     head, rest, names = "", name, OUTSIDE
     if name.startswith("blocks."):
         _, index, rest = name.split(".", 2)
@@ -92,12 +92,13 @@ def source_of(name: str, config: DiTConfig, attention: Mapping[str, str]) -> Sou
     match name:
         case "embed.project.weight":  # a convolution over (channel, row, column), here over (row, column, channel)
             return Source((key,), lambda value: value.permute(0, 2, 3, 1).flatten(1))
-        case "head.project.weight" | "head.project.bias":  # for each pixel of a patch the velocity, then sigma
+        case "head.project.weight" | "head.project.bias":  # rows: for each pixel of a patch the velocity, then sigma
             return Source((key,), lambda value: _first_channels(value, config))
     return renamed(key)
 
 
 def _first_channels(value: Tensor, config: DiTConfig) -> Tensor:
+    """The rows of the output layer that predict the velocity."""
     if len(value) not in (config.patch**2 * config.channels, 2 * config.patch**2 * config.channels):
         raise IndexError(f"{len(value)} rows are neither velocities nor velocities and sigmas")
     return value.unflatten(0, (config.patch**2, -1))[:, : config.channels].flatten(0, 1)

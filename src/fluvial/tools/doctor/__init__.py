@@ -1,4 +1,4 @@
-"""A run compared with what is expected of it: each deviation with its likely cause and what to do."""
+"""Diagnosis of a run: checks of log, settings and latents, with likely causes and what to do."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,14 +16,21 @@ from fluvial.tools.doctor.latents import check_latents, training_latents
 from fluvial.tools.doctor.level import level
 from fluvial.training import log
 
-MATTER = ("method", "optim.", "data.", "autoencoder.", "train.steps", "train.batch", "train.log_every")
-FOUND = ("data.path", "data.test_path", "data.cache", "data.class_names", "data.digest", "autoencoder.")  # in training
+COMPARED = ("method", "optim.", "data.", "autoencoder.", "train.steps", "train.batch", "train.log_every")
+FOUND = (
+    "data.path",
+    "data.test_path",
+    "data.cache",
+    "data.class_names",
+    "data.digest",
+    "autoencoder.",
+)  # filled in by training
 
 
 def doctor(folder: Path | str, *, fetch: bool = False) -> list[Check]:
-    """All checks of a run folder. Raises ValueError if it is not one, or has no log.
+    """Runs all checks of a run folder. Raises ValueError if it is not one, or has no log.
 
-    Data and autoencoder that are not on this machine are left unchecked unless they may be fetched.
+    Latents are not checked if data or autoencoder would have to be downloaded and `fetch` is False.
     """
     folder = Path(folder)
     run, rows, record = RunFolder(folder).run(), log.read(folder), RunFolder(folder).record()
@@ -42,10 +49,10 @@ def examine(
     recipe: str | None = None,
     continued: bool = False,
 ) -> list[Check]:
-    """All checks of a run and the lines of its log.
+    """Runs all checks on a run and the rows of its log.
 
-    `latents` are some of its training latents, or why there are none; `recipe` is the name of the one it came from;
-    `continued` says that training started from the weights of another run.
+    `latents` are some of its training latents, or the reason why there are none; `recipe` is the name of the recipe it
+    was started from; `continued` is True if training started from the weights of another run.
     """
     known = None if isinstance(latents, str) else latents
     expected = level(run.method, known)
@@ -56,7 +63,7 @@ def examine(
         losses.check_fall(run, rows, expected),
         losses.check_rise(rows),
         losses.check_recipe(rows, bands, changed(run, recipe) if recipe and bands else ()),
-        losses.check_held_out(rows),
+        losses.check_validation(rows),
         progress.check_spikes(rows),
         progress.check_clipping(run, rows),
         *progress.check_events(rows),
@@ -70,6 +77,6 @@ def examine(
 
 
 def changed(run: Run, recipe: str) -> list[str]:
-    """The settings in which a run differs from its recipe, of those that its loss depends on."""
+    """The settings that affect the loss and differ from the recipe."""
     keys = differences(run, recipes.get(recipe))
-    return [key for key in keys if key.startswith(MATTER) and not key.startswith(FOUND)]
+    return [key for key in keys if key.startswith(COMPARED) and not key.startswith(FOUND)]

@@ -1,4 +1,4 @@
-"""Latents of a run's training data, and whether their channels have unit variance."""
+"""The check that latents of the training data have unit variance in every channel."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +22,11 @@ IMAGES = 64
 def training_latents(run: Run, folder: Path, *, fetch: bool = False) -> Float[Tensor, "n c h w"]:
     """A batch of the run's latents, on the CPU.
 
-    Raises ValueError if the data cannot be opened, or, without `fetch`, if that takes more than this machine's files.
+    Raises ValueError if the data cannot be opened, or would have to be downloaded and `fetch` is False.
     """
     place, cache = run.data.place, folder / "latents"
     if run.data.cache and not is_cache(str(cache)):
-        raise ValueError(f"the latents are to be cached in {cache}, and are not there")
+        raise ValueError(f"the latents should be cached in {cache}, but are not there")
     if not fetch and place.startswith(HUB):
         raise ValueError(f"{place} is not on this machine; --fetch True gets it")
     name = run.autoencoder.name
@@ -40,15 +40,15 @@ def training_latents(run: Run, folder: Path, *, fetch: bool = False) -> Float[Te
 
 
 def check_latents(latents: Float[Tensor, "n c h w"]) -> Check:
-    """Standard deviation and mean of every channel of these latents."""
+    """Checks standard deviation and mean of every channel of these latents."""
     values = latents.double().transpose(0, 1).flatten(1)
     std, mean = values.std(1), values.mean(1)
     low, high, centre = float(std.min()), float(std.max()), float(mean.abs().max())
     spread = not (STD[0] <= low and high <= STD[1])
     wrong = not (FAR[0] <= low and high <= FAR[1])
     shifted = not centre <= MEAN
-    advice = "noise of unit variance and the times of training are made for latents of unit variance: set "
-    advice += "autoencoder.statistics measured, or the shift and scale that the autoencoder was published with"
+    advice = "the noise has unit variance, and so should the latents: set "
+    advice += "autoencoder.statistics measured, or the shift and scale published with the autoencoder"
     channels = f"{low:.2f}" if len(std) == 1 else f"{low:.2f} to {high:.2f} over {len(std)} channels"
     return Check(
         name="latents",

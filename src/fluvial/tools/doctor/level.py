@@ -1,12 +1,12 @@
-"""What the velocity loss has to be before anything is learnt, and once the least has been: by arithmetic.
+"""Expected values of the velocity loss: of an untrained model, and of the best model linear in x_t.
 
-Of an entry of the latents with second moment m, at time t,
+For an entry of the latents with second moment m, at time t,
 
-    E u^2 = alpha'^2 m + sigma'^2                                          a model whose output is zero
+    E u^2 = alpha'^2 m + sigma'^2                                          a model with zero output
     min over a of E (u - a x_t)^2 = m w^2 / (alpha^2 m + sigma^2)          the best multiple of x_t
 
 with w = alpha' sigma - alpha sigma'. On the linear path, with m = 1 and uniform t, the means over t are 2 and pi / 2.
-The second holds for any data, as a bound that a model which looks at more than one entry is soon below.
+The second is a bound for any data: a model that uses more than one entry is soon below it.
 """
 
 from typing import NamedTuple
@@ -23,14 +23,16 @@ TIMES = 100_000
 
 
 class Level(NamedTuple):
+    """Expected losses of two trivial models."""
+
     zero: float
-    """The loss of a model whose output is zero, as it is at the start."""
+    """The loss of a model with zero output, as at initialisation."""
     multiple: float
     """The loss of the best multiple of x_t at each t."""
 
 
 def level(config: Config, latents: Float[Tensor, "n c h w"] | None = None) -> Level:
-    """The two losses, with the second moments of these latents, or 1: at the coarse scales of FlowAR a bound."""
+    """The two expected losses, with the second moments of these latents or 1 (an upper bound for coarse scales)."""
     t = TIME_SAMPLINGS[config.time_sampling]((TIMES,), generator=generator(0, "level")).double()
     alpha, sigma, d_alpha, d_sigma = INTERPOLANTS[config.interpolant](t)
     w = d_alpha * sigma - alpha * d_sigma

@@ -1,4 +1,4 @@
-"""Training and held-out loss against what they have to be."""
+"""Checks of the training loss and the validation loss."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,15 +10,18 @@ from fluvial.tools.doctor.level import Level
 from fluvial.training.log import Row, series
 from fluvial.training.optim import learning_rate
 
-START = 1.15  # of the loss of a zero output, that the first line may have: batches differ
-HALFWAY, BELOW = 500, 5000  # steps at the full rate until half of the way to the best multiple of x_t, and all of it
-NEAR_ZERO = 0.02  # of the loss of a zero output: no data that is worth learning gets there
-RISE, FAR = 1.05, 1.15  # over the smoothed minimum
-WINDOW = 5  # lines that the loss is averaged over
+START = 1.15  # the first row may have this multiple of the loss of a zero output, as batches differ
+HALFWAY, BELOW = (
+    500,
+    5000,
+)  # steps at the full learning rate until the loss is halfway to the best multiple of x_t, and below it
+NEAR_ZERO = 0.02  # of the loss of a zero output: only trivial data gets so low
+RISE, FAR = 1.05, 1.15  # ratio to the smoothed minimum
+WINDOW = 5  # rows that the loss is averaged over
 
 
 def check_finite(rows: Sequence[Row]) -> Check:
-    """Whether every logged number of the loss and the gradient is finite."""
+    """Checks that all logged losses and gradient norms are finite."""
     name, expected = "finite numbers", "no NaN, no infinity"
     for row in rows:
         for key in ("loss", "grad_norm", "held_out_loss"):
@@ -32,7 +35,7 @@ def check_finite(rows: Sequence[Row]) -> Check:
 
 
 def check_start(run: Run, rows: Sequence[Row], level: Level, *, continued: bool) -> Check:
-    """The first line of the log against the loss of a zero output."""
+    """Compares the first row of the log with the loss of a zero output."""
     name = "loss at the start"
     steps, loss = _finite(rows)
     if continued:
@@ -42,8 +45,10 @@ def check_start(run: Run, rows: Sequence[Row], level: Level, *, continued: bool)
     if not len(steps):
         return not_checked(name, "no line of the log has a loss")
     high = START * level.zero
-    advice = "a zero output has E|u_t|^2, which no loss should be above: the latents are not of unit variance "
-    advice += "(see there), or the rate is too high: lower optim.lr or lengthen optim.warmup"
+    advice = (
+        "a zero output has the loss E|u_t|^2, and no loss should be above it: the latents do not have unit variance "
+    )
+    advice += "(see latents), or the learning rate is too high: lower optim.lr or lengthen optim.warmup"
     first = float(loss[0])
     verdict = judge(first > 1.05 * level.zero, first > high)
     return Check(
@@ -56,23 +61,23 @@ def check_start(run: Run, rows: Sequence[Row], level: Level, *, continued: bool)
 
 
 def check_fall(run: Run, rows: Sequence[Row], level: Level) -> Check:
-    """How far the loss has fallen, for the steps at the full rate that were taken."""
+    """Compares the fall of the loss with what the number of steps at full learning rate should give."""
     name = "fall of the loss"
     steps, loss = _finite(rows)
     taken = full_rate_steps(run, int(steps[-1])) if len(steps) else 0.0
     if taken < HALFWAY and not (len(loss) and _smooth(loss)[-1] > START * level.zero):
-        return not_checked(name, f"{taken:.0f} steps at the full rate say too little; {HALFWAY} do")
+        return not_checked(name, f"{taken:.0f} steps at the full rate are too few; it needs {HALFWAY}")
     now, halfway = float(_smooth(loss)[-1]), (level.zero + level.multiple) / 2
     high, what = (1.02 * level.multiple, "all") if taken >= BELOW else (halfway, "half")
-    if taken < HALFWAY:  # at any time it is wrong to be above where it started
+    if taken < HALFWAY:  # a loss above that of a zero output is always wrong
         high, what = START * level.zero, "nothing"
     low = NEAR_ZERO * level.zero
     advice = ""
     if now > high:
-        advice = "the model learns less than one number a time could say: the rate is too low or far too high, the "
+        advice = "the model is worse than a multiple of x_t: the learning rate is too low or far too high, the "
         advice += "labels or latents are not those of the images, or weights are frozen. Try to overfit ten images"
     elif now < low:
-        advice = "too good: the latents are nearly constant, or the data is a few images again and again"
+        advice = "too good: the latents are nearly constant, or the data is a few repeated images"
     return Check(
         name=name,
         found=f"{now:.3g} after {taken:,.0f} steps at the full rate",
@@ -83,7 +88,7 @@ def check_fall(run: Run, rows: Sequence[Row], level: Level) -> Check:
 
 
 def check_rise(rows: Sequence[Row]) -> Check:
-    """The smoothed loss at the end against its minimum."""
+    """Compares the smoothed loss at the end with its minimum."""
     name = "rise of the loss"
     steps, loss = _finite(rows)
     if len(loss) < 2 * WINDOW:
@@ -91,7 +96,7 @@ def check_rise(rows: Sequence[Row]) -> Check:
     smooth = _smooth(loss)
     best = int(smooth.argmin())
     ratio = float(smooth[-1] / smooth[best])
-    advice = f"the training came off its path after step {steps[best]:,.0f}: lower optim.lr from there on, clip the "
+    advice = f"the training became worse after step {steps[best]:,.0f}: lower optim.lr from there on, clip the "
     advice += "gradient's norm, or look for what changed in the data"
     return Check(
         name=name,
@@ -103,7 +108,7 @@ def check_rise(rows: Sequence[Row]) -> Check:
 
 
 def check_recipe(rows: Sequence[Row], bands: Mapping[int, tuple[float, float]], differs: Sequence[str]) -> Check:
-    """The loss at some steps against what was measured for the recipe, unless settings that matter differ."""
+    """Compares the loss at some steps with the values measured for the recipe, unless relevant settings differ."""
     name = "loss of the recipe"
     if not bands:
         return not_checked(name, "no losses are known for this recipe")
@@ -115,7 +120,7 @@ def check_recipe(rows: Sequence[Row], bands: Mapping[int, tuple[float, float]], 
         return not_checked(name, f"the log has no loss at steps {', '.join(map(str, bands))}")
     wrong = {step: value for step, value in compared.items() if not bands[step][0] <= value <= bands[step][1]}
     shown = wrong or compared
-    advice = "not the data, the settings or the code that the recipe was measured with: compare the run.json of both, "
+    advice = "data, settings or code differ from those the recipe was measured with: compare the run.json of both, "
     advice += "and the versions in it"
     return Check(
         name=name,
@@ -126,25 +131,25 @@ def check_recipe(rows: Sequence[Row], bands: Mapping[int, tuple[float, float]], 
     )
 
 
-def check_held_out(rows: Sequence[Row]) -> Check:
-    """The held-out loss at the end against its minimum, if the training loss went on falling: overfitting."""
-    name = "held-out loss"
-    steps, held = series(rows, "held_out_loss")
-    steps, held = steps[np.isfinite(held)], held[np.isfinite(held)]
+def check_validation(rows: Sequence[Row]) -> Check:
+    """Compares the validation loss at the end with its minimum: overfitting, if the training loss still fell."""
+    name = "validation loss"
+    steps, validation = series(rows, "held_out_loss")
+    steps, validation = steps[np.isfinite(validation)], validation[np.isfinite(validation)]
     train_steps, loss = _finite(rows)
-    if len(held) < 3 or not len(loss):
-        return not_checked(name, f"{len(held)} held-out losses are too few; it needs 3 (train.validate_every)")
-    best = int(held.argmin())
-    ratio = float(held[-1] / held[best])
+    if len(validation) < 3 or not len(loss):
+        return not_checked(name, f"{len(validation)} validation losses are too few; it needs 3 (train.validate_every)")
+    best = int(validation.argmin())
+    ratio = float(validation[-1] / validation[best])
     then, now = np.interp([steps[best], steps[-1]], train_steps, _smooth(loss))
-    falling = bool(now <= 1.02 * then and now <= FAR * _smooth(loss).min())  # and did not come back from a crash
+    falling = bool(now <= 1.02 * then and now <= FAR * _smooth(loss).min())  # and is not recovering from a divergence
     found = f"{_over(ratio)} the minimum, at step {steps[best]:,.0f}"
     if ratio > RISE:
         found += _worst_bucket(rows, int(steps[best]))
     advice = f"overfitting from step {steps[best]:,.0f} on: the training loss went on from {then:.3g} to {now:.3g}. "
-    advice += "Stop there, or take more data, data.flip, dropout or a smaller model"
+    advice += "Stop there, or use more data, data.flip, dropout or a smaller model"
     if not falling:
-        advice = "the training loss rises as well, so this is no overfitting: see the rise of the loss"
+        advice = "the training loss rises as well, so this is not overfitting: see the rise of the loss"
     return Check(
         name=name,
         found=found,
@@ -155,11 +160,12 @@ def check_held_out(rows: Sequence[Row]) -> Check:
 
 
 def _over(ratio: float) -> str:
+    """The ratio as text: a percentage below 2, a multiple above."""
     return f"{100 * (ratio - 1):.1f} % over" if ratio < 2 else f"{ratio:,.3g} times"
 
 
 def _worst_bucket(rows: Sequence[Row], best: int) -> str:
-    """The bucket of time whose held-out loss rose the most since that step, in words."""
+    """The bucket of time whose validation loss rose the most since that step, as text."""
     logged = [row for row in rows if isinstance(row.get("held_out_by_time"), list)]
     before = next((row["held_out_by_time"] for row in logged if row["step"] == best), None)
     if before is None or len(logged[-1]["held_out_by_time"]) != len(before):
@@ -173,19 +179,20 @@ def _worst_bucket(rows: Sequence[Row], best: int) -> str:
 
 
 def full_rate_steps(run: Run, step: int) -> float:
-    """Steps 0 ... step - 1, each counted by its learning rate over the peak."""
+    """The sum over steps 0 ... step - 1 of the learning rate relative to its peak."""
     at = np.unique(np.linspace(0, max(0, step - 1), 1000).round().astype(int))
     rates = [learning_rate(run.optim, int(i), run.train.steps) for i in at]
     return float(np.mean(rates)) / run.optim.lr * step
 
 
 def _finite(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the logged training losses that are finite."""
     steps, loss = series(rows, "loss")
     return steps[np.isfinite(loss)], loss[np.isfinite(loss)]
 
 
 def _smooth(loss: np.ndarray) -> np.ndarray:
-    """The mean of each line and the few before it."""
+    """The running mean of each row and the few before it."""
     sums = np.concatenate([[0.0], np.cumsum(loss)])
     end = np.arange(1, len(loss) + 1)
     start = np.maximum(0, end - WINDOW)

@@ -1,4 +1,4 @@
-"""Speed, gradient, skipped steps and roll-backs: what the log says of how the training went."""
+"""Checks of training speed, gradient norms, skipped steps and roll-backs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,22 +9,22 @@ from fluvial.config import Run
 from fluvial.tools.doctor.check import Check, judge, not_checked
 from fluvial.training.log import Row, series
 
-BEFORE = 20  # lines that a gradient's norm is compared with
-SPIKE, HUGE = 6.0, 30.0  # times their median
+BEFORE = 20  # rows whose median a gradient norm is compared with
+SPIKE, HUGE = 6.0, 30.0  # multiples of that median
 SLOWER, HALF = 0.8, 0.5  # of the speed of the first half
-CLIPPED = 0.95  # of the lines
+CLIPPED = 0.95  # of the rows
 SKIPPED = 0.01  # of the steps
 
 
 def check_speed(rows: Sequence[Row]) -> Check:
-    """Images a second at the end against the first half, without the first line, which compiles and warms up."""
+    """Compares images/s at the end with the first half, without the first row, which includes compilation."""
     name = "images/s"
     _, speed = series(rows, "images_per_second")
     speed = speed[1:]
     if len(speed) < 8:
         return not_checked(name, f"{len(speed)} lines with images/s after the first are too few; it needs 8")
     first, last = float(np.median(speed[: len(speed) // 2])), float(np.median(speed[-(len(speed) // 4) :]))
-    advice = "something else computes on this machine, the GPU is hot or its memory full, or the data comes "
+    advice = "another program runs on this machine, the GPU is hot or its memory full, or the data comes "
     advice += "from a slow disk: look at nvidia-smi or top while it runs, and cache the latents (data.cache)"
     return Check(
         name=name,
@@ -36,7 +36,7 @@ def check_speed(rows: Sequence[Row]) -> Check:
 
 
 def check_spikes(rows: Sequence[Row]) -> Check:
-    """Each line's gradient norm against the median of those before it."""
+    """Compares each row's gradient norm with the median of those before it."""
     name = "gradient spikes"
     steps, norm = _finite_norm(rows)
     if len(norm) < 6:
@@ -45,7 +45,7 @@ def check_spikes(rows: Sequence[Row]) -> Check:
     ratios = norm[5:] / np.maximum(medians, 1e-30)
     worst, spikes = int(ratios.argmax()), int((ratios > SPIKE).sum())
     found = f"largest {ratios[worst]:.3g} times the median before it, at step {steps[5 + worst]:,.0f}"
-    advice = "a bad batch, or a rate at the edge of what is stable: look for broken images, set optim.clip norm with "
+    advice = "a bad batch, or a learning rate close to divergence: look for broken images, set optim.clip norm with "
     advice += "clip_at 1, lower optim.lr or betas[1]"
     return Check(
         name=name,
@@ -57,18 +57,18 @@ def check_spikes(rows: Sequence[Row]) -> Check:
 
 
 def check_clipping(run: Run, rows: Sequence[Row]) -> Check:
-    """The share of logged steps after the warm-up whose gradient was clipped by its norm."""
+    """Checks the fraction of steps after the warm-up whose gradient was clipped by its norm."""
     name = "clipping"
     if run.optim.clip != "norm":
-        return not_checked(name, f"optim.clip is {run.optim.clip}, of which the norm says nothing")
+        return not_checked(name, f"optim.clip is {run.optim.clip}, not norm")
     steps, norm = _finite_norm(rows)
     norm = norm[steps > run.optim.warmup]
     if len(norm) < 5:
         return not_checked(name, f"{len(norm)} lines after the warm-up are too few; it needs 5")
     share, median = float((norm > run.optim.clip_at).mean()), float(np.median(norm))
     always = share >= CLIPPED
-    advice = "the length of the gradient has no say, only its direction: AdamW hides it, but every outlier counts as "
-    advice += f"much as a typical batch; a clip_at of about {3 * median:.2g} would cut spikes alone"
+    advice = "every gradient is scaled to the same norm: AdamW hides it, but every outlier counts as "
+    advice += f"much as a typical batch; a clip_at of about {3 * median:.2g} would only clip spikes"
     return Check(
         name=name,
         found=f"{100 * share:.0f} % of steps, median norm {median:.3g}",
@@ -79,7 +79,7 @@ def check_clipping(run: Run, rows: Sequence[Row]) -> Check:
 
 
 def check_events(rows: Sequence[Row]) -> list[Check]:
-    """Skipped steps and roll-backs, if the log has any."""
+    """Checks of skipped steps and roll-backs, if the log has any."""
     checks = []
     skipped = max((int(row["skipped"]) for row in rows if isinstance(row.get("skipped"), int | float)), default=0)
     if skipped:
@@ -110,11 +110,12 @@ def check_events(rows: Sequence[Row]) -> list[Check]:
 
 
 def _modules(rows: Sequence[Row], key: str) -> str:
-    """Where the first number that was not finite arose, the most frequent module first, in words."""
+    """The modules that first produced non-finite numbers, the most frequent first, as text."""
     names = Counter(row["first_non_finite"] for row in rows if key in row and row.get("first_non_finite"))
     return f", first in {', '.join(name for name, _ in names.most_common(3))}" if names else ""
 
 
 def _finite_norm(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the logged gradient norms that are finite."""
     steps, norm = series(rows, "grad_norm")
     return steps[np.isfinite(norm)], norm[np.isfinite(norm)]

@@ -1,4 +1,4 @@
-"""Learning rate, moving average, and settings that cannot work together."""
+"""Checks of learning rate, schedule, moving average, and contradictory settings."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,13 @@ from fluvial.methods import method_of
 from fluvial.tools.doctor.check import Check, judge, not_checked
 from fluvial.training.log import Row
 
-RATE, BATCH, WIDTH = 1e-4, 256, 1152  # of AdamW in the published SiT-XL/2
-FACTOR, FAR = 4.0, 16.0  # off the rule
-EMA = (0.005, 0.2)  # averaging length over steps taken
+RATE, BATCH, WIDTH = 1e-4, 256, 1152  # AdamW's learning rate, batch and width of the published SiT-XL/2
+FACTOR, FAR = 4.0, 16.0  # factors from the rule of thumb
+EMA = (0.005, 0.2)  # length of the average relative to the steps taken
 
 
 def check_rate(run: Run) -> Check:
-    """The peak rate against 1e-4 at 256 images, scaled with the batch or its root; narrow models take more."""
+    """Compares the peak learning rate with 1e-4 at 256 images, scaled by batch and width."""
     images = run.images_per_step
     ratio, narrow = images / BATCH, max(1.0, WIDTH / run.method.width)
     rules = sorted((RATE * ratio, RATE * ratio**0.5))
@@ -22,7 +22,7 @@ def check_rate(run: Run) -> Check:
     off = max(low / lr, lr / high)
     advice = f"the rule is 1e-4 at 256 images, times the ratio of batches ({ratio:.3g}) or its root, and up "
     advice += f"to {narrow:.2g} times more for a width of {run.method.width}, not {WIDTH}. "
-    advice += "A rate so low learns slowly: raise optim.lr" if lr < low else "So high it may diverge: lower optim.lr"
+    advice += "This rate learns slowly: raise optim.lr" if lr < low else "This rate may diverge: lower optim.lr"
     return Check(
         name="learning rate",
         found=f"{lr:.2g} at {images:,} images a step",
@@ -33,7 +33,7 @@ def check_rate(run: Run) -> Check:
 
 
 def check_schedule(run: Run) -> Check:
-    """The warm-up against the length of the run, and where the cosine ends."""
+    """Checks the warm-up against the length of the run, and the final learning rate."""
     optim, steps = run.optim, run.train.steps
     expected = "warm-up within half of the run, cosine down to a fifth of the peak or less"
     found = f"warm-up {optim.warmup:,} of {steps:,} steps, then {optim.schedule}"
@@ -53,14 +53,14 @@ def check_schedule(run: Run) -> Check:
 
 
 def check_average(run: Run, rows: Sequence[Row]) -> Check:
-    """How many steps the moving average looks back on, against the steps taken."""
+    """Compares the length of the moving average with the number of steps taken."""
     name, taken = "moving average", rows[-1]["step"]
     if not taken:
         return not_checked(name, "no steps were taken")
     length = 1 / (1 - run.train.ema_decay)
     low, high = EMA[0] * taken, EMA[1] * taken
     good = min(0.99999, round(1 - 1 / max(1.0, 0.05 * taken), 5))
-    advice = "the samples are of weights of long ago" if length > high else "the average is hardly one"
+    advice = "the averaged weights lag far behind" if length > high else "the average is too short to matter"
     return Check(
         name=name,
         found=f"{length:,.0f} steps, {100 * length / taken:.2g} % of {taken:,}",
@@ -71,7 +71,7 @@ def check_average(run: Run, rows: Sequence[Row]) -> Check:
 
 
 def check_together(run: Run) -> Check:
-    """Settings that cannot work together, all that there are."""
+    """Lists all settings that contradict each other."""
     wrong, odd = [], []
     method, guidance = run.method, run.sample.guidance
     scales = len(method_of(method).scales(method)) or 1
@@ -88,15 +88,17 @@ def check_together(run: Run) -> Check:
     if run.optim.clip == "value" and run.optim.clip_at < run.optim.lr:
         odd.append(f"optim.clip_at {run.optim.clip_at:g} is below optim.lr: nearly every entry is clipped")
     if run.data.flip and (run.data.path or run.data.name) in ("digits", "mnist-5k"):
-        odd.append("data.flip with digits: mirror images of them are none")
+        odd.append("data.flip with digits: mirrored digits are not digits")
     if method.context_noise and not run.sample.context_noise:
-        odd.append("method.context_noise without sample.context_noise: what it was trained for is not used")
+        odd.append("method.context_noise without sample.context_noise: trained for, but not used in sampling")
     if run.train.log_every > run.train.steps // 10 and run.train.steps >= 100:
-        odd.append(f"train.log_every {run.train.log_every}: fewer than ten lines of log to judge by")
+        odd.append(f"train.log_every {run.train.log_every}: fewer than ten rows of log")
     return Check(
         name="settings together",
         found="; ".join(wrong + odd) or "no contradiction",
         expected="no contradiction",
         verdict=judge(bool(odd), bool(wrong)),
-        advice="set one of the two otherwise, and train anew where it is of the method" if wrong or odd else "",
+        advice="change one of the two settings; settings of method need training from the start"
+        if wrong or odd
+        else "",
     )

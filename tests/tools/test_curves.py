@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib")
 
 
 def rows(steps=10, factor=1.0, start=1000.0):
-    """A line every 100 steps and 36 s, the held-out loss at every second."""
+    """A line every 100 steps and 36 s, the validation loss at every second."""
     made = []
     for i in range(1, steps + 1):
         line = {"step": 100 * i, "loss": factor * (1 + 1 / i), "lr": 1e-3 / i, "grad_norm": 0.5 * i}
@@ -43,14 +43,14 @@ def folder(path, made, recipe="digits-arflow"):
 def test_what_is_drawn_is_what_was_logged():
     figure = curves.figure([History(name="a", rows=rows()), History(name="b", rows=rows(5, factor=2))])
     drawn = panels(figure)
-    assert list(drawn) == ["training loss", "held-out loss", "learning rate", "gradient norm", "images/s"]
-    for title, key in (("training loss", "loss"), ("learning rate", "lr"), ("held-out loss", "held_out_loss")):
+    assert list(drawn) == ["training loss", "validation loss", "learning rate", "gradient norm", "images/s"]
+    for title, key in (("training loss", "loss"), ("learning rate", "lr"), ("validation loss", "held_out_loss")):
         for name, made in (("a", rows()), ("b", rows(5, factor=2))):
             x, y = line(drawn[title], name)
             expected = [(row["step"], row[key]) for row in made if key in row]
             np.testing.assert_allclose(np.stack([x, y], 1), expected, err_msg=f"{title} of {name}")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
-    assert drawn["gradient norm"].get_yscale() == "log" and drawn["held-out loss"].get_yscale() == "linear"
+    assert drawn["gradient norm"].get_yscale() == "log" and drawn["validation loss"].get_yscale() == "linear"
 
 
 def test_a_long_training_loss_is_smoothed_and_the_raw_one_is_faint():
@@ -90,10 +90,10 @@ def test_scores_and_buckets_have_panels_of_their_own():
         made.append({"step": step, "score": {"class_accuracy": step / 1000, "frechet": 5.0}})
     drawn = panels(curves.figure([History(name="a", rows=made)]))
     assert line(drawn["score: class accuracy"], "a")[1].tolist() == [0.2, 0.4]
-    by_time = drawn["held-out loss by time t"]
+    by_time = drawn["validation loss by time t"]
     assert len(by_time.get_lines()) == 9  # nothing was drawn in the first
     assert line(by_time, "0.2 to 0.3")[1].tolist() == [4.0, 6.0]
-    assert line(drawn["held-out loss by scale"], "scale 2")[1].tolist() == [2.0, 2.0]
+    assert line(drawn["validation loss by scale"], "scale 2")[1].tolist() == [2.0, 2.0]
     several = panels(curves.figure([History(name="a", rows=made), History(name="b", rows=rows())]))
     assert "score: frechet" in several and not any("by time" in title for title in several)
 

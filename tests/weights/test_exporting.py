@@ -52,6 +52,12 @@ def run(request, tmp_path):
     return folder_of(Run(method=config(request.param, 1), sample=sample), tmp_path / "run")
 
 
+def to_diffusers(*arguments):
+    from fluvial.weights.pipeline import to_diffusers as export
+
+    return export(*arguments)
+
+
 def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -287,7 +293,7 @@ def test_a_run_goes_to_the_hub(tmp_path, hub):
     assert hub.files[f"/put/{large['oid']}"] == (tmp_path / "out" / "model.safetensors").read_bytes()
     hub.private = False  # a repository that is there already, for all to see
     refused = upload(hub, run, "--repo", "me/model")
-    assert refused.returncode == 1 and "it is there already, and public" in refused.stderr
+    assert refused.returncode == 1 and "it exists and is public" in refused.stderr
     hub.refuse = True
     seen = len(hub.seen)
     refused = upload(hub, run, "--repo", "me/model/more")

@@ -23,7 +23,7 @@ LINES, EVERY = 60, 20
 
 
 def healthy():
-    """The log of a run as it should be: 60 lines, held-out losses at every fifth, the loss from 1.6 down to 0.4."""
+    """The log of a run as it should be: 60 lines, validation losses at every fifth, the loss from 1.6 down to 0.4."""
     rows = []
     for i in range(1, LINES + 1):
         loss = 0.4 + 1.2 * math.exp(-i / 10)
@@ -93,7 +93,7 @@ DEFECTS = {
         "rise of the loss",
         {"rows": changed_rows(lambda i, row: {"loss": 0.403 + 0.02 * (i - 50)} if i > 50 else {})},
     ),
-    "overfits": ("held-out loss", {"rows": overfitted()}),
+    "overfits": ("validation loss", {"rows": overfitted()}),
     "spikes": ("gradient spikes", {"rows": changed_rows(lambda i, row: {"grad_norm": 60.0} if i == 40 else {})}),
     "is always clipped": ("clipping", {"rows": changed_rows(lambda i, row: {"grad_norm": 20.0 + i % 3})}),
     "skips": ("skipped steps", {"rows": [*healthy(), {"step": 1200, "skipped": 40, "time": 1100.0}]}),
@@ -124,20 +124,22 @@ def test_one_defect_is_one_wrong_check(defect):
 
 
 def test_overfitting_is_dated_and_placed():
-    found = verdicts(rows=overfitted())["held-out loss"]
+    found = verdicts(rows=overfitted())["validation loss"]
     assert "at step 600" in found.found and "most at t from 0.7 to 0.8" in found.found
     last, then = 0.5 + 1.2 * math.exp(-6), 0.5 + 1.2 * math.exp(-3)
     assert f"{100 * (last * 1.5 / then - 1):.1f} %" in found.found
     assert "overfitting from step 600" in found.advice
     both = changed_rows(lambda i, row: {"loss": row["loss"] * (1 + i / 30)}, overfitted())
-    assert "no overfitting" in verdicts(rows=both)["held-out loss"].advice
+    assert "not overfitting" in verdicts(rows=both)["validation loss"].advice
 
 
 def test_a_run_that_blew_up_did_not_overfit():
     rows = changed_rows(lambda i, row: {"loss": 800.0 - 10 * i} if i > 5 else {}, overfitted())
     found = verdicts(rows=rows)
     assert found["rise of the loss"].verdict == found["fall of the loss"].verdict == "wrong"
-    assert "no overfitting" in found["held-out loss"].advice and "times the minimum" in found["rise of the loss"].found
+    assert (
+        "not overfitting" in found["validation loss"].advice and "times the minimum" in found["rise of the loss"].found
+    )
     early = verdicts(rows=[row for row in rows if row["step"] <= 300])["fall of the loss"]
     assert early.verdict == "wrong" and "nothing of the way" in early.expected
 
@@ -225,7 +227,7 @@ def test_steps_are_counted_by_their_rate():
 def test_what_cannot_be_judged_is_not():
     rows = [{"step": 20, "loss": 1.9, "lr": 1e-3}]  # an older, shorter log
     found = verdicts(rows=rows, latents="the data is elsewhere", continued=True)
-    for name in ("loss at the start", "fall of the loss", "rise of the loss", "held-out loss", "gradient spikes"):
+    for name in ("loss at the start", "fall of the loss", "rise of the loss", "validation loss", "gradient spikes"):
         assert found[name].verdict == "not checked", name
     assert found["latents"].verdict == "not checked" and found["latents"].advice == "the data is elsewhere"
     assert found["images/s"].verdict == found["clipping"].verdict == "not checked"
@@ -267,7 +269,7 @@ def test_the_command_prints_the_table_and_its_code_says_whether_something_is_wro
     assert "1 wrong" in capsys.readouterr().out
     monkeypatch.setenv("COLUMNS", "80")  # too narrow for a column of advice, which comes after the table
     assert main(["doctor", str(tmp_path / "bad")]) == 1
-    assert "wrong gradient spikes: a bad batch, or a rate" in capsys.readouterr().out
+    assert "wrong gradient spikes: a bad batch, or a learning" in capsys.readouterr().out
     assert main(["doctor", str(tmp_path)]) == 1 and "not a run folder" in capsys.readouterr().err
     assert main(["doctor"]) == 2 and main(["doctor", "--help"]) == 0
 

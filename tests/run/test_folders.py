@@ -20,7 +20,7 @@ from fluvial.utils.files import json_checksum
 from fluvial.utils.tensors import tensors_checksum
 from fluvial.weights.importing import import_weights
 
-FOLDERS = Path(__file__).parent / "folders"
+FOLDERS = Path(__file__).parents[1] / "folders"
 WEIGHTS = {
     2: "ee36c35aa2ce8b752072e0da0df286ff8204fcb31a72c2f0b82db66c6b22f7fd",
     4: "188b8e24a34f03cdfddcca30a355971f4dbc1beb3ff951ec1b019008606fd209",
