@@ -34,10 +34,11 @@ def ema(arguments: list[str]) -> None:
     folder = Path(name).resolve()
     label = f"{options.length:.3f}" if float(f"{options.length:.3f}") == options.length else f"{options.length:g}"
     out = options.out or folder.with_name(f"{folder.name}-ema-{label}")
-    run, record = RunFolder(name).run(), RunFolder(name).record()
-    rebuilt = power_ema.rebuild(folder / "ema", length=options.length, step=options.step)
+    there, averages = RunFolder(name), RunFolder(folder).averages
+    run, record = there.run(), there.record()
+    rebuilt = power_ema.rebuild(averages, length=options.length, step=options.step)
     if wrong := other_weights(empty_model(run.method).state_dict(), rebuilt.tensors):
-        raise ValueError(f"{folder / 'ema'} holds averages of another model than {folder / 'run.json'}: {wrong}")
+        raise ValueError(f"{averages} holds averages of another model than {folder / 'run.json'}: {wrong}")
     meta = checkpoint.read(folder, checkpoint.load_meta)
     seconds = meta["seconds"] * rebuilt.step / max(1, meta["step"])  # of the steps behind it: all take about as long
     origin = {"length": options.length, "step": rebuilt.step, "from": name}

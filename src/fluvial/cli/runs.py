@@ -107,7 +107,7 @@ def train(arguments: list[str]) -> None:
         f"a run folder to go on with, or to start another from with --out; or one of: {', '.join(recipes.RECIPES)}"
     )
     name, rest = positional(arguments, "train", "RECIPE|RUN", meaning)
-    if name not in recipes.RECIPES and (Path(name) / "run.json").exists():
+    if name not in recipes.RECIPES and RunFolder(name).exists():
         return _train_further(Path(name), rest)
     try:
         run = recipes.get(name)
@@ -169,7 +169,8 @@ def _train(run: Run, out: Path, options: TrainOptions, **origin: Any) -> None:  
     device = device_of(options.device)
     sampler = train_run(run, out, device=device, **origin)
     if first:
-        drawn = f"; pictures in {out / 'samples'}" if (out / "samples").exists() else ""
+        pictures = RunFolder(out).samples
+        drawn = f"; pictures in {pictures}" if pictures.exists() else ""
         print(f"{out}: {sampler.step} steps in {sampler.seconds:.0f} s{drawn}")
 
 
@@ -196,7 +197,8 @@ def sample(arguments: list[str]) -> None:
     classes = _ids(options.classes, sampler.run) or None
     given = {"classes": classes, "seed": options.seed, "settings": options.sample, "trajectory": options.gif}
     samples = sampler.sample(options.count, **given)
-    saved = samples.save(options.out or folder / "samples", columns=options.columns, npz=options.npz, gif=options.gif)
+    out = options.out or RunFolder(folder).samples
+    saved = samples.save(out, columns=options.columns, npz=options.npz, gif=options.gif)
     if samples.images.shape[1] not in (1, 3):
         print(f"no pictures: they need 1 or 3 channels, the images have {samples.images.shape[1]}")
     print(f"{options.count} images; evaluations of the network for each: {evaluations(samples.nfe)}")

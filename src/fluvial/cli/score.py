@@ -11,6 +11,7 @@ from rich.table import Table
 from fluvial.cli.arguments import check_output, device_of, of_a_run, parse, positional
 from fluvial.cli.output import console
 from fluvial.metrics import report
+from fluvial.run.folder import RunFolder
 from fluvial.run.load import default_device
 from fluvial.run.score import score as measure_images
 from fluvial.sampling.settings import SampleConfig
@@ -97,7 +98,7 @@ class MeasuredRun(Measured):
 def score(arguments: list[str]) -> None:
     name, rest = positional(arguments, "score", "WHAT", WHAT)
     path = Path(name).expanduser()
-    is_run = (path / "run.json").exists()
+    is_run = RunFolder(path).exists()
     if is_run:
         _, _, options = of_a_run(MeasuredRun, arguments, "score", DESCRIPTION)
     else:
@@ -109,7 +110,7 @@ def score(arguments: list[str]) -> None:
         return _put_beside(report.read(path), name, there, str(options.against))
     if not is_run and not options.reference:
         raise UsageError(f"{name} is not a run folder (it has no run.json), and images need a --reference")
-    out = options.out or (path / "score.json" if is_run else None)
+    out = options.out or (RunFolder(path).card if is_run else None)
     if is_run and options.size and options.reference in ("", "test", "train") and not options.training:
         raise UsageError("--size is for images that are named; the run's own data are cut as in training")
     if options.nearest and out is None:

@@ -39,6 +39,17 @@ def image_set(data: Any, what: str = "images") -> ImageSet:  # noqa: ANN401 - wh
     )
 
 
+def image_sets(data: Any, validation: Any) -> tuple[ImageSet | None, ImageSet | None]:  # noqa: ANN401
+    """Training and validation images given in place of a run's own, as for `image_set`; None for those not given.
+
+    Raises ValueError for validation images without training images.
+    """
+    if data is None and validation is not None:
+        raise ValueError("validation images were given without training images: give both, or neither")
+    images = None if data is None else image_set(data)
+    return images, None if validation is None else image_set(validation, "validation images")
+
+
 def checked(images: Any, what: str = "images") -> ImageSet:  # noqa: ANN401 - whatever was given
     """A data set given in Python, with labels as int64. Raises ValueError if it is not as described here.
 
@@ -51,7 +62,7 @@ def checked(images: Any, what: str = "images") -> ImageSet:  # noqa: ANN401 - wh
         raise ValueError(f"{what}: class_names must be a tuple of the names, () for none, got {names!r}")
     if len(set(names)) < len(names):
         raise ValueError(f"{what}: class_names must differ, got {names!r}")
-    if not isinstance(pixels, ImageReader) or isinstance(pixels, Tensor):
+    if not isinstance(pixels, ImageReader):
         _check_pixels(pixels, what)
     if len(pixels) == 0:
         raise ValueError(f"{what}: the data set has no images")
@@ -116,22 +127,27 @@ def is_place(data: Any) -> bool:  # noqa: ANN401 - whatever was given
     return isinstance(data, str | Path)
 
 
-class Items:
+class Items(ImageReader):
     """The images of a map-style dataset, read whenever they are needed."""
 
     def __init__(self, dataset: Any, chosen: Sequence[int], shape: tuple[int, int, int], what: str) -> None:  # noqa: ANN401
         self.dataset, self.chosen, self.what = dataset, chosen, what
-        self.shape = (len(chosen), *shape)
+        self.of_one = shape
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(n, c, h, w)."""
+        return (len(self.chosen), *self.of_one)
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def subset(self, kept: Sequence[int]) -> "Items":
-        return Items(self.dataset, [self.chosen[i] for i in kept], self.shape[1:], self.what)
+        return Items(self.dataset, [self.chosen[i] for i in kept], self.of_one, self.what)
 
     def read(self, indices: Sequence[int], corners: np.ndarray | None = None) -> UInt8[Tensor, "b c h w"]:
         """Pixels of these images. Raises ValueError for one of another shape or type than the first."""
-        return torch.stack([_pixels(self.dataset, self.chosen[i], self.what, self.shape[1:])[0] for i in indices])
+        return torch.stack([_pixels(self.dataset, self.chosen[i], self.what, self.of_one)[0] for i in indices])
 
 
 def _of_dataset(dataset: Any, what: str) -> ImageSet:  # noqa: ANN401

@@ -9,6 +9,7 @@ hub:OWNER/NAME              a data set on the Hugging Face hub
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from os import cpu_count
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -116,24 +117,24 @@ class DataConfig:
         return HUB + self.name
 
 
-@runtime_checkable
-class ImageReader(Protocol):
+class ImageReader(ABC):
     """Images that are read when they are needed, in place of a tensor."""
 
     @property
+    @abstractmethod
     def shape(self) -> tuple[int, int, int, int]:
         """(n, c, h, w)."""
-        ...
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def subset(self, kept: Sequence[int]) -> "ImageReader":
         """These images alone."""
-        ...
 
+    @abstractmethod
     def read(self, indices: Sequence[int], corners: np.ndarray | None = None) -> UInt8[Tensor, "b c h w"]:
         """Pixels of these images; for random crops, at these corners."""
-        ...
 
 
 class ImageSet(NamedTuple):
@@ -164,7 +165,7 @@ class ImageSet(NamedTuple):
         return self._replace(pixels=pixels, labels=labels, skipped=skipped)
 
 
-class Files:
+class Files(ImageReader):
     """Images on disk, decoded by several threads each time they are read."""
 
     def __init__(self, source: Source, config: DataConfig, chosen: Sequence[int] | None = None) -> None:

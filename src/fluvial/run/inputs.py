@@ -37,24 +37,33 @@ class Inputs:
     held_out: Examples | None
 
 
-def open_autoencoder(config: AutoencoderConfig) -> Autoencoder:
-    """The autoencoder with the configured shift and scale, or its own.
+def open_autoencoder(config: AutoencoderConfig, given: Autoencoder | None = None) -> Autoencoder:
+    """The autoencoder of that name, or the one `given` in Python, with the configured shift and scale, or its own.
 
     Raises ValueError if there is none of that name, or its weights are not those that the configuration was made with.
     """
+    if given is None:
+        autoencoder = _named(config)
+        wrong = f"weights have the hash {config.hash}, {config.name!r} has {autoencoder.hash}"
+        advice = "name the right one (--autoencoder of sample and score, --autoencoder.name of train)"
+    else:
+        autoencoder = given
+        wrong = f"hash is {config.hash}, got {type(given).__name__} whose hash is {given.hash}"
+        advice = "give the one that the run was trained with"
+    if config.hash and autoencoder.hash != config.hash:
+        raise ValueError(f"the run was made with an autoencoder whose {wrong}; {advice}")
+    return autoencoder.standardised(config.shift, config.scale) if config.shift else autoencoder
+
+
+def _named(config: AutoencoderConfig) -> Autoencoder:
+    """The autoencoder of that name as it is published. Raises ValueError if there is none."""
     file = Path(config.name).suffix in WEIGHT_FILES
     if file and not Path(config.name).exists():
         raise ValueError(
             f"the autoencoder {config.name} is not there: name its file or folder with --autoencoder; "
             f"{missing(config.name)}"
         )
-    autoencoder = kl16.load(config.name) if file else autoencoders.load(config.name)
-    if config.hash and autoencoder.hash != config.hash:
-        raise ValueError(
-            f"the run was made with an autoencoder whose weights have the hash {config.hash}, {config.name!r} has "
-            f"{autoencoder.hash}; name the right one (--autoencoder of sample and score, --autoencoder.name of train)"
-        )
-    return autoencoder.standardised(config.shift, config.scale) if config.shift else autoencoder
+    return kl16.load(config.name) if file else autoencoders.load(config.name)
 
 
 def open_inputs(
@@ -76,7 +85,7 @@ def open_inputs(
     for place in (run.data.place, run.data.test_path) if images is None else ():
         if place and place not in (*data_images.BUILT_IN, "given"):
             check_there(place)  # before anything is downloaded or read
-    autoencoder = (autoencoder or open_autoencoder(run.autoencoder)).to(device)
+    autoencoder = open_autoencoder(run.autoencoder, autoencoder).to(device)
     run, train, test = _open_data(run, autoencoder, images, held_out, cache, device, tell)
     if not run.autoencoder.shift and run.autoencoder.statistics == "measured":
         autoencoder.standardised(*_measured(train, autoencoder, device))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fluvial.autoencoders import Autoencoder, AutoencoderConfig
+from fluvial.autoencoders import Autoencoder
 from fluvial.config import Run, to_json
 from fluvial.data.labels import class_ids
 from fluvial.evaluation.images import Images
@@ -207,13 +207,13 @@ def load(
     """
     there = RunFolder(folder)
     run = there.run()
-    if isinstance(autoencoder, str | Path) and str(autoencoder):
+    given = None if isinstance(autoencoder, str | Path) else autoencoder
+    if given is None and str(autoencoder):
         run = replace(run, autoencoder=replace(run.autoencoder, name=str(autoencoder)))
     if precision is not None:
         run = replace(run, sample=replace(run.sample, precision=precision))
     device = device or default_device()
-    named = isinstance(autoencoder, str | Path)
-    decoder = open_autoencoder(run.autoencoder) if named else own_autoencoder(run.autoencoder, autoencoder)
+    decoder = open_autoencoder(run.autoencoder, given)
     model = empty_model(run.method)
 
     def fill(place: Path) -> Sampler:
@@ -245,19 +245,6 @@ def sampler_of(
         kind = "as imported"
     far = {"step": meta["step"], "seconds": meta["seconds"]}
     return Sampler(model=model, run=run, autoencoder=autoencoder, average=kind, folder=folder, **far)
-
-
-def own_autoencoder(config: AutoencoderConfig, autoencoder: Autoencoder) -> Autoencoder:
-    """The autoencoder given in Python, with the shift and scale of the run, if it has them by now.
-
-    Raises ValueError if the run was made with another one, going by the hash.
-    """
-    if config.hash and autoencoder.hash != config.hash:
-        raise ValueError(
-            f"the run was made with an autoencoder whose hash is {config.hash}, got {type(autoencoder).__name__} whose "
-            f"hash is {autoencoder.hash}; give the one that the run was trained with"
-        )
-    return autoencoder.standardised(config.shift, config.scale) if config.shift else autoencoder
 
 
 def default_device() -> torch.device:

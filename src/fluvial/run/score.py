@@ -9,8 +9,8 @@ import torch
 
 import fluvial
 from fluvial.autoencoders import Autoencoder
-from fluvial.data.given import Given, image_set
-from fluvial.data.images import BUILT_IN, DataConfig, ImageSet
+from fluvial.data.given import Given, image_sets
+from fluvial.data.images import BUILT_IN, DataConfig
 from fluvial.data.labels import Classes
 from fluvial.data.manifest import is_cache
 from fluvial.evaluation.against import Against, Real, Which, against, real_images
@@ -87,7 +87,7 @@ def score(
         which = open_reference(reference, look, like, classes=classes, world=world)
         return measure(samples, look, which, real, **measured)
 
-    images, held_out = _given(data, validation)
+    images, held_out = image_sets(data, validation)
     sampler = source
     if not isinstance(sampler, Sampler):
         sampler = load(sampler, autoencoder=autoencoder, device=device, step=step)
@@ -110,14 +110,6 @@ def score(
     if training:
         own = Real(open_images(training, like, classes), None if own is None else own.test)
     return measure(samples, look, which, own, batch=settings.batch, **measured)
-
-
-def _given(data: Given | None, validation: Given | None) -> tuple[ImageSet | None, ImageSet | None]:
-    """Image sets of what was given in place of a run's own data."""
-    if data is None and validation is not None:
-        raise ValueError("validation images were given without training images: give both, or neither")
-    images = None if data is None else image_set(data)
-    return images, None if validation is None else image_set(validation, "validation images")
 
 
 def measure(

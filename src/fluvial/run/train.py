@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fluvial.autoencoders import Autoencoder
 from fluvial.config import Run
-from fluvial.data.given import Given, image_set, is_place
+from fluvial.data.given import Given, image_sets, is_place
 from fluvial.data.images import ImageSet
 from fluvial.evaluation.against import against, real_images
 from fluvial.evaluation.statistics import statistics
@@ -21,7 +21,7 @@ from fluvial.metrics.features import extractor
 from fluvial.run import finetune
 from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import Inputs, batches_of, check_data, on_the_hub, open_autoencoder, open_inputs
-from fluvial.run.load import Sampler, default_device, own_autoencoder, sampler_of
+from fluvial.run.load import LARGE, Sampler, default_device, sampler_of
 from fluvial.training import checkpoint, distributed, loop
 from fluvial.training.distributed import whole
 from fluvial.training.health import check_finite_weights
@@ -33,7 +33,7 @@ from fluvial.utils.atomic import check_unlocked, only_one
 from fluvial.utils.randomness import address
 
 PREVIEW = 100  # images in the grids drawn during training
-PREVIEW_LARGE = 16  # of those with a side above 64 pixels
+PREVIEW_LARGE = 16  # of those with a side above LARGE
 Say = Callable[[str], None]
 
 
@@ -68,14 +68,14 @@ def train(
         folder, say = RunFolder(out), partial(print, flush=True) if world.first else lambda text: None
         run, images, held_out = with_data(run, data, validation)
         run = continued(run, folder, start)
-        if autoencoder is not None:
-            autoencoder = own_autoencoder(run.autoencoder, autoencoder)
         with world.one_by_one():  # the main process writes the cache of latents
             options = {"images": images, "held_out": held_out, "cache": folder.latents, "device": device, "tell": say}
             inputs = open_inputs(run, autoencoder=autoencoder, **options)
         run, decoder = inputs.run, inputs.autoencoder
         batches = partial(batches_in_order, inputs, device, world.share)
-        batches(0)  # raises for data that cannot be trained on, before anything is written
+        batches(0)  # like the two after it, raises for data that will not do before anything is written
+        validate = validation_of(inputs, device)
+        score = scorer(inputs, device) if run.train.score_every and world.first else None
         model = build(run, device)
         with only_one(folder.path) if world.first else nullcontext():
             if world.first:
@@ -85,8 +85,8 @@ def train(
                 learner_of(run, model, world),
                 batches,
                 folder.path,
-                validate=validation_of(inputs, device),
-                score=scorer(inputs, device) if run.train.score_every and world.first else None,
+                validate=validate,
+                score=score,
                 preview=partial(draw_preview, run, decoder),
                 on_step=on_step,
                 start_over=start_over,
@@ -153,10 +153,6 @@ def with_data(
     run: Run, data: Given | Path | str | None, validation: Given | Path | str | None
 ) -> tuple[Run, ImageSet | None, ImageSet | None]:
     """The run with the data that was given in place of its own: as a place in its settings, or as image sets."""
-    if data is None:
-        if validation is not None:
-            raise ValueError("validation images were given without training images: give both, or neither")
-        return run, None, None
     if is_place(data):
         if validation is not None and not is_place(validation):
             raise ValueError(f"validation must be a place like the data, got {type(validation).__name__}")
@@ -164,9 +160,10 @@ def with_data(
         return replace(run, data=replace(run.data, **given)), None, None
     if is_place(validation):
         raise ValueError(f"validation must be given like the data, got the place {validation}")
-    images = image_set(data)
-    held_out = None if validation is None else image_set(validation, "validation images")
-    return replace(run, data=replace(run.data, name="given", path="", test_path="")), images, held_out
+    images, held_out = image_sets(data, validation)
+    if images is not None:
+        run = replace(run, data=replace(run.data, name="given", path="", test_path=""))
+    return run, images, held_out
 
 
 def continued(run: Run, folder: RunFolder, start: Path | str | None) -> Run:
@@ -218,7 +215,7 @@ def draw_preview(run: Run, autoencoder: Autoencoder, model: nn.Module, file: Pat
     if (autoencoder.image_channels or run.method.channels) not in (1, 3):
         return
     sampler = Sampler(model=model, run=run, autoencoder=autoencoder)
-    images = sampler.sample(PREVIEW if sampler.side <= 64 else PREVIEW_LARGE).images
+    images = sampler.sample(PREVIEW if sampler.side <= LARGE else PREVIEW_LARGE).images
     pictures.save_grid(images, file, columns=round(len(images) ** 0.5))
 
 

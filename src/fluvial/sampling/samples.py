@@ -53,7 +53,8 @@ class Samples:
         """Writes the images and how they were sampled; returns the files, all written or none.
 
         samples.npz and samples.json (with `npz`), grid.png, trajectory.gif (with `gif`, if a trajectory was kept) and
-        for FlowAR scales.png; no picture of images that have neither 1 nor 3 channels.
+        for FlowAR scales.png; no picture of images that have neither 1 nor 3 channels. A trajectory.gif or
+        scales.png of other samples, written there before, is removed.
         """
         with atomic_files(Path(folder)) as partial:
             saved = self._save_npz(partial) if npz else []
@@ -79,9 +80,7 @@ class Samples:
         """The grid for a notebook; None if the images have neither 1 nor 3 channels."""
         if self.images.shape[1] not in (1, 3):
             return None
-        buffer = BytesIO()
-        pictures.grid(self.images[:GRID]).save(buffer, format="png")
-        return buffer.getvalue()
+        return pictures.encoded(pictures.grid(self.images[:GRID]), "png")
 
 
 class Frames:

@@ -37,12 +37,12 @@ def compare(
     rows, samples = [], {}
     for name, run in runs.items():
         folder = out / name
-        there = (folder / "run.json").exists()
+        there = RunFolder(folder).exists()
         timed = RunFolder(folder).run() if there else _for_seconds(run, seconds, device)
         sampler = fluvial.train(timed, folder, device=device)
         card = fluvial.score(sampler, count=count, device=device)
         scores, sampling = card["scores"], card["sampling"]
-        write_json(folder / "score.json", card)
+        write_json(RunFolder(folder).card, card)
         samples[name] = sampler.sample(10).images
         images = sampler.step * timed.images_per_step
         rows.append(

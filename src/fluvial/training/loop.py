@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from fluvial.training import checkpoint, ema, power_ema
-from fluvial.training.config import TrainConfig
 from fluvial.training.health import Health, all_finite, first_not_finite, stop_requests
 from fluvial.training.home import Home
 from fluvial.training.log import Log, Meter
@@ -97,11 +96,13 @@ class _Process:
     def __init__(self, learner: Learner, folder: Path, measures: dict[str, Callable[..., Any]]) -> None:
         self.learner, self.config, self.world = learner, learner.config, learner.world
         self.folder, self.home, self.measures = folder, Home(folder), measures
-        self.saver = checkpoint.Saver(
-            folder, keep=self.config.keep, keep_every=self.config.keep_every, world=self.world
-        )
+        self.saver = self.saver_in(folder)
         self.at, self.resumed, self.log = Progress(), False, None
         self.health, self.meter = Health(learner.device), Meter(learner.device, self.world)
+
+    def saver_in(self, folder: Path) -> checkpoint.Saver:
+        """Writes checkpoints of this run to a folder."""
+        return checkpoint.Saver(folder, keep=self.config.keep, keep_every=self.config.keep_every, world=self.world)
 
     def begin(self, *, start_over: bool) -> None:
         """Goes on from the newest whole checkpoint, if there is one, and opens the log on the main process."""
@@ -115,8 +116,8 @@ class _Process:
         self.meter.go_on(*self.at.since_line)
 
     def is_due(self, every: int) -> bool:
-        """True at every so many steps, and at the last."""
-        return self.at.step % every == 0 or self.at.step == self.config.steps
+        """True at every so many steps, and at the last; never for 0."""
+        return every > 0 and (self.at.step % every == 0 or self.at.step == self.config.steps)
 
     def count(self, metrics: StepMetrics) -> None:
         """Counts a step, its loss and its images."""
@@ -165,8 +166,11 @@ class _Process:
 
     def measure(self, *, missing: bool = False) -> None:
         """Measures the averaged model where that is due; with `missing` only what the log and the folder lack."""
-        due = _due(self.at.step, self.config, self.folder, self.log if missing else None)
-        due = self.world.broadcast(due & {*self.measures, "ema"})
+        config, names = self.config, {*self.measures, "ema"}
+        every = {"held_out": config.validate_every, "score": config.score_every, "preview": config.sample_every}
+        every["ema"] = config.snapshot_every if config.ema_lengths else 0
+        due = {name for name in names if self.is_due(every[name])}
+        due = self.world.broadcast(due - self._made() if missing else due)
         if "ema" in due:
             _snapshot(self.folder, self.at.step, self.learner)
         if not due - {"ema"}:
@@ -180,6 +184,17 @@ class _Process:
             if "preview" in due:
                 self.measures["preview"](average, _preview_file(self.folder, self.at.step))
         self.world.barrier()
+
+    def _made(self) -> set[str]:
+        """The measurements of the step that training resumes from that the log and the folder have."""
+        made, resumed = set[str](), set() if self.log is None else self.log.resumed
+        made |= {name for name, key in (("held_out", "held_out_loss"), ("score", "score")) if key in resumed}
+        if _preview_file(self.folder, self.at.step).exists():
+            made.add("preview")
+        stored = {length for _, at, length in power_ema.snapshots(self.folder / "ema") if at == self.at.step}
+        if stored >= set(self.config.ema_lengths):
+            made.add("ema")
+        return made
 
     def roll_back(self, metrics: StepMetrics) -> None:
         """Goes back to the last checkpoint, to go on from it with the data in another order.
@@ -212,7 +227,7 @@ class _Process:
         with suppress(checkpoint.CheckpointError):  # what was being written went with the folder
             self.saver.wait()
         shelter = self.world.broadcast(self.home.shelter() if self.world.first else None)
-        rescued = checkpoint.Saver(shelter, keep=self.config.keep, keep_every=self.config.keep_every, world=self.world)
+        rescued = self.saver_in(shelter)
         self.save(rescued)
         rescued.wait()
         raise FolderGone(
@@ -231,23 +246,6 @@ def _snapshot(folder: Path, step: int, learner: Learner) -> None:
     }
     names = [name for name, _ in model.named_parameters()]
     power_ema.save(folder / "ema", step, names, tracks, writes=learner.world.first)
-
-
-def _due(step: int, config: TrainConfig, folder: Path, log: Log | None) -> set[str]:
-    """Names of what is due at this step: held_out (validation loss), score, preview, ema (snapshot)."""
-    last = step == config.steps
-    every = {"held_out": config.validate_every, "score": config.score_every, "preview": config.sample_every}
-    every["ema"] = config.snapshot_every if config.ema_lengths else 0
-    due = {name for name, n in every.items() if n > 0 and (step % n == 0 or last)}
-    if log is None:
-        return due
-    there = {name for name, key in (("held_out", "held_out_loss"), ("score", "score")) if key in log.resumed}
-    if _preview_file(folder, step).exists():
-        there.add("preview")
-    stored = {length for _, at, length in power_ema.snapshots(folder / "ema") if at == step}
-    if stored >= set(config.ema_lengths):
-        there.add("ema")
-    return due - there
 
 
 def _preview_file(folder: Path, step: int) -> Path:

@@ -60,26 +60,31 @@ def save_labelled_rows(rows: Mapping[str, UInt8[Tensor, "n c h w"]], path: Path)
 
 def save_gif(frames: Sequence[UInt8[Tensor, "n c h w"]], path: Path, columns: int = 10) -> Path:
     """A looping GIF of grids, one frame per step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, gif(frames, columns))
-    return path
+    return _write(gif(frames, columns), path)
 
 
 def gif(frames: Sequence[UInt8[Tensor, "n c h w"]], columns: int = 10, milliseconds: int = 80, hold: int = 12) -> bytes:
     """The content of a looping GIF of grids, one frame a step; the last one stays for `hold` frames."""
     pictures = [grid(frame, columns).convert("L" if frame.shape[1] == 1 else "RGB") for frame in frames]
     durations = [milliseconds] * (len(pictures) - 1) + [milliseconds * hold]
-    content = BytesIO()
-    pictures[0].save(content, "gif", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    return encoded(pictures[0], "gif", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def encoded(picture: Image.Image, form: str, **options: Any) -> bytes:  # noqa: ANN401 - any of the format's
+    """The content of a file of this format, such as "png"."""
+    content = BytesIO()  # writing to a file, Pillow does not notice short writes, as on a full disk
+    picture.save(content, form, **options)
     return content.getvalue()
 
 
-def _save(picture: Image.Image, path: Path, **options: Any) -> Path:  # noqa: ANN401 - any of the format's
+def _save(picture: Image.Image, path: Path) -> Path:
     """Writes the picture atomically, in the format of the path's suffix; returns the path."""
+    return _write(encoded(picture, path.suffix[1:]), path)
+
+
+def _write(content: bytes, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = BytesIO()  # writing to a file, Pillow does not notice short writes, as on a full disk
-    picture.save(encoded, format=path.suffix[1:], **options)
-    write_bytes(path, encoded.getvalue())
+    write_bytes(path, content)
     return path
 
 
