@@ -115,6 +115,13 @@ def test_labelled_images_may_be_trained_on_without_their_labels(tmp_path, recipe
     assert trained.sample(3).labels is None
 
 
+def test_a_score_that_cannot_be_had_is_told_before_anything_is_written(tmp_path):
+    run = small(score_every=2, score_extractor=str(tmp_path / "missing.pt"))
+    with pytest.raises(ValueError, match=r"missing\.pt"):
+        fluvial.train(run, tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_samples_are_scored_while_training(tmp_path, monkeypatch):
     fitted, classifier = [], scores.classifier
     monkeypatch.setattr(scores, "classifier", lambda *real: fitted.append(1) or classifier(*real))
