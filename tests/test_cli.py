@@ -658,3 +658,22 @@ def test_what_would_replace_files_of_a_run_or_is_given_twice_is_refused(tmp_path
         or "writes a .png" in said
         or "cannot be read" in said
     )
+
+
+@pytest.mark.parametrize(
+    ("former", "present"),
+    [
+        (["--train.eval-every", "7"], lambda run: run.train.validate_every == 7),
+        (["--train.eval_every=7"], lambda run: run.train.validate_every == 7),
+        (["--train.recompute", "1"], lambda run: run.train.activation_checkpointing == 1),
+        (["--sample.solver", "dopri5", "--sample.atol", "0.5"], lambda run: run.sample.solver == Dopri5(atol=0.5)),
+    ],
+)
+def test_options_of_version_0_1_0_are_taken_under_their_present_names(former, present):
+    assert present(parse(TrainOptions, TrainOptions(run=recipes.get("digits-sit")), former, "", "").run)
+
+
+def test_an_option_under_both_of_its_names_is_given_twice():
+    both = ["--train.eval-every", "7", "--train.validate-every", "8"]
+    with pytest.raises(ValueError, match="given more than once: --train.validate-every"):
+        parse(TrainOptions, TrainOptions(run=recipes.get("digits-sit")), both, "", "")

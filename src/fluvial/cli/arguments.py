@@ -24,6 +24,7 @@ from fluvial.run.folder import RunFolder
 from fluvial.sampling.settings import SOLVERS, SampleConfig
 from fluvial.utils.checks import misfit
 from fluvial.utils.errors import UsageError
+from fluvial.utils.run_format import present_option
 
 T = TypeVar("T")
 HELP = ("-h", "--help")
@@ -41,6 +42,7 @@ def parse(
 
     Raises UsageError for values that are refused; SystemExit, after printing, for unknown options and for --help.
     """
+    arguments = [present_option(word) for word in arguments]
     refuse_repeated(arguments)
     config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
     options: Any = {"args": arguments, "prog": prog, "description": description, "config": config}

@@ -57,6 +57,21 @@ def _sampling(sample: dict[str, Any]) -> dict[str, Any]:
     return sample
 
 
+def present_option(word: str) -> str:
+    """An option of the command line under its present name: --train.validate-every for --train.eval-every.
+
+    Any other word is returned as it is.
+    """
+    name, attached, value = word.partition("=")
+    new = _OPTIONS.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") else None
+    return word if new is None else f"--{new.replace('_', '-')}{attached}{value}"
+
+
+_OPTIONS = {path: f"{path.partition('.')[0]}.{new}" for path, new in RENAMED.items()}
+_OPTIONS |= {f"sample.{old}": f"sample.solver.{new}" for names in OF_SOLVERS.values() for old, new in names.items()}
+_OPTIONS |= {"sample.scale_steps": "sample.steps"}
+
+
 def as_first_written(method: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a method under the names of version 0.1.0, by which checkpoints know their run."""
     old = {new: path.removeprefix("method.") for path, new in RENAMED.items() if path.startswith("method.")}
