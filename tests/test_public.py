@@ -21,7 +21,8 @@ from torch.utils.data import Dataset, IterableDataset
 import fluvial
 from fluvial import recipes
 from fluvial.autoencoders import Pixels
-from fluvial.data.images import digits
+from fluvial.data.given import image_set
+from fluvial.data.images import DataConfig, digits, load
 from fluvial.evaluation.opening import open_images
 from fluvial.flow.guidance import Guidance
 from fluvial.sampling.samples import Samples
@@ -396,6 +397,88 @@ def test_data_that_is_not_as_described_is_refused_before_anything_is_written(giv
     with pytest.raises(ValueError, match=reason):
         fluvial.train(tiny(), tmp_path / "run", data=wrong(*given), device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_given_data_goes_on_with_the_same_data_only(tmp_path):
+    pixels, labels = digits("train").pixels[:200], digits("train").labels[:200]
+    run = tiny(steps=2)
+    fluvial.train(run, tmp_path / "run", data=(pixels, labels), device="cpu")
+    longer = replace(run, train=replace(run.train, steps=3))
+    others = [(255 - pixels, labels), (pixels, (labels + 1) % 10), (pixels[:150], labels[:150])]
+    for other in others:
+        with pytest.raises(ValueError, match=r"holds another run: data\.digest is"):
+            fluvial.train(longer, tmp_path / "run", data=other, device="cpu")
+    assert fluvial.train(longer, tmp_path / "run", data=(pixels, labels), device="cpu").step == 3
+
+
+def files_and_items(folder, make):
+    """Pixels of an image as a file of a folder, and as an item of a dataset."""
+    image = make()
+    image.save(folder / "a.png", **({"exif": image.getexif()} if image.getexif() else {}))
+    config = DataConfig(path=str(folder), channels=1 if image.mode in ("I;16", "L", "LA", "1") else 3)
+
+    class One(Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return Image.open(folder / "a.png") if image.getexif() else make()
+
+    return load(config, "train").rows(torch.tensor([0])), image_set(One()).rows(torch.tensor([0]))
+
+
+def turned():
+    image = Image.fromarray(np.arange(64 * 3, dtype=np.uint8).reshape(8, 8, 3))
+    image.getexif()[0x0112] = 6  # orientation: a quarter turn
+    return image
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000),
+        lambda: Image.new("LA", (8, 8), (100, 50)),
+        lambda: Image.new("RGBA", (8, 8), (200, 0, 0, 0)),
+        lambda: Image.new("1", (8, 8), 1),
+        turned,
+    ],
+)
+def test_an_image_of_a_dataset_is_read_as_one_of_a_file(make, tmp_path):
+    in_file, item = files_and_items(tmp_path, make)
+    assert torch.equal(in_file, item)
+
+
+def test_an_image_without_a_known_range_is_refused():
+    class One(Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return Image.new("F", (8, 8), 0.5)
+
+    with pytest.raises(ValueError, match=r"item 0: 32-bit pixels \(mode F\) have no known range"):
+        image_set(One())
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, True])
+def test_a_seed_that_is_another_ones_is_refused(sampler, seed):
+    with pytest.raises(ValueError, match="seed must be a whole number from 0, below 2"):
+        sampler.sample(2, seed=seed)
+
+
+@pytest.mark.parametrize("indices", [[2**63], [3, -1], []])
+def test_indices_are_whole_numbers_with_random_numbers_of_their_own(sampler, indices):
+    with pytest.raises(ValueError, match="indices must be"):
+        sampler.sample(indices=indices)
+
+
+def test_pictures_are_removed_beside_a_record_of_samples_alone(sampler, tmp_path):
+    (tmp_path / "trajectory.gif").write_text("mine")
+    sampler.sample(4).save(tmp_path)
+    assert (tmp_path / "trajectory.gif").read_text() == "mine"
+    sampler.sample(4, trajectory=True).save(tmp_path)
+    sampler.sample(4).save(tmp_path)
+    assert not (tmp_path / "trajectory.gif").exists() and (tmp_path / "grid.png").exists()
 
 
 def test_training_on_given_data_goes_on_where_it_stopped(given, tmp_path):

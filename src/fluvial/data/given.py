@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fluvial.data.crop import to_array
+from fluvial.data.crop import UnreadableImage, kind, to_array, upright
 from fluvial.data.images import SLOW, ImageReader, ImageSet
 from fluvial.utils.progress import Bar
 
@@ -22,8 +22,10 @@ Given = ImageSet | Tensor | tuple[Tensor, Tensor | None] | Dataset[Any]
 def image_set(data: Any, what: str = "images") -> ImageSet:  # noqa: ANN401 - whatever was given
     """The images of an ImageSet, a uint8 tensor (n, c, h, w), a pair of that and labels (n,), or a map-style dataset.
 
-    An item of a dataset is an image, or (image, class id): a PIL image, or a uint8 tensor (c, h, w). Names of classes
-    are taken from its attribute `classes`, if it has one. Raises ValueError for anything else.
+    An item of a dataset is an image, or (image, class id): a PIL image, which is read as one of a file is, or a uint8
+    tensor (c, h, w). Items are read again at every use, so a dataset may augment them; a run then resumes bit for bit
+    only if item i is always the same. Names of classes are taken from its attribute `classes`, if it has one. Raises
+    ValueError for anything else.
     """
     if isinstance(data, ImageSet):
         return checked(data, what)
@@ -181,7 +183,11 @@ def _pixels(
     item = dataset[index]
     image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
     if isinstance(image, Image.Image):
-        image = torch.tensor(to_array(image if image.mode == "L" else image.convert("RGB")))
+        grey = kind(image) == "grey" or image.mode in ("LA", "La")
+        try:
+            image = torch.tensor(to_array(upright(image, 1 if grey else 3)))
+        except UnreadableImage as error:
+            raise ValueError(f"{what}: item {index}: {error.reason}") from error
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
         got = f"{image.dtype} of {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise ValueError(

@@ -8,6 +8,7 @@ a folder                    of images, or of a folder of images for each class, 
 hub:OWNER/NAME              a data set on the Hugging Face hub
 """
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -157,6 +158,15 @@ class ImageSet(NamedTuple):
         """The pixels of these images, mirrored where `flipped`; see `Files.try_read` for the corners."""
         pixels = self.pixels[chosen] if isinstance(self.pixels, Tensor) else self.pixels.read(chosen.tolist(), corners)
         return pixels if flipped is None else torch.where(flipped[:, None, None, None], pixels.flip(-1), pixels)
+
+    def checksum(self) -> str:
+        """The SHA-256 of the shape, the pixels if they are in memory, and the labels."""
+        content = hashlib.sha256(str(tuple(self.pixels.shape)).encode())
+        if isinstance(self.pixels, Tensor):
+            content.update(self.pixels.contiguous().numpy().data)
+        if self.labels is not None:
+            content.update(self.labels.numpy().data)
+        return content.hexdigest()
 
     def subset(self, kept: Int[Tensor, "m"], skipped: tuple[UnreadableImage, ...] = ()) -> "ImageSet":
         """The data set of these images."""

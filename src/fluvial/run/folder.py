@@ -194,5 +194,5 @@ def record_of(run: Run, recipe: str | None = None, **origin: Any) -> dict[str, A
 
 
 def _renamed(key: str, there: Any, here: Any) -> bool:  # noqa: ANN401 - a setting
-    """True if the same data has another name: a path in place of the hub's, or class names where it had none."""
-    return (key == "data.name" and "" in (there, here)) or (key == "data.class_names" and there == ())
+    """True if the same data has another name: a path in place of the hub's, or class names or a digest it had not."""
+    return (key == "data.name" and "" in (there, here)) or (key in ("data.class_names", "data.digest") and not there)

@@ -153,6 +153,8 @@ def _open_data(
         test = test and test._replace(labels=None, class_names=())
     train, test = with_same_classes(train, test, given)
     found = {"class_names": train.class_names or given.class_names, "names_given": given.renames}
+    if isinstance(train, ImageSet) and images is not None:
+        found["digest"] = train.checksum()  # with the class ids of the run, whatever their order where they are from
     run = replace(run, data=replace(run.data, **found))
     return run, train, test
 

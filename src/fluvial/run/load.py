@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from fluvial.utils.precision import Precision, matmul_precision
 FRAMES = 100  # images in a trajectory at most,
 FRAMES_LARGE = 10  # of those with a side above LARGE, which take long to decode
 LARGE = 64
+ADDRESSES = 2**63  # seeds and indices are below: each has random numbers of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,8 @@ class Sampler:
         the method does not have; RuntimeError for images that are not finite.
         """
         wanted = _indices(count, indices)
+        if type(seed) is not int or not 0 <= seed < ADDRESSES:
+            raise ValueError(f"seed must be a whole number from 0, below 2^63, got {seed!r:.100}")
         settings = self.settings(settings, steps=steps, guidance=guidance, solver=solver)
         ids = self._class_ids(classes)
         kept = FRAMES_LARGE if self.side > LARGE else FRAMES
@@ -278,10 +282,14 @@ def _indices(count: int | None, indices: Sequence[int] | None) -> Sequence[int]:
             raise ValueError(f"count must be at least 1, got {count}")
         return range(16 if count is None else count)
     if count is not None:
-        raise ValueError(f"give a count or indices, got count {count} and indices {list(indices)!r:.100}")
-    if not len(indices) or min(indices) < 0:
-        raise ValueError(f"indices must be numbers from 0 on, at least one, got {list(indices)!r:.100}")
-    return indices
+        raise ValueError(f"give a count or indices, got count {count} and indices {indices!r:.100}")
+    try:
+        numbers = [index(one) for one in indices]
+    except TypeError as error:
+        raise ValueError(f"indices must be whole numbers from 0, got {indices!r:.100}") from error
+    if not numbers or not 0 <= min(numbers) <= max(numbers) < ADDRESSES:
+        raise ValueError(f"indices must be numbers from 0 on, at least one, got {numbers!r:.100}")
+    return numbers
 
 
 def _both(first: OnStep | None, second: OnStep | None) -> OnStep | None:

@@ -53,9 +53,10 @@ class Samples:
         """Writes the images and how they were sampled; returns the files, all written or none.
 
         samples.npz and samples.json (with `npz`), grid.png, trajectory.gif (with `gif`, if a trajectory was kept) and
-        for FlowAR scales.png; no picture of images that have neither 1 nor 3 channels. A trajectory.gif or
-        scales.png of other samples, written there before, is removed.
+        for FlowAR scales.png; no picture of images that have neither 1 nor 3 channels. Beside the record of
+        other samples, their trajectory.gif and scales.png are removed.
         """
+        ours = (Path(folder) / RECORD).exists()
         with atomic_files(Path(folder)) as partial:
             saved = self._save_npz(partial) if npz else []
             if self.images.shape[1] in (1, 3):
@@ -65,7 +66,7 @@ class Samples:
                 if len(self.stages) > 1:
                     saved.append(pictures.save_strip(self.stages, partial / "scales.png"))
         names = {path.name for path in saved}
-        for stale in {"trajectory.gif", "scales.png"} - names:  # of other samples, written here before
+        for stale in {"trajectory.gif", "scales.png"} - names if ours else ():  # of other samples
             (Path(folder) / stale).unlink(missing_ok=True)
         return [Path(folder) / path.name for path in saved]
 
