@@ -1,6 +1,7 @@
 """Run: everything that defines a training run, as one frozen value, and its JSON."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, get_args
 
@@ -165,13 +166,22 @@ _converter.register_structure_hook(AnySolver, _solver)
 _converter.register_unstructure_hook(AnySolver, lambda solver: {"name": solver.name, **dataclasses.asdict(solver)})
 
 
+class WrongSettings(ValueError):
+    """Settings that make no run."""
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__(f"not a configuration of this version of fluvial: {'; '.join(reasons)}")
+        self.reasons = tuple(reasons)
+        """One for each wrong setting, most of them as "train.steps: must be a whole number, got 1.5"."""
+
+
 def to_json(run: Run) -> dict[str, Any]:
     """The run as plain JSON values; `method.name` says which method it is."""
     return _converter.unstructure(run)
 
 
 def from_json(values: Any) -> Run:  # noqa: ANN401 - whatever a file holds
-    """The inverse of `to_json`. Raises ValueError that names each wrong, missing or unknown setting.
+    """The inverse of `to_json`. Raises WrongSettings that names each wrong, missing or unknown setting.
 
     What version 0.1.0 wrote is read as well. Nothing is converted: text is no number, a truth value neither, and
     numbers are finite.
@@ -181,12 +191,12 @@ def from_json(values: Any) -> Run:  # noqa: ANN401 - whatever a file holds
     try:
         methods.check_known(name)
     except ValueError as error:
-        raise ValueError(f"not a configuration of this version of fluvial: {error}") from error
+        raise WrongSettings([str(error)]) from error
     try:
         return _converter.structure(upgraded(values), Run)
     except Exception as error:
-        reasons = "; ".join(map(_by_name, cattrs.transform_error(error, format_exception=_reason)))
-        raise ValueError(f"not a configuration of this version of fluvial: {reasons}") from error
+        reasons = map(_by_name, cattrs.transform_error(error, format_exception=_reason))
+        raise WrongSettings(list(reasons)) from error
 
 
 def _reason(error: BaseException, expected: Any) -> str:  # noqa: ANN401

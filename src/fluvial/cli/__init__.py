@@ -3,6 +3,8 @@
 fluvial recipes                       list the recipes
 fluvial train RECIPE [options]        train one, or go on where it stopped
 fluvial train RUN [options]           go on with a run folder, or start another from its weights
+fluvial train FILE [options]          train the run that a file describes: my.yaml, my.py, run.json
+fluvial config RECIPE|RUN|FILE        print all settings as YAML, each with a comment: > my.yaml
 fluvial sample RUN [options]          draw images from a run folder
 fluvial score RUN|IMAGES [options]    measure samples against real images: FID and its family, with provenance
 fluvial plot RUN [RUN ...] [options]  draw the curves of runs into one picture
@@ -40,6 +42,7 @@ LONGEST = 2000  # characters of a message: what it quotes may be damaged, or not
 COMMANDS = {  # by command, its module and function: torch is imported by those that need it
     "recipes": "runs.list_recipes",
     "train": "runs.train",
+    "config": "config.config",
     "sample": "runs.sample",
     "score": "score.score",
     "plot": "health.plot",

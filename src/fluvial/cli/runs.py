@@ -16,11 +16,13 @@ from rich.table import Table
 from fluvial import recipes
 from fluvial.cli import dry
 from fluvial.cli.arguments import device_of, nothing_more, of_a_run, parse, positional, refuse_repeated
+from fluvial.cli.config import from_file, is_file
 from fluvial.cli.output import console
 from fluvial.config import Run
 from fluvial.data.labels import class_ids, numbers
 from fluvial.methods import find_installed
 from fluvial.run import finetune
+from fluvial.run.configuration import ENDINGS
 from fluvial.run.folder import RunFolder
 from fluvial.run.load import load
 from fluvial.run.train import check
@@ -104,24 +106,36 @@ def list_recipes(arguments: list[str]) -> None:
 
 def train(arguments: list[str]) -> None:
     meaning = (
-        f"a run folder to go on with, or to start another from with --out; or one of: {', '.join(recipes.RECIPES)}"
+        f"a run folder to go on with, or to start another from with --out; a file of settings "
+        f"({', '.join(ENDINGS)}); or one of: {', '.join(recipes.RECIPES)}"
     )
-    name, rest = positional(arguments, "train", "RECIPE|RUN", meaning)
+    name, rest = positional(arguments, "train", "RECIPE|RUN|FILE", meaning)
+    name = str(Path(name).parent) if Path(name).name == "run.json" else name
     if name not in recipes.RECIPES and RunFolder(name).exists():
         return _train_further(Path(name), rest)
+    if is_file(name):
+        found = from_file(name)
+        about = f"Train the run that {name} describes; options are in place of its settings."
+        return _train_new(found.run, found.out, rest, about, config={**found.record, "options": rest})
     try:
         run = recipes.get(name)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    flags, rest = _flags(rest)
-    about = inspect.getdoc(recipes.RECIPES[name])
+    _train_new(run, Path("runs") / name, rest, inspect.getdoc(recipes.RECIPES[name]) or "", recipe=name)
+
+
+def _train_new(run: Run, out: Path, arguments: list[str], about: str, **origin: Any) -> None:  # noqa: ANN401
+    """Trains a run of a recipe or a file, by default in `out`, or goes on with it there."""
+    flags, arguments = _flags(arguments)
     if flags.smoke:
-        run, name = recipes.smoke(run), f"{name}-smoke"
+        run, out = recipes.smoke(run), out.with_name(f"{out.name}-smoke")
+        origin |= {"recipe": f"{origin['recipe']}-smoke"} if "recipe" in origin else {}
     doc = f"{about}\n\n{SMOKE}\n\n{DRY_RUN}\n\n{START_OVER}"
-    options = parse(TrainOptions, TrainOptions(run=run), rest, f"fluvial train {name}", doc)
+    options = parse(TrainOptions, TrainOptions(run=run), arguments, f"fluvial train {out.name}", doc)
+    out = options.out or out
     if flags.dry_run:
-        return _tell(options.run, options.device, options.out or Path("runs") / name)
-    _train(options.run, options.out or Path("runs") / name, options, start_over=flags.start_over, recipe=name)
+        return _tell(options.run, options.device, out)
+    _train(options.run, out, options, start_over=flags.start_over, **origin)
 
 
 def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -30,7 +30,8 @@ from fluvial.utils.places import closest
 from fluvial.utils.tensors import Lazy
 
 # entries of run.json and their types
-RECORD = {"recipe": (str, type(None)), "made_by": dict, "imported": dict, "start": str, "ema": dict, "run": dict}
+RECORD: dict[str, type | tuple[type, ...]] = {"recipe": (str, type(None)), "config": dict, "made_by": dict}
+RECORD |= {"imported": dict, "start": str, "ema": dict, "run": dict}
 
 
 @dataclass(frozen=True)
@@ -73,23 +74,10 @@ class RunFolder:
     def run(self) -> Run:
         """The configuration. Raises ValueError if there is none or it cannot be read."""
         try:
-            record = json.loads(read_bytes(self.file))
-            run, told = from_json(record["run"]), record.pop("sha256", None)
-            if unknown := record.keys() - RECORD.keys():
-                raise ValueError(f"it has the unknown entries {', '.join(sorted(unknown))}")
-            if wrong := [key for key, types in RECORD.items() if key in record and not isinstance(record[key], types)]:
-                raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r:.100}")
+            return run_of(self.file)
         except FileNotFoundError as error:
             hint = "" if self.path.exists() else closest(str(self))
             raise ValueError(f"{self} is not a run folder: it has no run.json{hint}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{self.file} cannot be read: {error!s:.1000}") from error
-        if told not in (None, json_checksum(record)):
-            raise ValueError(
-                f"{self.file} is not as it was written: damaged, or edited. Settings are changed by options of "
-                f'`fluvial train`; to keep an edit, delete the entry "sha256" in it'
-            )
-        return run
 
     def record(self) -> dict[str, Any]:
         """The entries of run.json, without its checksum."""
@@ -156,7 +144,13 @@ class RunFolder:
         elif self.path.exists() and any(p.name[0] != "." and p != self.latents for p in self.path.iterdir()):
             raise ValueError(f"{self} is not empty and not a run folder; choose another with --out")
 
-    def claim(self, run: Run, recipe: str | None, start: Path | str | None) -> None:
+    def claim(
+        self,
+        run: Run,
+        recipe: str | None,
+        start: Path | str | None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         """Writes run.json, or checks that the one there is of the same run."""
         self.check(run)
         there = self.record() if self.exists() else {}
@@ -164,9 +158,10 @@ class RunFolder:
         origin: dict[str, Any] = {} if start is None else {"start": str(start)}
         if start is not None and not there and (imported := RunFolder(start).record().get("imported")):
             origin["imported"] = imported  # where the weights are from in the first place
-        record = record_of(run, recipe, **origin)
+        given = {} if config is None else {"config": dict(config)}
+        record = record_of(run, recipe, **given, **origin)
         self.path.mkdir(parents=True, exist_ok=True)
-        self.write({**record, **there, "run": record["run"]})
+        self.write({**record, **there, **given, "run": record["run"]})
 
     def first_weights(self, start: Path | str | None, *, start_over: bool = False) -> Path | str | None:
         """The run folder whose weights training starts from; None for new weights, or if it goes on from its own.
@@ -185,6 +180,27 @@ class RunFolder:
         if none and start is None and record.keys() & {"imported", "ema"}:
             raise ValueError(f"the weights that {self} was made of are gone; make it again with fluvial import, or ema")
         return start if none and (start_over or not (self.path / checkpoint.SAVED).exists()) else None
+
+
+def run_of(file: Path) -> Run:
+    """The configuration in a run.json, wherever it is. Raises ValueError if it cannot be read or was edited."""
+    try:
+        record = json.loads(read_bytes(file))
+        if not isinstance(record, dict) or "run" not in record:
+            raise ValueError('it has no entry "run", as the run.json of a run has')
+        run, told = from_json(record["run"]), record.pop("sha256", None)
+        if unknown := record.keys() - RECORD.keys():
+            raise ValueError(f"it has the unknown entries {', '.join(sorted(unknown))}")
+        if wrong := [key for key, types in RECORD.items() if key in record and not isinstance(record[key], types)]:
+            raise ValueError(f"{wrong[0]} is {record[wrong[0]]!r:.100}")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read: {error!s:.1000}") from error
+    if told not in (None, json_checksum(record)):
+        raise ValueError(
+            f"{file} is not as it was written: damaged, or edited. Settings are changed by options of "
+            f'`fluvial train`; to keep an edit, delete the entry "sha256" in it'
+        )
+    return run
 
 
 def record_of(run: Run, recipe: str | None = None, **origin: Any) -> dict[str, Any]:  # noqa: ANN401

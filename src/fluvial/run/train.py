@@ -1,6 +1,6 @@
 """Trains a run in a folder, or goes on with the one that is there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -45,6 +45,7 @@ def train(
     validation: Given | Path | str | None = None,
     autoencoder: Autoencoder | None = None,
     recipe: str | None = None,
+    config: Mapping[str, Any] | None = None,
     start: Path | str | None = None,
     device: torch.device | str | None = None,
     start_over: bool = False,
@@ -55,7 +56,7 @@ def train(
     `data` stands in for the images that `run.data` names: a folder or the name of a data set; a uint8 tensor
     (n, c, h, w), or a pair of that and labels (n,); or a map-style torch Dataset. `validation` are images that are not
     trained on. With method.classes 0 labels are left aside. `autoencoder` stands in for the one that run.autoencoder
-    names. `start` is a run folder with the weights to start from, which may have other classes and another image size:
+    names. `recipe` and `config`, the entry of a file of settings, are kept in run.json. `start` is a run folder with the weights to start from, which may have other classes and another image size:
     changes to them are printed. `on_step(number, metrics)` is called after every step. `start_over` trains from the
     start again where none of the run's checkpoints is whole, which is refused otherwise.
 
@@ -79,7 +80,7 @@ def train(
         model = build(run, device)
         with only_one(folder.path) if world.first else nullcontext():
             if world.first:
-                write_first(folder, run, recipe, start, model, start_over=start_over)
+                write_first(folder, run, recipe, start, model, config=config, start_over=start_over)
             world.barrier()
             average = loop.train(
                 learner_of(run, model, world),
@@ -226,12 +227,13 @@ def write_first(
     start: Path | str | None,
     model: nn.Module,
     *,
+    config: Mapping[str, Any] | None = None,
     start_over: bool,
 ) -> None:
     """Writes run.json, and the weights that the run starts from, if it starts from those of another."""
     first = folder.first_weights(start, start_over=start_over)
     weights = None if first is None else first_weights(first, run, model)
-    folder.claim(run, recipe, start)
+    folder.claim(run, recipe, start, config)
     if weights is not None:
         checkpoint.write_weights(folder.path, 0, weights, {})
 

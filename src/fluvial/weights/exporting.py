@@ -88,12 +88,17 @@ def _write(run: Path, folder: Path, dtype: Precision | None, license: str, step:
     """Writes the safetensors file and the model card."""
     RunFolder(run).run()  # raises the clearest error if it is not a run
     weights, meta = RunFolder(run).weights(step=step)
-    record = {**public(RunFolder(run).record()), "step": meta["step"], "seconds": meta["seconds"]}
+    record = {**_published(run), "step": meta["step"], "seconds": meta["seconds"]}
     stored = {name: value if dtype is None else value.to(DTYPES[dtype]) for name, value in weights.items()}
     write_tensors(folder / "model.safetensors", stored, {EXPORT: json.dumps(record)})
     (folder / "README.md").write_bytes(
         model_card(run, license, USE, meta, sum(value.numel() for value in weights.values())).encode()
     )
+
+
+def _published(folder: Path) -> dict[str, Any]:
+    """The entries of run.json without paths, and without the text of a file of settings."""
+    return public({key: value for key, value in RunFolder(folder).record().items() if key != "config"})
 
 
 def public(value: Any, key: str = "") -> Any:  # noqa: ANN401 - JSON
@@ -148,7 +153,7 @@ def model_card(folder: Path, license: str, use: str, meta: Mapping[str, Any], pa
     """The model card: origin, usage, sampling settings and scores of the model."""
     from huggingface_hub import ModelCardData
 
-    record = public(RunFolder(folder).record())
+    record = _published(folder)
     run = from_json(record["run"])
     kind = name_of(type(run.method))
     data = ModelCardData(

@@ -1,0 +1,28 @@
+"""Python files that a user names, imported as modules."""
+
+import hashlib
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+
+def import_file(file: Path, called: str) -> ModuleType:
+    """The module of a Python file, imported once for each content that it has.
+
+    Raises ValueError, which starts with `called`, if it cannot be imported.
+    """
+    file = file.resolve()
+    key = hashlib.sha256(bytes(file) + b"\0" + file.read_bytes()).hexdigest()[:8]
+    name = f"fluvial_plugin_{file.stem}_{key}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = module_from_spec(spec)  # where dataclasses look for their module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise ValueError(f"{called} cannot be imported: {type(error).__name__}: {error}") from error
+    return module
