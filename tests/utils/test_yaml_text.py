@@ -6,9 +6,43 @@ import yaml
 
 from fluvial.utils.yaml_text import as_yaml, parse
 
-TEXTS = ["", "no", "on", "~", "null", "true", "1e-4", "1_000", "12:30", "2024-01-01", "- a", "a: b", "a #b", "é", "日本"]
-TEXTS += ["'", '"', "a\nb", "a\tb", " a ", "{a}", "[a]", "*a", "&a", "!a", "%a", "@a", "\\", "\x7f", "\u2028", "😀", "..."]
-TEXTS += ["=", "<<", ".inf", "0x1F", "010", "---", "?", "a,b", "None", "runs/x", "hub:OWNER/NAME"]
+TEXTS = [
+    "",
+    "no",
+    "on",
+    "~",
+    "null",
+    "true",
+    "1e-4",
+    "1_000",
+    "12:30",
+    "2024-01-01",
+    "- a",
+    "a: b",
+    "a #b",
+    "é",
+    "日本",
+]
+TEXTS += [
+    "'",
+    '"',
+    "a\nb",
+    "a\tb",
+    " a ",
+    "{a}",
+    "[a]",
+    "*a",
+    "&a",
+    "!a",
+    "%a",
+    "@a",
+    "\\",
+    "\x7f",
+    "\u2028",
+    "😀",
+    "...",
+]
+TEXTS += ["日本", "...", "=", "<<", ".inf", "0x1F", "010", "---", "?", "a,b", "None", "runs/x", "hub:OWNER/NAME"]
 NUMBERS = [0, -1, 10**18, 1e-4, 1e-05, 1.5e300, -0.0, 0.1, 1e16, True, False, None]
 
 

@@ -16,13 +16,12 @@ from rich.table import Table
 from fluvial import recipes
 from fluvial.cli import dry
 from fluvial.cli.arguments import device_of, nothing_more, of_a_run, parse, positional, refuse_repeated
-from fluvial.cli.config import from_file, is_file
 from fluvial.cli.output import console
 from fluvial.config import Run
 from fluvial.data.labels import class_ids, numbers
 from fluvial.methods import find_installed
 from fluvial.run import finetune
-from fluvial.run.configuration import ENDINGS
+from fluvial.run.configuration import ENDINGS, names_file, read_configuration
 from fluvial.run.folder import RunFolder
 from fluvial.run.load import load
 from fluvial.run.train import check
@@ -113,8 +112,8 @@ def train(arguments: list[str]) -> None:
     name = str(Path(name).parent) if Path(name).name == "run.json" else name
     if name not in recipes.RECIPES and RunFolder(name).exists():
         return _train_further(Path(name), rest)
-    if is_file(name):
-        found = from_file(name)
+    if names_file(name):
+        found = read_configuration(name)
         about = f"Train the run that {name} describes; options are in place of its settings."
         return _train_new(found.run, found.out, rest, about, config={**found.record, "options": rest})
     try:

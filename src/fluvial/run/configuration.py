@@ -9,19 +9,20 @@ from typing import Any, get_type_hints
 
 from fluvial import methods, recipes
 from fluvial.config import Run, WrongSettings, from_json, to_json
+from fluvial.run.commented import commented
 from fluvial.run.folder import RunFolder, run_of
 from fluvial.sampling.settings import SOLVERS, AnySolver
 from fluvial.utils.files import read_bytes
+from fluvial.utils.places import closest
 from fluvial.utils.python_file import import_file
 from fluvial.utils.run_format import present_option
-from fluvial.utils.yaml_text import Fault, Settings, parse
+from fluvial.utils.yaml_text import Fault, Settings, as_yaml, parse
 
 YAML = (".yaml", ".yml")
 ENDINGS = (*YAML, ".py", ".json")
 LARGEST = 2**20  # bytes of a file
 BASE = "base"
-NO_MODEL = "it says no model: give it a line such as base: digits-arflow, a recipe or a run folder that it differs from, "
-NO_MODEL += "or method.name"
+NO_MODEL = "it says no model: give it a line such as base: digits-arflow (a recipe or a run folder), or method.name"
 OF_COMMAND = ("out", "device")  # options of `fluvial train` that are no settings of a run
 FOUND_OF_AUTOENCODER = ("autoencoder.shift", "autoencoder.scale", "autoencoder.hash")
 
@@ -48,14 +49,21 @@ class Configuration:
         return {"file": str(self.file), "sha256": digest, **text}
 
 
+def names_file(name: str) -> bool:
+    """True for the name of a file of settings, by its ending."""
+    return name not in recipes.RECIPES and Path(name).suffix.lower() in ENDINGS
+
+
 def read_configuration(file: Path | str) -> Configuration:
     """The settings in a file: YAML, a Python file with a function run() that returns a Run, or the run.json of a run.
 
     Raises ValueError that names the file, and all that is wrong in it.
     """
-    file = Path(file)
+    file = Path(file).expanduser()
     if file.suffix.lower() not in ENDINGS:
         raise ValueError(f"{file} has another ending than {', '.join(ENDINGS)}")
+    if not file.exists():
+        raise ValueError(f"{file} does not exist{closest(str(file))}")
     content = read_bytes(file)
     if len(content) > LARGEST:
         raise ValueError(f"{file} has {len(content):,} bytes, more than any file of settings")
@@ -66,6 +74,17 @@ def read_configuration(file: Path | str) -> Configuration:
     kinds = {".py": _of_python, ".json": run_of}
     kind = kinds.get(file.suffix.lower())
     return Configuration(run=_of_yaml(text, str(file)) if kind is None else kind(file), file=file, text=text)
+
+
+def configuration_text(run: Run, *, base: str = "") -> str:
+    """A YAML file with all settings of a run, or with those that differ from a recipe or run folder.
+
+    `read_configuration` makes the same Run of it. Raises ValueError for a base that is not there.
+    """
+    if not base:
+        return commented(run)
+    given = commented(run, changes(run, base_run(base)))
+    return f"{BASE}: {as_yaml(base)}\n" + (f"\n{given}" if given else "")
 
 
 def base_run(name: str) -> Run:
@@ -137,58 +156,65 @@ def _of_yaml(text: str, file: str) -> Run:
         settings = parse(text)
     except ValueError as error:
         raise ValueError(f"{file} cannot be used: {error}") from error
-    values, faults = dict(settings.values), list(settings.faults)
-    run = None
-    try:
-        run = _with_base(values, settings, faults)
-    except WrongSettings as error:
-        unknown = len(faults) > len(settings.faults)  # without those, others may seem to be wrong
-        reasons = [(reason, reason.partition(": ")[0]) for reason in error.reasons]
-        faults += [_fault(reason, path, settings) for reason, path in reasons if not unknown or path in settings.values]
+    values, faults, run = dict(settings.values), list(settings.faults), None
+    if isinstance(values.get("sample.solver"), str):
+        values["sample.solver.name"] = values.pop("sample.solver")
+    base, wrong = _base(values, settings)
+    faults += wrong
+    if not wrong:
+        wrong = _not_known(values, base, settings)
+        known = {path: value for path, value in values.items() if path not in wrong}
+        faults += [fault for fault in wrong.values() if fault is not None]
+        try:
+            run = from_json(_nested({**_kept(base, known), **known}))
+        except WrongSettings as error:  # without those that are not known, others may seem to be wrong
+            reasons = [(reason, reason.partition(": ")[0]) for reason in error.reasons]
+            faults += [_fault(reason, path, settings) for reason, path in reasons if not faults or path in known]
     if faults or run is None:
         told = [f"line {line}: {text}" if line else text for line, text in sorted(faults)]
         raise ValueError(f"{file} cannot be used: {'; '.join(told)}")
     return run
 
 
-def _with_base(values: dict[str, Any], settings: Settings, faults: list[Fault]) -> Run | None:
-    """The base with the settings in place of its own. Appends what is unknown; None without a base or a method."""
-    base, kept = values.pop(BASE, None), dict[str, Any]()
-    if isinstance(values.get("sample.solver"), str):
-        values["sample.solver.name"] = values.pop("sample.solver")
+def _base(values: dict[str, Any], settings: Settings) -> tuple[dict[str, Any], list[Fault]]:
+    """The settings of the base, which is taken out of the values, and what is wrong with base or method."""
+    name, base = values.pop(BASE, None), dict[str, Any]()
     if BASE in settings.values:
         try:
-            if not isinstance(base, str):
-                raise ValueError(f"must be the name of a recipe or a run folder, got {base!r:.100}")
-            kept = _flat(to_json(base_run(base)))
+            if not isinstance(name, str):
+                raise ValueError(f"must be the name of a recipe or a run folder, got {name!r:.100}")
+            base = _flat(to_json(base_run(name)))
         except ValueError as error:
-            faults.append(Fault(settings.lines[BASE], f"{BASE}: {error}"))
-            return None
-    method = values.get("method.name", kept.get("method.name"))
+            return {}, [Fault(settings.lines[BASE], f"{BASE}: {error}")]
+    method = values.get("method.name", base.get("method.name"))
     if method is None:
-        faults.append(Fault(0, NO_MODEL))
-        return None
+        return {}, [Fault(0, NO_MODEL)]
     try:
         methods.check_known(method)
     except ValueError as error:
         close = get_close_matches(str(method), methods.METHODS, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        faults.append(Fault(settings.lines.get("method.name", 0), f"{error}{hint}"))
-        return None
-    solver = values.get("sample.solver.name", kept.get("sample.solver.name", "euler"))
-    known = known_settings(method, SOLVERS.get(solver) if isinstance(solver, str) else None)
-    sections = {path.rpartition(".")[0] for path in known} | {"sample"}
-    for path in list(values):
-        if path in known:
-            continue
-        value = values.pop(path)
-        if path not in sections:
-            faults.append(Fault(settings.lines[path], f"{path}: {_unknown(path, known)}"))
-        elif value is not None:  # a section may be empty
-            faults.append(Fault(settings.lines[path], f"{path}: must have settings below it, got {value!r:.100}"))
+        return {}, [Fault(settings.lines.get("method.name", 0), f"{error}{hint}")]
+    return base, []
+
+
+def _not_known(values: dict[str, Any], base: dict[str, Any], settings: Settings) -> dict[str, Fault | None]:
+    """The paths that are no settings, each with what is wrong; None for a section that is empty, which it may be."""
+    solver = values.get("sample.solver.name", base.get("sample.solver.name", "euler"))
+    solver_class = SOLVERS.get(solver) if isinstance(solver, str) else None
+    known = known_settings({**base, **values}["method.name"], solver_class)
+    sections = {path.rpartition(".")[0] for path in known}
+    wrong: dict[str, Fault | None] = {}
+    for path, value in values.items():
+        if path in sections:
+            told = f"must have settings below it, got {value!r:.100}"
+            wrong[path] = None if value is None else Fault(settings.lines[path], f"{path}: {told}")
+        elif path not in known:
+            wrong[path] = Fault(settings.lines[path], f"{path}: {_unknown(path, known)}")
     if values.get("data.name") and values.get("data.path"):
-        faults.append(Fault(settings.lines["data.name"], "data.name and data.path are two data sets: give one of them"))
-    return from_json(_nested({**_kept(kept, values), **values}))
+        told = "data.name and data.path are two data sets: give one of them"
+        wrong["data.path"] = Fault(settings.lines["data.path"], told)
+    return wrong
 
 
 def known_settings(method: str, solver: type | None) -> list[str]:

@@ -56,7 +56,8 @@ def train(
     `data` stands in for the images that `run.data` names: a folder or the name of a data set; a uint8 tensor
     (n, c, h, w), or a pair of that and labels (n,); or a map-style torch Dataset. `validation` are images that are not
     trained on. With method.classes 0 labels are left aside. `autoencoder` stands in for the one that run.autoencoder
-    names. `recipe` and `config`, the entry of a file of settings, are kept in run.json. `start` is a run folder with the weights to start from, which may have other classes and another image size:
+    names. `recipe` and `config` are kept in run.json: the name of a recipe, or the record of a configuration file.
+    `start` is a run folder with the weights to start from, which may have other classes and another image size:
     changes to them are printed. `on_step(number, metrics)` is called after every step. `start_over` trains from the
     start again where none of the run's checkpoints is whole, which is refused otherwise.
 

@@ -5,7 +5,7 @@ Plain words are read as YAML 1.2 says: 1e-4 is a number, and no, on and 12:30 ar
 
 import math
 import re
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -38,7 +38,7 @@ class Settings(NamedTuple):
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    """The safe loader, which here only finds the parts of a text."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -46,6 +46,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+_Loader.yaml_implicit_resolvers = {}  # none of YAML 1.1
 for _kind, (_pattern, _first) in PLAIN.items():  # the dumper keeps those of YAML 1.1: it quotes what either reads
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(TAG + _kind, re.compile(_pattern), _first)

@@ -1,4 +1,4 @@
-"""The settings of a run as a YAML file with a comment for each."""
+"""The settings of a run as YAML, with a comment for each."""
 
 import textwrap
 from collections.abc import Collection, Iterator
@@ -9,20 +9,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from docstring_parser.attrdoc import AttributeDocstrings
 
 from fluvial.config import Run, to_json
-from fluvial.run.configuration import BASE, base_run, changes
 from fluvial.utils.yaml_text import as_yaml
 
 WIDTH = 100  # of comments
 
 
-def written(run: Run, *, base: str = "") -> str:
-    """A YAML file with all settings of a run, or with those that differ from a recipe or run folder.
-
-    `read_configuration` makes the same Run of it. Raises ValueError for a base that is not there.
-    """
-    wanted = changes(run, base_run(base)) if base else None
-    lines = [f"{BASE}: {as_yaml(base)}"] if base else []
-    return "\n".join([*lines, *_lines(run, to_json(run), "", wanted)]).lstrip("\n") + "\n"
+def commented(run: Run, only: Collection[str] | None = None) -> str:
+    """The settings of a run, or those at some paths, as YAML, with their docstrings as comments."""
+    return "".join(f"{line}\n" for line in _lines(run, to_json(run), "", only)).lstrip("\n")
 
 
 def _lines(part: Any, values: dict[str, Any], prefix: str, wanted: Collection[str] | None) -> Iterator[str]:  # noqa: ANN401
