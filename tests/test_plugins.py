@@ -257,6 +257,18 @@ def test_a_file_that_is_no_plugin_is_one_line(tmp_path, monkeypatch, capsys, arg
     assert told.startswith(f"fluvial: error: {reason}") and told.count("\n") == 1
 
 
+def test_a_file_of_settings_names_a_method_of_a_plugin(registries, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("my.yaml").write_text("base: digits-sit\nmethod: {name: pixel-flow, depth: 2}\nsample.guidance.weight: 1.0\n")
+    assert main(["config", "my.yaml"]) == 1
+    assert "line 2: method.name is 'pixel-flow', known are sit, arflow, flowar;" in capsys.readouterr().err
+    assert main(["config", "my.yaml", "--plugin", str(PIXEL_FLOW)]) == 0
+    assert "name: pixel-flow" in (printed := capsys.readouterr().out) and "depth: 2" in printed
+    Path("my.yaml").write_text("base: digits-pixel-flow\nmethod.dept: 2\n")
+    assert main(["config", "my.yaml", "--plugin", str(PIXEL_FLOW)]) == 1
+    assert "did you mean method.depth?" in capsys.readouterr().err
+
+
 def test_plugins_are_imported_once_each_wherever_they_stand(tmp_path, capsys):
     files = [tmp_path / "a" / "same.py", tmp_path / "b" / "same.py"]
     for file in files:

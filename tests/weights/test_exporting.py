@@ -72,6 +72,13 @@ def test_export_then_import_is_the_identity(run, tmp_path):
     assert files(tmp_path / "twice") == files(out)
 
 
+def test_the_text_of_a_file_of_settings_is_not_published(run, tmp_path):
+    folder = RunFolder(run)
+    folder.write({**folder.record(), "config": {"file": "/home/me/my.yaml", "text": "# a private word"}})
+    for path, content in files(exporting.to_safetensors(run, tmp_path / "out")).items():
+        assert b"private word" not in content and b"my.yaml" not in content, path
+
+
 def test_what_others_read_of_the_file(run, tmp_path):
     """By the safetensors library, with our names; half as large in bf16."""
     exporting.to_safetensors(run, tmp_path / "fp32")
