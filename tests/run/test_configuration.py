@@ -177,6 +177,11 @@ def test_all_that_is_wrong_is_told_with_lines_and_the_nearest(read):
     assert str(error.value) == f"my.yaml cannot be used: {'; '.join(TOLD.splitlines())}"
 
 
+def test_what_follows_from_a_setting_that_is_not_known_is_not_told(read):
+    with pytest.raises(ValueError, match=r"line 2: method.scalse: .* did you mean method.scales\?$"):
+        read("base: digits-flowar\nmethod.scalse: [1, 4]\nsample.steps: [3, 2]\n")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -274,9 +279,7 @@ def test_whatever_is_in_a_file_it_is_a_run_or_refused(read):
         text = bytearray(good)
         for _ in range(generator.randrange(1, 4)):
             place = generator.randrange(len(text))
-            text[place : place + generator.randrange(3)] = generator.choice(
-                [b"", b":", b"\n", b"[", b"&a ", b"\x80", b"0"]
-            )
+            text[place : place + generator.randrange(3)] = generator.choice(parts)
         try:
             assert isinstance(read(bytes(text)), Run)
         except ValueError as error:
