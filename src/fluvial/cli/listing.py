@@ -95,7 +95,7 @@ def _show(plans: Sequence["Plan"], word: str) -> None:
         for note in plan.notes:
             print(f"{plan.folder}: {note}")
     print(
-        f"{word}: {in_bytes(sum(part.size for part in parts))} of {len(plans)} {'run' if len(plans) == 1 else 'runs'}"
+        f"{word}: {in_bytes(sum(part.size for part in parts))} in {_count(len(plans))}"
     )
 
 

@@ -49,14 +49,14 @@ class Listed:
 
 
 def find(folder: Path) -> list[Path]:
-    """The run folders at most `DEPTH` levels below a folder, in order of their paths, or the folder itself."""
-    seen = set[Path]()  # a link may lead to one that was found
-    found = list[Path]()
-    for path in _walk(folder, DEPTH):
-        if path.resolve() not in seen:
-            found.append(path)
-        seen.add(path.resolve())
-    return found
+    """The run folders at most `DEPTH` levels below a folder, in order of their paths, or the folder itself.
+
+    Of several paths to one, by links, the shortest.
+    """
+    found: dict[Path, Path] = {}
+    for path in sorted(_walk(folder, DEPTH), key=lambda path: len(path.parts)):
+        found.setdefault(path.resolve(), path)
+    return sorted(found.values())
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:
