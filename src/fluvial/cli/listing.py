@@ -94,9 +94,7 @@ def _show(plans: Sequence["Plan"], word: str) -> None:
     for plan in plans:
         for note in plan.notes:
             print(f"{plan.folder}: {note}")
-    print(
-        f"{word}: {in_bytes(sum(part.size for part in parts))} in {_count(len(plans))}"
-    )
+    print(f"{word}: {in_bytes(sum(part.size for part in parts))} in {_count(len(plans))}")
 
 
 def _count(runs: int) -> str:

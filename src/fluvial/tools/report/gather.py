@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from shlex import join
 from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
@@ -56,7 +57,7 @@ def gather(folder: Path, name: str) -> Gathered:
     """The parts of a report about a run. Raises ValueError if its run.json cannot be read."""
     there = RunFolder(folder)
     run, record = there.run(), there.record()
-    card = f"no score: `fluvial score {folder}` makes one"
+    card = f"no score: `{join(['fluvial', 'score', str(folder)])}` makes one"
     return Gathered(
         name=name,
         folder=folder,

@@ -7,6 +7,7 @@ from typing import Any
 
 from fluvial import __version__, recipes
 from fluvial.config import Run, differences
+from fluvial.methods import name_of
 from fluvial.metrics import report as cards
 from fluvial.tools.curves import COLOURS, History, separate
 from fluvial.tools.doctor import FOUND
@@ -21,7 +22,7 @@ SMOKE = "-smoke"  # the end of the recipe's name in a run of `--smoke`
 
 def heading(title: str, runs: Sequence[Gathered]) -> Html:
     """The title, and one line on the run."""
-    line = f"{len(runs)} runs" if len(runs) > 1 else f"{runs[0].listed.method} on {runs[0].listed.data}"
+    line = ", ".join(run.name for run in runs) if len(runs) > 1 else f"{runs[0].listed.method} on {runs[0].listed.data}"
     line += f", as reported by fluvial {__version__}"
     return element("header", element("h1", title), element("p", line, klass="dim"))
 
@@ -153,19 +154,19 @@ def _findings(checks: list[Check] | str) -> Html:
     if isinstance(checks, str):
         return note(f"not checked: {checks}")
     rows = [
-        [check.name, element("span", check.verdict, klass=check.verdict.split()[0]), check.found, _advice(check)]
+        [check.name, _verdict(check.verdict), check.found, check.expected, check.advice or "-"]
         for verdict in VERDICTS
         for check in checks
         if check.verdict == verdict and verdict in ("wrong", "look")
     ]
     counts = {verdict: sum(check.verdict == verdict for check in checks) for verdict in VERDICTS}
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    shown = table(["", "", "found", "expected, and what to do"], rows) if rows else ""
+    shown = table(["", "", "found", "expected", "likely cause, and what to do"], rows) if rows else ""
     return joined([shown, element("p", f"{told} of {len(checks)} checks", klass="small dim")])
 
 
-def _advice(check: Check) -> str:
-    return f"{check.expected}. {check.advice}" if check.advice else check.expected
+def _verdict(verdict: str) -> Html:
+    return element("span", verdict, klass=verdict)
 
 
 def settings(runs: Sequence[Gathered]) -> Html:
@@ -195,7 +196,14 @@ def settings(runs: Sequence[Gathered]) -> Html:
 def _told(a: Run, b: Run) -> dict[str, tuple[str, str]]:
     """The settings in which two runs differ as text; one that only one of them has is "-" in the other."""
     found = differences(a, b)
+    for key, name in (("method", lambda run: name_of(type(run.method))), ("sample.solver", _solver)):
+        if key in found:  # the names of their classes otherwise
+            found[key] = name(a), name(b)
     return {key: (_short(old), _short(new)) for key, (old, new) in found.items()}
+
+
+def _solver(run: Run) -> str:
+    return run.sample.solver_settings.name
 
 
 def _short(value: Any) -> str:  # noqa: ANN401 - a setting
