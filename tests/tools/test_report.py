@@ -11,8 +11,9 @@ from PIL import Image
 from fluvial.cli import main
 from fluvial.metrics.report import KIND, sealed
 from fluvial.run.folder import RunFolder
+from fluvial.tools.doctor import doctor
 from fluvial.tools.report import html, sections
-from fluvial.tools.report import report as write_report
+from fluvial.tools.report import report as report_of
 from fluvial.tools.report.gather import evenly, gather
 from folders import rows, run_folder
 
@@ -71,6 +72,10 @@ def card(count=1000, **scores):
         "made_by": {},
     }
     return json.dumps(sealed(made))
+
+
+def write_report(folders, out):
+    return report_of(folders, out, doctor)
 
 
 @pytest.fixture
@@ -161,7 +166,10 @@ def test_several_runs_stand_side_by_side(tmp_path, cheap, capsys):
 def test_a_large_grid_is_reduced(tmp_path):
     run = run_folder(tmp_path / "a")
     grid(run, 1, side=2000), grid(run, 2, side=2000)
-    sizes = [Image.open(BytesIO(found.content)).size for found in gather(run, "a").grids]
+    sizes = [
+        Image.open(BytesIO(found.content)).size
+        for found in gather(run, "a", lambda folder: [], lambda name: None).grids
+    ]
     assert sizes == [(420, 420), (1400, 1400)]
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluvial.cli.arguments import check_output, parse, several
+from fluvial.tools.doctor import doctor
 from fluvial.tools.report import report as write_report
 
 
@@ -24,4 +25,4 @@ def report(arguments: list[str]) -> None:
     options = parse(ReportOptions, ReportOptions(), rest, "fluvial report RUN [RUN ...]", description)
     folders = [Path(name) for name in names]
     beside = folders[0] if len(folders) == 1 else folders[0].resolve().parent
-    print(write_report(folders, options.out or beside / "report.html"))
+    print(write_report(folders, options.out or beside / "report.html", doctor))

@@ -14,7 +14,6 @@ from fluvial.config import Run
 from fluvial.metrics import report as cards
 from fluvial.run.folder import RunFolder
 from fluvial.tools import estimate
-from fluvial.tools.doctor import doctor
 from fluvial.tools.doctor.check import Check
 from fluvial.tools.runs import Listed, look
 from fluvial.training import log
@@ -22,6 +21,8 @@ from fluvial.utils.files import read_bytes
 from fluvial.utils.pictures import encoded
 
 T = TypeVar("T")
+Doctor = Callable[[Path], list[Check]]
+Recipe = Callable[[str], Run | None]
 GRID = re.compile(r"step-(\d{8,})\.png")
 GRIDS = 8  # of the sample grids of a run that are shown
 SMALL, WHOLE = 420, 1400  # pixels of the longer side, to which earlier grids and the newest are reduced
@@ -45,6 +46,8 @@ class Gathered:
     listed: Listed
     run: Run
     recipe: str | None
+    original: Run | None
+    """The run of the recipe, if it is known."""
     parameters: int | None
     rows: list[log.Row] | str
     card: dict[str, Any] | str
@@ -53,17 +56,18 @@ class Gathered:
     """Sample grids by step, the newest last."""
 
 
-def gather(folder: Path, name: str) -> Gathered:
+def gather(folder: Path, name: str, doctor: Doctor, recipe: Recipe) -> Gathered:
     """The parts of a report about a run. Raises ValueError if its run.json cannot be read."""
     there = RunFolder(folder)
-    run, record = there.run(), there.record()
+    run, named = there.run(), there.record().get("recipe")
     card = f"no score: `{join(['fluvial', 'score', str(folder)])}` makes one"
     return Gathered(
         name=name,
         folder=folder,
         listed=look(folder),
         run=run,
-        recipe=record.get("recipe"),
+        recipe=named,
+        original=recipe(named or ""),
         parameters=_parameters(run),
         rows=_or_reason(lambda: log.read(folder)),
         card=_or_reason(lambda: cards.read(there.card)) if there.card.exists() else card,

@@ -1,23 +1,20 @@
 """The sections of a report, each from the runs that were gathered. Several runs stand side by side."""
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from shlex import join
 from typing import Any
 
-from fluvial import __version__, recipes
+from fluvial import __version__
 from fluvial.config import Run, differences
 from fluvial.methods import name_of
 from fluvial.metrics import report as cards
-from fluvial.tools.curves import COLOURS, History, separate
-from fluvial.tools.doctor import FOUND
 from fluvial.tools.doctor.check import Check
+from fluvial.tools.doctor.settings import FOUND
 from fluvial.tools.report.gather import Gathered, Picture
-from fluvial.tools.report.html import Html, element, joined, note, picture, section, table, text
+from fluvial.tools.report.html import Html, element, joined, note, picture, section, table
 from fluvial.tools.runs import in_bytes
 
 VERDICTS = ("wrong", "look", "ok", "not checked")
-SMOKE = "-smoke"  # the end of the recipe's name in a run of `--smoke`
 
 
 def heading(title: str, runs: Sequence[Gathered]) -> Html:
@@ -79,27 +76,6 @@ def _strip(grids: list[Picture] | str) -> Html:
     shown = [picture(*grid) if grid.content else note(grid.caption) for grid in grids]
     earlier = element("div", *shown[:-1], klass="strip") if shown[1:] else ""
     return joined([earlier, element("div", shown[-1], klass="newest")])
-
-
-def curves(runs: Sequence[Gathered]) -> Html:
-    """The curves of all runs in the same panels, as `fluvial plot` draws them."""
-    histories = [History(name=run.name, rows=run.rows) for run in runs if not isinstance(run.rows, str)]
-    missing = [note(f"{run.name}: {run.rows}") for run in runs if isinstance(run.rows, str)]
-    try:
-        figures = separate(histories) if histories else {}
-    except ValueError as error:
-        return section("Curves", *missing, note(error))
-    drawn = []
-    for title, figure in figures.items():
-        content = BytesIO()
-        figure.savefig(content, format="png", transparent=True)
-        drawn.append(picture(content.getvalue(), "png", title, "curve"))
-    legend = [
-        Html(f'<span class="swatch curve" style="background: {COLOURS[i % len(COLOURS)]}"></span>{text(history.name)}')
-        for i, history in enumerate(histories)
-    ]
-    shown = element("p", *legend) if len(runs) > 1 and drawn else ""
-    return section("Curves", shown, element("div", *drawn, klass="panels") if drawn else "", *missing)
 
 
 def scores(runs: Sequence[Gathered]) -> Html:
@@ -181,13 +157,10 @@ def settings(runs: Sequence[Gathered]) -> Html:
             rows.append([key, own, *(each[key][1] if key in each else own for each in changed)])
         shown = table(["", *(run.name for run in runs)], rows) if rows else note("all settings are the same")
         return section("Settings that differ", shown)
-    run, name = runs[0].run, runs[0].recipe or ""
-    try:
-        recipe = recipes.get(name.removesuffix(SMOKE))
-        recipe = recipes.smoke(recipe) if name.endswith(SMOKE) else recipe
-    except ValueError:
+    run, name = runs[0], runs[0].recipe or ""
+    if run.original is None:
         return section("Settings", note(f"no recipe to compare with: {name or 'run.json names none'}"))
-    changed = {key: values for key, values in _told(recipe, run).items() if not key.startswith(FOUND)}
+    changed = {key: values for key, values in _told(run.original, run.run).items() if not key.startswith(FOUND)}
     rows = [[key, *values] for key, values in changed.items()]
     shown = table(["", f"recipe {name}", "this run"], rows) if rows else note(f"all as in the recipe {name}")
     return section("Settings that differ", shown)
