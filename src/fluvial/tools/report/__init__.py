@@ -8,7 +8,8 @@ from fluvial import recipes
 from fluvial.config import Run
 from fluvial.tools.curves import COLOURS, History, separate, short_names
 from fluvial.tools.report import html, sections
-from fluvial.tools.report.gather import Doctor, Gathered, gather
+from fluvial.tools.report.contents import Gathered
+from fluvial.tools.report.gather import Doctor, gather
 from fluvial.utils.atomic import write_bytes
 
 SMOKE = "-smoke"  # the end of the recipe's name in a run of `--smoke`
@@ -59,11 +60,9 @@ def _curves(runs: Sequence[Gathered]) -> html.Html:
         content = BytesIO()
         figure.savefig(content, format="png", transparent=True)
         drawn.append(html.picture(content.getvalue(), "png", title, "curve"))
-    legend = [
-        html.Html(
-            f'<span class="swatch curve" style="background: {COLOURS[i % len(COLOURS)]}"></span>{html.text(history.name)}'
-        )
-        for i, history in enumerate(histories)
-    ]
+    legend = []
+    for i, history in enumerate(histories):
+        colour = f"background: {COLOURS[i % len(COLOURS)]}"
+        legend += [html.element("span", klass="swatch curve", style=colour), history.name]
     shown = html.element("p", *legend) if len(runs) > 1 and drawn else ""
     return html.section("Curves", shown, html.element("div", *drawn, klass="panels") if drawn else "", *missing)

@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from shlex import join
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 from PIL import Image
 
@@ -15,7 +14,8 @@ from fluvial.metrics import report as cards
 from fluvial.run.folder import RunFolder
 from fluvial.tools import estimate
 from fluvial.tools.doctor.check import Check
-from fluvial.tools.runs import Listed, look
+from fluvial.tools.report.contents import Gathered, Picture
+from fluvial.tools.runs import look
 from fluvial.training import log
 from fluvial.utils.files import read_bytes
 from fluvial.utils.pictures import encoded
@@ -27,33 +27,6 @@ GRID = re.compile(r"step-(\d{8,})\.png")
 GRIDS = 8  # of the sample grids of a run that are shown
 SMALL, WHOLE = 420, 1400  # pixels of the longer side, to which earlier grids and the newest are reduced
 QUALITY = 88  # of JPEG, for what was reduced
-
-
-class Picture(NamedTuple):
-    """The content of a picture file, and its caption."""
-
-    content: bytes
-    kind: str
-    caption: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gathered:
-    """A run, with the reason in place of each part that is not there."""
-
-    name: str
-    folder: Path
-    listed: Listed
-    run: Run
-    recipe: str | None
-    original: Run | None
-    """The run of the recipe, if it is known."""
-    parameters: int | None
-    rows: list[log.Row] | str
-    card: dict[str, Any] | str
-    checks: list[Check] | str
-    grids: list[Picture] | str
-    """Sample grids by step, the newest last."""
 
 
 def gather(folder: Path, name: str, doctor: Doctor, recipe: Recipe) -> Gathered:

@@ -10,7 +10,7 @@ from fluvial.methods import name_of
 from fluvial.metrics import report as cards
 from fluvial.tools.doctor.check import Check
 from fluvial.tools.doctor.settings import FOUND
-from fluvial.tools.report.gather import Gathered, Picture
+from fluvial.tools.report.contents import Gathered, Picture
 from fluvial.tools.report.html import Html, element, joined, note, picture, section, table
 from fluvial.tools.runs import in_bytes
 
