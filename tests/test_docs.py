@@ -101,6 +101,8 @@ def subject(words: list[str], folders) -> list[str]:
             return ["train", place]
         case "compare":
             return ["compare", place]
+        case "runs" if place == "clean":
+            return ["runs", "clean"]
         case "train" | "sample" | "score" if place.startswith("runs/"):
             solver = rest.index("--sample.solver") if "--sample.solver" in rest else len(rest)
             return [command, folders(recipe_like(place)), *rest[solver : solver + 2]]
@@ -135,9 +137,9 @@ def test_options_in_the_text_exist(folders):
         text += help_of("train", recipe) + help_of("sample", folder) + help_of("score", folder)
     for solver in ("dopri5", "euler-maruyama"):
         text += help_of("sample", folders("digits-arflow"), "--sample.solver", solver)
-    for words in (["bench", "train", "digits-sit"], ["data", "inspect"], ["compare", "digits"]):
+    for words in (["bench", "train", "digits-sit"], ["data", "inspect"], ["compare", "digits"], ["runs", "clean"]):
         text += help_of(*words)
-    for command in ("import", "export", "config", "ema", "encode", "plot", "doctor"):
+    for command in ("import", "export", "config", "ema", "encode", "plot", "doctor", "runs", "report"):
         text += help_of(command)
     for path in PAGES:
         for span in spans(path):

@@ -10,6 +10,10 @@ fluvial score RUN|IMAGES [options]    measure samples against real images: FID a
 fluvial plot RUN [RUN ...] [options]  draw the curves of runs into one picture
 fluvial doctor RUN                    compare a run with what is expected: what is wrong, why, and what to do
 fluvial compare digits [options]      train all methods for the same time and put them side by side
+fluvial compare A B [...] [options]   the same of runs, measured as they are, and recipes, trained for the same time
+fluvial runs [FOLDER]                 a table of the runs in a folder: how far, losses, score, size, state
+fluvial runs clean [RUN ...] [--yes]  what could be removed of runs, or its removal
+fluvial report RUN [RUN ...]          one HTML page: curves, samples, scores, what is wrong, settings that differ
 fluvial bench train RECIPE [options]  how fast training is, or sampling: images/s, memory, share of the machine's rate
 fluvial import FILE [options]         a run folder of published weights
 fluvial ema RUN --length 0.1          a run folder with another average of a run's weights
@@ -48,6 +52,8 @@ COMMANDS = {  # by command, its module and function: torch is imported by those 
     "plot": "health.plot",
     "doctor": "health.doctor",
     "compare": "runs.compare",
+    "runs": "listing.runs",
+    "report": "report.report",
     "bench": "bench.bench",
     "import": "weights.import_",
     "ema": "average.ema",

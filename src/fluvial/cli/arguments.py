@@ -230,6 +230,13 @@ def positional(
     return arguments[0], arguments[1:]
 
 
+def several(arguments: list[str], command: str, what: str, meaning: str) -> tuple[list[str], list[str]]:
+    """The arguments before the first option, at least one, and the rest; for commands with a help of their own."""
+    first, rest = positional(arguments, command, what, meaning, has_own_help=True)
+    count = next((i for i, argument in enumerate(rest) if argument.startswith("-")), len(rest))
+    return [first, *rest[:count]], rest[count:]
+
+
 def nothing_more(arguments: list[str], command: str, about: str, *, what: str = "arguments") -> None:
     """For a command without options: prints its help if that is asked for. Raises UsageError for anything else."""
     if set(arguments) & set(HELP):

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from fluvial.cli.arguments import check_output, parse, positional
+from fluvial.cli.arguments import check_output, parse, positional, several
 from fluvial.cli.output import console
 from fluvial.tools import curves
 from fluvial.tools.doctor import doctor as check_all
@@ -34,11 +34,10 @@ class DoctorOptions:
 
 def plot(arguments: list[str]) -> None:
     meaning = "a run folder, such as runs/digits-arflow; several are drawn into one picture"
-    first, rest = positional(arguments, "plot", "RUN [RUN ...]", meaning, has_own_help=True)
-    count = next((i for i, argument in enumerate(rest) if argument.startswith("-")), len(rest))
-    folders = [Path(name) for name in (first, *rest[:count])]
+    names, rest = several(arguments, "plot", "RUN [RUN ...]", meaning)
+    folders = [Path(name) for name in names]
     description = "Draw the curves of runs: losses, learning rate, gradient norm, images/s, scores."
-    options = parse(PlotOptions, PlotOptions(), rest[count:], "fluvial plot RUN [RUN ...]", description)
+    options = parse(PlotOptions, PlotOptions(), rest, "fluvial plot RUN [RUN ...]", description)
     beside = folders[0] if len(folders) == 1 else folders[0].resolve().parent
     print(curves.plot(folders, options.out or beside / "curves.png", by=options.by))
 

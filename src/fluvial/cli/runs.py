@@ -15,7 +15,7 @@ from rich.table import Table
 
 from fluvial import recipes
 from fluvial.cli import dry
-from fluvial.cli.arguments import device_of, nothing_more, of_a_run, parse, positional, refuse_repeated
+from fluvial.cli.arguments import device_of, nothing_more, of_a_run, parse, positional, refuse_repeated, several
 from fluvial.cli.output import console
 from fluvial.config import Run
 from fluvial.data.labels import class_ids, numbers
@@ -28,11 +28,13 @@ from fluvial.run.train import check
 from fluvial.run.train import train as train_run
 from fluvial.sampling.settings import SampleConfig
 from fluvial.tools.compare import compare as compare_runs
+from fluvial.tools.curves import short_names
 from fluvial.training import distributed
 from fluvial.utils.checks import at_least, positive
 from fluvial.utils.errors import UsageError
 
 COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
+SECONDS = 60.0  # of training each recipe that is compared
 SMOKE = "--smoke tries the recipe with a small model and few steps, in runs/RECIPE-smoke: a minute or so on a CPU."
 DRY_RUN = "--dry-run trains nothing: it prints parameters, FLOPs, memory and the whole configuration, and checks data, "
 DRY_RUN += "autoencoder and folder as training does, but for what is on the hub."
@@ -82,18 +84,19 @@ class SampleOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    seconds: float = 60.0
-    """Training time of each method, in seconds."""
+    seconds: float | None = None
+    """Training time of each recipe, in seconds; 60 by default."""
     count: int = 1000
     """Number of images to draw and measure."""
     out: Path | None = None
-    """Folder of the runs, the table and the picture; runs/compare-<data> by default."""
+    """Folder of the runs, the table and the picture; runs/compare-<names> by default."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
         at_least(2, self, "count")
-        positive(self, "seconds")
+        if self.seconds is not None:
+            positive(self, "seconds")
 
 
 def list_recipes(arguments: list[str]) -> None:
@@ -225,17 +228,48 @@ def evaluations(nfe: Mapping[str, int]) -> str:
 
 
 def compare(arguments: list[str]) -> None:
-    data, rest = positional(arguments, "compare", "DATA", f"one of: {', '.join(COMPARED)}")
-    if data not in COMPARED:
-        raise UsageError(f"unknown data set {data!r}; there are recipes of every method for: {', '.join(COMPARED)}")
-    description = "Train SiT, ARFlow and FlowAR for the same time and print one table."
-    options = parse(CompareOptions, CompareOptions(), rest, f"fluvial compare {data}", description)
-    out = options.out or Path("runs") / f"compare-{data}"
-    runs = {name: recipes.get(f"{data}-{recipe}") for name, recipe in COMPARED[data].items()}
-    rows = compare_runs(runs, out, seconds=options.seconds, count=options.count, device=device_of(options.device))
+    """Prints a table of runs and recipes side by side; the recipes are trained first."""
+    meaning = f"runs and recipes, such as runs/digits-sit digits-arflow; or all methods on {', '.join(COMPARED)}"
+    names, rest = several(arguments, "compare", "A B [...]", meaning)
+    description = f"Compare {meaning}. Runs are measured as they are, recipes are trained for the same time before."
+    options = parse(CompareOptions, CompareOptions(), rest, f"fluvial compare {' '.join(names)}", description)
+    compared = _compared(names)
+    if options.seconds is not None and all(isinstance(run, Path) for run in compared.values()):
+        raise UsageError("--seconds is the training time of recipes, and only runs are compared: leave it out")
+    out = options.out or Path("runs") / f"compare-{'-'.join(Path(name).name for name in names):.100}"
+    seconds, device = options.seconds or SECONDS, device_of(options.device)
+    rows = compare_runs(compared, out, seconds=seconds, count=options.count, device=device)
+    odd = [f"{row['method']} is not comparable: {row.pop('differs')}" for row in rows if "differs" in row]
     table = Table("", *(row["method"] for row in rows))
     for key in list(rows[0])[1:]:
-        table.add_row(key, *(f"{row[key]:,}" if isinstance(row[key], int) else str(row[key]) for row in rows))
+        table.add_row(key, *(_cell(row[key]) for row in rows))
     console().print(table)
-    print(out / "compare.json")
-    print(out / "compare.png")
+    for line in (*odd, out / "compare.json", out / "compare.png"):
+        print(line)
+
+
+def _cell(value: Any) -> str:  # noqa: ANN401 - a number, or None
+    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _compared(names: list[str]) -> dict[str, Run | Path]:
+    """The recipes and run folders of these names; the recipes of all methods for the name of a data set."""
+    if len(names) == 1 and names[0] in COMPARED:
+        return {name: recipes.get(f"{names[0]}-{recipe}") for name, recipe in COMPARED[names[0]].items()}
+    if len(names) == 1:
+        raise UsageError(
+            f"unknown data set {names[0]!r}; there are recipes of every method for: {', '.join(COMPARED)}. Of runs and "
+            f"recipes name at least two"
+        )
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"{repeated[0]} is named twice: compare different runs and recipes")
+    folders = {name: Path(name) for name in names if RunFolder(name).exists()}
+    if both := [name for name in folders if name in recipes.RECIPES]:
+        raise UsageError(f"{both[0]} is a recipe, and also a run folder here: name the folder as ./{both[0]}")
+    try:
+        titles = dict(zip(folders, short_names(list(folders.values())), strict=True))
+        if set(titles.values()) & set(names):  # a run that is called as a recipe is
+            titles = {name: name for name in folders}
+        return {titles.get(name, name): folders.get(name) or recipes.get(name) for name in names}
+    except ValueError as error:
+        raise UsageError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Comparison of methods: trained for the same time on the same data, then scored in the same way."""
+"""Comparison of runs on the same images: recipes are trained for the same time, and all are scored in the same way."""
 
 import json
 from collections.abc import Mapping
@@ -11,59 +11,110 @@ import torch
 
 import fluvial
 from fluvial.config import Run
+from fluvial.data.images import BUILT_IN, DataConfig
+from fluvial.metrics import report
 from fluvial.run.folder import RunFolder
+from fluvial.run.load import Sampler
 from fluvial.utils import pictures
 from fluvial.utils.atomic import write_json
 from fluvial.utils.files import brief, read_bytes
+from fluvial.utils.places import HUB
 
 CALIBRATION = 40  # steps of a trial that measures the speed; the last half is timed
 
 
 def compare(
-    runs: Mapping[str, Run],
+    runs: Mapping[str, Run | Path],
     out: Path,
     *,
     seconds: float,
     count: int = 1000,
     device: torch.device | str | None = None,
 ) -> list[dict[str, Any]]:
-    """Trains and scores runs for the same time; returns one row each: images seen, Frechet distance, NFE and so on.
+    """Scores runs on the same images; returns one row each: images seen, Frechet distance, NFE and so on.
 
-    Each run is trained in `out/<name>` for as many steps as fit into `seconds`, estimated by a short trial; validation,
-    pictures and scoring do not count. A run that exists is continued or only scored; ValueError if it had another time
-    budget. Also saves compare.json and compare.png, with a row of samples for each run.
+    A run folder (a Path) is measured as it is, and nothing in it is changed. A `Run` is trained in `out/<name>` for as
+    many steps as fit into `seconds`, estimated by a short trial; validation, pictures and scoring do not count. If it
+    exists it is continued or only scored; ValueError if it had another time budget. Also saves the card of each,
+    compare.json and compare.png, with a row of samples for each run. A row whose card is not comparable with the first
+    says so as "differs". Raises ValueError, before anything is written, for runs of different data.
     """
-    _claim(out, seconds)
-    rows, samples = [], {}
+    settings = {name: RunFolder(run).run() if isinstance(run, Path) else run for name, run in runs.items()}
+    check_same_data({name: run.data for name, run in settings.items()})
+    if not all(isinstance(run, Path) for run in runs.values()):
+        _claim(out, seconds)
+    rows, samples, kept = [], {}, {}
     for name, run in runs.items():
-        folder = out / name
-        there = RunFolder(folder).exists()
-        timed = RunFolder(folder).run() if there else _for_seconds(run, seconds, device)
-        sampler = fluvial.train(timed, folder, device=device)
-        card = fluvial.score(sampler, count=count, device=device)
-        scores, sampling = card["scores"], card["sampling"]
-        write_json(RunFolder(folder).card, card)
+        if isinstance(run, Path):
+            sampler, file = fluvial.load(run, device=device), out / f"score-{name.replace('/', '-')}.json"
+        else:
+            sampler, file = _trained(run, out / name, seconds, device), RunFolder(out / name).card
+        card = kept[name] = fluvial.score(sampler, count=count, device=device)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, card)
         samples[name] = sampler.sample(10).images
-        images = sampler.step * timed.images_per_step
-        rows.append(
-            {
-                "method": name,
-                "parameters": sum(p.numel() for p in sampler.model.parameters()),
-                "steps": sampler.step,
-                "images seen": images,
-                "training s": round(sampler.seconds, 1),
-                "training images/s": round(images / sampler.seconds),
-                "class accuracy": scores.get("class_accuracy", {}).get("value"),
-                "Frechet distance": round(scores["frechet_distance"]["value"], 3),
-                "of real data": round(scores["frechet_distance"]["real"], 3),
-                "NFE": sampling["nfe"],
-                "NFE of the null branch": sampling["nfe_null"],
-                "sampling images/s": sampling["images_per_second"],
-            }
-        )
+        rows.append(_row(name, sampler, card))
+        if found := report.differences(next(iter(kept.values())), card):
+            rows[-1]["differs"] = "; ".join(found)
     write_json(out / "compare.json", rows)
     pictures.save_labelled_rows(samples, out / "compare.png")
     return rows
+
+
+def check_same_data(data: Mapping[str, DataConfig]) -> None:
+    """Raises ValueError naming two runs and the settings by which they are not of the same images."""
+    (first, there), *others = data.items()
+    for name, here in others:
+        a, b = _images_of(there), _images_of(here)
+        if there.digest and here.digest:  # the same images in two places
+            a, b = a | {"digest": there.digest, "place": ""}, b | {"digest": here.digest, "place": ""}
+        if unlike := [f"data.{key} is {a[key] or '-'} and {b[key] or '-'}" for key in a if a[key] != b[key]]:
+            raise ValueError(
+                f"{first} and {name} are of different images, and scores against different images cannot be compared: "
+                f"{', '.join(unlike)}"
+            )
+
+
+def _images_of(data: DataConfig) -> dict[str, Any]:
+    """The settings that decide on which images a run is measured against."""
+    places = {
+        key: str(Path(place).expanduser().resolve()) if place and not place.startswith(HUB) else place
+        for key, place in (("path", data.path), ("test_path", data.test_path))
+    }
+    place = places["path"] or data.name
+    if data.name in BUILT_IN:
+        return {"place": place, "test_path": "", "split": "", "test_split": "", "size": 0, "channels": 1}
+    kept = {key: getattr(data, key) for key in ("split", "test_split", "size", "channels")}
+    return {"place": place, "test_path": places["test_path"], **kept}
+
+
+def _trained(run: Run, folder: Path, seconds: float, device: torch.device | str | None) -> Sampler:
+    """The run trained for the time, or gone on with if it is there."""
+    there = RunFolder(folder)
+    timed = there.run() if there.exists() else _for_seconds(run, seconds, device)
+    return fluvial.train(timed, folder, device=device)
+
+
+def _row(name: str, sampler: Sampler, card: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's row of the table."""
+    scores, sampling = card["scores"], card["sampling"]
+    images, seconds = sampler.step * sampler.run.images_per_step, sampler.seconds
+    distance = "fid" if "fid" in scores else "frechet_distance"
+    real = scores[distance].get("real")
+    return {
+        "method": name,
+        "parameters": sum(p.numel() for p in sampler.model.parameters()),
+        "steps": sampler.step,
+        "images seen": images,
+        "training s": round(seconds, 1),
+        "training images/s": round(images / seconds) if seconds else None,
+        "class accuracy": scores.get("class_accuracy", {}).get("value"),
+        "FID" if distance == "fid" else "Frechet distance": round(scores[distance]["value"], 3),
+        "of real data": None if real is None else round(real, 3),
+        "NFE": sampling["nfe"],
+        "NFE of the null branch": sampling["nfe_null"],
+        "sampling images/s": sampling["images_per_second"],
+    }
 
 
 def _claim(out: Path, seconds: float) -> None:

@@ -36,6 +36,7 @@ COLOURS = (
     "#5B3A8E",
     "#222222",
 )  # by Okabe and Ito, for the colour-blind
+WIDTH, HEIGHT = 4.8, 3.1  # of a panel, in inches
 LOG_FROM = 4.0  # a loss that falls by this factor is drawn on a log axis
 SMOOTH = 40  # the training loss is averaged over 1/40 of its points on each side
 STOPPED = 20  # a gap of more than 20 median gaps in the log is an interruption, counted as one median gap
@@ -86,17 +87,10 @@ def figure(histories: Sequence[History], *, by: By = "steps") -> "Figure":
     Panels are titled by their quantity, lines labelled by run. Raises ValueError if nothing can be
     drawn.
     """
-    require("matplotlib", extra="plot", why="drawing curves")
-    from matplotlib.figure import Figure
-
-    panels = _panels(histories)
-    if not panels:
-        raise ValueError(
-            "the logs have no numbers to draw: expected lines with a loss; train for train.log_every steps"
-        )
+    panels, blank = _drawable(histories)
     columns = min(3, len(panels)) if len(panels) != 4 else 2
     rows = -(-len(panels) // columns)
-    result = Figure(figsize=(4.8 * columns, 3.1 * rows + 0.6), dpi=120, layout="constrained")
+    result = blank(figsize=(WIDTH * columns, HEIGHT * rows + 0.6), dpi=120, layout="constrained")
     scales, label = _scales(histories, by)
     for i, (title, draw) in enumerate(panels.items()):
         axes = result.add_subplot(rows, columns, i + 1)
@@ -109,6 +103,34 @@ def figure(histories: Sequence[History], *, by: By = "steps") -> "Figure":
     else:
         _legend(result, first, histories)
     return result
+
+
+def separate(histories: Sequence[History], *, by: By = "steps") -> "dict[str, Figure]":
+    """A figure for each panel of `figure`, by its title, without legend: run i has COLOURS[i].
+
+    Raises ValueError if nothing can be drawn.
+    """
+    panels, blank = _drawable(histories)
+    scales, label = _scales(histories, by)
+    figures = {title: blank(figsize=(WIDTH, HEIGHT), dpi=150, layout="constrained") for title in panels}
+    for title, draw in panels.items():
+        axes = figures[title].add_subplot()
+        draw(axes, scales)
+        _tidy(axes, label, last_row=True)
+    return figures
+
+
+def _drawable(histories: Sequence[History]) -> "tuple[dict[str, Draw], type[Figure]]":
+    """The panels that can be drawn, and matplotlib's figure. Raises ValueError without any, or without matplotlib."""
+    require("matplotlib", extra="plot", why="drawing curves")
+    from matplotlib.figure import Figure
+
+    panels = _panels(histories)
+    if not panels:
+        raise ValueError(
+            "the logs have no numbers to draw: expected lines with a loss; train for train.log_every steps"
+        )
+    return panels, Figure
 
 
 Scale = Callable[[np.ndarray], np.ndarray]

@@ -17,6 +17,7 @@ from fluvial.utils.files import NONBLOCK, at_once, named
 
 NOTHING_LOST = "what was there before is as it was"
 REPLACED = "replaced already:"
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp(\..*)?|partial)")  # names of temporary files and folders
 TRIES, PAUSE = 3, 0.05  # seconds between tries to lock a run folder, which `check_unlocked` locks for a moment
 
 # A lock of Windows keeps its holder's other handles from writing, too, and neither an open file nor a folder with one
@@ -190,6 +191,30 @@ def _new(folder: Path, begin: str, end: str, is_folder: bool) -> tuple[Path, int
                 return temporary, lock
             os.close(lock)
         # until it was locked, another process took it for abandoned, and removed it
+
+
+def abandoned(folder: Path) -> list[Path]:
+    """The temporary files and folders right in a folder that killed writers left.
+
+    None on Windows, and on a file system without locks, where they cannot be told from those in use.
+    """
+    if WINDOWS or not folder.is_dir():
+        return []
+    return [path for path in sorted(folder.iterdir()) if TEMPORARY.fullmatch(path.name) and not _in_use(path)]
+
+
+def _in_use(path: Path) -> bool:
+    """True for a temporary file or folder that the process that made it still has locked, or that cannot be asked."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | NONBLOCK)
+    except OSError:
+        return True
+    try:
+        return not lock_descriptor(descriptor, blocking=False)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def _remove_abandoned(path: Path) -> None:

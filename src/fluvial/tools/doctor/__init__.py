@@ -17,14 +17,6 @@ from fluvial.tools.doctor.level import level
 from fluvial.training import log
 
 COMPARED = ("method", "optim.", "data.", "autoencoder.", "train.steps", "train.batch", "train.log_every")
-FOUND = (
-    "data.path",
-    "data.test_path",
-    "data.cache",
-    "data.class_names",
-    "data.digest",
-    "autoencoder.",
-)  # filled in by training
 
 
 def doctor(folder: Path | str, *, fetch: bool = False) -> list[Check]:
@@ -79,4 +71,4 @@ def examine(
 def changed(run: Run, recipe: str) -> list[str]:
     """The settings that affect the loss and differ from the recipe."""
     keys = differences(run, recipes.get(recipe))
-    return [key for key in keys if key.startswith(COMPARED) and not key.startswith(FOUND)]
+    return [key for key in keys if key.startswith(COMPARED) and not key.startswith(settings.FOUND)]

@@ -9,6 +9,14 @@ from fluvial.training.log import Row
 
 RATE, BATCH, WIDTH = 1e-4, 256, 1152  # AdamW's learning rate, batch and width of the published SiT-XL/2
 FACTOR, FAR = 4.0, 16.0  # factors from the rule of thumb
+FOUND = (
+    "data.path",
+    "data.test_path",
+    "data.cache",
+    "data.class_names",
+    "data.digest",
+    "autoencoder.",
+)  # filled in by training
 EMA = (0.005, 0.2)  # length of the average relative to the steps taken
 
 
