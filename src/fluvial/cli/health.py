@@ -14,7 +14,7 @@ from fluvial.run.folder import RunFolder
 from fluvial.tools import curves
 from fluvial.tools.doctor import doctor as check_all
 from fluvial.tools.doctor.check import Check, worst_first
-from fluvial.tools.doctor.mend import command
+from fluvial.tools.doctor.mend import command, trained_again
 
 COLOURS = {"ok": "green", "look": "yellow", "wrong": "red", "not checked": "dim"}
 
@@ -60,10 +60,14 @@ def doctor(arguments: list[str]) -> None:
     printer = console()
     found = worst_first(checks)
     for check in found:
-        told = f" {check.name}: {check.found}; expected {check.expected}. {check.advice}"
+        told = f" {check.name}: {check.found}{f'; {check.advice}' if check.advice else ''}"
         printer.print(Text.assemble(_coloured(check.verdict), told), soft_wrap=True)
-        if mend := command(check, folder, run, recipe):
-            printer.print(f"      {mend}", soft_wrap=True)
+        if check.command:
+            printer.print(f"      {command(check.command, folder)}", soft_wrap=True)
+    if mend := trained_again([check.settings for check in found], folder, run, recipe):
+        printer.print(
+            f"train again, with what mends {'it' if len(found) == 1 else 'this'}:\n      {mend}", soft_wrap=True
+        )
     if options.all:
         printer.print(_table(folder, checks))
     print(_summary(checks, "" if options.all else "--all shows them"))
@@ -75,7 +79,8 @@ def _summary(checks: list[Check], end: str) -> str:
     """What is right, in a line, with the numbers of what is not."""
     verdicts = [check.verdict for check in checks]
     parts = [f"{verdicts.count(verdict)} {verdict}" for verdict in ("wrong", "look") if verdict in verdicts]
-    parts += [f"{verdicts.count('ok')} checks passed"]
+    passed = verdicts.count("ok")
+    parts += [f"{passed} check{'s' * (passed != 1)} passed"]
     parts += [f"{verdicts.count('not checked')} not made"] if "not checked" in verdicts else []
     return "; ".join([", ".join(parts), *([end] if end else [])])
 

@@ -1,13 +1,12 @@
 """Commands that mend what a check found."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fluvial import recipes
 from fluvial.config import Run, differences
-from fluvial.tools.doctor.check import Check
 
 FOUND = ("data.class_names", "data.digest", "data.names_given", "autoencoder.shift", "autoencoder.scale")
 FOUND += ("autoencoder.hash", "data.cache")  # set by training
@@ -19,20 +18,24 @@ def option(setting: str) -> str:
     return f"--{setting.replace('_', '-')}"
 
 
-def command(check: Check, folder: Path | str, run: Run, recipe: str | None) -> str:
-    """The command that mends what a check found; "" if no command can.
+def command(text: str, folder: Path | str) -> str:
+    """The command of a check, with the folder in the place of RUN."""
+    return text.replace("RUN", shlex.quote(str(folder)))
 
-    Settings are mended by training again, in another folder: by the recipe with the run's own options, or where that
-    would be a long command or there is no recipe, from the weights of the run.
+
+def trained_again(mends: Sequence[Mapping[str, Any]], folder: Path | str, run: Run, recipe: str | None) -> str:
+    """The command that trains again with these settings, in another folder; "" without any. The first win.
+
+    It is that of the recipe with the run's own options, or where that would be long or there is no recipe, it starts
+    from the weights of the run.
     """
-    if check.command:
-        return check.command.replace("RUN", shlex.quote(str(folder)))
-    if not check.settings:
+    settings = {key: value for mend in reversed(mends) for key, value in mend.items()}
+    if not settings:
         return ""
-    start, settings = shlex.quote(str(folder)), check.settings
+    start = shlex.quote(str(folder))
     if recipe in recipes.RECIPES:
-        changed = {key: a for key, (a, _) in differences(run, recipes.get(recipe)).items() if _matters(key, a)}
-        whole = {**changed, **check.settings}
+        own = {key: here for key, (here, _) in differences(run, recipes.get(recipe)).items() if _matters(key, here)}
+        whole = {**own, **settings}
         if len(whole) <= MOST and all(map(_is_simple, whole.values())):
             start, settings = recipe, whole
     return " ".join(["fluvial train", start, *_options(settings), "--out", shlex.quote(str(_beside(Path(folder))))])

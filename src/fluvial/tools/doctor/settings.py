@@ -75,8 +75,8 @@ def check_average(run: Run, rows: Sequence[Row]) -> Check:
         return not_checked(name, "no steps were taken")
     length = 1 / (1 - run.train.ema_decay)
     low, high = EMA[0] * taken, EMA[1] * taken
-    name_of_both = {"name": name, "expected": f"{100 * EMA[0]:g} % to {100 * EMA[1]:g} %"}
-    found = f"{length:,.0f} steps, {_percent(length / taken)} of {taken:,}"
+    name_of_both = {"name": name, "expected": f"{100 * EMA[0]:g} % to {100 * EMA[1]:g} % of the steps"}
+    found = f"over {length:,.0f} steps, of {taken:,} taken"
     if low <= length <= high:
         return Check(**name_of_both, found=found, verdict="ok")
     if high < length <= EMA[1] * run.train.steps:
@@ -85,14 +85,9 @@ def check_average(run: Run, rows: Sequence[Row]) -> Check:
     advice = "the averaged weights lag far behind, and samples are drawn from them: shorten --train.ema-decay"
     if length < low:
         advice = "the average is too short to matter: lengthen --train.ema-decay"
-    good = min(0.99999, round(1 - 1 / max(1.0, 0.05 * taken), 5))
+    good = min(0.99999, round(1 - 1 / max(2.0, 0.05 * taken), 5))
     verdict = judge(True, length > taken)
     return Check(**name_of_both, found=found, verdict=verdict, advice=advice, settings={"train.ema_decay": good})
-
-
-def _percent(share: float) -> str:
-    """The share as text: "5 %" or, from 10 on, "100 times"."""
-    return f"{100 * share:.2g} %" if share < 1 else f"{share:,.3g} times"
 
 
 def check_together(run: Run) -> Check:
@@ -128,7 +123,7 @@ def check_together(run: Run) -> Check:
         found="; ".join(wrong + odd) or "no contradiction",
         expected="no contradiction",
         verdict=judge(bool(odd), bool(wrong)),
-        advice="change one of the two; settings of method need training from the start" if wrong or odd else "",
+        advice="change one of the two; settings of the method need training from the start" if wrong else "",
         settings={} if sampling else mend,
         command=" ".join(["fluvial sample RUN", *sampling]) if sampling else "",
     )
