@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
 from rich.table import Table
 from rich.text import Text
 
@@ -34,8 +32,6 @@ class PlotOptions:
 class DoctorOptions:
     fetch: bool = False
     """Download data and autoencoder if they are not on this machine, to check the latents."""
-    all: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Also print the table of all checks."""
 
 
 def plot(arguments: list[str]) -> None:
@@ -53,7 +49,8 @@ def doctor(arguments: list[str]) -> None:
     """Prints what was found, worst first, each with the command that mends it; exit code 1 if something is wrong."""
     folder, rest = positional(arguments, "doctor", "RUN", "a run folder, such as runs/digits-arflow", has_own_help=True)
     description = "Compare a run with what is expected of it: what is wrong, worst first, and the command that mends "
-    description += "it. Exit code 1 if something is wrong."
+    description += "it. Exit code 1 if something is wrong. --all also prints the table of all checks."
+    everything, rest = "--all" in rest, [word for word in rest if word != "--all"]
     options = parse(DoctorOptions, DoctorOptions(), rest, "fluvial doctor RUN", description)
     checks = check_all(folder, fetch=options.fetch)
     run, recipe = RunFolder(folder).run(), RunFolder(folder).record().get("recipe")
@@ -68,9 +65,9 @@ def doctor(arguments: list[str]) -> None:
         printer.print(
             f"train again, with what mends {'it' if len(found) == 1 else 'this'}:\n      {mend}", soft_wrap=True
         )
-    if options.all:
+    if everything:
         printer.print(_table(folder, checks))
-    print(_summary(checks, "" if options.all else "--all shows them"))
+    print(_summary(checks, "" if everything else "--all shows them"))
     if any(check.verdict == "wrong" for check in found):
         raise SystemExit(1)
 

@@ -124,6 +124,6 @@ def check_together(run: Run) -> Check:
         expected="no contradiction",
         verdict=judge(bool(odd), bool(wrong)),
         advice="change one of the two; settings of the method need training from the start" if wrong else "",
-        settings={} if sampling else mend,
+        settings=mend,
         command=" ".join(["fluvial sample RUN", *sampling]) if sampling else "",
     )
