@@ -274,7 +274,7 @@ def test_the_command_leads_with_what_is_wrong_and_its_code_says_whether_somethin
     first, then, mend, last = capsys.readouterr().out.splitlines()
     assert first.startswith("wrong gradient spikes: largest") and "a bad batch" in first
     assert then.startswith("train again") and last.startswith("1 wrong, 12 checks passed")
-    assert mend.strip() == f"fluvial train {bad} --optim.clip norm --optim.clip-at 2 --out {bad}-2"
+    assert mend.strip() == f"fluvial train {bad} --optim.lr 0.0007 --out {bad}-2"
     assert main(["doctor", str(tmp_path)]) == 1 and "not a run folder" in capsys.readouterr().err
     assert main(["doctor"]) == 2 and main(["doctor", "--help"]) == 0
 

@@ -73,7 +73,7 @@ def doctor(arguments: list[str]) -> None:
 
 
 def _summary(checks: list[Check], end: str) -> str:
-    """What is right, in a line, with the numbers of what is not."""
+    """The numbers of checks by their verdict, in a line."""
     verdicts = [check.verdict for check in checks]
     parts = [f"{verdicts.count(verdict)} {verdict}" for verdict in ("wrong", "look") if verdict in verdicts]
     passed = verdicts.count("ok")

@@ -83,8 +83,7 @@ def score(
         "world": world,
     }
     choose = partial(_choice, features, weights, reference, world)
-    is_sampler = isinstance(source, Sampler)
-    if not is_sampler and not RunFolder(source).exists():
+    if not isinstance(source, Sampler) and not RunFolder(source).exists():
         if not reference:
             raise ValueError(f"{source} is not a run folder (it has no run.json), and images need a reference")
         name, like = str(source), DataConfig(size=size, channels=channels)
@@ -100,18 +99,19 @@ def score(
         return measure(samples, look, which, real, why=Why(choice.why), **measured)
 
     given = image_sets(data, validation)
-    run = source.run if is_sampler else RunFolder(source).run()
+    run = source.run if isinstance(source, Sampler) else RunFolder(source).run()
     config, labelled = run.data, run.method.classes > 0
+    loading = {"autoencoder": autoencoder, "device": device, "step": step}
     sampler, choice, own, _, _ = together(
-        lambda: source if is_sampler else load(source, autoencoder=autoencoder, device=device, step=step),
+        lambda: source if isinstance(source, Sampler) else load(source, **loading),
         lambda: choose(config.path or config.name),
         lambda: _own(reference, config, given, labelled),
         lambda: check_images(reference) if reference not in OWN else None,
         lambda: check_images(training) if training else None,
     )
     which, against_what = _part(reference, own)
-    settings = sampler.settings(settings, steps=steps, guidance=guidance, solver=solver)
-    samples = sampler.draw(count, seed=seed, settings=settings)
+    sampling: SampleConfig = sampler.settings(settings, steps=steps, guidance=guidance, solver=solver)
+    samples = sampler.draw(count, seed=seed, settings=sampling)
     samples = samples._replace(name=str(sampler.folder or "samples"))
     look = extractor(choice.name, weights=weights, device=device)
     if 1 in (sampler.autoencoder.image_channels, run.method.channels):  # latents have more
@@ -124,7 +124,7 @@ def score(
     if training:
         own = Real(open_images(training, like, classes), None if own is None else own.test)
     why = Why(choice.why, against_what)
-    return measure(samples, look, cast(Which, which), own, batch=settings.batch, why=why, **measured)
+    return measure(samples, look, cast(Which, which), own, batch=sampling.batch, why=why, **measured)
 
 
 def _choice(features: str | Callable[..., Any], weights: str, reference: str, world: World, data: str) -> Choice:

@@ -1,6 +1,7 @@
 """Checks of learning rate, schedule, moving average, and contradictory settings."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from fluvial.config import Run
 from fluvial.methods import method_of
@@ -75,19 +76,19 @@ def check_average(run: Run, rows: Sequence[Row]) -> Check:
         return not_checked(name, "no steps were taken")
     length = 1 / (1 - run.train.ema_decay)
     low, high = EMA[0] * taken, EMA[1] * taken
-    name_of_both = {"name": name, "expected": f"{100 * EMA[0]:g} % to {100 * EMA[1]:g} % of the steps"}
+    shared: dict[str, Any] = {"name": name, "expected": f"{100 * EMA[0]:g} % to {100 * EMA[1]:g} % of the steps"}
     found = f"over {length:,.0f} steps, of {taken:,} taken"
     if low <= length <= high:
-        return Check(**name_of_both, found=found, verdict="ok")
+        return Check(**shared, found=found, verdict="ok")
     if high < length <= EMA[1] * run.train.steps:
         advice = f"the averaged weights lag far behind, as {run.train.steps - taken:,} steps are still to come: go on"
-        return Check(**name_of_both, found=found, verdict="look", advice=advice, command="fluvial train RUN")
+        return Check(**shared, found=found, verdict="look", advice=advice, command="fluvial train RUN")
     advice = "the averaged weights lag far behind, and samples are drawn from them: shorten --train.ema-decay"
     if length < low:
         advice = "the average is too short to matter: lengthen --train.ema-decay"
     good = min(0.99999, round(1 - 1 / max(2.0, 0.05 * taken), 5))
     verdict = judge(True, length > taken)
-    return Check(**name_of_both, found=found, verdict=verdict, advice=advice, settings={"train.ema_decay": good})
+    return Check(**shared, found=found, verdict=verdict, advice=advice, settings={"train.ema_decay": good})
 
 
 def check_together(run: Run) -> Check:
