@@ -30,6 +30,15 @@ def test_fewer_samples_than_dimensions():
     assert frechet_distance(fit(x), fit(x + 2)) == pytest.approx(4 * 30, rel=1e-6)
 
 
+@pytest.mark.parametrize(("n", "d"), [(5, 30), (30, 30), (2, 3)])
+def test_of_few_samples_it_is_what_the_matrices_of_all_dimensions_give(n, d):
+    """Value and error; features given twice take the general way, with the divisor of a variance of 2 n."""
+    x, other = torch.randn(n, d), fit(torch.randn(40, d) * 2 + 1)
+    few, general = frechet(fit(x), other, n, x), frechet(fit(x), other, n, torch.cat([x, x]))
+    assert few.value == pytest.approx(frechet_distance(fit(x), other), rel=1e-7)
+    assert few.error * ((2 * n - 2) / (2 * n - 1)) ** 0.5 == pytest.approx(general.error, rel=1e-6)
+
+
 def test_a_covariance_needs_two_samples():
     with pytest.raises(ValueError, match="at least 2 samples, got 1"):
         fit(torch.zeros(1, 3))

@@ -69,10 +69,10 @@ def test_weights_are_downloaded_once_with_their_hash_checked(monkeypatch, tmp_pa
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     with pytest.raises(ValueError, match="is not Inception's weights"):
-        features._inception_file("")
+        features._inception_weights("")
     file = tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     monkeypatch.setattr(features, "INCEPTION_SHA256", checksum(file)[:8])
-    assert features._inception_file("") == file
+    assert features._inception_weights("") == file
     assert calls == [(features.INCEPTION, "6726825d")]
 
 

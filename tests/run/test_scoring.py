@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from fluvial.cli import main
 from fluvial.data.images import digits
 from fluvial.evaluation import against, scores, statistics
 from fluvial.evaluation.opening import open_images
-from fluvial.metrics import report
+from fluvial.evaluation.reference import extractor_of
+from fluvial.metrics import choice, report
 from fluvial.metrics.features import extractor
 
 DIT = {"width": 16, "heads": 2, "depth": 1}
@@ -98,6 +100,55 @@ def test_given_images_are_not_scored_against_the_digits(tmp_path):
     assert card["reference"]["name"] == "given, held out" and "class_accuracy" in card["scores"]
     named = score(tmp_path / "run", features="pixels", reference="digits:test", training="digits:train")
     assert named["scores"] == card["scores"] and named["reference"]["hash"] == card["reference"]["hash"]
+
+
+@pytest.fixture
+def base_install(monkeypatch):
+    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    for name in [library for libraries, _ in choice.LIBRARIES.values() for library in libraries]:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_a_base_install_measures_in_pixels_and_the_card_says_why(base_install, run, tmp_path, capsys):
+    """Images given in Python are no digits to the library, though these are: no features have to be named."""
+    fluvial.train(small(), tmp_path / "run", data=digits("train"), device="cpu")
+    capsys.readouterr()
+    card = score(tmp_path / "run", data=digits("train"))
+    assert card["extractor"]["name"] == "pixels" and "not installed" in card["extractor"]["why"]
+    assert card["reference"]["name"] == "given" and "no validation images" in card["reference"]["why"]
+    assert "frechet_distance" in card["scores"] and "fid" not in card["scores"]
+    with pytest.raises(ValueError, match="given has no test images"):  # asked for by name, it is no other
+        score(tmp_path / "run", data=digits("train"), reference="test")
+    assert "why" not in score(run)["extractor"] and "why" not in score(run)["reference"]
+    options = ["--count", "20", "--reference", "digits:train", "--out", str(tmp_path / "card.json")]
+    assert main(["score", str(tmp_path / "run"), *options]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith("measured in pixels, which gives no FID: Inception is not installed (pip install")
+
+
+def test_one_line_says_everything_that_is_missing(base_install, run, tmp_path, capsys):
+    fluvial.train(small(), tmp_path / "run", data=digits("train"), device="cpu")
+    with pytest.raises(ValueError, match=r"Inception is not installed .*; and .*images given to it in Python"):
+        score(tmp_path / "run", features="inception")
+    where = {"reference": str(tmp_path / "a"), "training": str(tmp_path / "b")}
+    with pytest.raises(ValueError, match=r"dinov2 is not installed .*/a does not exist.*/b does not exist"):
+        score(run, features="dinov2", **where)
+    capsys.readouterr()
+    assert main(["score", str(tmp_path), "--features", "inception"]) == 2
+    assert "images need a --reference; and Inception is not" in capsys.readouterr().err
+
+
+def test_features_follow_what_is_compared_with(base_install, run, tmp_path):
+    """Never another extractor in silence: that of the card, or of the statistics."""
+    score(run, keep=tmp_path / "kept.safetensors")
+    assert extractor_of(str(tmp_path / "kept.safetensors")) == "pixels" and extractor_of("digits:test") == ""
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(ValueError, match="Inception is not installed"):
+        score(run, reference=str(tmp_path / "adm.npz"))
+    card = {**score(run), "extractor": {"name": "efficientnet-lite0", "hash": None, "resize": "", "dtype": ""}}
+    card.pop("sha256")
+    (tmp_path / "card.json").write_text(json.dumps(report.sealed(card)))
+    assert main(["score", str(run), "--against", str(tmp_path / "card.json")]) == 1
 
 
 def test_an_output_of_sample_is_scored_as_the_run_is(run, tmp_path):

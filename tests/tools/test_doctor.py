@@ -1,5 +1,6 @@
 import json
 import math
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -13,9 +14,11 @@ from fluvial.flow.guidance import Guidance
 from fluvial.methods import flowar, sit
 from fluvial.recipes.expected import BAND, EXPECTED, MEASURED
 from fluvial.tools.doctor import changed, doctor, examine
+from fluvial.tools.doctor.check import worst_first
 from fluvial.tools.doctor.latents import training_latents
 from fluvial.tools.doctor.level import level
 from fluvial.tools.doctor.losses import full_rate_steps
+from fluvial.tools.doctor.mend import command, trained_again
 
 LATENTS = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 RUN = recipes.get("digits-sit")
@@ -102,7 +105,8 @@ DEFECTS = {
         "images/s",
         {"rows": changed_rows(lambda i, row: {"images_per_second": 300.0} if i > 40 else {})},
     ),
-    "is not scaled": ("latents", {"latents": 3 * LATENTS}),
+    "is not scaled": ("latents", {"latents": 3 * LATENTS, "run": with_(RUN, autoencoder={"name": "vae"})}),
+    "is blank": ("pixels", {"latents": torch.full((64, 1, 8, 8), -1.0)}),
     "has a hot rate": ("learning rate", {"run": with_(RUN, optim={"lr": 0.5})}),
     "has a cold rate": ("learning rate", {"run": with_(RUN, optim={"lr": 1e-7})}),
     "only warms up": (
@@ -246,7 +250,7 @@ def test_contradictions_are_told_together():
     run = with_(RUN, method={"label_drop": 0.0}, data={"flip": True})
     run = with_(run, sample={"guidance": Guidance(weight=2.0, channels=3)})
     found = verdicts(run)["settings together"]
-    assert found.found.count(";") >= 2 and "label_drop" in found.found and "flip" in found.found
+    assert found.found.count(";") >= 2 and "--method.label-drop" in found.found and "flip" in found.found
     assert verdicts(with_(run, sample={"guidance": Guidance()}))["settings together"].verdict == "look"
 
 
@@ -257,21 +261,64 @@ def folder(path, run, rows):
     return path
 
 
-def test_the_command_prints_the_table_and_its_code_says_whether_something_is_wrong(tmp_path, capsys, monkeypatch):
+def test_the_command_leads_with_what_is_wrong_and_its_code_says_whether_something_is(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    good = folder(tmp_path / "good", RUN, healthy())
+    good, bad = folder(tmp_path / "good", RUN, healthy()), folder(tmp_path / "bad", RUN, DEFECTS["spikes"][1]["rows"])
     checks = {check.name: check for check in doctor(good)}
-    assert checks["latents"].verdict == "ok" and "std 0.7" in checks["latents"].found  # of the digits themselves
+    assert checks["pixels"].verdict == "ok" and "std 0.7" in checks["pixels"].found  # of the digits themselves
     assert main(["doctor", str(good)]) == 0
-    printed = capsys.readouterr().out
-    assert "13 ok, 1 not checked" in printed and "likely cause" in printed
-    assert main(["doctor", str(folder(tmp_path / "bad", RUN, DEFECTS["spikes"][1]["rows"]))]) == 1
-    assert "1 wrong" in capsys.readouterr().out
-    monkeypatch.setenv("COLUMNS", "80")  # too narrow for a column of advice, which comes after the table
-    assert main(["doctor", str(tmp_path / "bad")]) == 1
-    assert "wrong gradient spikes: a bad batch, or a learning" in capsys.readouterr().out
+    assert capsys.readouterr().out == "13 checks passed, 1 not made; --all shows them\n"
+    assert main(["doctor", str(good), "--all"]) == 0
+    assert "likely cause" in capsys.readouterr().out
+    assert main(["doctor", str(bad)]) == 1
+    first, then, mend, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("wrong gradient spikes: largest") and "a bad batch" in first
+    assert then.startswith("train again") and last.startswith("1 wrong, 12 checks passed")
+    assert mend.strip() == f"fluvial train {bad} --optim.lr 0.0007 --out {bad}-2"
     assert main(["doctor", str(tmp_path)]) == 1 and "not a run folder" in capsys.readouterr().err
     assert main(["doctor"]) == 2 and main(["doctor", "--help"]) == 0
+
+
+def test_a_run_that_has_not_begun_is_told_how_to(tmp_path, capsys):
+    there = folder(tmp_path / "new", RUN, [])
+    assert main(["doctor", str(there)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("wrong steps: no line of log") and lines[1].strip() == f"fluvial train {there}"
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_commands_that_mend_are_commands(defect, tmp_path, capsys):
+    """Training itself takes the options, and the defect is gone or another setting is."""
+    _, given = DEFECTS[defect]
+    run, found = given.get("run", RUN), worst_first(list(verdicts(**given).values()))
+    words = trained_again([check.settings for check in found], tmp_path / "run", run, "digits-sit")
+    if not words:
+        assert any(check.command or check.name in ("images/s", "fall of the loss", "pixels") for check in found)
+        return
+    assert words.startswith("fluvial train digits-sit --") and words.endswith(f"--out {tmp_path / 'run-2'}")
+    if run.autoencoder.name == "pixels":
+        assert main([*shlex.split(words)[1:], "--dry-run", "--device", "cpu"]) == 0, capsys.readouterr().err
+
+
+def test_a_training_again_has_the_options_of_the_run_and_a_folder_of_its_own(tmp_path):
+    run = with_(RUN, train={"steps": 100, "ema_decay": 0.9999}, optim={"lr": 3e-3})
+    (tmp_path / "run-2").mkdir()
+    words = trained_again([{"train.ema_decay": 0.8}, {"train.ema_decay": 0.5}], tmp_path / "run", run, "digits-sit")
+    expected = (
+        f"fluvial train digits-sit --optim.lr 0.003 --train.steps 100 --train.ema-decay 0.8 --out {tmp_path}/run-3"
+    )
+    assert sorted(words.split()) == sorted(expected.split())
+    assert trained_again([{}], tmp_path, run, None) == ""
+    assert (
+        trained_again([{"optim.lr": 1e-4}], "a b", run, None) == "fluvial train 'a b' --optim.lr 0.0001 --out 'a b-2'"
+    )
+    assert command("fluvial sample RUN", "a b") == "fluvial sample 'a b'"
+
+
+def test_an_average_longer_than_the_steps_so_far_is_no_fault_where_more_are_to_come():
+    run = with_(RUN, train={"steps": 50_000, "ema_decay": 0.999})
+    found = verdicts(run)["moving average"]
+    assert found.verdict == "look" and found.command == "fluvial train RUN"
 
 
 def test_latents_are_of_the_runs_own_data_and_nothing_is_fetched(tmp_path):

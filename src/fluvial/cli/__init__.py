@@ -39,6 +39,7 @@ from importlib import import_module
 
 from fluvial import __version__
 from fluvial.cli import plugins
+from fluvial.cli.quiet import quiet
 from fluvial.utils.errors import Stopped, UsageError
 
 TRACEBACK = "--traceback"
@@ -75,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files and classes can be of any alphabet
     try:
-        code = _run([argument for argument in arguments if argument != TRACEBACK])
+        with quiet():
+            code = _run([argument for argument in arguments if argument != TRACEBACK])
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk behind it is an error of ours
         return code

@@ -1,4 +1,7 @@
-"""The console that commands print tables with."""
+"""The console that commands print tables with, and the commands to give next."""
+
+import shlex
+from pathlib import Path
 
 from rich.console import Console
 
@@ -15,3 +18,8 @@ def scaled(value: float | int) -> str:
             return f"{value:.4g} {prefix}"
         value /= 1000
     return f"{value:,.4g} P"
+
+
+def next_commands(folder: Path | str, *commands: str) -> None:
+    """Prints commands to give next, "sample" as `fluvial sample FOLDER`."""
+    print("next: " + "  or  ".join(f"fluvial {command} {shlex.quote(str(folder))}" for command in commands))

@@ -16,7 +16,7 @@ from rich.table import Table
 from fluvial import recipes
 from fluvial.cli import dry
 from fluvial.cli.arguments import device_of, nothing_more, of_a_run, parse, positional, refuse_repeated, several
-from fluvial.cli.output import console
+from fluvial.cli.output import console, next_commands
 from fluvial.config import Run
 from fluvial.data.labels import class_ids, numbers
 from fluvial.methods import find_installed
@@ -188,6 +188,7 @@ def _train(run: Run, out: Path, options: TrainOptions, **origin: Any) -> None:  
         pictures = RunFolder(out).samples
         drawn = f"; pictures in {pictures}" if pictures.exists() else ""
         print(f"{out}: {sampler.step} steps in {sampler.seconds:.0f} s{drawn}")
+        next_commands(out, "sample", "score")
 
 
 def _ids(words: tuple[str, ...], run: Run) -> tuple[int, ...]:
@@ -220,6 +221,7 @@ def sample(arguments: list[str]) -> None:
     print(f"{options.count} images; evaluations of the network for each: {evaluations(samples.nfe)}")
     for path in saved:
         print(path)
+    next_commands(folder, "score")
 
 
 def evaluations(nfe: Mapping[str, int]) -> str:

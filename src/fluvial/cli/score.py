@@ -1,5 +1,6 @@
 """fluvial score."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from rich.table import Table
 from fluvial.cli.arguments import check_output, device_of, of_a_run, parse, positional
 from fluvial.cli.output import console
 from fluvial.metrics import report
+from fluvial.metrics.choice import lacking
+from fluvial.metrics.features import NAMES
 from fluvial.run.folder import RunFolder
 from fluvial.run.load import default_device
 from fluvial.run.score import score as measure_images
@@ -19,6 +22,7 @@ from fluvial.training import distributed
 from fluvial.utils.atomic import write_json
 from fluvial.utils.checks import at_least
 from fluvial.utils.errors import UsageError
+from fluvial.utils.places import closest
 
 WHAT = (
     "a run folder, whose samples are drawn; or images: a folder, an .npz of the ADM suite, what `fluvial sample` "
@@ -46,13 +50,15 @@ class Measured:
     """Reference, feature extractor and output of a score."""
 
     reference: str = ""
-    """Images to measure against: for a run test or train, the parts of its own data (test by default); or a folder, a
+    """Images to measure against: for a run test or train, the parts of its own data (test by default, which are its
+    validation images; train if it has none); or a folder, a
     data set (NAME:SPLIT), an .npz of the ADM suite, or a file that --keep wrote."""
     training: str = ""
     """Training images beside another reference: for the classes of samples, and for --nearest."""
-    extractor: str = ""
-    """The features: pixels, inception, efficientnet-lite0, dinov2, clip, or a TorchScript file; inception by default,
-    and pixels for the built-in digits."""
+    features: str = ""
+    """The feature extractor (also --extractor): pixels, inception, efficientnet-lite0, dinov2, clip, or a TorchScript
+    file. By default that of the card given with --against; pixels for the built-in digits; inception, or where it is
+    not installed the best of the others that are there."""
     weights: str = ""
     """File of the weights of inception; folder or repository of those of dinov2 and clip."""
     size: int = 0
@@ -109,7 +115,12 @@ def score(arguments: list[str]) -> None:
             raise UsageError("a card is put beside another: name it with --against")
         return _put_beside(report.read(path), name, there, str(options.against))
     if not is_run and not options.reference:
-        raise UsageError(f"{name} is not a run folder (it has no run.json), and images need a --reference")
+        state = "is not a run folder (it has no run.json)" if path.exists() else f"does not exist{closest(name)}"
+        wrong = [
+            f"{name} {state}, and images need a --reference",
+            lacking(options.features) if options.features else "",
+        ]
+        raise UsageError("; and ".join(filter(None, wrong)))
     out = options.out or (RunFolder(path).card if is_run else None)
     if is_run and options.size and options.reference in ("", "test", "train") and not options.training:
         raise UsageError("--size is for images that are named; the run's own data are cut as in training")
@@ -127,6 +138,8 @@ def score(arguments: list[str]) -> None:
     for file in written:
         if file is not None:
             print(file)
+    if out is not None and there is None:
+        print(f"next: fluvial score OTHER --against {shlex.quote(str(out))}")
     if there is not None:
         _put_beside(card, name, there, str(options.against))
 
@@ -138,7 +151,7 @@ def _card(name: str, options: Measured, out: Path | None) -> tuple[dict[str, Any
         wanted: dict[str, Any] = {
             "reference": options.reference,
             "training": options.training,
-            "features": options.extractor,
+            "features": options.features or _features_of(options.against),
             "weights": options.weights,
             "size": options.size,
             "channels": options.channels,
@@ -158,6 +171,12 @@ def _card(name: str, options: Measured, out: Path | None) -> tuple[dict[str, Any
         return measure_images(name, **wanted), world.first
 
 
+def _features_of(card: Path | None) -> str:
+    """The features of a card to compare with, if they have a name; else ""."""
+    name = "" if card is None else report.read(card)["extractor"].get("name")
+    return name if name in NAMES else ""
+
+
 def _picture(out: Path) -> Path:
     """Beside the card, with its name."""
     return out.with_name("nearest.png" if out.name == "score.json" else f"{out.stem}-nearest.png")
@@ -175,6 +194,10 @@ def _show(card: Mapping[str, Any]) -> None:
         numbers = [f"{found[key]:.{DIGITS[key]}g}" if key in found else "" for key in columns]
         table.add_row(f"{name.replace('_', ' ')} ({features})", *numbers)
     printer = console()
+    if why := card["extractor"].get("why"):
+        printer.print(f"measured in {features}, which gives no FID: {why}", highlight=False, soft_wrap=True)
+    if why := card["reference"].get("why"):
+        printer.print(f"measured against the training images: {why}", highlight=False, soft_wrap=True)
     printer.print(table)
     printer.print(f"against {reference}", highlight=False, soft_wrap=True)
     for part, keys in LINES.items():

@@ -15,6 +15,7 @@ from fluvial.data import images as data_images
 from fluvial.data.images import DataConfig, Files, ImageSet
 from fluvial.data.labels import Classes, aligned
 from fluvial.data.manifest import is_cache
+from fluvial.data.sources import check_there
 from fluvial.evaluation.images import Images
 from fluvial.evaluation.npz import open_npz
 from fluvial.sampling import SAMPLES
@@ -35,9 +36,7 @@ def open_images(name: str, like: DataConfig | None = None, classes: Classes | No
         return open_npz(path, grey=like.channels == 1)
     if is_cache(name):
         raise ValueError(f"{name} holds latents, and a score needs images: give the images that were encoded")
-    on_hub = HUB if name.startswith(HUB) else ""
-    place, _, split = (name, "", "") if path.exists() else name.removeprefix(on_hub).partition(":")
-    place = on_hub + place
+    place, split = _place(name)
     config = DataConfig(size=like.size, crop=like.crop, channels=like.channels)
     part: data_images.Split = "train"  # for a folder, `split` decides
     if place not in data_images.BUILT_IN:
@@ -51,6 +50,20 @@ def open_images(name: str, like: DataConfig | None = None, classes: Classes | No
     if images.left_out:
         print(f"{name}: {images.left_out}", file=sys.stderr, flush=True)
     return of_set(images if classes is None else _labelled_as(images, classes, name), name, config)
+
+
+def check_images(name: str) -> None:
+    """Raises ValueError if there is no such path or data set; the hub is not asked."""
+    place, _ = _place(name)
+    if place not in data_images.BUILT_IN:
+        check_there(place)
+
+
+def _place(name: str) -> tuple[str, str]:
+    """Place and split of NAME:SPLIT; the split is "" for a path that is there, and where none is named."""
+    on_hub = HUB if name.startswith(HUB) else ""
+    place, _, split = (name, "", "") if Path(name).expanduser().exists() else name.removeprefix(on_hub).partition(":")
+    return on_hub + place, split
 
 
 def _labelled_as(images: ImageSet, classes: Classes, name: str) -> ImageSet:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 
 from fluvial.data.images import DataConfig
 from fluvial.data.labels import Classes
@@ -56,7 +57,7 @@ def open_reference(
         if about["extractor"] != extractor.name or about["extractor_hash"] != extractor.hash:
             raise ValueError(
                 f"{path} holds statistics by {about['extractor']} ({about['extractor_hash'][:12]}), the extractor is "
-                f"{extractor.name} ({extractor.hash[:12]}); choose the same with --extractor and --weights"
+                f"{extractor.name} ({extractor.hash[:12]}); choose the same with --features and --weights"
             )
         return Reference(about["name"], about["hash"], found, {"cut": about["cut"]})
     if path.suffix == ".npz":
@@ -65,6 +66,24 @@ def open_reference(
         if names & {"mu", "sigma"}:
             return _adm(path, names, extractor, world)
     return reference(open_images(name, like, classes), extractor, world=world)
+
+
+def extractor_of(name: str) -> str:
+    """The extractor that a reference's statistics are by; "" for images, which any extractor takes.
+
+    A file that cannot be read is left for `open_reference` to refuse.
+    """
+    path = Path(name).expanduser()
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return (file.metadata() or {}).get("extractor", "")
+        if path.suffix == ".npz":
+            with archive.opened(path) as file:
+                return "inception" if archive.names(file) & {"mu", "sigma"} else ""
+    except (OSError, SafetensorError, ValueError):
+        pass
+    return ""
 
 
 def reference(

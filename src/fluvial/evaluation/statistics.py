@@ -25,7 +25,7 @@ from fluvial.utils.tensors import check_tensors, write_tensors
 KEPT = 50_000  # features kept for metrics that need single features: neighbours, kernels, standard errors
 SPATIAL = 5_000  # spatial features kept, for a standard error
 BATCH = 250  # images in a batch of the extractor
-SLOW = 2_000  # images from which on a progress bar is shown
+SLOW = 2_000  # images in pixels from which on a progress bar is shown
 FORMAT = "fluvial statistics 2"
 
 
@@ -145,12 +145,14 @@ def statistics(
     shape: tuple[int, ...] = (),
     batch: int = BATCH,
     kept: int = KEPT,
+    quiet: bool = False,
     world: World = ALONE,
 ) -> Statistics:
     """Computes the statistics of all images, shared among the ranks; every rank returns them.
 
-    Batches are the same on any number of ranks. Raises ValueError for images of several sizes or of another size than
-    the reference's `shape`, for fewer than two images, and for features that are not finite.
+    Batches are the same on any number of ranks. `quiet` shows no progress, as inside training. Raises ValueError for
+    images of several sizes or of another size than the reference's `shape`, for fewer than two images, and for features
+    that are not finite.
     """
     if images.n < 2:
         raise ValueError(f"{images.name} has {images.n} images; statistics need at least 2")
@@ -159,8 +161,9 @@ def statistics(
     sums: _Sums | None = None
     rows: list[_Rows] = []
     flat = 0
-    with Bar(len(mine), what=f"{extractor.name} of {images.name}", quiet=not world.first or images.n < SLOW) as bar:
-        for done, start in enumerate(mine):
+    what, mute = _progress(images, extractor)
+    with Bar(images.n, what=what, quiet=quiet or mute or not world.first) as bar:
+        for start in mine:
             here = slice(start, min(start + batch, images.n))
             pixels, labels = images.read(range(here.start, here.stop))
             shape = _check_shape(images.name, tuple(pixels.shape[1:]), shape, first=not rows)
@@ -170,9 +173,16 @@ def statistics(
             rows.append(_kept(found, labels, place[here], kept))
             flat += int((pixels == pixels[:, :, :1, :1]).flatten(1).all(dim=1).sum())
             sums = _Sums.of(found, split[here], sums)
-            bar.show(done + 1)
+            bar.show(images.n if start == mine[-1] else here.stop)
     part = None if sums is None else (sums.cpu(), _Rows.joined(rows), shape, flat)
     return _merged_ranks(world.gather(part), images)
+
+
+def _progress(images: Images, extractor: Extractor) -> tuple[str, bool]:
+    """The name of what is done, and True if it is over too soon for a progress bar."""
+    if "drawn" in images.about.get("sampling", {}):
+        return f"sampling {images.n:,} images", False
+    return f"{extractor.name} of {images.name}", extractor.name == "pixels" and images.n < SLOW
 
 
 def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], *, first: bool) -> tuple[int, ...]:

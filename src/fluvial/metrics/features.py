@@ -150,7 +150,7 @@ def _inception(weights: str, device: torch.device) -> Extractor:
             f"torch_fidelity is installed, but a package that it imports does not fit this torch ({error}); install "
             "that package from the same index as torch"
         ) from error
-    file = _inception_file(weights)
+    file = _inception_weights(weights)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise nearly anything
@@ -173,12 +173,18 @@ def _inception(weights: str, device: torch.device) -> Extractor:
     return Extractor(name="inception", hash=checksum(file), resize=resize, extract=_in_chunks(extract))
 
 
-def _inception_file(weights: str) -> Path:
+def inception_file() -> Path:
+    """The place of Inception's weights in torch.hub's folder, to which they are downloaded."""
+    return Path(torch.hub.get_dir(), "checkpoints", Path(INCEPTION).name)
+
+
+def _inception_weights(weights: str) -> Path:
     """The path of Inception's weights, hash checked; downloaded to torch.hub's folder if needed."""
-    file = Path(weights).expanduser() if weights else Path(torch.hub.get_dir(), "checkpoints", Path(INCEPTION).name)
+    file = Path(weights).expanduser() if weights else inception_file()
     if weights and not file.is_file():
         raise ValueError(f"there are no weights at {file}; without --weights they are downloaded from {INCEPTION}")
     if not file.is_file():
+        print(f"downloading Inception's weights, 91 MB, to {file}", file=sys.stderr, flush=True)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(INCEPTION, str(file), hash_prefix=INCEPTION_SHA256, progress=False)

@@ -82,6 +82,8 @@ def frechet(a: Gaussian, b: Gaussian, count: int, features: Float[Tensor, "n d"]
     a constant and over the count, where T = A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2 carries the one Gaussian to the other.
     `features` are those of the samples, or of some of them; without any, they are assumed to be Gaussian.
     """
+    if features is not None and len(features) == count <= len(a.mean):
+        return _of_few(features.double() - a.mean, a.mean - b.mean, b.covariance)
     values, vectors = _spectrum(a.covariance)
     root, inverse = (vectors * power @ vectors.T for power in (values.sqrt(), _inverse_root(values)))
     inner, axes = _spectrum(root @ b.covariance @ root)
@@ -95,6 +97,20 @@ def frechet(a: Gaussian, b: Gaussian, count: int, features: Float[Tensor, "n d"]
         apart = features.double() - a.mean
         variance = (apart @ slope + ((apart @ curvature) * apart).sum(1)).var()
     return Estimate(float(distance), float((variance / count).sqrt()))
+
+
+def _of_few(apart: Float[Tensor, "n d"], between: Float[Tensor, "d"], covariance: Float[Tensor, "d d"]) -> Estimate:
+    """`frechet` of no more samples than features, which are given by their deviations from their mean.
+
+    With F = apart / sqrt(n - 1), A = F^T F, and F B F^T has the eigenvalues of A^1/2 B A^1/2 that are not zero. On the
+    deviations, which lie in the range of A, T is (n - 1) (F B F^T)^1/2. So an n x n matrix replaces the d x d ones.
+    """
+    n, lengths = len(apart), apart.square().sum(1)
+    inner, axes = _spectrum(apart @ covariance @ apart.T / (n - 1))
+    carried = (axes.square() * inner.sqrt()).sum(1) * (n - 1)
+    distance = between.square().sum() + lengths.sum() / (n - 1) + covariance.trace() - 2 * inner.sqrt().sum()
+    variance = (2 * apart @ between + lengths - carried).var()
+    return Estimate(float(distance), float((variance / n).sqrt()))
 
 
 def frechet_bias(a: Gaussian, count: int) -> float:

@@ -204,7 +204,7 @@ def scorer(inputs: Inputs, device: torch.device) -> loop.Measure:
 
     def score(model: nn.Module) -> dict[str, Any]:
         drawn = Sampler(model=model, run=run, autoencoder=inputs.autoencoder).draw(run.train.score_count)
-        found = measure(statistics(drawn, features, batch=run.sample.batch))
+        found = measure(statistics(drawn, features, batch=run.sample.batch, quiet=True))
         values = {name: estimate.value for name, estimate in found.values.items()}
         real = {f"{name}_real": value for name, value in found.real.items() if name in values}
         return {**values, **real, "extractor": features.name, "count": drawn.n}

@@ -1,12 +1,28 @@
 """Progress of long commands: a bar in a terminal, a line every few seconds elsewhere."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 SECONDS = 10  # between printed lines where there is no terminal
+BRIEF = 2  # seconds up to which nothing is printed there
+
+
+@contextmanager
+def phase(what: str) -> Iterator[None]:
+    """Names what goes on, in a terminal while it does; elsewhere afterwards, with its seconds, if it took long."""
+    console, started = Console(stderr=True), time.perf_counter()
+    if console.is_terminal:
+        with console.status(what):
+            yield
+        return
+    yield
+    if (taken := time.perf_counter() - started) > BRIEF:
+        print(f"{what}: {taken:.0f} s", flush=True)
 
 
 class Bar:
@@ -17,7 +33,8 @@ class Bar:
     ) -> None:
         console = Console(stderr=True)
         self.total, self.first, self.what = total, done, what
-        self.every_call, self.started, self.shown = every_call, time.perf_counter(), time.perf_counter()
+        self.every_call = every_call
+        self.started = self.shown = time.perf_counter()
         columns = (
             BarColumn(),
             MofNCompleteColumn(),
@@ -38,14 +55,18 @@ class Bar:
             self.bar.stop()
 
     def show(self, done: int, text: str = "") -> None:
-        """Updates the bar; without a terminal, prints a line every 10 s and at the end, or at `every_call`."""
+        """Updates the bar; without a terminal, prints a line every 10 s, or at `every_call`, and at the end.
+
+        The end of what was brief is not printed.
+        """
         if self.quiet:
             return
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=done, description=text or self.what)
             return
         now = time.perf_counter()
-        if self.every_call or done == self.total or now - self.shown > SECONDS:
+        over = done == self.total and (self.shown > self.started or now - self.started > BRIEF)
+        if self.every_call or over or now - self.shown > SECONDS:
             left = (now - self.started) / max(1, done - self.first) * (self.total - done)
             what = " ".join(part for part in (self.what, f"{done:>{len(str(self.total))}}/{self.total}") if part)
             print(f"{what}  {text}  {left:.0f} s left" if text else f"{what}  {left:.0f} s left", flush=True)

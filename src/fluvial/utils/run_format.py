@@ -69,7 +69,7 @@ def present_option(word: str) -> str:
 
 _OPTIONS = {path: f"{path.partition('.')[0]}.{new}" for path, new in RENAMED.items()}
 _OPTIONS |= {f"sample.{old}": f"sample.solver.{new}" for names in OF_SOLVERS.values() for old, new in names.items()}
-_OPTIONS |= {"sample.scale_steps": "sample.steps"}
+_OPTIONS |= {"sample.scale_steps": "sample.steps", "extractor": "features"}
 
 
 def as_first_written(method: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from fluvial.recipes.expected import EXPECTED
 from fluvial.run.folder import RunFolder
 from fluvial.tools.doctor import losses, progress, settings
 from fluvial.tools.doctor.check import Check, not_checked
-from fluvial.tools.doctor.latents import check_latents, training_latents
+from fluvial.tools.doctor.latents import check_latents, check_pixels, training_latents
 from fluvial.tools.doctor.level import level
 from fluvial.training import log
 
@@ -25,12 +25,33 @@ def doctor(folder: Path | str, *, fetch: bool = False) -> list[Check]:
     Latents are not checked if data or autoencoder would have to be downloaded and `fetch` is False.
     """
     folder = Path(folder)
-    run, rows, record = RunFolder(folder).run(), log.read(folder), RunFolder(folder).record()
+    run, record = RunFolder(folder).run(), RunFolder(folder).record()
+    if not _has_begun(folder):
+        return [_not_begun(run), settings.check_rate(run), settings.check_schedule(run), settings.check_together(run)]
+    rows = log.read(folder)
     try:
         latents: Tensor | str = training_latents(run, folder, fetch=fetch)
     except (ValueError, OSError) as error:
         latents = str(error)
     return examine(run, rows, latents=latents, recipe=record.get("recipe"), continued=record.get("start") is not None)
+
+
+def _has_begun(folder: Path) -> bool:
+    """False for a run folder without a line of log and without weights."""
+    file = folder / "log.jsonl"
+    return (file.is_file() and file.stat().st_size > 0) or (folder / "checkpoints").is_dir()
+
+
+def _not_begun(run: Run) -> Check:
+    """The check of a run that has not come to its first line of log."""
+    return Check(
+        name="steps",
+        found="no line of log",
+        expected=f"{run.train.steps:,} steps, a line every {run.train.log_every:,}",
+        verdict="wrong",
+        advice="training has not begun, or was ended before its first line: start it, or wait",
+        command="fluvial train RUN",
+    )
 
 
 def examine(
@@ -49,18 +70,19 @@ def examine(
     known = None if isinstance(latents, str) else latents
     expected = level(run.method, known)
     bands = EXPECTED.get(recipe or "", {})
+    look_at = check_pixels if run.autoencoder.name == "pixels" else check_latents
     return [
-        losses.check_finite(rows),
+        losses.check_finite(run, rows),
         losses.check_start(run, rows, expected, continued=continued),
         losses.check_fall(run, rows, expected),
-        losses.check_rise(rows),
+        losses.check_rise(run, rows),
         losses.check_recipe(rows, bands, changed(run, recipe) if recipe and bands else ()),
         losses.check_validation(rows),
-        progress.check_spikes(rows),
+        progress.check_spikes(run, rows),
         progress.check_clipping(run, rows),
-        *progress.check_events(rows),
+        *progress.check_events(run, rows),
         progress.check_speed(rows),
-        not_checked("latents", str(latents)) if known is None else check_latents(known),
+        not_checked("latents", str(latents)) if known is None else look_at(known),
         settings.check_rate(run),
         settings.check_schedule(run),
         settings.check_average(run, rows),

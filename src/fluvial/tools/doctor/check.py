@@ -1,7 +1,8 @@
 """The result of one check."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Verdict = Literal["ok", "look", "wrong", "not checked"]
 
@@ -16,6 +17,10 @@ class Check:
     verdict: Verdict
     advice: str = ""
     """The likely cause and what to do, if the verdict is not ok; why it was not checked; or ""."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The settings to train again with, if that mends it, such as {"optim.lr": 1e-4}."""
+    command: str = ""
+    """Another command that mends it, with RUN for the folder."""
 
 
 def not_checked(name: str, why: str) -> Check:
@@ -26,3 +31,13 @@ def not_checked(name: str, why: str) -> Check:
 def judge(look: bool, wrong: bool) -> Verdict:
     """The verdict: wrong, else look, else ok."""
     return "wrong" if wrong else "look" if look else "ok"
+
+
+def worst_first(checks: Sequence[Check]) -> list[Check]:
+    """The checks that found something, those that are wrong before those to look at."""
+    return [check for verdict in ("wrong", "look") for check in checks if check.verdict == verdict]
+
+
+def rounded(value: float) -> float:
+    """The value to one digit, as one would set it."""
+    return float(f"{value:.1g}")

@@ -16,6 +16,7 @@ from fluvial.utils.places import HUB
 
 STD, FAR = (0.7, 1.4), (0.5, 2.0)
 MEAN = 0.5
+BLANK = 0.01  # standard deviation of pixels in [-1, 1] below which there is nothing to see
 IMAGES = 64
 
 
@@ -39,6 +40,19 @@ def training_latents(run: Run, folder: Path, *, fetch: bool = False) -> Float[Te
     return latents.flatten(0, 1) if latents.ndim == 5 else latents
 
 
+def check_pixels(pixels: Float[Tensor, "n c h w"]) -> Check:
+    """Checks that there is something to see in these pixels, whose mean and deviation are those of the images."""
+    low, high, std = float(pixels.min()), float(pixels.max()), float(pixels.double().std())
+    blank = std < BLANK
+    return Check(
+        name="pixels",
+        found=f"std {std:.2f}, from {low:.2f} to {high:.2f} ({len(pixels)} images)",
+        expected=f"std above {BLANK}",
+        verdict=judge(blank, blank),
+        advice="all images are of one colour: look at the data" if blank else "",
+    )
+
+
 def check_latents(latents: Float[Tensor, "n c h w"]) -> Check:
     """Checks standard deviation and mean of every channel of these latents."""
     values = latents.double().transpose(0, 1).flatten(1)
@@ -47,8 +61,8 @@ def check_latents(latents: Float[Tensor, "n c h w"]) -> Check:
     spread = not (STD[0] <= low and high <= STD[1])
     wrong = not (FAR[0] <= low and high <= FAR[1])
     shifted = not centre <= MEAN
-    advice = "the noise has unit variance, and so should the latents: set "
-    advice += "autoencoder.statistics measured, or the shift and scale published with the autoencoder"
+    advice = "the noise has unit variance, and so should the latents: measure their statistics, or set "
+    advice += "the shift and scale published with the autoencoder"
     channels = f"{low:.2f}" if len(std) == 1 else f"{low:.2f} to {high:.2f} over {len(std)} channels"
     return Check(
         name="latents",
@@ -56,4 +70,5 @@ def check_latents(latents: Float[Tensor, "n c h w"]) -> Check:
         expected=f"std {STD[0]} to {STD[1]}, mean within {MEAN}",
         verdict=judge(spread or shifted, wrong),
         advice=advice if spread or shifted else "",
+        settings={"autoencoder.statistics": "measured"} if spread or shifted else {},
     )

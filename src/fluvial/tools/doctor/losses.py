@@ -1,12 +1,15 @@
 """Checks of the training loss and the validation loss."""
 
+import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from fluvial.config import Run
-from fluvial.tools.doctor.check import Check, judge, not_checked
+from fluvial.tools.doctor.check import Check, judge, not_checked, rounded
 from fluvial.tools.doctor.level import Level
+from fluvial.tools.doctor.settings import usual_rates
 from fluvial.training.log import Row, series
 from fluvial.training.optim import learning_rate
 
@@ -20,17 +23,19 @@ RISE, FAR = 1.05, 1.15  # ratio to the smoothed minimum
 WINDOW = 5  # rows that the loss is averaged over
 
 
-def check_finite(rows: Sequence[Row]) -> Check:
+def check_finite(run: Run, rows: Sequence[Row]) -> Check:
     """Checks that all logged losses and gradient norms are finite."""
     name, expected = "finite numbers", "no NaN, no infinity"
     for row in rows:
         for key in ("loss", "grad_norm", "held_out_loss"):
             value = row.get(key)
             if isinstance(value, int | float) and not np.isfinite(value):
-                advice = "the training has diverged: lower optim.lr, set optim.clip norm with clip_at 1, lengthen "
-                advice += "optim.warmup, or train in fp32; go on from the last good checkpoint"
+                advice = "the training has diverged: lower --optim.lr, clip the norm of the gradient, lengthen "
+                advice += "--optim.warmup, or train in fp32"
                 found = f"{key} {value} at step {row['step']:,}"
-                return Check(name=name, found=found, expected=expected, verdict="wrong", advice=advice)
+                mend = {"optim.lr": rounded(run.optim.lr / 3), "optim.clip": "norm", "optim.clip_at": 1.0}
+                shared = {"name": name, "found": found, "expected": expected}
+                return Check(**shared, verdict="wrong", advice=advice, settings=mend)
     return Check(name=name, found="all finite", expected=expected, verdict="ok")
 
 
@@ -45,10 +50,8 @@ def check_start(run: Run, rows: Sequence[Row], level: Level, *, continued: bool)
     if not len(steps):
         return not_checked(name, "no line of the log has a loss")
     high = START * level.zero
-    advice = (
-        "a zero output has the loss E|u_t|^2, and no loss should be above it: the latents do not have unit variance "
-    )
-    advice += "(see latents), or the learning rate is too high: lower optim.lr or lengthen optim.warmup"
+    advice = "a zero output has the loss E|u_t|^2, and no loss should be above it: the learning rate is too high, or "
+    advice += "the latents do not have unit variance; lower --optim.lr or lengthen --optim.warmup"
     first = float(loss[0])
     verdict = judge(first > 1.05 * level.zero, first > high)
     return Check(
@@ -57,6 +60,7 @@ def check_start(run: Run, rows: Sequence[Row], level: Level, *, continued: bool)
         expected=f"at most {high:.3g} (zero output: {level.zero:.3g})",
         verdict=verdict,
         advice="" if verdict == "ok" else advice,
+        settings={} if verdict == "ok" else {"optim.lr": rounded(run.optim.lr / 3)},
     )
 
 
@@ -84,10 +88,19 @@ def check_fall(run: Run, rows: Sequence[Row], level: Level) -> Check:
         expected=f"{low:.2g} to {high:.3g} ({what} of the way from {level.zero:.3g} to {level.multiple:.3g})",
         verdict=judge(now > high, now < low or now > max(high, halfway)),
         advice=advice,
+        **_mend_of_fall(run, now > high) if advice else {},
     )
 
 
-def check_rise(rows: Sequence[Row]) -> Check:
+def _mend_of_fall(run: Run, too_high: bool) -> dict[str, Any]:
+    """Settings or command for a loss that does not fall: the usual learning rate; else a look at the data."""
+    low, high = usual_rates(run)
+    if too_high and not low <= run.optim.lr <= high:
+        return {"settings": {"optim.lr": rounded((low * high) ** 0.5)}}
+    return {"command": f"fluvial data inspect {shlex.quote(run.data.path)}"} if run.data.path else {}
+
+
+def check_rise(run: Run, rows: Sequence[Row]) -> Check:
     """Compares the smoothed loss at the end with its minimum."""
     name = "rise of the loss"
     steps, loss = _finite(rows)
@@ -96,7 +109,7 @@ def check_rise(rows: Sequence[Row]) -> Check:
     smooth = _smooth(loss)
     best = int(smooth.argmin())
     ratio = float(smooth[-1] / smooth[best])
-    advice = f"the training became worse after step {steps[best]:,.0f}: lower optim.lr from there on, clip the "
+    advice = f"the training became worse after step {steps[best]:,.0f}: lower --optim.lr, clip the "
     advice += "gradient's norm, or look for what changed in the data"
     return Check(
         name=name,
@@ -104,6 +117,7 @@ def check_rise(rows: Sequence[Row]) -> Check:
         expected=f"at most {100 * (RISE - 1):.0f} % (mean of {WINDOW} lines)",
         verdict=judge(ratio > RISE, ratio > FAR),
         advice=advice if ratio > RISE else "",
+        settings={"optim.lr": rounded(run.optim.lr / 3)} if ratio > RISE else {},
     )
 
 
@@ -138,7 +152,9 @@ def check_validation(rows: Sequence[Row]) -> Check:
     steps, validation = steps[np.isfinite(validation)], validation[np.isfinite(validation)]
     train_steps, loss = _finite(rows)
     if len(validation) < 3 or not len(loss):
-        return not_checked(name, f"{len(validation)} validation losses are too few; it needs 3 (train.validate_every)")
+        return not_checked(
+            name, f"{len(validation)} validation losses are too few; it needs 3 (--train.validate-every)"
+        )
     best = int(validation.argmin())
     ratio = float(validation[-1] / validation[best])
     then, now = np.interp([steps[best], steps[-1]], train_steps, _smooth(loss))
@@ -147,7 +163,7 @@ def check_validation(rows: Sequence[Row]) -> Check:
     if ratio > RISE:
         found += _worst_bucket(rows, int(steps[best]))
     advice = f"overfitting from step {steps[best]:,.0f} on: the training loss went on from {then:.3g} to {now:.3g}. "
-    advice += "Stop there, or use more data, data.flip, dropout or a smaller model"
+    advice += "Stop there, or use more data, --data.flip, dropout or a smaller model"
     if not falling:
         advice = "the training loss rises as well, so this is not overfitting: see the rise of the loss"
     return Check(
@@ -156,6 +172,7 @@ def check_validation(rows: Sequence[Row]) -> Check:
         expected=f"at most {100 * (RISE - 1):.0f} %",
         verdict=judge(ratio > RISE, ratio > FAR and falling),
         advice=advice if ratio > RISE else "",
+        settings={"train.steps": int(steps[best])} if ratio > RISE and falling else {},
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fluvial.config import Run
-from fluvial.tools.doctor.check import Check, judge, not_checked
+from fluvial.tools.doctor.check import Check, judge, not_checked, rounded
 from fluvial.training.log import Row, series
 
 BEFORE = 20  # rows whose median a gradient norm is compared with
@@ -25,7 +25,7 @@ def check_speed(rows: Sequence[Row]) -> Check:
         return not_checked(name, f"{len(speed)} lines with images/s after the first are too few; it needs 8")
     first, last = float(np.median(speed[: len(speed) // 2])), float(np.median(speed[-(len(speed) // 4) :]))
     advice = "another program runs on this machine, the GPU is hot or its memory full, or the data comes "
-    advice += "from a slow disk: look at nvidia-smi or top while it runs, and cache the latents (data.cache)"
+    advice += "from a slow disk: look at nvidia-smi or top while it runs, and cache the latents (--data.cache True)"
     return Check(
         name=name,
         found=f"{last:,.4g} in the last quarter, {first:,.4g} in the first half",
@@ -35,7 +35,7 @@ def check_speed(rows: Sequence[Row]) -> Check:
     )
 
 
-def check_spikes(rows: Sequence[Row]) -> Check:
+def check_spikes(run: Run, rows: Sequence[Row]) -> Check:
     """Compares each row's gradient norm with the median of those before it."""
     name = "gradient spikes"
     steps, norm = _finite_norm(rows)
@@ -45,14 +45,18 @@ def check_spikes(rows: Sequence[Row]) -> Check:
     ratios = norm[5:] / np.maximum(medians, 1e-30)
     worst, spikes = int(ratios.argmax()), int((ratios > SPIKE).sum())
     found = f"largest {ratios[worst]:.3g} times the median before it, at step {steps[5 + worst]:,.0f}"
-    advice = "a bad batch, or a learning rate close to divergence: look for broken images, set optim.clip norm with "
-    advice += "clip_at 1, lower optim.lr or betas[1]"
+    advice = "a bad batch, or a learning rate close to divergence: look for broken images, clip the norm, or lower "
+    advice += "--optim.lr or the second of --optim.betas"
+    mend = {"optim.lr": rounded(run.optim.lr / 3)}
+    if run.optim.clip != "norm":
+        mend = {"optim.clip": "norm", "optim.clip_at": rounded(3 * float(np.median(norm)))}
     return Check(
         name=name,
         found=f"{found}; {spikes} above {SPIKE:g}" if spikes else found,
         expected=f"at most {SPIKE:g} times",
         verdict=judge(spikes > 0, float(ratios[worst]) > HUGE or spikes > 0.05 * len(ratios) + 1),
         advice=advice if spikes else "",
+        settings=mend if spikes else {},
     )
 
 
@@ -60,7 +64,7 @@ def check_clipping(run: Run, rows: Sequence[Row]) -> Check:
     """Checks the fraction of steps after the warm-up whose gradient was clipped by its norm."""
     name = "clipping"
     if run.optim.clip != "norm":
-        return not_checked(name, f"optim.clip is {run.optim.clip}, not norm")
+        return not_checked(name, f"--optim.clip is {run.optim.clip}, not norm")
     steps, norm = _finite_norm(rows)
     norm = norm[steps > run.optim.warmup]
     if len(norm) < 5:
@@ -68,19 +72,20 @@ def check_clipping(run: Run, rows: Sequence[Row]) -> Check:
     share, median = float((norm > run.optim.clip_at).mean()), float(np.median(norm))
     always = share >= CLIPPED
     advice = "every gradient is scaled to the same norm: AdamW hides it, but every outlier counts as "
-    advice += f"much as a typical batch; a clip_at of about {3 * median:.2g} would only clip spikes"
+    advice += f"much as a typical batch; --optim.clip-at {3 * median:.2g} or so would only clip spikes"
     return Check(
         name=name,
         found=f"{100 * share:.0f} % of steps, median norm {median:.3g}",
-        expected=f"less than {100 * CLIPPED:.0f} % above clip_at {run.optim.clip_at:g}",
+        expected=f"less than {100 * CLIPPED:.0f} % above --optim.clip-at {run.optim.clip_at:g}",
         verdict=judge(always, always and median > 10 * run.optim.clip_at),
         advice=advice if always else "",
+        settings={"optim.clip_at": rounded(3 * median)} if always else {},
     )
 
 
-def check_events(rows: Sequence[Row]) -> list[Check]:
+def check_events(run: Run, rows: Sequence[Row]) -> list[Check]:
     """Checks of skipped steps and roll-backs, if the log has any."""
-    checks = []
+    checks, slower = [], {"optim.lr": rounded(run.optim.lr / 3)}
     skipped = max((int(row["skipped"]) for row in rows if isinstance(row.get("skipped"), int | float)), default=0)
     if skipped:
         share = skipped / max(1, rows[-1]["step"])
@@ -91,7 +96,8 @@ def check_events(rows: Sequence[Row]) -> list[Check]:
                 found=f"{skipped:,}, {100 * share:.2g} % of all{modules}",
                 expected=f"at most {100 * SKIPPED:.0f} %",
                 verdict=judge(True, share > SKIPPED),
-                advice="gradients that were not finite or far too large: lower optim.lr, or look at the batches there",
+                advice="gradients that were not finite or far too large: lower --optim.lr, or look at the data",
+                settings=slower,
             )
         )
     rolled = [row for row in rows if "rolled_back_to" in row]
@@ -103,7 +109,8 @@ def check_events(rows: Sequence[Row]) -> list[Check]:
                 found=f"{len(rolled)}, from step {where}{_modules(rolled, 'rolled_back_to')}",
                 expected="none",
                 verdict=judge(True, len(rolled) > 1),
-                advice="numbers overflow in that module: train it in fp32, lower optim.lr, or set optim.clip norm",
+                advice="numbers overflow in that module: train in fp32, lower --optim.lr, or clip the norm",
+                settings={"train.precision": "fp32"} if run.train.precision != "fp32" else slower,
             )
         )
     return checks

@@ -1,10 +1,11 @@
 """Checks of learning rate, schedule, moving average, and contradictory settings."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from fluvial.config import Run
 from fluvial.methods import method_of
-from fluvial.tools.doctor.check import Check, judge, not_checked
+from fluvial.tools.doctor.check import Check, judge, not_checked, rounded
 from fluvial.training.log import Row
 
 RATE, BATCH, WIDTH = 1e-4, 256, 1152  # AdamW's learning rate, batch and width of the published SiT-XL/2
@@ -20,23 +21,28 @@ FOUND = (
 EMA = (0.005, 0.2)  # length of the average relative to the steps taken
 
 
-def check_rate(run: Run) -> Check:
-    """Compares the peak learning rate with 1e-4 at 256 images, scaled by batch and width."""
-    images = run.images_per_step
-    ratio, narrow = images / BATCH, max(1.0, WIDTH / run.method.width)
+def usual_rates(run: Run) -> tuple[float, float]:
+    """The range of learning rates by the rule of thumb: 1e-4 at 256 images, scaled by batch and width."""
+    ratio, narrow = run.images_per_step / BATCH, max(1.0, WIDTH / run.method.width)
     rules = sorted((RATE * ratio, RATE * ratio**0.5))
-    low, high = rules[0], rules[1] * narrow
-    lr = run.optim.lr
+    return rules[0], rules[1] * narrow
+
+
+def check_rate(run: Run) -> Check:
+    """Compares the peak learning rate with the rule of thumb."""
+    images, lr, (low, high) = run.images_per_step, run.optim.lr, usual_rates(run)
+    ratio, narrow = images / BATCH, max(1.0, WIDTH / run.method.width)
     off = max(low / lr, lr / high)
     advice = f"the rule is 1e-4 at 256 images, times the ratio of batches ({ratio:.3g}) or its root, and up "
     advice += f"to {narrow:.2g} times more for a width of {run.method.width}, not {WIDTH}. "
-    advice += "This rate learns slowly: raise optim.lr" if lr < low else "This rate may diverge: lower optim.lr"
+    advice += "This rate learns slowly: raise --optim.lr" if lr < low else "This rate may diverge: lower --optim.lr"
     return Check(
         name="learning rate",
         found=f"{lr:.2g} at {images:,} images a step",
         expected=f"{low / FACTOR:.2g} to {high * FACTOR:.2g}",
         verdict=judge(off > FACTOR, off > FAR),
         advice=advice if off > FACTOR else "",
+        settings={"optim.lr": rounded((low * high) ** 0.5)} if off > FACTOR else {},
     )
 
 
@@ -45,19 +51,30 @@ def check_schedule(run: Run) -> Check:
     optim, steps = run.optim, run.train.steps
     expected = "warm-up within half of the run, cosine down to a fifth of the peak or less"
     found = f"warm-up {optim.warmup:,} of {steps:,} steps, then {optim.schedule}"
-    advice = ""
+    advice, settings = "", {}
     wrong = optim.warmup >= steps
     if wrong:
-        advice = f"the rate never reaches its peak: set optim.warmup to {max(1, steps // 20):,} or so, or train longer"
+        advice = "the rate never reaches its peak: shorten --optim.warmup, or train longer"
     elif optim.warmup > steps / 2:
-        advice = "most of the run is warm-up: shorten optim.warmup"
+        advice = "most of the run is warm-up: shorten --optim.warmup"
+    if advice:
+        settings["optim.warmup"] = max(1, steps // 20)
     if optim.schedule == "cosine":
         found += f" to {optim.final_lr:.2g}"
         if optim.final_lr > optim.lr:
-            wrong, advice = True, advice or "the cosine rises: optim.final_lr must be below optim.lr"
+            wrong, advice = True, advice or "the cosine rises: --optim.final-lr must be below --optim.lr"
         elif optim.final_lr > 0.2 * optim.lr:
             advice = advice or "a rate that ends above a fifth of the peak leaves the gradient's noise in: lower it"
-    return Check(name="schedule", found=found, expected=expected, verdict=judge(bool(advice), wrong), advice=advice)
+        if optim.final_lr > 0.2 * optim.lr:
+            settings["optim.final_lr"] = rounded(0.1 * optim.lr)
+    return Check(
+        name="schedule",
+        found=found,
+        expected=expected,
+        verdict=judge(bool(advice), wrong),
+        advice=advice,
+        settings=settings,
+    )
 
 
 def check_average(run: Run, rows: Sequence[Row]) -> Check:
@@ -67,46 +84,55 @@ def check_average(run: Run, rows: Sequence[Row]) -> Check:
         return not_checked(name, "no steps were taken")
     length = 1 / (1 - run.train.ema_decay)
     low, high = EMA[0] * taken, EMA[1] * taken
-    good = min(0.99999, round(1 - 1 / max(1.0, 0.05 * taken), 5))
-    advice = "the averaged weights lag far behind" if length > high else "the average is too short to matter"
-    return Check(
-        name=name,
-        found=f"{length:,.0f} steps, {100 * length / taken:.2g} % of {taken:,}",
-        expected=f"{100 * EMA[0]:g} % to {100 * EMA[1]:g} %",
-        verdict=judge(not low <= length <= high, length > taken),
-        advice="" if low <= length <= high else f"{advice}: for this many steps set train.ema_decay {good:g} or so",
-    )
+    shared: dict[str, Any] = {"name": name, "expected": f"{100 * EMA[0]:g} % to {100 * EMA[1]:g} % of the steps"}
+    found = f"over {length:,.0f} steps, of {taken:,} taken"
+    if low <= length <= high:
+        return Check(**shared, found=found, verdict="ok")
+    if high < length <= EMA[1] * run.train.steps:
+        advice = f"the averaged weights lag far behind, as {run.train.steps - taken:,} steps are still to come: go on"
+        return Check(**shared, found=found, verdict="look", advice=advice, command="fluvial train RUN")
+    advice = "the averaged weights lag far behind, and samples are drawn from them: shorten --train.ema-decay"
+    if length < low:
+        advice = "the average is too short to matter: lengthen --train.ema-decay"
+    good = min(0.99999, round(1 - 1 / max(2.0, 0.05 * taken), 5))
+    verdict = judge(True, length > taken)
+    return Check(**shared, found=found, verdict=verdict, advice=advice, settings={"train.ema_decay": good})
 
 
 def check_together(run: Run) -> Check:
     """Lists all settings that contradict each other."""
-    wrong, odd = [], []
+    wrong, odd, mend, sampling = [], [], {}, []
     method, guidance = run.method, run.sample.guidance
     scales = len(method_of(method).scales(method)) or 1
     weights = [guidance.at_scale(i, scales).weight for i in range(scales)]
     guided = any(weight != 1 for weight in weights)
     if guided and method.classes and not method.label_drop:
-        wrong.append(
-            "sample.guidance with method.label_drop 0: the null branch was never trained; drop 0.1 of the labels"
-        )
+        wrong.append("guidance with --method.label-drop 0: the null branch was never trained; drop 0.1 of the labels")
+        sampling.append("--sample.guidance.weight 1")
     if method.classes and method.label_drop >= 0.5:
-        odd.append(f"method.label_drop {method.label_drop:g}: most of training is without labels; 0.1 is usual")
+        odd.append(f"--method.label-drop {method.label_drop:g}: most of training is without labels; 0.1 is usual")
+        mend["method.label_drop"] = 0.1
     if guidance.channels is not None and guidance.channels > method.channels:
-        odd.append(f"sample.guidance.channels {guidance.channels}: the latents have {method.channels}")
+        odd.append(f"--sample.guidance.channels {guidance.channels}: the latents have {method.channels}")
+        sampling.append("--sample.guidance.channels None")
     if run.optim.clip == "value" and run.optim.clip_at < run.optim.lr:
-        odd.append(f"optim.clip_at {run.optim.clip_at:g} is below optim.lr: nearly every entry is clipped")
+        odd.append(f"--optim.clip-at {run.optim.clip_at:g} is below --optim.lr: nearly every entry is clipped")
+        mend |= {"optim.clip": "norm", "optim.clip_at": 1.0}
     if run.data.flip and (run.data.path or run.data.name) in ("digits", "mnist-5k"):
-        odd.append("data.flip with digits: mirrored digits are not digits")
+        odd.append("--data.flip True with digits: mirrored digits are not digits")
+        mend["data.flip"] = False
     if method.context_noise and not run.sample.context_noise:
-        odd.append("method.context_noise without sample.context_noise: trained for, but not used in sampling")
+        odd.append("--method.context-noise without --sample.context-noise: trained for, but not used in sampling")
+        sampling.append(f"--sample.context-noise {method.context_noise:g}")
     if run.train.log_every > run.train.steps // 10 and run.train.steps >= 100:
-        odd.append(f"train.log_every {run.train.log_every}: fewer than ten rows of log")
+        odd.append(f"--train.log-every {run.train.log_every}: fewer than ten lines of log")
+        mend["train.log_every"] = max(1, run.train.steps // 50)
     return Check(
         name="settings together",
         found="; ".join(wrong + odd) or "no contradiction",
         expected="no contradiction",
         verdict=judge(bool(odd), bool(wrong)),
-        advice="change one of the two settings; settings of method need training from the start"
-        if wrong or odd
-        else "",
+        advice="change one of the two; settings of the method need training from the start" if wrong else "",
+        settings=mend,
+        command=" ".join(["fluvial sample RUN", *sampling]) if sampling else "",
     )
