@@ -178,7 +178,9 @@ def test_all_that_is_wrong_is_told_with_lines_and_the_nearest(read):
 
 
 def test_what_follows_from_a_setting_that_is_not_known_is_not_told(read):
-    with pytest.raises(ValueError, match=r"line 2: method.scalse: .* did you mean method.scales\?$"):
+    with pytest.raises(
+        ValueError, match=r"^my.yaml cannot be used: line 2: method.scalse: .* did you mean method.scales\?$"
+    ):
         read("base: digits-flowar\nmethod.scalse: [1, 4]\nsample.steps: [3, 2]\n")
 
 
