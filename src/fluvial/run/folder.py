@@ -25,7 +25,7 @@ from fluvial.config import Run, fixed_differences, from_json, to_json
 from fluvial.training import checkpoint
 from fluvial.training.health import check_finite_weights
 from fluvial.utils.atomic import write_json
-from fluvial.utils.files import json_checksum, read_bytes
+from fluvial.utils.files import check_folder, json_checksum, make_folder, read_bytes
 from fluvial.utils.places import closest
 from fluvial.utils.tensors import Lazy
 
@@ -109,7 +109,7 @@ class RunFolder:
         seconds: float = 0.0,
     ) -> None:
         """Makes the folder from weights that come from elsewhere. Training goes on from them with a new optimizer."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         checkpoint.write_weights(self.path, step, tensors, {"seconds": seconds})
         self.write(record)
 
@@ -140,7 +140,8 @@ class RunFolder:
         return replace(run, autoencoder=ours, data=replace(run.data, **found))
 
     def check(self, run: Run) -> None:
-        """Raises ValueError if the folder holds another run, or files that belong to no run."""
+        """Raises ValueError if the folder holds another run, or files that belong to no run, or cannot be made."""
+        check_folder(self.path)
         if self.exists():
             there = self.run()
             fatal = {k: v for k, v in fixed_differences(there, run).items() if not _renamed(k, *v)}
@@ -165,7 +166,7 @@ class RunFolder:
         if start is not None and not there and (imported := RunFolder(start).record().get("imported")):
             origin["imported"] = imported  # where the weights are from in the first place
         record = record_of(run, recipe, **origin)
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         self.write({**record, **there, "run": record["run"]})
 
     def first_weights(self, start: Path | str | None, *, start_over: bool = False) -> Path | str | None:

@@ -14,7 +14,7 @@ from fluvial.config import Run
 from fluvial.run.folder import RunFolder
 from fluvial.utils import pictures
 from fluvial.utils.atomic import write_json
-from fluvial.utils.files import brief, read_bytes
+from fluvial.utils.files import brief, make_folder, read_bytes
 
 CALIBRATION = 40  # steps of a trial that measures the speed; the last half is timed
 
@@ -76,7 +76,7 @@ def _claim(out: Path, seconds: float) -> None:
             raise ValueError(f"{note} cannot be read ({brief(error)}); choose another folder with --out") from error
     if there != seconds:
         raise ValueError(f"{out} compares runs of {there} s, asked for {seconds} s; choose another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_json(note, {"seconds": seconds})
 
 
