@@ -55,9 +55,10 @@ def test_every_page_is_listed():
 
 @cache
 def help_of(*words: str) -> str:
+    """The whole help of a command, after the short one if it has one."""
     out = StringIO()
     with redirect_stdout(out):
-        assert main([*words, "--help"]) == 0, words
+        assert main([*words, "--help"]) == main([*words, "--help", "all"]) == 0, words
     return out.getvalue()
 
 
@@ -100,7 +101,7 @@ def subject(words: list[str], folders) -> list[str]:
         case "compare":
             return ["compare", place]
         case "train" | "sample" | "score" if place.startswith("runs/"):
-            solver = rest.index("--sample.solver") if "--sample.solver" in rest else len(rest)
+            solver = next((rest.index(name) for name in ("--sample.solver", "--solver") if name in rest), len(rest))
             return [command, folders(recipe_like(place)), *rest[solver : solver + 2]]
         case "score":
             return ["score", place]

@@ -125,14 +125,21 @@ def plain_errors(written: Mapping[str, str], *, wide: bool = True) -> Iterator[N
 
 def _message(box: str) -> str:
     """The message in a box that tyro has printed, without its frame, the names of classes, and the help it adds."""
-    lines = [line.strip().strip("│").strip() for line in box.splitlines() if line.strip().startswith("│")]
-    end = next((i for i, line in enumerate(lines) if set(line) == {"─"}), len(lines))
-    text = " ".join(lines[:end]) or box.strip()
+    title, *lines = (line.strip(" │") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).strip().splitlines())
+    if not title.startswith("╭"):  # a box without lines around it: where the output is not UTF-8
+        lines = lines[1:]
+    end = next((i for i, line in enumerate(lines) if line and not line.strip("-─╰╯")), len(lines))
+    text = " ".join(lines[:end]) or title
+    text = re.sub(r"^Unrecognized options: (.*)", r"no option takes \1", text)
     return re.sub(r"^Error parsing (?:(--[^ ]*: )|[^ ]*: )", lambda found: found[1] or "", text)
 
 
 def _as_written(text: str, written: Mapping[str, str]) -> str:
     """The text with each option under the name that it was given by: --steps for --train.steps or train.steps."""
+    if of_one := re.fullmatch(r"must be ([^:]*): \{'(\w+)': ([^{}]*)\}", text):
+        names = [name for long, name in written.items() if re.split(r"[.]|--", long)[-1] == of_one[2].replace("_", "-")]
+        if len(names) == 1:
+            return f"{names[0]} must be {of_one[1]}, got {of_one[3]}"
     for long, name in written.items():
         if name != long:
             setting = re.escape(long[2:]).replace(r"\-", "[-_]")
@@ -275,7 +282,11 @@ def _numbers_and_paths(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any]
     def read(words: list[str]) -> Any:  # noqa: ANN401
         if one is Path and "" in words:
             raise ValueError("must be a path, got ''")
-        values = [None if word == "None" and type(None) in parts else one(word) for word in words]
+        try:
+            values = [None if word == "None" and type(None) in parts else one(word) for word in words]
+        except ValueError as error:
+            kind_of = "a whole number" if one is int else "a number"
+            raise ValueError(f"must be {kind_of}, got {' '.join(words)!r:.100}") from error
         value = tuple(values) if several or (one_or_several and len(values) != 1) else values[0]
         if wrong := misfit(value, kind):
             raise ValueError(wrong)

@@ -4,23 +4,31 @@ All words are in the script, so that completing starts no Python; run folders an
 """
 
 from dataclasses import MISSING, replace
+from importlib import import_module
 from typing import Any, Literal, get_args, get_origin
 
 from fluvial import recipes
 from fluvial.cli import COMMANDS
-from fluvial.cli.average import EmaOptions
-from fluvial.cli.bench import BenchOptions
-from fluvial.cli.data import EncodeOptions, InspectOptions
-from fluvial.cli.health import DoctorOptions, PlotOptions
 from fluvial.cli.known import Known, negated, options_of
-from fluvial.cli.runs import COMPARED, CompareOptions, SampleOptions, TrainOptions
-from fluvial.cli.score import MeasuredRun
 from fluvial.cli.short import FLAGS, SHORT
-from fluvial.cli.weights import ExportOptions, ImportOptions
 from fluvial.methods import find_installed
 from fluvial.sampling.settings import SOLVERS, SampleConfig
 from fluvial.utils.errors import UsageError
 
+OPTIONS = {  # by command, the module and class of its options
+    "train": "runs.TrainOptions",
+    "sample": "runs.SampleOptions",
+    "score": "score.MeasuredRun",
+    "plot": "health.PlotOptions",
+    "doctor": "health.DoctorOptions",
+    "compare": "runs.CompareOptions",
+    "bench": "bench.BenchOptions",
+    "import": "weights.ImportOptions",
+    "ema": "average.EmaOptions",
+    "export": "weights.ExportOptions",
+    "data": "data.InspectOptions",
+    "encode": "data.EncodeOptions",
+}
 OF_RUNS = ("train", "sample", "score", "plot", "doctor", "ema", "export")
 """Commands that take a run folder."""
 ALWAYS = {"--help": (), "--help-all": (), "--traceback": (), "--plugin": ()}
@@ -39,17 +47,15 @@ def completion(arguments: list[str]) -> None:
 
 def options() -> dict[str, Options]:
     """The options of every command, in short, in full, and as switches that are off."""
-    runs = [recipe() for recipe in recipes.RECIPES.values()]
-    solvers = [replace(SampleConfig(), solver=name) for name in SOLVERS]
-    found = {
-        "train": _all(TrainOptions, [TrainOptions(run=replace(run, sample=s)) for run in runs for s in solvers]),
-        "sample": _all(SampleOptions, [SampleOptions(sample=sample) for sample in solvers]),
-        "score": _all(MeasuredRun, [MeasuredRun(sample=sample) for sample in solvers]),
-        "bench": _all(BenchOptions, [BenchOptions(run=run) for run in runs]),
-    }
-    others = {"compare": CompareOptions, "encode": EncodeOptions, "data": InspectOptions, "plot": PlotOptions}
-    others |= {"doctor": DoctorOptions, "import": ImportOptions, "export": ExportOptions, "ema": EmaOptions}
-    found |= {command: _all(kind, [None]) for command, kind in others.items()}
+    solvers = [SampleConfig(solver=name) for name in SOLVERS]
+    runs = [replace(recipe(), sample=sample) for recipe in recipes.RECIPES.values() for sample in solvers]
+    given = {"train": [{"run": run} for run in runs], "bench": [{"run": run} for run in runs]}
+    given |= {command: [{"sample": sample} for sample in solvers] for command in ("sample", "score")}
+    found = dict[str, Options]()
+    for command, place in OPTIONS.items():
+        module, _, name = place.partition(".")
+        kind = getattr(import_module(f"fluvial.cli.{module}"), name)
+        found[command] = _all(kind, [kind(**values) for values in given.get(command, [])] or [None])
     for command, shorts in SHORT.items():
         found[command] = {f"--{s.name}": found[command].get(f"--{s.setting}", ()) for s in shorts} | found[command]
     found["train"] |= {f"--{flag}": () for flag in FLAGS}
@@ -79,17 +85,16 @@ def _arguments() -> dict[str, tuple[str, ...]]:
         "train": names,
         "bench": ("train", "sample", *names),
         "data": ("inspect", "verify"),
-        "compare": (*COMPARED,),
+        "compare": ("digits",),
     }
 
 
 def _bash(found: dict[str, Options]) -> str:
-    chosen = {choices for options in found.values() for choices in options.values() if choices}
-    of_values = {
-        choices: sorted({f"{command}:{name}" for command in found for name in found[command]
-                         if found[command][name] == choices})
-        for choices in sorted(chosen)
-    }  # fmt: skip
+    of_values: dict[tuple[str, ...], list[str]] = {}
+    for command, of_command in found.items():
+        for name, choices in of_command.items():
+            if choices:
+                of_values.setdefault(choices, []).append(f"{command}:{name}")
     values = "\n".join(f"    {'|'.join(names)}) words='{' '.join(c)}' ;;" for c, names in of_values.items())
     by_command = "\n".join(f"    {command}) words='{' '.join(options)}' ;;" for command, options in found.items())
     first = "\n".join(f"    {command}) words='{' '.join(words)}' ;;" for command, words in _arguments().items())
@@ -108,9 +113,9 @@ def _zsh(found: dict[str, Options]) -> str:
 
 def _fish(found: dict[str, Options]) -> str:
     begin = "complete -c fluvial"
-    lines = [f"{begin} -n __fish_use_subcommand -f -a '{' '.join(found)}'"]
+    lines = [_FISH, f"{begin} -n 'test (count (commandline -opc)) = 1' -f -a '{' '.join(found)}'"]
     for command, options in found.items():
-        of = f"{begin} -n '__fish_seen_subcommand_from {command}'"
+        of = f"{begin} -n '__fluvial_runs {command}'"
         if words := _arguments().get(command):
             lines.append(f"{of} -a '{' '.join(words)}'")
         if command in OF_RUNS:
@@ -120,6 +125,10 @@ def _fish(found: dict[str, Options]) -> str:
 
 
 SCRIPTS = {"bash": _bash, "zsh": _zsh, "fish": _fish}
+_FISH = """function __fluvial_runs
+  set -l words (commandline -opc)
+  test (count $words) -gt 1; and test $words[2] = $argv[1]
+end"""
 _BASH = r"""_fluvial() {{
   local current="${{COMP_WORDS[COMP_CWORD]}}" previous="${{COMP_WORDS[COMP_CWORD-1]}}" command="${{COMP_WORDS[1]}}"
   local words='' run

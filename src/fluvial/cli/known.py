@@ -68,6 +68,8 @@ def _positive(name: str, known: Collection[str]) -> str:
 def _hint(typed: str, command: str, known: Mapping[str, Known]) -> str:
     """The end of "unknown option --x": what it may stand for."""
     typed = typed.replace("_", "-")
+    if typed in {short.name for short in SHORT.get(command, ())}:
+        return ": it is for run folders alone"
     of_solver = [name for name, kind in SOLVERS.items() if f"sample.solver.{_setting(kind, typed)}" == typed]
     if of_solver:
         return f": it is a setting of the solver {' and '.join(of_solver)}, chosen with --sample.solver"

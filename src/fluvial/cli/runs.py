@@ -164,10 +164,11 @@ def _tell(run: Run, device: str, out: Path, start: Path | None = None) -> None:
 
 
 def _train(run: Run, out: Path, options: TrainOptions, **origin: Any) -> None:  # noqa: ANN401
+    device = device_of(options.device)
+    check_folder(out)
     first = distributed.ranks()[0] == 0  # of the processes that torchrun starts, one speaks
     if first:
         print(f"training in {out}")
-    device = device_of(options.device)
     sampler = train_run(run, out, device=device, **origin)
     if first:
         pictures = RunFolder(out).samples
