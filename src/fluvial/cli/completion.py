@@ -58,7 +58,7 @@ def options() -> dict[str, Options]:
         found[command] = _all(kind, [kind(**values) for values in given.get(command, [])] or [None])
     for command, shorts in SHORT.items():
         found[command] = {f"--{s.name}": found[command].get(f"--{s.setting}", ()) for s in shorts} | found[command]
-    found["train"] |= {f"--{flag}": () for flag in FLAGS}
+    found["train"] |= {f"--{name}": () for flag in FLAGS for name in (flag, f"no-{flag}")}
     return {command: found.get(command, {}) | ALWAYS for command in COMMANDS}
 
 

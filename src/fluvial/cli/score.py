@@ -95,6 +95,8 @@ class MeasuredRun(Measured):
 
 
 def score(arguments: list[str]) -> None:
+    if arguments[:1] == ["--help-all"]:
+        of_a_run(MeasuredRun, arguments, "score", DESCRIPTION)  # which ends with the help
     name, rest = positional(arguments, "score", "WHAT", WHAT)
     path = Path(name).expanduser()
     is_run = RunFolder(path).exists()

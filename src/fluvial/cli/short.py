@@ -155,5 +155,5 @@ def _wrapped(text: str) -> list[str]:
 
 def _more(command: str, what: str) -> str:
     """The line at the end of the help."""
-    renamed = [f"--{s.name} is --{s.setting}" for s in SHORT[command] if s.about and s.name != s.setting]
+    renamed = [f"--{s.name} is --{s.setting}" for s in SHORT[command] if s.name != s.setting]
     return f"`fluvial {command} {what} --help all` lists every setting. In full, {', '.join(renamed)}."

@@ -212,14 +212,13 @@ def load(
     Raises ValueError if the folder is not a run, or its checkpoint is missing, damaged or another model's; RuntimeError
     if its weights are not finite.
     """
-    there = RunFolder(folder)
+    device, there = device_of(device), RunFolder(folder)
     run = there.run()
     given = None if isinstance(autoencoder, str | Path) else autoencoder
     if given is None and str(autoencoder):
         run = replace(run, autoencoder=replace(run.autoencoder, name=str(autoencoder)))
     if precision is not None:
         run = replace(run, sample=replace(run.sample, precision=precision))
-    device = device_of(device)
     decoder = open_autoencoder(run.autoencoder, given)
     model = empty_model(run.method)
 
