@@ -47,7 +47,7 @@ def completion(arguments: list[str]) -> None:
 
 def options() -> dict[str, Options]:
     """The options of every command, in short, in full, and as switches that are off."""
-    solvers = [SampleConfig(solver=name) for name in SOLVERS]
+    solvers = [SampleConfig(solver=kind()) for kind in SOLVERS.values()]
     runs = [replace(recipe(), sample=sample) for recipe in recipes.RECIPES.values() for sample in solvers]
     given = {"train": [{"run": run} for run in runs], "bench": [{"run": run} for run in runs]}
     given |= {command: [{"sample": sample} for sample in solvers] for command in ("sample", "score")}
