@@ -55,9 +55,10 @@ def test_every_page_is_listed():
 
 @cache
 def help_of(*words: str) -> str:
+    """The whole help of a command, after the short one if it has one."""
     out = StringIO()
     with redirect_stdout(out):
-        assert main([*words, "--help"]) == 0, words
+        assert main([*words, "--help"]) == main([*words, "--help", "all"]) == 0, words
     return out.getvalue()
 
 
@@ -104,7 +105,7 @@ def subject(words: list[str], folders) -> list[str]:
         case "runs" if place == "clean":
             return ["runs", "clean"]
         case "train" | "sample" | "score" if place.startswith("runs/"):
-            solver = rest.index("--sample.solver") if "--sample.solver" in rest else len(rest)
+            solver = next((rest.index(name) for name in ("--sample.solver", "--solver") if name in rest), len(rest))
             return [command, folders(recipe_like(place)), *rest[solver : solver + 2]]
         case "score":
             return ["score", place]
@@ -122,6 +123,9 @@ def test_commands_and_their_options_exist(path, folders):
     for words in commands(path):
         if path.name == ABOUT_PLUGINS and "--plugin" in words:
             assert words[0] in COMMANDS and (ROOT / words[words.index("--plugin") + 1]).is_file()
+            continue
+        if words[0].startswith("--"):  # of no command
+            assert missing(words[:1], shared) == [], words
             continue
         assert words[0] in COMMANDS, words
         asked = subject(words, folders)

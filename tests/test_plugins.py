@@ -363,7 +363,7 @@ def test_a_method_in_one_file_does_all_that_the_others_do(tmp_path):
         tmp_path,
         PIXEL_FLOW,
         ["recipes"],
-        ["train", "digits-pixel-flow", "--help"],
+        ["train", "digits-pixel-flow", "--help", "all"],
         ["train", "digits-pixel-flow", "--dry-run"],
         ["train", "digits-pixel-flow", "--smoke", "--train.compile", "False", "--train.activation-checkpointing", "1"],
         ["sample", run, "--count", "20", "--sample.solver", "euler-maruyama", "--sample.steps", "4"],

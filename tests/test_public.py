@@ -601,6 +601,9 @@ def test_importing_fluvial_needs_no_torch():
     [
         (["--help"], 0, "fluvial train RECIPE"),
         ([], 0, "fluvial train RECIPE"),
+        (["train", "--help"], 0, "--steps N"),
+        (["sample", "-h"], 0, "--classes NAME"),
+        (["score", "--help"], 0, "--reference PLACE"),
         (["--version"], 0, f"fluvial {fluvial.__version__}"),
         (["trian"], 2, "unknown command 'trian'. Did you mean train?"),
     ],

@@ -1,14 +1,20 @@
+import subprocess
+import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import fluvial
+from fluvial import recipes
 from fluvial.autoencoders.pixels import Pixels
 from fluvial.config import Run
 from fluvial.flow.guidance import Guidance
 from fluvial.methods import arflow, flowar, method_of, sit
 from fluvial.run.load import Sampler, ready
+from fluvial.run.train import check
 from fluvial.sampling.settings import SampleConfig
 
 SHAPE = {"size": (8, 8), "channels": 3, "classes": 10}
@@ -78,3 +84,65 @@ def test_pictures_on_the_way_are_decoded_outside_of_autocast(trained):
 def test_a_card_says_the_precision(trained):
     assert trained.provenance(settings=BF16)["sampling"]["dtype"] == "bfloat16"
     assert trained.provenance(settings=FP32)["sampling"]["dtype"] == "float32"
+
+
+def test_classes_are_given_as_arrays_and_tensors_too(trained):
+    expected = trained.sample(4, classes=[3, 7])
+    for classes in (np.array([3, 7]), torch.tensor([3, 7])):
+        found = trained.sample(4, classes=classes)
+        assert torch.equal(found.images, expected.images) and torch.equal(found.labels, expected.labels), classes
+    assert trained._class_ids([np.int64(3), torch.tensor(7)]) == (3, 7)
+    assert trained.sample(2, classes=torch.tensor(7)).labels.tolist() == [7, 7]
+    for wrong in (torch.tensor([3.0]), np.array([True]), torch.tensor([[3, 7]]), np.array([10]), torch.zeros(0).long()):
+        with pytest.raises(ValueError, match="classes"):
+            trained.sample(4, classes=wrong)
+
+
+WRONG = """
+import fluvial
+from fluvial import recipes
+import fluvial
+from fluvial import recipes
+from fluvial.autoencoders.pixels import Pixels
+from fluvial.run.load import Sampler
+from fluvial.run.train import build
+
+run = recipes.smoke(recipes.get("digits-sit"))
+sampler = Sampler(model=build(run), run=run, autoencoder=Pixels())
+for wrong in ({"guidance": "a"}, {"guidance": True}, {"guidance": [1.5]}, {"steps": 2.5}, {"steps": "12"},
+              {"steps": [2.5]}, {"count": 2.5}, {"count": "a"}, {"classes": 3.5}, {"solver": 3}, {"indices": 3}):
+    try:
+        sampler.sample(**wrong)
+    except ValueError as error:
+        assert next(iter(wrong)) in str(error), (wrong, error)
+    else:
+        raise SystemExit(f"{wrong} is taken")
+for call in (fluvial.load, lambda name, device: fluvial.train(run, name, device=device), fluvial.score):
+    for device in ("cuda:99", "gpu", 3.5):
+        try:
+            call("nowhere", device=device)
+        except ValueError as error:
+            assert "device" in str(error), error
+        else:
+            raise SystemExit(f"{device} is taken")
+"""
+
+
+def test_values_of_a_wrong_type_are_value_errors(tmp_path):
+    """Without the hook of the tests that refuses them before."""
+    ended = subprocess.run([sys.executable, "-c", WRONG], cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr, list(tmp_path.iterdir())) == (0, "", [])
+
+
+def test_a_link_that_leads_nowhere_is_no_output_folder(tmp_path):
+    link, file = tmp_path / "link", tmp_path / "file"
+    link.symlink_to(tmp_path / "gone")
+    file.write_text("mine")
+    run = recipes.smoke(recipes.get("digits-sit"))
+    for out, says in ((link, "is a link to .*gone, which is not there"), (link / "x", "link is a link to")):
+        for call in (fluvial.train, check):
+            with pytest.raises(ValueError, match=says):
+                call(run, out)
+    with pytest.raises(ValueError, match="file is there and is no folder"):
+        fluvial.train(run, file)
+    assert file.read_text() == "mine" and not (tmp_path / "gone").exists()

@@ -222,8 +222,8 @@ def test_sampling_is_measured_as_it_is_set(tmp_path, monkeypatch, capsys, dtype)
         (["draw"], "train and sample, got 'draw'"),
         (["train"], "usage: fluvial bench train RECIPE"),
         (["train", "digits-arflw"], "Did you mean digits-arflow?"),
-        (["train", "digits-arflow", "--repeats", "0"], "must be at least 1: {'repeats': 0}"),
-        (["sample", "digits-arflow", "--batch", "0"], "must be at least 1: {'batch': 0}"),
+        (["train", "digits-arflow", "--repeats", "0"], "--repeats must be at least 1, got 0"),
+        (["sample", "digits-arflow", "--batch", "0"], "--batch must be at least 1, got 0"),
     ],
 )
 def test_a_wrong_command_line_is_code_2(arguments, says, capsys):

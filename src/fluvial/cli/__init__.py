@@ -22,7 +22,8 @@ fluvial data inspect DATA [options]   what is in a folder or data set: counts, s
 fluvial encode DATA [options]         write the latents of all images, to train on
 fluvial data verify LATENTS           check what `fluvial encode` wrote against its checksums
 
-fluvial COMMAND --help lists the options of a command with their defaults; for train, those of the recipe.
+fluvial COMMAND --help lists the usual options of a command with their defaults, --help all every one of them.
+fluvial --completion bash|zsh|fish prints a script that completes commands, options, recipes and runs with TAB.
 --traceback, with any command, shows where an error comes from.
 --plugin FILE.py, with any command, imports a file first, which registers methods and recipes: docs/add-a-method.md.
 """
@@ -40,6 +41,7 @@ from importlib import import_module
 from fluvial import __version__
 from fluvial.cli import plugins
 from fluvial.cli.quiet import quiet
+from fluvial.cli.short import HELP, SHORT, short_help, with_all
 from fluvial.utils.errors import Stopped, UsageError
 
 TRACEBACK = "--traceback"
@@ -99,7 +101,13 @@ def _run(arguments: list[str]) -> int:
                 print(__doc__)
             case ["--version", *_]:
                 print(f"fluvial {__version__}")
+            case ["--completion", *rest]:
+                import_module("fluvial.cli.completion").completion(rest)
             case [command, *rest] if command in COMMANDS:
+                rest = with_all(rest)
+                if command in SHORT and rest and rest[0] in HELP and "--help-all" not in rest:
+                    print(short_help(command))  # which needs no torch
+                    return 0
                 module, _, function = COMMANDS[command].partition(".")
                 getattr(import_module(f"fluvial.cli.{module}"), function)(rest)
             case [command, *_]:

@@ -1,8 +1,12 @@
 """Shared by the commands: options, positional arguments, and the device."""
 
-from collections.abc import Callable
-from dataclasses import Field, dataclass, fields, is_dataclass, replace
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -18,16 +22,20 @@ from tyro.constructors import (
 )
 
 from fluvial import methods
+from fluvial.cli.known import Known, negated, options_of, refuse_missing, refuse_unknown, switches
+from fluvial.cli.short import HELP, SHORT, is_option, lengthened, long_name, short_help
 from fluvial.config import Run
 from fluvial.flow.solvers import SolverName
 from fluvial.run.folder import RunFolder
 from fluvial.sampling.settings import SOLVERS, SampleConfig
+from fluvial.utils import devices
 from fluvial.utils.checks import misfit
 from fluvial.utils.errors import UsageError
-from fluvial.utils.run_format import present_option
 
 T = TypeVar("T")
-HELP = ("-h", "--help")
+Device = Annotated[str, tyro.conf.arg(metavar="DEVICE")]
+"""Where to compute, as `device_of` takes it."""
+WIDE = "100000"  # columns, for messages of tyro that are not wrapped
 
 
 def parse(
@@ -40,26 +48,103 @@ def parse(
 ) -> T:
     """The options of a command. What has no effect on the run that they are for, or hold, is not in their help.
 
-    Raises UsageError for values that are refused; SystemExit, after printing, for unknown options and for --help.
+    Short names, former names and switches are put in the words that tyro takes. Raises UsageError for what is refused,
+    with options named as they were written; SystemExit after printing the help.
     """
-    arguments = [present_option(word) for word in arguments]
-    refuse_repeated(arguments)
-    config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
-    options: Any = {"args": arguments, "prog": prog, "description": description, "config": config}
-    try:
-        if default is None:  # some options must be given
-            return tyro.cli(kind, registry=_registry(lambda field: False), **options)
-        default = _in_place(default, arguments)
-        run = getattr(default, "run", run and replace(run, sample=getattr(default, "sample", run.sample)))
+    _, command, what = (*prog.split(" ", 2), "", "", "")[:3]
+    refuse_repeated(arguments, command)
+    words, written = lengthened(command, arguments)
+    asked = set(words) & set(HELP)
+    with plain_errors(written, wide=not asked):
+        if default is not None:
+            default = _in_place(default, words)
+            run = getattr(default, "run", run and replace(run, sample=getattr(default, "sample", run.sample)))
+        known = options_of(kind, default)
+        refuse_unknown(command, words, known, written)
+        if asked and "--help-all" not in asked and command in SHORT:
+            about = [text for text in (description or "").split("\n\n") if not text.startswith("--")]  # of switches
+            print(short_help(command, what, about=about, defaults=_shown(known)))
+            raise SystemExit(0)
+        if not asked:
+            refuse_missing(prog, words, known)
+        words = ["--help"] if asked else _for_tyro(words, known)
         unmet = set() if run is None else run.unmet
-        asked_for_help = bool(set(arguments) & set(HELP))  # what tyro hides it does not parse either
 
-        def hidden(field: Field[Any]) -> bool:
-            return asked_for_help and (field.metadata.get("found", False) or field.metadata.get("needs") in unmet)
+        def hidden(field: Field[Any]) -> bool:  # what tyro hides it does not parse either
+            return bool(asked) and (field.metadata.get("found", False) or field.metadata.get("needs") in unmet)
 
-        return tyro.cli(kind, default=default, registry=_registry(hidden), **options)
+        options: Any = {} if default is None else {"default": default}
+        options |= {"args": words, "prog": prog, "description": description}
+        return tyro.cli(kind, config=(tyro.conf.AvoidSubcommands,), registry=_registry(hidden), **options)
+
+
+def _for_tyro(words: list[str], known: Mapping[str, Known]) -> list[str]:
+    """The words with switches as tyro takes them."""
+    values, rest = switches(words, {name for name, option in known.items() if option.is_switch})
+    for name, value in values.items():
+        plain = known[name].type is bool and value != "None"
+        rest += [f"--{name if value == 'True' else negated(name)}"] if plain else [f"--{name}", value]
+    return rest
+
+
+def _shown(known: Mapping[str, Known]) -> dict[str, str]:
+    """The defaults that a help shows, by option."""
+    shown = {name: option.value for name, option in known.items()}
+    shown["data.path"] = shown.get("data.path") or shown.get("data.name", "")
+    return {
+        name: " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for name, value in shown.items()
+        if not (isinstance(value, bool) or value in (None, "", (), MISSING))
+    }
+
+
+@contextmanager
+def plain_errors(written: Mapping[str, str], *, wide: bool = True) -> Iterator[None]:
+    """Turns errors of options into a UsageError of one line that names them as they were `written`.
+
+    `wide` keeps tyro from wrapping them to the width of the terminal.
+    """
+    said, columns = StringIO(), os.environ.get("COLUMNS")
+    try:
+        if wide:
+            os.environ["COLUMNS"] = WIDE
+        with redirect_stderr(said):
+            yield
+    except SystemExit as stop:
+        if not stop.code:  # after the help
+            raise
+        raise UsageError(_as_written(_message(said.getvalue()), written)) from None
     except ValueError as error:  # a __post_init__ that refuses a value
-        raise UsageError(str(error)) from error
+        raise UsageError(_as_written(str(error), written)) from error
+    finally:
+        if wide and columns is None:
+            os.environ.pop("COLUMNS", None)
+        elif wide:
+            os.environ["COLUMNS"] = columns or ""
+
+
+def _message(box: str) -> str:
+    """The message in a box that tyro has printed, without its frame, the names of classes, and the help it adds."""
+    title, *lines = (line.strip(" │") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).strip().splitlines())
+    if not title.startswith("╭"):  # a box without lines around it: where the output is not UTF-8
+        lines = lines[1:]
+    end = next((i for i, line in enumerate(lines) if line and not line.strip("-─╰╯")), len(lines))
+    text = " ".join(lines[:end]) or title
+    text = re.sub(r"^Unrecognized options: (.*)", r"no option takes \1", text)
+    return re.sub(r"^Error parsing (?:(--[^ ]*: )|[^ ]*: )", lambda found: found[1] or "", text)
+
+
+def _as_written(text: str, written: Mapping[str, str]) -> str:
+    """The text with each option under the name that it was given by: --steps for --train.steps or train.steps."""
+    if of_one := re.fullmatch(r"must be ([^:]*): \{'(\w+)': ([^{}]*)\}", text):
+        names = [name for long, name in written.items() if re.split(r"[.]|--", long)[-1] == of_one[2].replace("_", "-")]
+        if len(names) == 1:
+            return f"{names[0]} must be {of_one[1]}, got {of_one[3]}"
+    for long, name in written.items():
+        if name != long:
+            setting = re.escape(long[2:]).replace(r"\-", "[-_]")
+            text = re.sub(rf"(?<![\w.-])(--)?{setting}(?![\w-]|\.\w)", name, text)
+    return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +206,14 @@ def check_output(option: str, file: Path | None, ending: str) -> None:
         raise ValueError(f"{option} {file} would take a place among the files of a run; choose another name")
 
 
-def refuse_repeated(arguments: list[str]) -> None:
-    """Raises UsageError for an option given twice, in whatever spelling: tyro lets the last win, and has no hook.
-
-    What begins with -- and a letter is an option: as a value tyro takes it only where it is attached, --name=--value.
-    """
-    words = [word for word in arguments if word[:2] == "--" and word[2:3].isalpha() and word not in HELP]
-    names = [word.partition("=")[0].replace("_", "-") for word in words]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+def refuse_repeated(arguments: list[str], command: str = "") -> None:
+    """Raises UsageError for an option given twice, in whatever spelling: tyro lets the last win, and has no hook."""
+    given = dict[str, list[str]]()
+    for word in arguments:
+        name = word.partition("=")[0].replace("_", "-")
+        if is_option(word) and name not in HELP:
+            given.setdefault(re.sub(r"(^|\.)no-", r"\1", long_name(command, name[2:])), []).append(name)
+    if repeated := sorted(" and ".join(sorted(set(names))) for names in given.values() if len(names) > 1):
         raise UsageError(
             f"given more than once: {', '.join(repeated)}; give each option once (several values go after one name, "
             f"as in --classes 3 7)"
@@ -197,7 +282,11 @@ def _numbers_and_paths(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any]
     def read(words: list[str]) -> Any:  # noqa: ANN401
         if one is Path and "" in words:
             raise ValueError("must be a path, got ''")
-        values = [None if word == "None" and type(None) in parts else one(word) for word in words]
+        try:
+            values = [None if word == "None" and type(None) in parts else one(word) for word in words]
+        except ValueError as error:
+            kind_of = "a whole number" if one is int else "a number"
+            raise ValueError(f"must be {kind_of}, got {' '.join(words)!r:.100}") from error
         value = tuple(values) if several or (one_or_several and len(values) != 1) else values[0]
         if wrong := misfit(value, kind):
             raise ValueError(wrong)
@@ -246,21 +335,20 @@ def nothing_more(arguments: list[str], command: str, about: str, *, what: str = 
         raise UsageError(f"fluvial {command} takes no {what}, got {' '.join(arguments)}")
 
 
-def device_of(name: str) -> str | None:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: this machine, or this build of PyTorch, has no CUDA; use --device cpu")
-    return None if name == "auto" else name
+def device_of(name: str) -> torch.device:
+    """The device that --device names. Raises ValueError for one that is unknown or not here."""
+    return devices.device_of(None if name == "auto" else name)
 
 
 def of_a_run(kind: type[T], arguments: list[str], command: str, description: str) -> tuple[Path, Run, T]:
     """The run folder that a command names, its run, and the options, whose sampling fits the run's method."""
     meaning = "a folder that `fluvial train` or `fluvial import` wrote, such as runs/digits-arflow"
+    default: Any = kind
+    if arguments[:1] == ["--help-all"]:
+        parse(kind, default(sample=SampleConfig()), arguments, f"fluvial {command} RUN", description)
     name, rest = positional(arguments, command, "RUN", meaning)
     run = RunFolder(name).run()
-    default: Any = kind
     options: Any = parse(kind, default(sample=run.sample), rest, f"fluvial {command} RUN", description, run)
-    try:
+    with plain_errors(lengthened(command, rest)[1]):
         run.sampled_with(options.sample)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
     return Path(name), run, options

@@ -4,20 +4,20 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import tyro
 from rich.table import Table
 
 from fluvial import recipes
-from fluvial.cli.arguments import device_of, parse, positional
+from fluvial.cli.arguments import Device, device_of, parse, positional
 from fluvial.cli.output import console, scaled
 from fluvial.config import Run
-from fluvial.run.load import default_device
 from fluvial.tools import bench as benchmark
 from fluvial.utils.atomic import write_json
 from fluvial.utils.checks import at_least
 from fluvial.utils.errors import UsageError
+from fluvial.utils.files import make_folder
 from fluvial.utils.precision import Precision
 
 WHAT = "train, for a training step, or sample, for the drawing of a batch"
@@ -27,8 +27,8 @@ ABOUT = "{} is timed on random latents, against large matrix products in between
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
     run: Annotated[Run, tyro.conf.arg(name="")]
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU if there is one."""
+    device: Device = "auto"
+    """Where to compute: cpu, cuda, cuda:1 or mps; auto takes CUDA if it is there."""
     batch: int | None = None
     """Examples of a training step, or images drawn at a time; those of the recipe by default."""
     dtype: Precision | None = None
@@ -67,14 +67,14 @@ def bench(arguments: list[str]) -> None:
     result = benchmark.measure(
         what,
         run,
-        device=device_of(options.device) or default_device(),
+        device=device_of(options.device),
         warmup=options.warmup,
         repeats=options.repeats,
         profiled=options.profile,
         side=options.side,
     )
     out = options.out or Path("runs") / "bench" / f"{name}-{what}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     write_json(out, {"recipe": name, **result})
     show(f"{what} {name}", result)
     print(out)

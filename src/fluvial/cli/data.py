@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from fluvial.autoencoders import AutoencoderConfig
-from fluvial.cli.arguments import device_of, nothing_more, parse, positional
+from fluvial.cli.arguments import Device, device_of, nothing_more, parse, positional
 from fluvial.cli.output import console
 from fluvial.data import latents
 from fluvial.data.images import BUILT_IN, DataConfig
@@ -20,7 +21,6 @@ from fluvial.data.images import load as load_images
 from fluvial.data.inspect import inspect as inspect_images
 from fluvial.data.manifest import is_cache
 from fluvial.run import inputs
-from fluvial.run.load import default_device
 from fluvial.training import distributed
 from fluvial.utils import pictures
 from fluvial.utils.checks import at_least
@@ -84,8 +84,8 @@ class EncodeOptions:
     shard: int = 2048
     """Images in a file."""
     source: Annotated[SourceOptions, tyro.conf.arg(name="")] = SourceOptions()
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU if there is one, under torchrun that of the local rank."""
+    device: Device = "auto"
+    """Where to compute: cpu, cuda, cuda:1 or mps; auto takes CUDA if it is there, of the local rank under torchrun."""
 
     def __post_init__(self) -> None:
         at_least(1, self, "image_size", "batch", "shard")
@@ -218,9 +218,9 @@ def encode(arguments: list[str]) -> None:
         **vars(options.source),
     )
     rank, world = distributed.ranks()
-    device = device_of(options.device) or default_device()
+    device = device_of(options.device)
     if str(device) == "cuda":
-        device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     manifest = inputs.encode(
         config,
         inputs.open_autoencoder(AutoencoderConfig(name=options.autoencoder)).to(device),

@@ -1,13 +1,13 @@
 """fluvial recipes, train, sample, compare."""
 
-import argparse
 import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import SimpleNamespace
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -15,8 +15,19 @@ from rich.table import Table
 
 from fluvial import recipes
 from fluvial.cli import dry
-from fluvial.cli.arguments import device_of, nothing_more, of_a_run, parse, positional, refuse_repeated, several
+from fluvial.cli.arguments import (
+    Device,
+    device_of,
+    nothing_more,
+    of_a_run,
+    parse,
+    positional,
+    refuse_repeated,
+    several,
+)
+from fluvial.cli.known import switches
 from fluvial.cli.output import console, next_commands
+from fluvial.cli.short import FLAGS
 from fluvial.config import Run
 from fluvial.data.labels import class_ids, numbers
 from fluvial.methods import find_installed
@@ -32,6 +43,7 @@ from fluvial.tools.curves import short_names
 from fluvial.training import distributed
 from fluvial.utils.checks import at_least, positive
 from fluvial.utils.errors import UsageError
+from fluvial.utils.files import check_folder
 
 COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
 SECONDS = 60.0  # of training each recipe that is compared
@@ -47,8 +59,8 @@ class TrainOptions:
     run: Annotated[Run, tyro.conf.arg(name="")]
     out: Path | None = None
     """Folder of the run; runs/<recipe> by default, or that of the run to go on with."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU if there is one."""
+    device: Device = "auto"
+    """Where to compute: cpu, cuda, cuda:1 or mps; auto takes CUDA if it is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +84,8 @@ class SampleOptions:
     """Training step of the checkpoint; the newest by default."""
     autoencoder: str = ""
     """Where the run's autoencoder is, if no longer where it was in training."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU if there is one."""
+    device: Device = "auto"
+    """Where to compute: cpu, cuda, cuda:1 or mps; auto takes CUDA if it is there."""
     sample: SampleConfig
     """Settings of sampling; the run's own by default."""
 
@@ -90,8 +102,8 @@ class CompareOptions:
     """Number of images to draw and measure."""
     out: Path | None = None
     """Folder of the runs, the table and the picture; runs/compare-<names> by default."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU if there is one."""
+    device: Device = "auto"
+    """Where to compute: cpu, cuda, cuda:1 or mps; auto takes CUDA if it is there."""
 
     def __post_init__(self) -> None:
         at_least(2, self, "count")
@@ -111,6 +123,8 @@ def train(arguments: list[str]) -> None:
         f"a run folder to go on with, or to start another from with --out; a file of settings "
         f"({', '.join(ENDINGS)}); or one of: {', '.join(recipes.RECIPES)}"
     )
+    if arguments[:1] == ["--help-all"]:  # the settings of a method differ: those of the first recipe stand for all
+        arguments = [next(iter(recipes.RECIPES)), *arguments]
     name, rest = positional(arguments, "train", "RECIPE|RUN|FILE", meaning)
     name = str(Path(name).parent) if Path(name).name == "run.json" else name
     if name not in recipes.RECIPES and RunFolder(name).exists():
@@ -140,15 +154,11 @@ def _train_new(run: Run, out: Path, arguments: list[str], about: str, **origin: 
     _train(options.run, out, options, start_over=flags.start_over, **origin)
 
 
-def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def _flags(arguments: list[str]) -> tuple[SimpleNamespace, list[str]]:
     """The flags that decide on the defaults of other options, and the other arguments."""
-    refuse_repeated(arguments)
-    parser = argparse.ArgumentParser("fluvial train", add_help=False, allow_abbrev=False)
-    for name in ("smoke", "dry-run", "start-over"):  # alone, or as other options with True or False
-        spellings = sorted({f"--{name}", f"--{name.replace('-', '_')}"})
-        parser.add_argument(*spellings, nargs="?", const="True", default="False", choices=("True", "False"))
-    flags, rest = parser.parse_known_args(arguments)
-    return argparse.Namespace(**{name: value == "True" for name, value in vars(flags).items()}), rest
+    refuse_repeated(arguments, "train")
+    given, rest = switches(arguments, FLAGS)
+    return SimpleNamespace(**{name.replace("-", "_"): given.get(name) == "True" for name in FLAGS}), rest
 
 
 def _train_further(folder: Path, arguments: list[str]) -> None:
@@ -172,17 +182,18 @@ def _train_further(folder: Path, arguments: list[str]) -> None:
     _train(new, out, options, start_over=flags.start_over, start=folder)
 
 
-def _tell(run: Run, device: Literal["auto", "cpu", "cuda"], out: Path, start: Path | None = None) -> None:
+def _tell(run: Run, device: str, out: Path, start: Path | None = None) -> None:
     """A dry run, which may be for a GPU that is not here."""
-    here = "cuda" if torch.cuda.is_available() else "cpu"
-    dry.show(run, here if device == "auto" else device, out, partial(check, start=start))
+    on_cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+    dry.show(run, "cuda" if on_cuda else "cpu", out, partial(check, start=start))
 
 
 def _train(run: Run, out: Path, options: TrainOptions, **origin: Any) -> None:  # noqa: ANN401
+    device = device_of(options.device)
+    check_folder(out)
     first = distributed.ranks()[0] == 0  # of the processes that torchrun starts, one speaks
     if first:
         print(f"training in {out}")
-    device = device_of(options.device)
     sampler = train_run(run, out, device=device, **origin)
     if first:
         pictures = RunFolder(out).samples
@@ -209,12 +220,12 @@ def _ids(words: tuple[str, ...], run: Run) -> tuple[int, ...]:
 
 def sample(arguments: list[str]) -> None:
     folder, _, options = of_a_run(SampleOptions, arguments, "sample", "Draw images from a run folder.")
-    device = device_of(options.device)
+    device, out = device_of(options.device), options.out or RunFolder(folder).samples
+    check_folder(out)  # before images are drawn for it
     sampler = load(folder, autoencoder=options.autoencoder, device=device, step=options.step)
     classes = _ids(options.classes, sampler.run) or None
     given = {"classes": classes, "seed": options.seed, "settings": options.sample, "trajectory": options.gif}
     samples = sampler.sample(options.count, **given)
-    out = options.out or RunFolder(folder).samples
     saved = samples.save(out, columns=options.columns, npz=options.npz, gif=options.gif)
     if samples.images.shape[1] not in (1, 3):
         print(f"no pictures: they need 1 or 3 channels, the images have {samples.images.shape[1]}")

@@ -6,22 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.table import Table
 
-from fluvial.cli.arguments import check_output, device_of, of_a_run, parse, positional
+from fluvial.cli.arguments import Device, check_output, device_of, of_a_run, parse, positional
 from fluvial.cli.output import console
 from fluvial.metrics import report
 from fluvial.metrics.choice import lacking
 from fluvial.metrics.features import NAMES
 from fluvial.run.folder import RunFolder
-from fluvial.run.load import default_device
 from fluvial.run.score import score as measure_images
 from fluvial.sampling.settings import SampleConfig
 from fluvial.training import distributed
 from fluvial.utils.atomic import write_json
 from fluvial.utils.checks import at_least
 from fluvial.utils.errors import UsageError
+from fluvial.utils.files import make_folder
 from fluvial.utils.places import closest
 
 WHAT = (
@@ -73,8 +72,8 @@ class Measured:
     """A card to compare with; refused if it differs in what matters."""
     out: Path | None = None
     """Where to write the card; RUN/score.json for a run, nowhere for images, by default."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto takes a GPU if there is one."""
+    device: Device = "auto"
+    """Where to compute: cpu, cuda, cuda:1 or mps; auto takes CUDA if it is there."""
 
     def __post_init__(self) -> None:
         at_least(0, self, "size")
@@ -102,6 +101,8 @@ class MeasuredRun(Measured):
 
 
 def score(arguments: list[str]) -> None:
+    if arguments[:1] == ["--help-all"]:
+        of_a_run(MeasuredRun, arguments, "score", DESCRIPTION)  # which ends with the help
     name, rest = positional(arguments, "score", "WHAT", WHAT)
     path = Path(name).expanduser()
     is_run = RunFolder(path).exists()
@@ -131,7 +132,7 @@ def score(arguments: list[str]) -> None:
         return
     written = [options.keep]
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         write_json(out, card)
         written += [_picture(out) if options.nearest else None, out]
     _show(card)
@@ -146,7 +147,7 @@ def score(arguments: list[str]) -> None:
 
 def _card(name: str, options: Measured, out: Path | None) -> tuple[dict[str, Any], bool]:
     """The card, and whether this is the first of the ranks, which alone has it."""
-    device = torch.device(device_of(options.device) or default_device())
+    device = device_of(options.device)
     with distributed.world(device) as (world, device):
         wanted: dict[str, Any] = {
             "reference": options.reference,

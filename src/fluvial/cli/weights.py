@@ -48,7 +48,7 @@ class ExportOptions:
     repo: str = ""
     """OWNER/NAME on the hub, made if it is not there."""
     private: bool = True
-    """Keep the repository on the hub private; --private False publishes it."""
+    """Keep the repository on the hub private; --no-private publishes it."""
     dtype: Literal["file", "fp32", "bf16"] = "file"
     """Storage of the weights in the file: as in the run, or in 4 or 2 bytes each."""
     step: int | None = None

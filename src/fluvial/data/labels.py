@@ -42,7 +42,7 @@ def ordered(names: Collection[str]) -> Names:
     return tuple(sorted(names))
 
 
-def class_ids(wanted: Sequence[int | str], names: Names, known: int) -> tuple[int, ...]:
+def class_ids(wanted: Sequence[Any], names: Names, known: int) -> tuple[int, ...]:
     """The ids of classes given by name or id, for a model with `known` classes.
 
     Raises ValueError for an unknown class, with the names or the range of the ids.

@@ -36,7 +36,7 @@ from fluvial.data.manifest import FORMAT, Manifest, Plan, Record, read_manifest,
 from fluvial.data.manifest import write as write_record
 from fluvial.data.pixels import to_signed
 from fluvial.utils.atomic import atomic_file
-from fluvial.utils.files import checksum, plain, reading
+from fluvial.utils.files import checksum, make_folder, plain, reading
 from fluvial.utils.progress import Bar
 from fluvial.utils.tensors import write_tensors
 
@@ -184,7 +184,7 @@ def _claim(folder: Path, plan: Plan) -> None:
     if there is None and entries:
         raise ValueError(f"{folder} is not empty and holds no latents; choose another folder")
     if there is None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_record(folder / "plan.json", plan)
     elif changed := differences(there, plan):
         raise ValueError(f"{folder} holds other latents: {changed}. Choose another folder, or remove it")

@@ -17,7 +17,7 @@ from fluvial.metrics.features import Extractor, Features
 from fluvial.metrics.frechet import Gaussian, Moments, fit, merged, moments
 from fluvial.training.distributed import ALONE, World
 from fluvial.utils.atomic import atomic_file
-from fluvial.utils.files import brief
+from fluvial.utils.files import brief, make_folder
 from fluvial.utils.progress import Bar
 from fluvial.utils.randomness import numpy_generator
 from fluvial.utils.tensors import check_tensors, write_tensors
@@ -244,7 +244,7 @@ def save(statistics: Statistics, path: Path, about: dict[str, str]) -> None:
     if s.labels is not None:
         tensors["labels"] = s.labels
     metadata = {"made": FORMAT, "count": str(s.n), "shape": json.dumps(s.shape), **about}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with atomic_file(path) as temporary:
         write_tensors(temporary, tensors, metadata)
 

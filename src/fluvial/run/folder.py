@@ -25,7 +25,7 @@ from fluvial.config import Run, fixed_differences, from_json, to_json
 from fluvial.training import checkpoint
 from fluvial.training.health import check_finite_weights
 from fluvial.utils.atomic import write_json
-from fluvial.utils.files import json_checksum, read_bytes
+from fluvial.utils.files import check_folder, json_checksum, make_folder, read_bytes
 from fluvial.utils.places import closest
 from fluvial.utils.tensors import Lazy
 
@@ -97,7 +97,7 @@ class RunFolder:
         seconds: float = 0.0,
     ) -> None:
         """Makes the folder from weights that come from elsewhere. Training goes on from them with a new optimizer."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         checkpoint.write_weights(self.path, step, tensors, {"seconds": seconds})
         self.write(record)
 
@@ -128,7 +128,8 @@ class RunFolder:
         return replace(run, autoencoder=ours, data=replace(run.data, **found))
 
     def check(self, run: Run) -> None:
-        """Raises ValueError if the folder holds another run, or files that belong to no run."""
+        """Raises ValueError if the folder holds another run, or files that belong to no run, or cannot be made."""
+        check_folder(self.path)
         if self.exists():
             there = self.run()
             fatal = {k: v for k, v in fixed_differences(there, run).items() if not _renamed(k, *v)}
@@ -160,7 +161,7 @@ class RunFolder:
             origin["imported"] = imported  # where the weights are from in the first place
         given = {} if config is None else {"config": dict(config)}
         record = record_of(run, recipe, **given, **origin)
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         self.write({**record, **there, **given, "run": record["run"]})
 
     def first_weights(self, start: Path | str | None, *, start_over: bool = False) -> Path | str | None:

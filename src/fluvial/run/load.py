@@ -3,13 +3,14 @@
 import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from operator import index
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,8 @@ from fluvial.sampling.settings import AnySolver, SampleConfig
 from fluvial.training import checkpoint
 from fluvial.training.distributed import blocks
 from fluvial.training.health import check_finite_weights
+from fluvial.utils.checks import misfit
+from fluvial.utils.devices import device_of
 from fluvial.utils.precision import Precision, matmul_precision
 
 FRAMES = 100  # images in a trajectory at most,
@@ -58,7 +61,7 @@ class Sampler:
         count: int | None = None,
         *,
         indices: Sequence[int] | None = None,
-        classes: int | str | Sequence[int | str] | None = None,
+        classes: int | str | Sequence[int | str] | np.ndarray | Tensor | None = None,
         seed: int = 0,
         steps: int | Sequence[int] | None = None,
         guidance: float | Guidance | None = None,
@@ -70,9 +73,10 @@ class Sampler:
         """`count` images, 16 by default, or those of `indices`; image i depends on (seed, i), its class and settings.
 
         Image i is of class classes[i mod len(classes)], all classes in turn by default; a class is a name (str) or an
-        id (int), and may be given alone. steps (one number, or for FlowAR one for each scale), guidance (a weight) and
-        solver replace those of `settings`, which are the run's own by default. `trajectory` keeps the first images
-        after every step, for `Samples.gif`; `on_step` is called after every step of the solver.
+        id (int), and may be given alone; ids may be an array or a tensor. steps (one number, or for FlowAR one for each
+        scale), guidance (a weight) and solver replace those of `settings`, which are the run's own by default.
+        `trajectory` keeps the first images after every step, for `Samples.gif`; `on_step` is called after every step
+        of the solver.
 
         Raises ValueError for a class that the model does not know, an index below 0, a count below 1, or settings that
         the method does not have; RuntimeError for images that are not finite.
@@ -114,21 +118,20 @@ class Sampler:
         """The run's sampling settings, or those given, with some replaced. Raises ValueError if they do not fit it."""
         settings = settings or self.run.sample
         if steps is not None:
-            settings = replace(settings, steps=steps if isinstance(steps, int) else tuple(steps))
-        if isinstance(guidance, int | float):
-            guidance = replace(settings.guidance, weight=float(guidance), scale_weights=())
+            settings = replace(settings, steps=in_python(steps))
         if guidance is not None:
-            settings = replace(settings, guidance=guidance)
+            settings = replace(settings, guidance=_guidance(guidance, settings.guidance))
         if solver is not None:
             settings = replace(settings, solver=solver)
         return self.run.sampled_with(settings).sample
 
-    def _class_ids(self, classes: int | str | Sequence[int | str] | None) -> tuple[int, ...]:
+    def _class_ids(self, classes: Any) -> tuple[int, ...]:  # noqa: ANN401 - as it was given
         """The ids of these classes; of all classes for None, of which a model without classes has none."""
         known = self.run.method.classes
         if classes is None:
             return tuple(range(known))
-        classes = [classes] if isinstance(classes, int | str) else list(classes)
+        given = in_python(classes)
+        classes = given if isinstance(given, tuple) else (given,)
         if not known:
             raise ValueError(f"classes {classes!r:.100} were given for a model without classes; leave them out")
         if not classes:
@@ -209,14 +212,13 @@ def load(
     Raises ValueError if the folder is not a run, or its checkpoint is missing, damaged or another model's; RuntimeError
     if its weights are not finite.
     """
-    there = RunFolder(folder)
+    device, there = device_of(device), RunFolder(folder)
     run = there.run()
     given = None if isinstance(autoencoder, str | Path) else autoencoder
     if given is None and str(autoencoder):
         run = replace(run, autoencoder=replace(run.autoencoder, name=str(autoencoder)))
     if precision is not None:
         run = replace(run, sample=replace(run.sample, precision=precision))
-    device = device or default_device()
     decoder = open_autoencoder(run.autoencoder, given)
     model = empty_model(run.method)
 
@@ -251,11 +253,6 @@ def sampler_of(
     return Sampler(model=model, run=run, autoencoder=autoencoder, average=kind, folder=folder, **far)
 
 
-def default_device() -> torch.device:
-    """CUDA if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def ready(model: nn.Module, settings: SampleConfig) -> nn.Module:
     """The model as these settings compute it: itself, or a copy that shares the weights it need not change.
 
@@ -276,8 +273,28 @@ def ready(model: nn.Module, settings: SampleConfig) -> nn.Module:
     return model
 
 
+def in_python(given: Any) -> Any:  # noqa: ANN401
+    """Several values as a tuple, and those of arrays and tensors as Python's own numbers."""
+    if isinstance(given, np.ndarray | np.generic | Tensor):
+        given = given.tolist()
+    several = isinstance(given, Iterable) and not isinstance(given, str | bytes)
+    return tuple(map(in_python, given)) if several else given
+
+
+def _guidance(given: Any, own: Guidance) -> Guidance:  # noqa: ANN401
+    """Guidance given by its settings, or by its weight alone. Raises ValueError for anything else."""
+    if isinstance(given, Guidance):
+        return given
+    weight = in_python(given)
+    if wrong := misfit(weight, float):
+        raise ValueError(f"guidance {wrong}")
+    return replace(own, weight=float(weight), scale_weights=())
+
+
 def _indices(count: int | None, indices: Sequence[int] | None) -> Sequence[int]:
     if indices is None:
+        if wrong := misfit(16 if count is None else count, int):
+            raise ValueError(f"count {wrong}")
         if count is not None and count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         return range(16 if count is None else count)

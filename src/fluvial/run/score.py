@@ -26,11 +26,13 @@ from fluvial.metrics.choice import Choice, chosen, lacking
 from fluvial.metrics.features import Extractor, extractor
 from fluvial.metrics.report import KIND, sealed
 from fluvial.run.folder import RunFolder
-from fluvial.run.load import Sampler, default_device, load
+from fluvial.run.load import Sampler, load
 from fluvial.sampling.settings import AnySolver, SampleConfig
 from fluvial.training.distributed import ALONE, World
 from fluvial.utils import pictures
+from fluvial.utils.devices import device_of
 from fluvial.utils.errors import together
+from fluvial.utils.files import make_folder
 from fluvial.utils.progress import phase
 
 OWN = ("", "test", "train")  # references that are parts of a run's own data
@@ -76,7 +78,7 @@ def score(
     Returns the card on the main process, and nothing on others. Raises ValueError for what cannot be measured, with all
     that is missing.
     """
-    device, reference, training = torch.device(device or default_device()), str(reference), str(training)
+    device, reference, training = device_of(device), str(reference), str(training)
     measured: dict[str, Any] = {
         "nearest": None if nearest is None else Path(nearest),
         "keep": None if keep is None else Path(keep),
@@ -191,7 +193,7 @@ def measure(
     """
     for file in (nearest, keep):
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(file.parent)
     there = against(which, real, look, world=world)  # first, as it is the quicker to be refused
     copies = None if nearest is None else _copies(real, there, look, world)
     expected = there.reference.statistics.shape

@@ -21,7 +21,7 @@ from fluvial.metrics.features import extractor
 from fluvial.run import finetune
 from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import Inputs, batches_of, check_data, on_the_hub, open_autoencoder, open_inputs
-from fluvial.run.load import LARGE, Sampler, default_device, sampler_of
+from fluvial.run.load import LARGE, Sampler, sampler_of
 from fluvial.training import checkpoint, distributed, loop
 from fluvial.training.distributed import whole
 from fluvial.training.health import check_finite_weights
@@ -30,6 +30,7 @@ from fluvial.training.step import Batches, Learner, begin
 from fluvial.training.validation import EXAMPLES, validation_losses
 from fluvial.utils import pictures
 from fluvial.utils.atomic import check_unlocked, only_one
+from fluvial.utils.devices import device_of
 from fluvial.utils.randomness import address
 
 PREVIEW = 100  # images in the grids drawn during training
@@ -66,7 +67,7 @@ def train(
     """
     if not isinstance(run, Run):
         raise ValueError(f"run must be a Run, such as fluvial.recipes.get('digits-arflow'), got {run!r:.100}")
-    with distributed.world(torch.device(device or default_device())) as (world, device):
+    with distributed.world(device_of(device)) as (world, device):
         folder, say = RunFolder(out), partial(print, flush=True) if world.first else lambda text: None
         run, images, held_out = with_data(run, data, validation)
         run = continued(run, folder, start)

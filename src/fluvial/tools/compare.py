@@ -17,7 +17,7 @@ from fluvial.run.folder import RunFolder
 from fluvial.run.load import Sampler
 from fluvial.utils import pictures
 from fluvial.utils.atomic import write_json
-from fluvial.utils.files import brief, read_bytes
+from fluvial.utils.files import brief, make_folder, read_bytes
 from fluvial.utils.places import HUB
 
 CALIBRATION = 40  # steps of a trial that measures the speed; the last half is timed
@@ -127,7 +127,7 @@ def _claim(out: Path, seconds: float) -> None:
             raise ValueError(f"{note} cannot be read ({brief(error)}); choose another folder with --out") from error
     if there != seconds:
         raise ValueError(f"{out} compares runs of {there} s, asked for {seconds} s; choose another folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_json(note, {"seconds": seconds})
 
 

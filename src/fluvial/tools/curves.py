@@ -12,6 +12,7 @@ from fluvial.run.folder import RunFolder
 from fluvial.training import log
 from fluvial.utils.atomic import write_bytes
 from fluvial.utils.extras import require
+from fluvial.utils.files import make_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +64,7 @@ def plot(folders: Sequence[Path], out: Path, *, by: By = "steps") -> Path:
         for name, folder in zip(names, folders, strict=True)
     ]
     drawn = figure(histories, by=by)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     encoded = BytesIO()
     drawn.savefig(encoded, format="png")
     write_bytes(out, encoded.getvalue())

@@ -29,7 +29,7 @@ from torch import Tensor
 from fluvial.training.home import written
 from fluvial.utils.atomic import atomic_file
 from fluvial.utils.checks import other_weights
-from fluvial.utils.files import reading
+from fluvial.utils.files import make_folder, reading
 from fluvial.utils.tensors import DTYPES, Lazy, check_tensors, write_tensors
 
 LONGEST = 1 / math.sqrt(12)
@@ -89,7 +89,7 @@ def save(folder: Path, step: int, names: Sequence[str], tracks: Tracks, *, write
     if step < 1:
         raise ValueError(f"a snapshot is of step 1 or later, got {step}")
     if writes:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for left_over in folder.glob(".step-*.tmp.safetensors"):  # of a run that was killed while saving
             left_over.unlink()
     files, run = [], json.dumps(_settings(folder.parent)) if writes else ""

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import lock_descriptor
 
-from fluvial.utils.files import NONBLOCK, at_once, named
+from fluvial.utils.files import NONBLOCK, at_once, make_folder, named
 
 NOTHING_LOST = "what was there before is as it was"
 REPLACED = "replaced already:"
@@ -51,7 +51,7 @@ def atomic_files(folder: Path) -> Iterator[Path]:
 
     If writing fails, those of the same names in `folder` stay as they were. Raises OSError that names the file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     replaced: list[str] = []
     with naming(folder, replaced), _temporary(folder, ".files.", ".tmp", is_folder=True) as temporary:
         yield temporary
@@ -75,7 +75,7 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         raise ValueError(f"{out} is there already, and not empty; choose another with --out")
     made = [folder for folder in out.parents if not folder.exists()]
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         with naming(out), _temporary(out.parent, f".{out.name}.", ".partial", is_folder=True) as partial:
             yield partial
             for path in (*partial.rglob("*"), partial):
@@ -125,7 +125,7 @@ def remove(path: Path) -> None:
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Locks a folder for this process. Raises ValueError if another has locked it; a lock ends with its process."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with open(folder / ".lock", "ab", opener=at_once) as file:
         _lock(file.fileno(), folder)
         yield

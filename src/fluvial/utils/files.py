@@ -31,6 +31,21 @@ def at_once(path: str, flags: int) -> int:
     return os.open(path, flags | NONBLOCK, 0o666)
 
 
+def check_folder(path: Path) -> None:
+    """Raises ValueError if a file, or a link that leads nowhere, stands where a folder is to be made."""
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            raise ValueError(f"{place} is a link to {place.readlink()}, which is not there; choose another name")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is there and is no folder; choose another name")
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, with those above it, unless it is there. Raises ValueError as `check_folder` does."""
+    check_folder(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[BufferedReader]:
     """A regular file, opened to read. Raises OSError that names it, also where reading fails later."""

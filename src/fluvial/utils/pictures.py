@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fluvial.utils.atomic import atomic_file, write_bytes
+from fluvial.utils.files import make_folder
 
 MIN_SIDE = 48  # smaller images are upsampled by a whole factor (nearest) to about this side
 
@@ -83,7 +84,7 @@ def _save(picture: Image.Image, path: Path) -> Path:
 
 
 def _write(content: bytes, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_bytes(path, content)
     return path
 
@@ -96,7 +97,7 @@ def save_npz(images: UInt8[Tensor, "n c h w"], labels: Tensor | None, path: Path
     """
     array = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
     arrays = [array.permute(0, 2, 3, 1).numpy()] + ([] if labels is None else [labels.numpy()])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with atomic_file(path) as temporary:
         np.savez(temporary, *arrays)
     return path

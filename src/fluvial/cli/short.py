@@ -1,0 +1,159 @@
+"""The short names of options, which parsing, help and completion read. Nothing here imports torch.
+
+A command in SHORT shows these options in its `--help`, and all of its settings in `--help all`. Beside a short name its
+long one is taken as well: --steps and --train.steps are one option, and giving both is refused.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from fluvial.utils.run_format import present_option
+
+HELP = ("-h", "--help", "--help-all")
+WIDTH = 80  # columns of the help
+FLAGS = ("smoke", "dry-run", "start-over")  # switches of train that decide on the defaults of other options
+
+
+class Short(NamedTuple):
+    name: str
+    """The option as it is typed, without the dashes."""
+    setting: str
+    """Its long name; the same as `name` for an option that has no other."""
+    value: str
+    """What it takes, as the help shows it; "" for a switch."""
+    about: str
+    """A line for the help; "" leaves it out there."""
+
+
+SEED = Short("seed", "seed", "N", "seed; image i depends on (seed, i) alone")
+DEVICE = Short("device", "device", "DEVICE", "cpu, cuda, cuda:1 or mps; auto is CUDA if it is there")
+STEPS = Short("steps", "sample.steps", "N", "solver steps from noise to image; several for the scales of FlowAR")
+GUIDANCE = Short("guidance", "sample.guidance.weight", "W", "weight of guidance by the class; 1 is none")
+SOLVER = Short("solver", "sample.solver", "NAME", "euler, ab2, heun, midpoint, dopri5 or euler-maruyama")
+
+SHORT: dict[str, tuple[Short, ...]] = {
+    "train": (
+        Short("data", "data.path", "PLACE", "images: a folder, parquet, arrow, tar, latents, hub:OWNER/NAME"),
+        Short("steps", "train.steps", "N", "optimizer steps"),
+        Short("batch", "train.batch", "N", "images a step, for ARFlow sequences of images"),
+        Short("lr", "optim.lr", "RATE", "peak learning rate"),
+        Short("seed", "seed", "N", "seed of weights, order of the data, and noise"),
+        Short("out", "out", "FOLDER", "folder of the run; runs/RECIPE by default, or RUN itself"),
+        DEVICE,
+        Short("smoke", "smoke", "", "try the recipe with a small model, in runs/RECIPE-smoke"),
+        Short("dry-run", "dry-run", "", "train nothing: print the size and settings, and make all checks"),
+        Short("start-over", "start-over", "", "train from the start again where no checkpoint is whole"),
+    ),
+    "sample": (
+        Short("classes", "classes", "NAME ...", "classes by name or id, for the images in turn; all by default"),
+        Short("count", "count", "N", "number of images"),
+        STEPS,
+        GUIDANCE,
+        SOLVER,
+        SEED,
+        Short("gif", "gif", "", "also draw how the images form, as a GIF; --no-gif leaves it out"),
+        Short("step", "step", "N", "training step of the checkpoint; the newest by default"),
+        Short("out", "out", "FOLDER", "folder for the pictures; RUN/samples by default"),
+        DEVICE,
+    ),
+    "score": (
+        Short("count", "count", "N", "number of images to draw and measure, of a run"),
+        STEPS,
+        GUIDANCE,
+        SOLVER,
+        SEED,
+        Short("reference", "reference", "PLACE", "what to measure against; for a run test or train, of its own data"),
+        Short("extractor", "extractor", "NAME", "pixels, inception, efficientnet-lite0, dinov2, clip, or a file"),
+        Short("features", "extractor", "NAME", ""),
+        Short("nearest", "nearest", "", "also look for copies of training images"),
+        Short("keep", "keep", "FILE", "also write the statistics, to be a --reference later"),
+        Short("against", "against", "FILE", "a card to compare with"),
+        Short("out", "out", "FILE", "where to write the card; RUN/score.json for a run by default"),
+        DEVICE,
+    ),
+}
+ABOUT = {
+    "train": (
+        "RECIPE|RUN",
+        "Train a recipe, or go on with a run.",
+        "RECIPE is a name that `fluvial recipes` lists; RUN a run folder, to go on with, or with --out to start "
+        "another run from its weights.",
+    ),
+    "sample": ("RUN", "Draw images from a run folder.", "RUN is a folder that `fluvial train` or `import` wrote."),
+    "score": (
+        "WHAT",
+        "Measure images against real ones, and write a card of scores.",
+        "WHAT is a run folder, whose samples are drawn; images: a folder, an .npz, what `fluvial sample` wrote, "
+        "NAME:SPLIT; or a card, to put beside another with --against.",
+    ),
+}
+"""By command, its argument, what it does, and what the argument can be."""
+
+
+def long_name(command: str, name: str) -> str:
+    """The present long name of an option of a command, both without dashes and in any spelling of _ and -."""
+    name = present_option(f"--{name}").removeprefix("--").replace("_", "-")
+    return next((short.setting for short in SHORT.get(command, ()) if short.name == name), name)
+
+
+def lengthened(command: str, words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The words with long names for short and former ones; and, by its long name, each option as it was written."""
+    found, written = list[str](), dict[str, str]()
+    for word in words:
+        name, attached, value = word.partition("=")
+        if is_option(name):
+            long = f"--{long_name(command, name[2:])}"
+            written[long] = name
+            word = f"{long}{attached}{value}"
+        found.append(word)
+    return found, written
+
+
+def is_option(word: str) -> bool:
+    """True for what begins with -- and a letter: a value of that kind is taken only where it is attached with =."""
+    return word[:2] == "--" and word[2:3].isalpha()
+
+
+def with_all(words: Sequence[str]) -> list[str]:
+    """The words with --help-all for --help all."""
+    found = list[str]()
+    for word in words:
+        if word == "all" and found and found[-1] in ("-h", "--help"):
+            found[-1] = "--help-all"
+        else:
+            found.append(word)
+    return found
+
+
+def short_help(
+    command: str, what: str = "", *, about: Sequence[str] = (), defaults: Mapping[str, str] | None = None
+) -> str:
+    """The help of a command on one screen: `what` stands in for its argument, `defaults` are by long name."""
+    argument, does, meaning = ABOUT[command]
+    texts = [f"usage: fluvial {command} {what or argument} [options]", *(about or (does, meaning))]
+    lines = [line for text in texts for line in (*_wrapped(text), "")]
+    shown = [short for short in SHORT[command] if short.about]
+    left = max(len(_left(short)) for short in shown) + 2
+    for short in shown:
+        default = (defaults or {}).get(short.setting, "")
+        text = short.about + (f" (default: {default})" if default else "")
+        lines += textwrap.wrap(
+            text, WIDTH, initial_indent=_left(short).ljust(left), subsequent_indent=" " * left, break_on_hyphens=False
+        )
+    lines += ["", *_wrapped(_more(command, what or argument))]
+    return "\n".join(lines)
+
+
+def _left(short: Short) -> str:
+    return f"  --{short.name} {short.value}"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
+
+
+def _more(command: str, what: str) -> str:
+    """The line at the end of the help."""
+    renamed = [f"--{s.name} is --{s.setting}" for s in SHORT[command] if s.name != s.setting]
+    return f"`fluvial {command} {what} --help all` lists every setting. In full, {', '.join(renamed)}."
