@@ -14,7 +14,7 @@ from fluvial.evaluation import scores
 from fluvial.run.folder import RunFolder, record_of
 from fluvial.run.train import build
 from fluvial.training import checkpoint
-from fluvial.training.log import validated
+from fluvial.training.log import rows_of, validated
 from fluvial.training.optim import learning_rate
 
 DIT = {"width": 16, "heads": 2, "depth": 1}
@@ -133,7 +133,7 @@ def test_the_best_checkpoint_is_kept_and_told(tmp_path, capsys):
     hot = dataclasses.replace(run, optim=dataclasses.replace(run.optim, lr=5.0, warmup=0, clip="none"))
     hot = dataclasses.replace(hot, train=dataclasses.replace(hot.train, ema_decay=0.0))
     fluvial.train(hot, tmp_path / "run", device="cpu")
-    losses = validated(tmp_path / "run")
+    losses = validated(rows_of(tmp_path / "run"))
     best = RunFolder(tmp_path / "run").best()
     assert best == min(losses, key=losses.get) < 9, "a rate that makes the model worse"
     told = f"lowest validation loss {losses[best]:.4g} at step {best}, kept: fluvial sample {tmp_path / 'run'} --step"

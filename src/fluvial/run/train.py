@@ -14,18 +14,18 @@ from fluvial.autoencoders import Autoencoder
 from fluvial.config import Run
 from fluvial.data.given import Given, image_sets, is_place
 from fluvial.data.images import ImageSet
-from fluvial.evaluation.against import against, real_images
+from fluvial.evaluation.against import against
 from fluvial.evaluation.statistics import statistics
 from fluvial.methods import empty_model, method_of
 from fluvial.metrics.features import extractor
-from fluvial.run import finetune
+from fluvial.run import by_heart, finetune
 from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import Inputs, batches_of, check_data, on_the_hub, open_autoencoder, open_inputs
 from fluvial.run.load import LARGE, Sampler, default_device, sampler_of
 from fluvial.training import checkpoint, distributed, loop
 from fluvial.training.distributed import whole
 from fluvial.training.health import check_finite_weights
-from fluvial.training.log import validated
+from fluvial.training.log import rows_of, validated
 from fluvial.training.loop import OnStep
 from fluvial.training.step import Batches, Learner, begin
 from fluvial.training.validation import EXAMPLES, validation_losses
@@ -76,6 +76,8 @@ def train(
         batches = partial(batches_in_order, inputs, device, world.share)
         batches(0)  # like the two after it, raises for data that will not do before anything is written
         validate = validation_of(inputs, device)
+        if validate is not None:
+            validate, on_step = by_heart.watched(validate, on_step, folder, inputs, say)
         score = scorer(inputs, device) if run.train.score_every and world.first else None
         model = build(run, device)
         with only_one(folder.path) if world.first else nullcontext():
@@ -139,7 +141,7 @@ def best_of(folder: RunFolder) -> str:
     step = folder.best()
     if step is None or step == folder.taken():
         return ""
-    lowest = validated(folder.path)[step]
+    lowest = validated(rows_of(folder.path))[step]
     return f"lowest validation loss {lowest:.4g} at step {step}, kept: fluvial sample {folder} --step {step}"
 
 
@@ -211,8 +213,7 @@ def scorer(inputs: Inputs, device: torch.device) -> loop.Measure:
     """A function from a model to the scores of its samples against validation images."""
     run = inputs.run
     features = extractor(run.train.score_extractor, device=device)
-    given = [part if isinstance(part, ImageSet) else None for part in (inputs.train, inputs.held_out)]
-    measure = against("test", real_images(run.data, *given, labelled=run.method.classes > 0), features).measure
+    measure = against("test", by_heart.real_of(inputs), features).measure
 
     def score(model: nn.Module) -> dict[str, Any]:
         drawn = Sampler(model=model, run=run, autoencoder=inputs.autoencoder).draw(run.train.score_count)

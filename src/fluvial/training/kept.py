@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from fluvial.training.log import validated
+from fluvial.training.log import rows_of, validated
 
 
 def superfluous(run: Path, steps: Sequence[int], *, keep: int, keep_every: int, keep_best: bool) -> list[int]:
@@ -17,5 +17,5 @@ def superfluous(run: Path, steps: Sequence[int], *, keep: int, keep_every: int, 
 
 def best(run: Path, steps: Sequence[int]) -> int | None:
     """The step of the lowest validation loss in the log, the first of several; None if none of the steps has one."""
-    losses = validated(run)
+    losses = validated(rows_of(run))
     return min((step for step in steps if step in losses), key=losses.__getitem__, default=None)

@@ -180,6 +180,8 @@ def _is_text(value: Any) -> bool:  # noqa: ANN401
 
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("loss", "held_out_loss", "lr", "grad_norm", "images_per_second"), ("a number", _is_number)),
+    "closer_to_training": ("a number", _is_number),
+    "rises_since": ("a whole number", _is_count),
     "time": ("a finite number", _is_finite),
     **dict.fromkeys(EVENTS, ("a whole number", _is_count)),
     **dict.fromkeys(("score", "blocks"), ("an object of numbers", _is_object)),
@@ -276,10 +278,14 @@ def _standing(found: Iterable[Row]) -> list[Row]:
     return rows
 
 
-def validated(run: Path) -> dict[int, float]:
-    """The validation losses of a run by step, those that are finite; none without a log. Raises OSError."""
+def rows_of(run: Path) -> list[Row]:
+    """The rows that `read` returns, for training itself: nothing is printed, and there are none without a log."""
     path = run / "log.jsonl"
-    rows = _standing(row for row, _ in _parsed(path)[0]) if path.is_file() else []
+    return _standing(row for row, _ in _parsed(path)[0]) if path.is_file() else []
+
+
+def validated(rows: Iterable[Row]) -> dict[int, float]:
+    """The validation losses by step, those that are finite."""
     losses = {row["step"]: row["held_out_loss"] for row in rows if row.get("held_out_loss") is not None}
     return {step: float(loss) for step, loss in losses.items() if math.isfinite(loss)}
 
