@@ -11,8 +11,6 @@ from fluvial.run import by_heart
 from fluvial.run.by_heart import nearness, rises_since, watched
 from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import open_inputs
-from fluvial.run.load import Sampler
-from fluvial.sampling.samples import Samples
 from fluvial.training.step import StepMetrics
 
 
@@ -36,23 +34,16 @@ def inputs():
     return open_inputs(recipes.get("digits-sit"))
 
 
-def draw(monkeypatch, images):
-    monkeypatch.setattr(Sampler, "sample", lambda self, count: Samples(images=images[:count]))
-
-
-def test_copies_of_training_images_are_near_and_validation_images_as_usual(inputs, monkeypatch):
+def test_copies_of_training_images_are_near_and_validation_images_as_usual(inputs):
     train, test = digits("train").pixels, digits("test").pixels
-    draw(monkeypatch, train)
-    assert nearness(inputs, nn.Identity()) == 1.0
-    draw(monkeypatch, test[:: len(test) // 64])
-    assert nearness(inputs, nn.Identity()) == pytest.approx(0.5, abs=0.1)
-    draw(monkeypatch, torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8))
-    assert nearness(inputs, nn.Identity()) == 0.0
+    assert nearness(inputs, lambda count: train[:count]) == 1.0
+    assert nearness(inputs, lambda count: test[:: len(test) // count]) == pytest.approx(0.5, abs=0.1)
+    assert nearness(inputs, lambda count: torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8)) == 0.0
 
 
 def test_it_is_told_once_and_at_the_end(inputs, tmp_path, monkeypatch):
     """Validations at every 100 of 1,000 steps, the lowest at 300; the run is stopped at 800 and goes on."""
-    monkeypatch.setattr(by_heart, "nearness", lambda inputs, model: 0.93)
+    monkeypatch.setattr(by_heart, "nearness", lambda inputs, sample: 0.93)
     inputs = replace(inputs, run=replace(inputs.run, train=replace(inputs.run.train, steps=1000)))
     metrics = StepMetrics(*[torch.zeros(())] * 3, 0.0, [], {})
     said, steps, calls = [], [], []
@@ -63,6 +54,7 @@ def test_it_is_told_once_and_at_the_end(inputs, tmp_path, monkeypatch):
             lambda number, metrics: calls.append(number),
             RunFolder(tmp_path),
             inputs,
+            lambda model, count: torch.zeros(count, 1, 8, 8),
             said.append,
         )
         for step in range(first, last + 1, 100):

@@ -1,6 +1,7 @@
 """A model that learns its training images by heart: its validation loss rises, and its samples come near to them."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float
@@ -12,7 +13,6 @@ from fluvial.evaluation.images import Images
 from fluvial.metrics.neighbours import closer, nearest
 from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import Inputs
-from fluvial.run.load import Sampler
 from fluvial.training.log import rows_of, validated
 from fluvial.training.loop import Measure, OnStep
 from fluvial.training.step import StepMetrics
@@ -39,12 +39,13 @@ def watched(
     on_step: OnStep | None,
     folder: RunFolder,
     inputs: Inputs,
+    sample: Callable[[nn.Module, int], Tensor],
     say: Callable[[str], None],
 ) -> tuple[Measure, OnStep]:
     """`validate` and `on_step` that also tell, once in a run, when the validation loss has begun to rise.
 
     Its row of the log then has `rises_since`, the step of the lowest, and `closer_to_training`, the `nearness`
-    of samples to the training images; so has the row of the last step.
+    of samples to the training images; so has the row of the last step. `sample(model, count)` draws images.
     """
     at, end = folder.taken(), inputs.run.train.steps
 
@@ -61,7 +62,7 @@ def watched(
         since, told = rises_since(losses, at), any("rises_since" in row for row in rows)
         if since is None or at not in losses or (told and at < end):
             return found
-        share = nearness(inputs, model)
+        share = nearness(inputs, partial(sample, model))
         say(_line(since, losses[since], losses[at], share))
         return {**found, "rises_since": since, "closer_to_training": share}
 
@@ -78,15 +79,15 @@ def _line(since: int, lowest: float, now: float, share: float | None) -> str:
     )
 
 
-def nearness(inputs: Inputs, model: nn.Module) -> float | None:
-    """The probability that a sample is nearer, in pixels, to the training images than a validation image is.
+def nearness(inputs: Inputs, sample: Callable[[int], Tensor]) -> float | None:
+    """The probability that one of the images of `sample(count)` is nearer, in pixels, to the training images than a validation image is.
 
     0.5 is usual, near 1 are copies. None where it cannot be measured, as the images themselves are not at hand (cached
     latents) or samples are not finite.
     """
     try:
         real = real_of(inputs)
-        samples = Sampler(model=model, run=inputs.run, autoencoder=inputs.autoencoder).sample(SAMPLES).images
+        samples = sample(SAMPLES)
     except (ValueError, OSError, RuntimeError):  # no reason to end a training
         return None
     if real.test is None:

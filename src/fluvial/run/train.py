@@ -77,7 +77,8 @@ def train(
         batches(0)  # like the two after it, raises for data that will not do before anything is written
         validate = validation_of(inputs, device)
         if validate is not None:
-            validate, on_step = by_heart.watched(validate, on_step, folder, inputs, say)
+            sample = partial(some_samples, inputs)
+            validate, on_step = by_heart.watched(validate, on_step, folder, inputs, sample, say)
         score = scorer(inputs, device) if run.train.score_every and world.first else None
         model = build(run, device)
         with only_one(folder.path) if world.first else nullcontext():
@@ -223,6 +224,11 @@ def scorer(inputs: Inputs, device: torch.device) -> loop.Measure:
         return {**values, **real, "extractor": features.name, "count": drawn.n}
 
     return score
+
+
+def some_samples(inputs: Inputs, model: nn.Module, count: int) -> Tensor:
+    """Images of a model that is being trained, uint8."""
+    return Sampler(model=model, run=inputs.run, autoencoder=inputs.autoencoder).sample(count).images
 
 
 def draw_preview(run: Run, autoencoder: Autoencoder, model: nn.Module, file: Path) -> None:
