@@ -51,8 +51,8 @@ def measured(recipe: str, schedule: str, seed: int, totals: list[int], folder: P
         train=replace(run.train, batch=32, save_every=totals[0], validate_every=totals[0], sample_every=0),
     )
     for steps in totals if not folder.exists() else totals[-1:]:
-        sampler = fluvial.train(replace(run, train=replace(run.train, steps=steps)), folder, device="cpu")
-    card = fluvial.score(sampler, count=count, device="cpu")
+        fluvial.train(replace(run, train=replace(run.train, steps=steps)), folder, device="cpu")
+    card = fluvial.score(folder, count=count, device="cpu")
     return validated(rows_of(folder))[totals[-1]], card["scores"]["frechet_distance"]["value"]
 
 

@@ -80,10 +80,10 @@ def _line(since: int, lowest: float, now: float, share: float | None) -> str:
 
 
 def nearness(inputs: Inputs, sample: Callable[[int], Tensor]) -> float | None:
-    """The probability that one of the images of `sample(count)` is nearer, in pixels, to the training images than a validation image is.
+    """The probability that an image of `sample(count)` is nearer, in pixels, to the training images than others are.
 
-    0.5 is usual, near 1 are copies. None where it cannot be measured, as the images themselves are not at hand (cached
-    latents) or samples are not finite.
+    The others are validation images. 0.5 is usual, near 1 are copies. None where it cannot be measured, as the images
+    themselves are not at hand (cached latents) or samples are not finite.
     """
     try:
         real = real_of(inputs)
