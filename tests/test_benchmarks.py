@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import cpu
 import gpu
 import growth
 import guard
+import longer
 import nfe
 import pytest
 import torch
@@ -22,6 +24,7 @@ import metrics
 from fluvial import recipes
 from fluvial.nn.scales import attend
 from fluvial.tools import bench
+from fluvial.training.log import rows_of, validated
 
 
 @pytest.fixture
@@ -347,3 +350,13 @@ def test_quality_against_evaluations_is_measured_and_drawn(tmp_path, monkeypatch
     assert falling["nfe"] == 12 and falling["gflops"] < euler[1]["gflops"], "coarse maps cost less"
     table = (tmp_path / "out.md").read_text().splitlines()
     assert len(table) == 4 + len(points) and table[2].startswith("| run | solver |")
+
+
+def test_a_run_that_went_on_is_compared_with_one_of_that_length(tmp_path, monkeypatch, capsys):
+    options = ["--steps", "4", "--seeds", "1", "--schedules", "wsd", "--count", "20", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["longer.py", *options])
+    longer.main()
+    printed = capsys.readouterr().out
+    rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| 0")]
+    assert [row[1:3] for row in rows] == [["wsd", "4"], ["wsd", "2 -> 4"]] and "goes on from step 2 to 4" in printed
+    assert float(rows[1][3]) == pytest.approx(validated(rows_of(tmp_path / "wsd-2-4-0"))[4], abs=1e-4)

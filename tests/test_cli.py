@@ -551,6 +551,15 @@ def test_a_full_disk_while_saving_is_code_1_and_loses_nothing(tmp_path):
     assert main(train(out, *constant, steps=10)) == 0
 
 
+def test_settings_that_spoil_a_run_are_told_before_its_first_step(tmp_path, capsys):
+    assert main(train(tmp_path / "run", steps=5)) == 0
+    looks = [line for line in capsys.readouterr().out.splitlines() if line.startswith("look: ")]
+    assert [line.split(":")[1] for line in looks] == [" schedule", " moving average"], looks
+    assert main(train(tmp_path / "run", steps=6)) == 0
+    printed = capsys.readouterr().out
+    assert "look:" not in printed and "goes on from step 5 to 6: the learning rate goes from" in printed
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Twelve pictures: eight cats, two dogs, one rotated, and one damaged."""

@@ -40,6 +40,7 @@ from fluvial.run.train import train as train_run
 from fluvial.sampling.settings import SampleConfig
 from fluvial.tools.compare import compare as compare_runs
 from fluvial.tools.curves import short_names
+from fluvial.tools.doctor.settings import at_start
 from fluvial.training import distributed
 from fluvial.utils.checks import at_least, positive
 from fluvial.utils.errors import UsageError
@@ -82,6 +83,9 @@ class SampleOptions:
     """Folder for the pictures; RUN/samples by default."""
     step: int | None = None
     """Training step of the checkpoint; the newest by default."""
+    average: str = "ema"
+    """The weights: ema, the moving average; raw, as trained; or the length of a power-function average, such as 0.1, of
+    a run with train.ema_lengths."""
     autoencoder: str = ""
     """Where the run's autoencoder is, if no longer where it was in training."""
     device: Device = "auto"
@@ -151,6 +155,7 @@ def _train_new(run: Run, out: Path, arguments: list[str], about: str, **origin: 
     out = options.out or out
     if flags.dry_run:
         return _tell(options.run, options.device, out)
+    _warn(options.run, out, run)
     _train(options.run, out, options, start_over=flags.start_over, **origin)
 
 
@@ -179,6 +184,7 @@ def _train_further(folder: Path, arguments: list[str]) -> None:
         return _tell(finetune.fitted(new, run) if another else new, options.device, out, folder if another else None)
     if out.resolve() == folder.resolve():
         return _train(new, out, options, start_over=flags.start_over)
+    _warn(new, out)
     _train(new, out, options, start_over=flags.start_over, start=folder)
 
 
@@ -186,6 +192,13 @@ def _tell(run: Run, device: str, out: Path, start: Path | None = None) -> None:
     """A dry run, which may be for a GPU that is not here."""
     on_cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
     dry.show(run, "cuda" if on_cuda else "cpu", out, partial(check, start=start))
+
+
+def _warn(run: Run, out: Path, recipe: Run | None = None) -> None:
+    """Prints a line for each setting that would spoil a run that is about to start, on the main process."""
+    if distributed.ranks()[0] == 0 and not RunFolder(out).taken():
+        for line in at_start(run, recipe):
+            print(f"look: {line}")
 
 
 def _train(run: Run, out: Path, options: TrainOptions, **origin: Any) -> None:  # noqa: ANN401
@@ -222,7 +235,8 @@ def sample(arguments: list[str]) -> None:
     folder, _, options = of_a_run(SampleOptions, arguments, "sample", "Draw images from a run folder.")
     device, out = device_of(options.device), options.out or RunFolder(folder).samples
     check_folder(out)  # before images are drawn for it
-    sampler = load(folder, autoencoder=options.autoencoder, device=device, step=options.step)
+    chosen = {"step": options.step, "average": options.average}
+    sampler = load(folder, autoencoder=options.autoencoder, device=device, **chosen)
     classes = _ids(options.classes, sampler.run) or None
     given = {"classes": classes, "seed": options.seed, "settings": options.sample, "trajectory": options.gif}
     samples = sampler.sample(options.count, **given)

@@ -59,14 +59,15 @@ def score(
     validation: Given | None = None,
     autoencoder: Autoencoder | Path | str = "",
     step: int | None = None,
+    average: str | float = "ema",
     device: torch.device | str | None = None,
     world: World = ALONE,
 ) -> dict[str, Any]:
     """Measures images against real ones: a card, in which each number stands with what it depends on.
 
     `source` is a sampler or a run folder, of which `count` images are sampled; or images: a folder, an .npz of the ADM
-    suite, or a data set. seed, steps, guidance, solver and settings are those of `Sampler.sample`; step and autoencoder
-    those of `load`. They are for runs alone.
+    suite, or a data set. seed, steps, guidance, solver and settings are those of `Sampler.sample`; step, average and
+    autoencoder those of `load`. They are for runs alone.
 
     `reference` is "test" (the default) or "train" for the two parts of a run's own data, or whatever `open_reference`
     takes, and needed for images; a run without validation images is measured against its training images, which the
@@ -103,7 +104,7 @@ def score(
     given = image_sets(data, validation)
     run = source.run if isinstance(source, Sampler) else RunFolder(source).run()
     config, labelled = run.data, run.method.classes > 0
-    loading = {"autoencoder": autoencoder, "device": device, "step": step}
+    loading = {"autoencoder": autoencoder, "device": device, "step": step, "average": average}
     sampler, choice, own, _, _ = together(
         lambda: source if isinstance(source, Sampler) else load(source, **loading),
         lambda: choose(config.path or config.name),

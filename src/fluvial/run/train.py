@@ -14,17 +14,18 @@ from fluvial.autoencoders import Autoencoder
 from fluvial.config import Run
 from fluvial.data.given import Given, image_sets, is_place
 from fluvial.data.images import ImageSet
-from fluvial.evaluation.against import against, real_images
+from fluvial.evaluation.against import against
 from fluvial.evaluation.statistics import statistics
 from fluvial.methods import empty_model, method_of
 from fluvial.metrics.features import extractor
-from fluvial.run import finetune
+from fluvial.run import by_heart, finetune
 from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import Inputs, batches_of, check_data, on_the_hub, open_autoencoder, open_inputs
 from fluvial.run.load import LARGE, Sampler, sampler_of
 from fluvial.training import checkpoint, distributed, loop
 from fluvial.training.distributed import whole
 from fluvial.training.health import check_finite_weights
+from fluvial.training.log import rows_of, validated
 from fluvial.training.loop import OnStep
 from fluvial.training.step import Batches, Learner, begin
 from fluvial.training.validation import EXAMPLES, validation_losses
@@ -78,6 +79,9 @@ def train(
         batches = partial(batches_in_order, inputs, device, world.share)
         batches(0)  # like the two after it, raises for data that will not do before anything is written
         validate = validation_of(inputs, device)
+        if validate is not None:
+            sample = partial(some_samples, inputs)
+            validate, on_step = by_heart.watched(validate, on_step, folder, inputs, sample, say)
         score = scorer(inputs, device) if run.train.score_every and world.first else None
         model = build(run, device)
         with only_one(folder.path) if world.first else nullcontext():
@@ -97,6 +101,8 @@ def train(
             weights = {name: whole(p.detach()) for name, p in model.named_parameters()}
             check_finite_weights(weights, f"the weights that training in {folder} ended with")
             check_finite_weights(average.state_dict(), f"the averaged weights that training in {folder} ended with")
+            if run.train.keep_best and world.first and (told := best_of(folder)):
+                say(told)
             return checkpoint.read(folder.path, lambda place: sampler_of(folder, place, average, run, decoder))
 
 
@@ -110,6 +116,8 @@ def check(run: Run, out: Path | str, *, start: Path | str | None = None, tell: S
     folder = RunFolder(out)
     run = continued(run, folder, start)
     check_unlocked(folder.path)
+    if changed := folder.next_rate(run):
+        tell(changed)
     first = folder.first_weights(start)
     unchecked = on_the_hub(run)
     for what in unchecked.values():
@@ -130,6 +138,15 @@ def check(run: Run, out: Path | str, *, start: Path | str | None = None, tell: S
     if first is not None:
         first_weights(first, inputs.run, build(run), tell)
     return len(inputs.train[0])
+
+
+def best_of(folder: RunFolder) -> str:
+    """A line on the checkpoint with the lowest validation loss; "" if that is the newest, or there is none."""
+    step = folder.best()
+    if step is None or step == folder.taken():
+        return ""
+    lowest = validated(rows_of(folder.path))[step]
+    return f"lowest validation loss {lowest:.4g} at step {step}, kept: fluvial sample {folder} --step {step}"
 
 
 def build(run: Run, device: torch.device | str = "cpu") -> nn.Module:
@@ -200,8 +217,7 @@ def scorer(inputs: Inputs, device: torch.device) -> loop.Measure:
     """A function from a model to the scores of its samples against validation images."""
     run = inputs.run
     features = extractor(run.train.score_extractor, device=device)
-    given = [part if isinstance(part, ImageSet) else None for part in (inputs.train, inputs.held_out)]
-    measure = against("test", real_images(run.data, *given, labelled=run.method.classes > 0), features).measure
+    measure = against("test", by_heart.real_of(inputs), features).measure
 
     def score(model: nn.Module) -> dict[str, Any]:
         drawn = Sampler(model=model, run=run, autoencoder=inputs.autoencoder).draw(run.train.score_count)
@@ -211,6 +227,11 @@ def scorer(inputs: Inputs, device: torch.device) -> loop.Measure:
         return {**values, **real, "extractor": features.name, "count": drawn.n}
 
     return score
+
+
+def some_samples(inputs: Inputs, model: nn.Module, count: int) -> Tensor:
+    """Images of a model that is being trained, uint8."""
+    return Sampler(model=model, run=inputs.run, autoencoder=inputs.autoencoder).sample(count).images
 
 
 def draw_preview(run: Run, autoencoder: Autoencoder, model: nn.Module, file: Path) -> None:
@@ -234,6 +255,8 @@ def write_first(
 ) -> None:
     """Writes run.json, and the weights that the run starts from, if it starts from those of another."""
     first = folder.first_weights(start, start_over=start_over)
+    if changed := folder.next_rate(run):
+        print(changed, flush=True)
     weights = None if first is None else first_weights(first, run, model)
     folder.claim(run, recipe, start, config)
     if weights is not None:

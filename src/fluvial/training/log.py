@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -180,6 +180,8 @@ def _is_text(value: Any) -> bool:  # noqa: ANN401
 
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(("loss", "held_out_loss", "lr", "grad_norm", "images_per_second"), ("a number", _is_number)),
+    "closer_to_training": ("a number", _is_number),
+    "rises_since": ("a whole number", _is_count),
     "time": ("a finite number", _is_finite),
     **dict.fromkeys(EVENTS, ("a whole number", _is_count)),
     **dict.fromkeys(("score", "blocks"), ("an object of numbers", _is_object)),
@@ -258,16 +260,34 @@ def read(folder: Path | str) -> list[Row]:
     if left_out:
         number, text = left_out[0]
         print(f"line {number} of {path}: {text}; this value{_more(left_out)} left out", file=sys.stderr)
-    rows: list[Row] = []
-    for row, _ in found:
-        if "rolled_back_to" in row:
-            rows = [r for r in rows if r["step"] <= row["rolled_back_to"] or any(key in r for key in EVENTS)]
-        rows.append(row)
+    rows = _standing(row for row, _ in found)
     if not rows:
         raise ValueError(f"{path} is empty: the run has not come to its first line (train.log_every); try again later")
     if not any(key in row for row in rows for key in KNOWN):
         raise ValueError(f"{path} has none of {', '.join(KNOWN)}; expected the log of a run, got {sorted(rows[0])}")
     return rows
+
+
+def _standing(found: Iterable[Row]) -> list[Row]:
+    """The rows without what a roll-back undid."""
+    rows: list[Row] = []
+    for row in found:
+        if "rolled_back_to" in row:
+            rows = [r for r in rows if r["step"] <= row["rolled_back_to"] or any(key in r for key in EVENTS)]
+        rows.append(row)
+    return rows
+
+
+def rows_of(run: Path) -> list[Row]:
+    """The rows that `read` returns, for training itself: nothing is printed, and there are none without a log."""
+    path = run / "log.jsonl"
+    return _standing(row for row, _ in _parsed(path)[0]) if path.is_file() else []
+
+
+def validated(rows: Iterable[Row]) -> dict[int, float]:
+    """The validation losses by step, those that are finite."""
+    losses = {row["step"]: row["held_out_loss"] for row in rows if row.get("held_out_loss") is not None}
+    return {step: float(loss) for step, loss in losses.items() if math.isfinite(loss)}
 
 
 def series(rows: Sequence[Row], key: str, part: str | int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from typing import Any
 from fluvial.config import Run
 from fluvial.methods import method_of
 from fluvial.tools.doctor.check import Check, judge, not_checked, rounded
+from fluvial.training.ema import decay_of
 from fluvial.training.log import Row
 
 RATE, BATCH, WIDTH = 1e-4, 256, 1152  # AdamW's learning rate, batch and width of the published SiT-XL/2
@@ -19,6 +20,22 @@ FOUND = (
     "autoencoder.",
 )  # filled in by training
 EMA = (0.005, 0.2)  # length of the average relative to the steps taken
+WARMUP, SHORTENED = 0.5, 0.1  # of the steps at most; and where a run was made shorter than its recipe
+
+
+def at_start(run: Run, recipe: Run | None = None) -> list[str]:
+    """Lines on settings that would spoil a run, to be told before its first step.
+
+    `recipe` is what it was made from: the warm-up may be as long as there, but not for fewer steps.
+    """
+    steps, rate = run.train.steps, check_rate(run)
+    shortened = recipe is not None and steps < recipe.train.steps
+    checks = [check_schedule(run, most=SHORTENED if shortened else WARMUP)]
+    checks += [rate] if rate.verdict == "wrong" else []
+    checks += [check_average(run, [{"step": steps}])] if _length(run, steps) > EMA[1] * steps else []
+    told = [f"{check.name}: {check.found}: {check.advice}" for check in checks if check.advice]
+    wrong, odd, _, _ = _contradictions(run)
+    return told + wrong + odd
 
 
 def usual_rates(run: Run) -> tuple[float, float]:
@@ -46,23 +63,23 @@ def check_rate(run: Run) -> Check:
     )
 
 
-def check_schedule(run: Run) -> Check:
-    """Checks the warm-up against the length of the run, and the final learning rate."""
+def check_schedule(run: Run, *, most: float = WARMUP) -> Check:
+    """Checks the warm-up against the length of the run, of which it may be a share of `most`, and the final rate."""
     optim, steps = run.optim, run.train.steps
-    expected = "warm-up within half of the run, cosine down to a fifth of the peak or less"
+    expected = "warm-up within half of the run, cosine or wsd down to a fifth of the peak or less"
     found = f"warm-up {optim.warmup:,} of {steps:,} steps, then {optim.schedule}"
     advice, settings = "", {}
     wrong = optim.warmup >= steps
     if wrong:
         advice = "the rate never reaches its peak: shorten --optim.warmup, or train longer"
-    elif optim.warmup > steps / 2:
-        advice = "most of the run is warm-up: shorten --optim.warmup"
+    elif optim.warmup > most * steps:
+        advice = "a long part of the run is warm-up: shorten --optim.warmup"
     if advice:
         settings["optim.warmup"] = max(1, steps // 20)
-    if optim.schedule == "cosine":
+    if optim.schedule != "constant":
         found += f" to {optim.final_lr:.2g}"
         if optim.final_lr > optim.lr:
-            wrong, advice = True, advice or "the cosine rises: --optim.final-lr must be below --optim.lr"
+            wrong, advice = True, advice or "the rate rises at the end: --optim.final-lr must be below --optim.lr"
         elif optim.final_lr > 0.2 * optim.lr:
             advice = advice or "a rate that ends above a fifth of the peak leaves the gradient's noise in: lower it"
         if optim.final_lr > 0.2 * optim.lr:
@@ -82,7 +99,7 @@ def check_average(run: Run, rows: Sequence[Row]) -> Check:
     name, taken = "moving average", rows[-1]["step"]
     if not taken:
         return not_checked(name, "no steps were taken")
-    length = 1 / (1 - run.train.ema_decay)
+    length = _length(run, taken)
     low, high = EMA[0] * taken, EMA[1] * taken
     shared: dict[str, Any] = {"name": name, "expected": f"{100 * EMA[0]:g} % to {100 * EMA[1]:g} % of the steps"}
     found = f"over {length:,.0f} steps, of {taken:,} taken"
@@ -91,17 +108,40 @@ def check_average(run: Run, rows: Sequence[Row]) -> Check:
     if high < length <= EMA[1] * run.train.steps:
         advice = f"the averaged weights lag far behind, as {run.train.steps - taken:,} steps are still to come: go on"
         return Check(**shared, found=found, verdict="look", advice=advice, command="fluvial train RUN")
-    advice = "the averaged weights lag far behind, and samples are drawn from them: shorten --train.ema-decay"
+    settings: dict[str, Any] = {"train.ema_warmup": True}
+    advice = "the averaged weights lag far behind, and samples are drawn from them: let it begin short"
     if length < low:
+        settings = {"train.ema_decay": min(0.99999, round(1 - 1 / max(2.0, 0.05 * taken), 5))}
         advice = "the average is too short to matter: lengthen --train.ema-decay"
-    good = min(0.99999, round(1 - 1 / max(2.0, 0.05 * taken), 5))
     verdict = judge(True, length > taken)
-    return Check(**shared, found=found, verdict=verdict, advice=advice, settings={"train.ema_decay": good})
+    return Check(**shared, found=found, verdict=verdict, advice=advice, settings=settings)
+
+
+def _length(run: Run, steps: int) -> float:
+    """The number of steps that the moving average is over, at that step."""
+    return 1 / (1 - decay_of("ema", run.train.ema_decay, steps, warmup=run.train.ema_warmup))
 
 
 def check_together(run: Run) -> Check:
     """Lists all settings that contradict each other."""
-    wrong, odd, mend, sampling = [], [], {}, []
+    wrong, odd, mend, sampling = _contradictions(run)
+    if run.train.log_every > run.train.steps // 10 and run.train.steps >= 100:
+        odd.append(f"--train.log-every {run.train.log_every}: fewer than ten lines of log")
+        mend["train.log_every"] = max(1, run.train.steps // 50)
+    return Check(
+        name="settings together",
+        found="; ".join(wrong + odd) or "no contradiction",
+        expected="no contradiction",
+        verdict=judge(bool(odd), bool(wrong)),
+        advice="change one of the two; settings of the method need training from the start" if wrong else "",
+        settings=mend,
+        command=" ".join(["fluvial sample RUN", *sampling]) if sampling else "",
+    )
+
+
+def _contradictions(run: Run) -> tuple[list[str], list[str], dict[str, Any], list[str]]:
+    """Settings that contradict each other, those that are odd together, and settings and options that mend them."""
+    wrong, odd, mend, sampling = list[str](), list[str](), dict[str, Any](), list[str]()
     method, guidance = run.method, run.sample.guidance
     scales = len(method_of(method).scales(method)) or 1
     weights = [guidance.at_scale(i, scales).weight for i in range(scales)]
@@ -121,18 +161,10 @@ def check_together(run: Run) -> Check:
     if run.data.flip and (run.data.path or run.data.name) in ("digits", "mnist-5k"):
         odd.append("--data.flip True with digits: mirrored digits are not digits")
         mend["data.flip"] = False
+    if run.train.keep_best and not run.train.validate_every:
+        odd.append("--train.keep-best with --train.validate-every 0: there is no validation loss to choose by")
+        mend["train.keep_best"] = False
     if method.context_noise and not run.sample.context_noise:
         odd.append("--method.context-noise without --sample.context-noise: trained for, but not used in sampling")
         sampling.append(f"--sample.context-noise {method.context_noise:g}")
-    if run.train.log_every > run.train.steps // 10 and run.train.steps >= 100:
-        odd.append(f"--train.log-every {run.train.log_every}: fewer than ten lines of log")
-        mend["train.log_every"] = max(1, run.train.steps // 50)
-    return Check(
-        name="settings together",
-        found="; ".join(wrong + odd) or "no contradiction",
-        expected="no contradiction",
-        verdict=judge(bool(odd), bool(wrong)),
-        advice="change one of the two; settings of the method need training from the start" if wrong else "",
-        settings=mend,
-        command=" ".join(["fluvial sample RUN", *sampling]) if sampling else "",
-    )
+    return wrong, odd, mend, sampling
