@@ -81,7 +81,7 @@ def test_a_block_is_the_formula():
 
 @pytest.mark.slow
 def test_the_resnet_knows_cifar10(tmp_path):
-    """Of the original images 93.6 %; these are copies of them as JPEG of quality 75, which cost ten per cent."""
+    """Of the original images 93.6 %; these are copies of them as JPEG of quality 75, 83.2 % of all 10,000."""
     test = load(DataConfig(path=str(shared("data/cifar10-test.parquet"))), "train", scan=False)
     file = tmp_path / "resnet.pt"
     file.write_bytes(classifiers.torchscript(classifiers.cifar10(shared(WEIGHTS))))
