@@ -236,6 +236,46 @@ def test_a_torchscript_file_is_an_extractor(tmp_path, suffix):
     assert (means.name, means.hash) == (f"torchscript {file.name}", checksum(file))
 
 
+class Classifier(Means):
+    @torch.jit.export
+    def logits(self, features):
+        return features[:, :2] - features[:, 2:]
+
+
+@torch.no_grad()
+def test_a_method_named_logits_of_a_torchscript_file_is_its_last_layer(tmp_path):
+    torch.jit.script(Classifier()).save(tmp_path / "net.pt")
+    found = extractor(str(tmp_path / "net.pt")).extract(x := images())
+    pooled = x.float().mean((2, 3)) * torch.tensor([1.0, 10.0, 100.0])
+    torch.testing.assert_close(found.pooled, pooled)
+    torch.testing.assert_close(found.logits, pooled[:, :2] - pooled[:, 2:])
+    torch.jit.script(Means()).save(tmp_path / "net.pt")
+    assert extractor(str(tmp_path / "net.pt")).extract(x).logits is None
+
+
+class Layer(Means):
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Linear(7, 2)
+
+
+def test_a_layer_of_that_name_is_none_of_the_methods(tmp_path):
+    torch.jit.script(Layer()).save(tmp_path / "net.pt")
+    assert extractor(str(tmp_path / "net.pt")).extract(images()).logits is None
+
+
+class Wrong(Means):
+    @torch.jit.export
+    def logits(self, features):
+        return features.sum(dim=1)
+
+
+def test_logits_of_another_shape_are_an_error(tmp_path):
+    torch.jit.script(Wrong()).save(tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=r"logits of torchscript net\.pt must return a tensor \(3, k\) .*, got \(3,\)"):
+        extractor(str(tmp_path / "net.pt")).extract(images())
+
+
 def test_a_function_is_an_extractor():
     def means(x):
         return x.double().mean(dim=(2, 3))

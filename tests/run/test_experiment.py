@@ -164,6 +164,7 @@ def test_samples_are_scored_while_training(tmp_path, monkeypatch):
     logged = [row for row in rows if "score" in row]
     assert [row["step"] for row in logged] == [2, 4] and len(fitted) == 1  # the SVM is of real images only
     assert (logged[-1]["score"]["count"], logged[-1]["score"]["extractor"]) == (30, "pixels")
+    assert logged[-1]["score"]["extractor_hash"] == ""  # pixels have no weights
     whole = fluvial.score(tmp_path / "run", count=30, device="cpu")["scores"]
     for name in ("frechet_distance", "class_accuracy", "precision"):
         assert logged[-1]["score"][name] == pytest.approx(whole[name]["value"], rel=1e-6)

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import fluvial
@@ -17,6 +18,7 @@ from fluvial.evaluation.opening import open_images
 from fluvial.evaluation.reference import extractor_of
 from fluvial.metrics import choice, report
 from fluvial.metrics.features import extractor
+from fluvial.utils.files import checksum
 
 DIT = {"width": 16, "heads": 2, "depth": 1}
 
@@ -60,6 +62,37 @@ def test_a_card_says_what_the_numbers_depend_on(run):
     assert found["class_accuracy"]["real"] > 0.98 and found["frechet_distance"]["real"] < 3
     assert all(np.isfinite(value["error"]) and value["error"] >= 0 for value in found.values())
     assert any(text.startswith("60 samples for 64 features") and "singular" in text for text in card["warnings"])
+
+
+class Brightness(torch.nn.Module):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(scale))
+
+    def forward(self, images):
+        return self.scale * images.float().mean(dim=1).flatten(1)[:, ::3]
+
+    @torch.jit.export
+    def logits(self, features):
+        return features[:, :10]
+
+
+def test_the_hash_of_a_feature_extractor_stands_in_every_card(run, tmp_path, capsys):
+    """Of files of one name, the card of one is not compared with that of another."""
+    files = [tmp_path / f"{scale}" / "network.pt" for scale in (1, 2)]
+    for scale, file in enumerate(files, start=1):
+        file.parent.mkdir()
+        torch.jit.script(Brightness(float(scale))).save(file)
+    cards = [score(run, features=str(file)) for file in files]
+    assert [card["extractor"]["hash"] for card in cards] == [checksum(file) for file in files]
+    assert {card["extractor"]["name"] for card in cards} == {"torchscript network.pt"}
+    assert [text for text in report.differences(*cards) if text.startswith("extractor.hash is ")]
+    assert cards[0]["scores"]["classifier_score"]["value"] >= 1 and "inception_score" not in cards[0]["scores"]
+    out = tmp_path / "card.json"
+    images = ["score", "digits:test", "--reference", "digits:train", "--device", "cpu"]
+    assert main([*images, "--extractor", str(files[1]), "--out", str(out)]) == 0
+    assert checksum(files[1])[:12] in capsys.readouterr().out
+    assert report.read(out)["extractor"]["hash"] == checksum(files[1])
 
 
 def test_real_images_stand_in_for_as_many_samples(run):

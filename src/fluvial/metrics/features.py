@@ -72,8 +72,9 @@ class Extractor:
 def extractor(name: str | Callable[..., Any], *, weights: str = "", device: torch.device | str = "cpu") -> Extractor:
     """The feature extractor of this name, on this device.
 
-    A TorchScript file or a function gets uint8 (b, 3, h, w) on the device, and returns (b, d). `weights` is a file for
-    inception, and a folder or another repository on the hub for dinov2 and clip.
+    A TorchScript file or a function gets uint8 (b, 3, h, w) on the device, and returns (b, d). A method `logits` of a
+    TorchScript file, if there is one, is the last layer of a classifier: it gets those and returns (b, k). `weights` is
+    a file for inception, and a folder or another repository on the hub for dinov2 and clip.
     Raises ValueError for an unknown name, and for weights that are missing or are not those of the network.
     """
     target = torch.device(device)
@@ -113,15 +114,21 @@ def _checked(inner: Extractor, device: torch.device) -> Extractor:
             images = images.expand(-1, 3, -1, -1).contiguous()
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # no TF32 on a GPU
             features = inner.extract(images)
-        pooled: Any = features.pooled
-        if not (isinstance(pooled, Tensor) and pooled.ndim == 2 and len(pooled) == len(images)):
-            what = tuple(pooled.shape) if isinstance(pooled, Tensor) else type(pooled).__name__
-            raise ValueError(f"{inner.name} must return a tensor ({len(images)}, d) for as many images, got {what}")
-        if not pooled.is_floating_point():
-            raise ValueError(f"{inner.name} must return floating-point features, got {pooled.dtype}")
+        _check_rows(features.pooled, len(images), f"{inner.name} must return a tensor", "d")
+        if not features.pooled.is_floating_point():
+            raise ValueError(f"{inner.name} must return floating-point features, got {features.pooled.dtype}")
+        if features.logits is not None:
+            _check_rows(features.logits, len(images), f"the method logits of {inner.name} must return a tensor", "k")
         return Features._make(None if part is None else part.to(device, torch.float32) for part in features)
 
     return replace(inner, extract=extract, device=device)
+
+
+def _check_rows(found: Any, count: int, must: str, letter: str) -> None:  # noqa: ANN401 - of code that anyone wrote
+    """Raises ValueError, which says what `must` be, unless found is a tensor of a row for each image."""
+    if not (isinstance(found, Tensor) and found.ndim == 2 and len(found) == count):
+        what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"{must} ({count}, {letter}) for as many images, got {what}")
 
 
 def _pixels(images: UInt8[Tensor, "b c h w"]) -> Features:
@@ -280,12 +287,16 @@ def _torchscript(file: Path, device: torch.device) -> Extractor:
             f"{file} is damaged or no TorchScript, which torch.jit.save writes ({plain(error)})"
         ) from error
 
+    last = getattr(network, "logits", None)
+    last = last if isinstance(last, torch.ScriptMethod) else None  # not a layer that happens to have this name
+
     def extract(images: Tensor) -> Features:
         try:
-            return Features(network(images))
+            pooled = network(images)
+            return Features(pooled, logits=None if last is None else last(pooled))
         except (RuntimeError, torch.jit.Error) as error:  # its message contains a traceback
-            last = str(error).strip().splitlines()[-1]
-            raise ValueError(f"{file} fails on images {tuple(images.shape)} of {images.dtype}: {last}") from error
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(f"{file} fails on images {tuple(images.shape)} of {images.dtype}: {reason}") from error
 
     return Extractor(name=f"torchscript {file.name}", hash=known, resize="its own", extract=extract)
 

@@ -224,7 +224,8 @@ def scorer(inputs: Inputs, device: torch.device) -> loop.Measure:
         found = measure(statistics(drawn, features, batch=run.sample.batch, quiet=True))
         values = {name: estimate.value for name, estimate in found.values.items()}
         real = {f"{name}_real": value for name, value in found.real.items() if name in values}
-        return {**values, **real, "extractor": features.name, "count": drawn.n}
+        known = {"extractor": features.name, "extractor_hash": features.hash, "count": drawn.n}
+        return {**values, **real, **known}
 
     return score
 
