@@ -275,11 +275,11 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
     if place == "given":
         raise ValueError("this run was trained on images given to it in Python; pass them again with data=")
     held_out = split == "test"
-    source = _opened(config, split)
-    validation = source if held_out else _opened(config, "test") if config.validation else None
+    source = opened(config, split)
+    validation = source if held_out else opened(config, "test") if config.validation else None
     in_two = config.validation > 0 and validation is None
     if in_two and held_out:
-        source = _opened(config, "train")
+        source = opened(config, "train")
     if source is None:
         return None
     labels, names = class_labels(source, config.class_names)
@@ -293,7 +293,7 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
     return _decoded(images, keep=few) if few or config.unreadable == "skip" else images
 
 
-def _opened(config: DataConfig, split: Split) -> Source | None:
+def opened(config: DataConfig, split: Split) -> Source | None:
     """The undecoded images of one split; None if there are no validation images ("test")."""
     held_out = split == "test"
     place = (config.test_path if held_out else "") or config.place
