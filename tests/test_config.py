@@ -146,6 +146,7 @@ def test_what_may_change_when_a_run_goes_on():
             **{"log_every": 3, "log_to": ("wandb",), "blocks_every": 3, "save_every": 3, "validate_every": 3},
             **{"score_every": 3, "score_count": 3, "score_extractor": "clip", "sample_every": 3, "keep": 3},
             **{"keep_every": 3, "parallel": "ddp", "activation_checkpointing": 3, "ema_device": "cpu", "patience": 3},
+            **{"steps": 3, "first_sample": 3, "keep_best": True},
         },
         sample={"solver": "dopri5", "steps": 3, "guidance": Guidance(weight=3.0), "precision": "bf16"},
     )
@@ -157,7 +158,7 @@ def test_what_may_change_when_a_run_goes_on():
         free,
         data={"size": 4, "flip": True},
         optim={"lr": 1.0},
-        train={"batch": 3, "precision": "bf16", "ema_decay": 0.5},
+        train={"batch": 3, "precision": "bf16", "ema_decay": 0.5, "ema_warmup": True},
         method={"depth": 2},
         autoencoder={"hash": "other"},
     )
@@ -165,6 +166,7 @@ def test_what_may_change_when_a_run_goes_on():
     assert fixed_differences(run, fixed) == {
         **{"data.name": ("digits", ""), "data.size": (0, 4), "data.flip": (False, True), "optim.lr": (2e-3, 1.0)},
         **{"train.batch": (160, 3), "train.precision": ("fp32", "bf16"), "train.ema_decay": (0.99, 0.5)},
+        **{"train.ema_warmup": (False, True)},
         **{"method.depth": (3, 2), "autoencoder.hash": ("", "other"), "seed": (0, 4)},
     }
     assert fixed_differences(run, recipes.get("digits-arflow"))["method"] == (

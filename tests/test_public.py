@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
 import fluvial
-from fluvial import recipes
+from fluvial import cli, recipes
 from fluvial.autoencoders import Pixels
 from fluvial.data.given import image_set
 from fluvial.data.images import DataConfig, digits, load
@@ -240,12 +240,37 @@ def test_a_notebook_shows_the_grid(sampler):
 
 def test_any_average_of_a_checkpoint_can_be_loaded(folder, sampler):
     place = checkpoint.newest(folder)
-    raw = fluvial.load(folder, average="model", device="cpu")
+    raw = fluvial.load(folder, average="raw", device="cpu")
     assert same(weights(raw), checkpoint.load(place, "model")) and not same(weights(raw), weights(sampler))
     assert same(weights(sampler), checkpoint.load(place, "ema"))
     assert raw.average == raw.sample(1).about["sampling"]["weights"] == "not averaged"
-    with pytest.raises(ValueError, match=f"{re.escape(str(place))} has no average 'ema-0.9'; it has ema, model$"):
+    with pytest.raises(
+        ValueError, match=f"{re.escape(str(place))} has no average 'ema-0.9'; it has ema, raw; for any length"
+    ):
         fluvial.load(folder, average="ema-0.9", device="cpu")
+
+
+def test_an_average_of_any_length_can_be_loaded_where_snapshots_were_stored(tmp_path):
+    out, run = tmp_path / "run", tiny(steps=8)
+    run = replace(run, train=replace(run.train, ema_lengths=(0.05, 0.1), ema_every=1))
+    fluvial.train(run, out, device="cpu")
+    tracked, place = fluvial.load(out, average=0.1, device="cpu"), checkpoint.newest(out)
+    assert same(weights(tracked), checkpoint.load(place, "power-0.100")) and tracked.step == 8
+    assert tracked.average == "power-function average of length 0.1"
+    assert cli.main(["ema", str(out), "--length", "0.08", "--step", "6"]) == 0
+    made, other = (
+        fluvial.load(tmp_path / "run-ema-0.080", device="cpu"),
+        fluvial.load(out, average="0.08", step=6, device="cpu"),
+    )
+    assert same(weights(other), weights(made)) and (other.step, other.average) == (6, made.average)
+    with pytest.raises(ValueError, match="has no average 'ema-0.9'; it has ema, raw, 0.05, 0.1; for any length"):
+        fluvial.load(out, average="ema-0.9", device="cpu")
+    with pytest.raises(ValueError, match="length of an average must be above 0"):
+        fluvial.load(out, average=0.9, device="cpu")
+    for average, name in (("raw", "not averaged"), ("0.1", tracked.average)):
+        assert fluvial.score(out, average=average, count=20, device="cpu")["sampling"]["weights"] == name
+        assert cli.main(["sample", str(out), "--count", "4", "--average", average]) == 0
+        assert json.loads((out / "samples" / "samples.json").read_text())["sampling"]["weights"] == name
 
 
 def test_a_model_can_be_loaded_to_compute_in_bf16(folder, sampler):

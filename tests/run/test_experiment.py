@@ -14,6 +14,8 @@ from fluvial.evaluation import scores
 from fluvial.run.folder import RunFolder, record_of
 from fluvial.run.train import build
 from fluvial.training import checkpoint
+from fluvial.training.log import validated
+from fluvial.training.optim import learning_rate
 
 DIT = {"width": 16, "heads": 2, "depth": 1}
 SIZES = {
@@ -95,18 +97,49 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
         fluvial.load(tmp_path)
 
 
-def test_more_steps_may_be_asked_of_a_run_with_a_constant_rate(tmp_path):
-    def constant(steps):
-        run = small(steps=steps)
-        return dataclasses.replace(run, optim=dataclasses.replace(run.optim, schedule="constant"))
+@pytest.mark.parametrize(
+    ("schedule", "told"),
+    [
+        ("constant", "goes on from step 4 to 8 at the learning rate 2.0e-03\n"),
+        # cosine: 2e-3 (1 + cos(pi 3 / 4)) / 2, and (1 + cos(pi 4 / 8)) / 2; wsd: 2e-3 (1 - sqrt(1 / 2)), and the peak
+        ("cosine", "goes on from step 4 to 8: the learning rate goes from 2.9e-04 to 1.0e-03, as the cosine now ends"),
+        ("wsd", "goes on from step 4 to 8: the learning rate goes from 5.9e-04 to 2.0e-03, as the decay now ends"),
+    ],
+)
+def test_more_steps_may_be_asked_of_a_run(tmp_path, capsys, schedule, told):
+    def asked(steps):
+        run = small("digits-sit", steps=steps)
+        optim = dataclasses.replace(run.optim, schedule=schedule, warmup=0, decay=0.5)
+        return dataclasses.replace(run, optim=optim)
 
-    fluvial.train(constant(3), tmp_path / "run", recipe="mine", device="cpu")
-    longer = fluvial.train(constant(5), tmp_path / "run", device="cpu")
-    assert longer.step == 5 and RunFolder(tmp_path / "run").run().train.steps == 5
+    fluvial.train(asked(4), tmp_path / "run", recipe="mine", device="cpu")
+    capsys.readouterr()
+    longer = fluvial.train(asked(8), tmp_path / "run", device="cpu")
+    assert longer.step == 8 and RunFolder(tmp_path / "run").run().train.steps == 8
     assert json.loads((tmp_path / "run" / "run.json").read_text())["recipe"] == "mine"
-    fluvial.train(small(steps=3), tmp_path / "cosine", device="cpu")
-    with pytest.raises(ValueError, match=r"train\.steps is 3 there and 5 here"):
-        fluvial.train(small(steps=5), tmp_path / "cosine", device="cpu")
+    assert told in capsys.readouterr().out
+    rows = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+    rates = {row["step"]: row["lr"] for row in rows if "lr" in row}
+    assert rates[8] == pytest.approx(learning_rate(asked(8).optim, 7, 8)), "the schedule of the new number of steps"
+    fluvial.train(asked(8), tmp_path / "run", device="cpu")
+    assert "goes on" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"has taken 8 steps, and train\.steps 6 are fewer: .* --step, .* --out"):
+        fluvial.train(asked(6), tmp_path / "run", device="cpu")
+    assert RunFolder(tmp_path / "run").run().train.steps == 8
+
+
+def test_the_best_checkpoint_is_kept_and_told(tmp_path, capsys):
+    run = small("digits-sit", steps=9, keep=1, keep_best=True)
+    hot = dataclasses.replace(run, optim=dataclasses.replace(run.optim, lr=5.0, warmup=0, clip="none"))
+    hot = dataclasses.replace(hot, train=dataclasses.replace(hot.train, ema_decay=0.0))
+    fluvial.train(hot, tmp_path / "run", device="cpu")
+    losses = validated(tmp_path / "run")
+    best = RunFolder(tmp_path / "run").best()
+    assert best == min(losses, key=losses.get) < 9, "a rate that makes the model worse"
+    told = f"lowest validation loss {losses[best]:.4g} at step {best}, kept: fluvial sample {tmp_path / 'run'} --step"
+    assert f"{told} {best}\n" in capsys.readouterr().out
+    assert fluvial.load(tmp_path / "run", step=best, device="cpu").step == best
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 2
 
 
 @pytest.mark.parametrize("recipe", ["digits-arflow", "digits-sit", "digits-flowar"])

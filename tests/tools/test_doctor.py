@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from fluvial.tools.doctor import changed, doctor, examine
 from fluvial.tools.doctor.latents import training_latents
 from fluvial.tools.doctor.level import level
 from fluvial.tools.doctor.losses import full_rate_steps
+from fluvial.tools.doctor.settings import at_start
 
 LATENTS = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 RUN = recipes.get("digits-sit")
@@ -240,6 +242,36 @@ def test_no_recipe_has_wrong_settings(name):
     checks = verdicts(run, rows=rows, latents="not here")
     for check in ("learning rate", "schedule", "moving average", "settings together"):
         assert checks[check].verdict in ("ok", "look"), checks[check]
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_nothing_is_told_at_the_start_of_a_recipe(name):
+    run = recipes.get(name)
+    assert at_start(run, run) == [] and at_start(recipes.smoke(run), recipes.smoke(run)) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "told"),
+    [
+        ("train", {"steps": 400}, "schedule: warm-up 100 of 400 .* set optim.warmup to 20 or so"),
+        ("optim", {"warmup": 1300}, "schedule: .* never reaches its peak"),
+        ("optim", {"lr": 0.5}, "learning rate: .* lower optim.lr"),
+        ("train", {"ema_decay": 0.9999}, "moving average: 10,000 steps, 833 % of 1,200: .*train.ema_warmup True$"),
+        ("train", {"keep_best": True, "validate_every": 0}, "train.keep_best with train.validate_every 0"),
+    ],
+)
+def test_a_setting_that_spoils_a_run_is_one_line_at_its_start(part, settings, told):
+    run = recipes.get("digits-sit")
+    found = at_start(with_(run, **{part: settings}), run)
+    (line,) = (line for line in found if not line.startswith("moving average: 100 steps, 25 %"))  # of 400
+    assert re.match(told, line)
+
+
+def test_a_warm_up_of_the_average_keeps_it_shorter_than_the_run():
+    """(1 + n) / (10 + n) is an average over (10 + n) / 9 steps: 12 % of 120, and never of the first weights."""
+    run = with_(RUN, train={"ema_decay": 0.9999, "ema_warmup": True})
+    found = verdicts(run, rows=[{"step": 120, "loss": 1.0}])["moving average"]
+    assert found.verdict == "ok" and found.found == "14 steps, 12 % of 120"
 
 
 def test_contradictions_are_told_together():

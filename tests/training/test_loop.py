@@ -1,5 +1,6 @@
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from torch import nn
 from fluvial.methods.method import Draws
 from fluvial.training import checkpoint
 from fluvial.training.config import TrainConfig
+from fluvial.training.kept import best, superfluous
 from fluvial.training.loop import FolderGone, train
 from fluvial.training.optim import OptimConfig
 from fluvial.training.step import begin
@@ -223,6 +225,73 @@ def test_the_log_and_the_callbacks(tmp_path):
     assert previews == ["step-00000006.png", "step-00000012.png"]
     assert {"loss", "lr", "grad_norm", "images_per_second"} <= set(records[-2])
     assert checkpoint.load_meta(checkpoint.newest(tmp_path))["step"] == 12  # the end is always saved
+
+
+def test_the_first_pictures_are_at_doubling_steps(tmp_path):
+    previews = []
+    drawn = {"preview": lambda model, path: previews.append(int(path.stem.removeprefix("step-")))}
+    run(tmp_path / "a", steps=24, sample_every=10, first_sample=2, **drawn)
+    assert previews == [2, 4, 8, 10, 20, 24]
+    previews.clear()
+    run(tmp_path / "b", steps=8, sample_every=0, first_sample=2, **drawn)
+    run(tmp_path / "c", steps=12, sample_every=5, first_sample=7, **drawn)
+    assert previews == [5, 10, 12]
+
+
+@pytest.mark.parametrize("die_at", [None, 12, 13])
+def test_the_checkpoint_of_the_lowest_validation_loss_stays(tmp_path, die_at):
+    """Also when the run is killed after a checkpoint and before its validation, and goes on."""
+    losses = {4: 3.0, 8: 1.0, 12: 2.0, 16: 0.5, 20: 4.0, 24: 0.7}
+    options = {"steps": 24, "save_every": 4, "validate_every": 4, "keep": 1, "keep_best": True, "log_every": 4}
+    seen, calls = [], 0
+
+    def held_out(model):
+        (step,) = (step for step in losses if torch.equal(model.weight, averages[step]))
+        if step == die_at and not calls:
+            while not (tmp_path / "run" / "checkpoints" / f"step-{step:08d}").exists():
+                time.sleep(0.001)
+            raise Killed
+        seen.append(sorted(int(p.name[5:]) for p in (tmp_path / "run" / "checkpoints").glob("step-*")))
+        return {"held_out_loss": losses[step]}
+
+    class Killed(Exception):
+        pass
+
+    def dying(*arguments, **chance):
+        nonlocal calls
+        calls += 1
+        if calls == die_at:
+            raise Killed
+        return loss(*arguments, **chance)
+
+    averages, record = {}, iter(losses)
+    run(
+        tmp_path / "other",
+        held_out=lambda model: averages.__setitem__(next(record), model.weight.clone()) or {"held_out_loss": 0.0},
+        **options,
+    )
+    if die_at:
+        with pytest.raises(Killed):
+            run(tmp_path / "run", held_out=held_out, **({"loss": dying} if die_at == 13 else {}), **options)
+        calls = 1000
+    run(tmp_path / "run", held_out=held_out, **options)
+    left = sorted(int(p.name[5:]) for p in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert left == [16, 24] and best(tmp_path / "run", left) == 16
+    assert all(8 in there for there in seen[2:4])
+
+
+def test_a_lowest_validation_loss_that_was_undone_or_is_not_finite_counts_for_nothing(tmp_path):
+    rows = [
+        {"step": 4, "held_out_loss": 2.0},
+        {"step": 8, "held_out_loss": 1.0},
+        {"step": 9, "rolled_back_to": 4},
+        {"step": 12, "held_out_loss": math.nan},
+        {"step": 16, "held_out_loss": 2.0},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert best(tmp_path, [4, 8, 12, 16]) == 4 and best(tmp_path, [8, 12]) is None
+    assert superfluous(tmp_path, [4, 8, 12, 16], keep=1, keep_every=8, keep_best=True) == [12]
+    assert superfluous(tmp_path, [4, 8, 12, 16], keep=1, keep_every=0, keep_best=False) == [4, 8, 12]
 
 
 def test_the_logged_loss_is_the_mean_over_the_steps_since_the_last_line(tmp_path):

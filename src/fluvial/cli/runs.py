@@ -27,6 +27,7 @@ from fluvial.run.train import check
 from fluvial.run.train import train as train_run
 from fluvial.sampling.settings import SampleConfig
 from fluvial.tools.compare import compare as compare_runs
+from fluvial.tools.doctor.settings import at_start
 from fluvial.training import distributed
 from fluvial.utils.checks import at_least, positive
 from fluvial.utils.errors import UsageError
@@ -67,6 +68,9 @@ class SampleOptions:
     """Folder for the pictures; RUN/samples by default."""
     step: int | None = None
     """Training step of the checkpoint; the newest by default."""
+    average: str = "ema"
+    """The weights: ema, the moving average; raw, as trained; or the length of a power-function average, such as 0.1, of
+    a run with train.ema_lengths."""
     autoencoder: str = ""
     """Where the run's autoencoder is, if no longer where it was in training."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -121,7 +125,9 @@ def train(arguments: list[str]) -> None:
     options = parse(TrainOptions, TrainOptions(run=run), rest, f"fluvial train {name}", doc)
     if flags.dry_run:
         return _tell(options.run, options.device, options.out or Path("runs") / name)
-    _train(options.run, options.out or Path("runs") / name, options, start_over=flags.start_over, recipe=name)
+    out = options.out or Path("runs") / name
+    _warn(options.run, out, run)
+    _train(options.run, out, options, start_over=flags.start_over, recipe=name)
 
 
 def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -153,6 +159,7 @@ def _train_further(folder: Path, arguments: list[str]) -> None:
         return _tell(finetune.fitted(new, run) if another else new, options.device, out, folder if another else None)
     if out.resolve() == folder.resolve():
         return _train(new, out, options, start_over=flags.start_over)
+    _warn(new, out)
     _train(new, out, options, start_over=flags.start_over, start=folder)
 
 
@@ -160,6 +167,13 @@ def _tell(run: Run, device: Literal["auto", "cpu", "cuda"], out: Path, start: Pa
     """A dry run, which may be for a GPU that is not here."""
     here = "cuda" if torch.cuda.is_available() else "cpu"
     dry.show(run, here if device == "auto" else device, out, partial(check, start=start))
+
+
+def _warn(run: Run, out: Path, recipe: Run | None = None) -> None:
+    """Prints a line for each setting that would spoil a run that is about to start, on the main process."""
+    if distributed.ranks()[0] == 0 and not RunFolder(out).taken():
+        for line in at_start(run, recipe):
+            print(f"look: {line}")
 
 
 def _train(run: Run, out: Path, options: TrainOptions, **origin: Any) -> None:  # noqa: ANN401
@@ -193,7 +207,8 @@ def _ids(words: tuple[str, ...], run: Run) -> tuple[int, ...]:
 def sample(arguments: list[str]) -> None:
     folder, _, options = of_a_run(SampleOptions, arguments, "sample", "Draw images from a run folder.")
     device = device_of(options.device)
-    sampler = load(folder, autoencoder=options.autoencoder, device=device, step=options.step)
+    chosen = {"step": options.step, "average": options.average}
+    sampler = load(folder, autoencoder=options.autoencoder, device=device, **chosen)
     classes = _ids(options.classes, sampler.run) or None
     given = {"classes": classes, "seed": options.seed, "settings": options.sample, "trajectory": options.gif}
     samples = sampler.sample(options.count, **given)

@@ -84,6 +84,9 @@ class MeasuredRun(Measured):
     """Seed; image i depends on (seed, i) alone."""
     step: int | None = None
     """Training step of the checkpoint; the newest by default."""
+    average: str = "ema"
+    """The weights: ema, the moving average; raw, as trained; or the length of a power-function average, such as 0.1, of
+    a run with train.ema_lengths."""
     autoencoder: str = ""
     """Where the run's autoencoder is, if no longer where it was in training."""
     sample: SampleConfig
@@ -154,6 +157,7 @@ def _card(name: str, options: Measured, out: Path | None) -> tuple[dict[str, Any
                 "settings": options.sample,
                 "autoencoder": options.autoencoder,
                 "step": options.step,
+                "average": options.average,
             }
         return measure_images(name, **wanted), world.first
 

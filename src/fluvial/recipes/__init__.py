@@ -71,7 +71,7 @@ def smoke(run: Run) -> Run:
     return replace(
         run,
         method=method_of(run.method).small(run.method),
-        optim=replace(run.optim, warmup=min(run.optim.warmup, 10)),
+        optim=replace(run.optim, warmup=min(run.optim.warmup, steps // 10)),
         train=replace(
             run.train,
             steps=steps,
@@ -79,6 +79,7 @@ def smoke(run: Run) -> Run:
             accumulate=1,
             precision="fp32",
             compile=False,
+            ema_warmup=True,  # a decay for many steps would leave the average at the first weights
             log_every=10,
             save_every=steps,
             validate_every=steps,

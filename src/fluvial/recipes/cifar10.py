@@ -63,6 +63,7 @@ def _train(batch: int, steps: int = 16_000) -> TrainConfig:
         precision="bf16",
         compile=True,
         ema_decay=0.999,
+        ema_warmup=True,
         log_every=100,
         save_every=2000,
         validate_every=1000,

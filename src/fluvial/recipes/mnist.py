@@ -27,7 +27,14 @@ def mnist_arflow() -> Run:
         data=DATA,
         optim=replace(OPTIM, lr=2e-3),
         train=TrainConfig(
-            steps=2500, batch=8, ema_decay=0.99, log_every=50, save_every=250, validate_every=250, sample_every=500
+            steps=2500,
+            batch=8,
+            ema_decay=0.99,
+            ema_warmup=True,
+            log_every=50,
+            save_every=250,
+            validate_every=250,
+            sample_every=500,
         ),
         sample=SAMPLE,
     )
@@ -58,7 +65,14 @@ def mnist_flowar() -> Run:
         data=DATA,
         optim=OPTIM,
         train=TrainConfig(
-            steps=1500, batch=32, ema_decay=0.99, log_every=50, save_every=250, validate_every=250, sample_every=500
+            steps=1500,
+            batch=32,
+            ema_decay=0.99,
+            ema_warmup=True,
+            log_every=50,
+            save_every=250,
+            validate_every=250,
+            sample_every=500,
         ),
         sample=SAMPLE,
     )

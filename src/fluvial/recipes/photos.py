@@ -28,6 +28,7 @@ def photos_256() -> Run:
             batch=64,
             precision="bf16",
             ema_decay=0.999,
+            ema_warmup=True,
             save_every=2000,
             validate_every=2000,
             sample_every=2000,

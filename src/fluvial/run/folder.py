@@ -24,6 +24,8 @@ import fluvial
 from fluvial.config import Run, fixed_differences, from_json, to_json
 from fluvial.training import checkpoint
 from fluvial.training.health import check_finite_weights
+from fluvial.training.kept import best
+from fluvial.training.optim import learning_rate
 from fluvial.utils.atomic import write_json
 from fluvial.utils.files import json_checksum, read_bytes
 from fluvial.utils.places import closest
@@ -126,6 +128,18 @@ class RunFolder:
 
         return checkpoint.read(self.path, load, step=step)
 
+    def taken(self) -> int:
+        """The training steps behind the newest checkpoint; 0 without one, or if its weights are from elsewhere."""
+        newest = checkpoint.newest(self.path)
+        return 0 if newest is None or checkpoint.is_untrained(newest) else checkpoint.step_of(newest)
+
+    def best(self) -> int | None:
+        """The step of the checkpoint with the lowest validation loss in the log; None if no checkpoint's step has one.
+
+        It stays on disk if the run keeps it (train.keep_best).
+        """
+        return best(self.path, [checkpoint.step_of(folder) for folder in checkpoint.complete(self.path)])
+
     def completed(self, run: Run) -> Run:
         """The run with what was found when it was first started here, where it does not say otherwise."""
         if not self.exists():
@@ -147,14 +161,33 @@ class RunFolder:
             newest = checkpoint.newest(self.path)
             if newest is not None and checkpoint.is_untrained(newest):
                 fatal = {k: v for k, v in fatal.items() if k.startswith("method.") or (k.startswith("auto") and v[0])}
-            taken = 0 if newest is None else checkpoint.step_of(newest)
-            if there.optim.schedule == "constant" and run.train.steps >= taken:
-                fatal.pop("train.steps", None)  # more steps leave those already taken as they are
             if fatal:
                 listed = ", ".join(f"{k} is {old} there and {new} here" for k, (old, new) in fatal.items())
                 raise ValueError(f"{self} holds another run: {listed}. Choose another folder with --out, or remove it")
+            if run.train.steps < (taken := self.taken()):
+                raise ValueError(
+                    f"{self} has taken {taken:,} steps, and train.steps {run.train.steps:,} are fewer: to go on, give "
+                    f"more; for fewer, draw from an earlier checkpoint with --step, or train anew with --out"
+                )
         elif self.path.exists() and any(p.name[0] != "." and p != self.latents for p in self.path.iterdir()):
             raise ValueError(f"{self} is not empty and not a run folder; choose another with --out")
+
+    def next_rate(self, run: Run) -> str:
+        """The learning rate of a run that goes on to another number of steps, in a line; "" if it is as it was."""
+        if not self.exists() or not (taken := self.taken()):
+            return ""
+        steps, before = run.train.steps, self.run()
+        if steps in (before.train.steps, taken):
+            return ""
+        line = f"goes on from step {taken:,} to {steps:,}"
+        old, new = (learning_rate(run.optim, *at) for at in ((taken - 1, before.train.steps), (taken, steps)))
+        if run.optim.schedule == "constant":
+            return f"{line} at the learning rate {new:.1e}"
+        what = "the decay" if run.optim.schedule == "wsd" else "the cosine"
+        return (
+            f"{line}: the learning rate goes from {old:.1e} to {new:.1e}, as {what} now ends at step {steps:,}; for a "
+            f"new run from these weights instead: --out FOLDER"
+        )
 
     def claim(self, run: Run, recipe: str | None, start: Path | str | None) -> None:
         """Writes run.json, or checks that the one there is of the same run."""

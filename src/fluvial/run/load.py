@@ -25,7 +25,7 @@ from fluvial.run.inputs import open_autoencoder
 from fluvial.sampling.generate import generate, labels_for
 from fluvial.sampling.samples import Frames, Samples
 from fluvial.sampling.settings import AnySolver, SampleConfig
-from fluvial.training import checkpoint
+from fluvial.training import checkpoint, power_ema
 from fluvial.training.distributed import blocks
 from fluvial.training.health import check_finite_weights
 from fluvial.utils.precision import Precision, matmul_precision
@@ -33,6 +33,7 @@ from fluvial.utils.precision import Precision, matmul_precision
 FRAMES = 100  # images in a trajectory at most,
 FRAMES_LARGE = 10  # of those with a side above LARGE, which take long to decode
 LARGE = 64
+POWER = "power-"  # before the length, in names of averages
 ADDRESSES = 2**63  # seeds and indices are below: each has random numbers of its own
 
 
@@ -195,16 +196,17 @@ def load(
     *,
     device: torch.device | str | None = None,
     precision: Precision | None = None,
-    average: str = "ema",
+    average: str | float = "ema",
     step: int | None = None,
     autoencoder: Autoencoder | Path | str = "",
 ) -> Sampler:
     """The sampler of a run folder's newest checkpoint, or that of `step`, verified against its checksums.
 
     `precision` computes in fp32, tf32 or bf16 in place of the run's sample.precision. `average` chooses the weights:
-    "ema", the moving average; "model", the trained weights themselves; or any other average that the checkpoint holds,
-    such as "ema-0.99". `autoencoder` is the run's own, if it is not where it was, or the object that it was trained
-    with.
+    "ema", the moving average; "raw", the trained weights themselves; a number such as 0.1, the power-function average
+    of this length, of a run that stored snapshots (train.ema_lengths), by default at the last of them; or any other
+    average that the checkpoint holds, such as "ema-0.99". `autoencoder` is the run's own, if it is not where it was, or
+    the object that it was trained with.
 
     Raises ValueError if the folder is not a run, or its checkpoint is missing, damaged or another model's; RuntimeError
     if its weights are not finite.
@@ -223,12 +225,22 @@ def load(
     def fill(place: Path) -> Sampler:
         checkpoint.verify(place)
         parts = sorted({name.partition("/")[0] for name in checkpoint.shapes(place)} - {"optimizer"})
-        if average not in parts:
-            raise ValueError(f"{place} has no average {average!r}; it has {', '.join(parts)}")
-        wanted = {f"{average}/{name}": value for name, value in model.state_dict().items()}
-        checkpoint.fill(wanted, place, verified=True)
+        part = _part_of(average)
+        if part in parts:
+            wanted = {f"{part}/{name}": value for name, value in model.state_dict().items()}
+            checkpoint.fill(wanted, place, verified=True)
+            rebuilt = None
+        elif part.startswith(POWER) and power_ema.snapshots(there.averages):
+            rebuilt = power_ema.rebuild(there.averages, length=float(average), step=step)
+            model.load_state_dict({name: value.make() for name, value in rebuilt.tensors.items()})
+        else:
+            raise ValueError(f"{place} has no average {average!r}; it has {_averages(parts)}")
         check_finite_weights(model.state_dict(), f"the weights in {place}")
-        return sampler_of(there, place, model, run, decoder.to(device), average=average)
+        sampler = sampler_of(there, place, model, run, decoder.to(device), average=part)
+        if rebuilt is None:
+            return sampler
+        seconds = sampler.seconds * rebuilt.step / max(1, sampler.step)  # all steps take about as long
+        return replace(sampler, step=rebuilt.step, seconds=seconds)
 
     sampler = checkpoint.read(there.path, fill, step=step)
     model.requires_grad_(False).eval().to(device)
@@ -241,7 +253,9 @@ def sampler_of(
     """The sampler of weights that a checkpoint at `place` holds, with how far they are trained."""
     meta, record = checkpoint.load_meta(place), folder.record()
     kind = f"average of decay {run.train.ema_decay:g}"
-    if average != "ema":
+    if average.startswith(POWER):
+        kind = f"power-function average of length {float(average.removeprefix(POWER)):g}"
+    elif average != "ema":
         kind = "not averaged" if average == "model" else average
     elif "ema" in record:
         kind = f"power-function average of length {record['ema']['length']:g}"
@@ -249,6 +263,25 @@ def sampler_of(
         kind = "as imported"
     far = {"step": meta["step"], "seconds": meta["seconds"]}
     return Sampler(model=model, run=run, autoencoder=autoencoder, average=kind, folder=folder, **far)
+
+
+def _part_of(average: str | float) -> str:
+    """The name in checkpoints of an average. Raises ValueError for a length out of range."""
+    try:
+        length = float(average)
+    except ValueError:
+        return "model" if average == "raw" else str(average)
+    power_ema.exponent(length)
+    return f"{POWER}{length:.3f}" if round(length, 3) == length else f"{POWER}{length:g}"
+
+
+def _averages(parts: Sequence[str]) -> str:
+    """The averages that a checkpoint of these parts holds, as they are asked for, and how to get others."""
+    names = [
+        "raw" if part == "model" else f"{float(part.removeprefix(POWER)):g}" if part.startswith(POWER) else part
+        for part in parts
+    ]
+    return f"{', '.join(names)}; for any length train with --train.ema-lengths 0.05 0.1"
 
 
 def default_device() -> torch.device:

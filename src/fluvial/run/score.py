@@ -53,14 +53,15 @@ def score(
     validation: Given | None = None,
     autoencoder: Autoencoder | Path | str = "",
     step: int | None = None,
+    average: str | float = "ema",
     device: torch.device | str | None = None,
     world: World = ALONE,
 ) -> dict[str, Any]:
     """Measures images against real ones: a card, in which each number stands with what it depends on.
 
     `source` is a sampler or a run folder, of which `count` images are sampled; or images: a folder, an .npz of the ADM
-    suite, or a data set. seed, steps, guidance, solver and settings are those of `Sampler.sample`; step and autoencoder
-    those of `load`. They are for runs alone.
+    suite, or a data set. seed, steps, guidance, solver and settings are those of `Sampler.sample`; step, average and
+    autoencoder those of `load`. They are for runs alone.
 
     `reference` is "test" (the default) or "train" for the two parts of a run's own data, or whatever `open_reference`
     takes, and needed for images. `training` names training images beside another reference. `data` and `validation`
@@ -90,7 +91,7 @@ def score(
     images, held_out = image_sets(data, validation)
     sampler = source
     if not isinstance(sampler, Sampler):
-        sampler = load(sampler, autoencoder=autoencoder, device=device, step=step)
+        sampler = load(sampler, autoencoder=autoencoder, device=device, step=step, average=average)
     settings = sampler.settings(settings, steps=steps, guidance=guidance, solver=solver)
     config, labelled = sampler.run.data, sampler.run.method.classes > 0
     name = str(sampler.folder or "samples")

@@ -25,6 +25,7 @@ from fluvial.run.load import LARGE, Sampler, default_device, sampler_of
 from fluvial.training import checkpoint, distributed, loop
 from fluvial.training.distributed import whole
 from fluvial.training.health import check_finite_weights
+from fluvial.training.log import validated
 from fluvial.training.loop import OnStep
 from fluvial.training.step import Batches, Learner, begin
 from fluvial.training.validation import EXAMPLES, validation_losses
@@ -94,6 +95,8 @@ def train(
             weights = {name: whole(p.detach()) for name, p in model.named_parameters()}
             check_finite_weights(weights, f"the weights that training in {folder} ended with")
             check_finite_weights(average.state_dict(), f"the averaged weights that training in {folder} ended with")
+            if run.train.keep_best and world.first and (told := best_of(folder)):
+                say(told)
             return checkpoint.read(folder.path, lambda place: sampler_of(folder, place, average, run, decoder))
 
 
@@ -107,6 +110,8 @@ def check(run: Run, out: Path | str, *, start: Path | str | None = None, tell: S
     folder = RunFolder(out)
     run = continued(run, folder, start)
     check_unlocked(folder.path)
+    if changed := folder.next_rate(run):
+        tell(changed)
     first = folder.first_weights(start)
     unchecked = on_the_hub(run)
     for what in unchecked.values():
@@ -127,6 +132,15 @@ def check(run: Run, out: Path | str, *, start: Path | str | None = None, tell: S
     if first is not None:
         first_weights(first, inputs.run, build(run), tell)
     return len(inputs.train[0])
+
+
+def best_of(folder: RunFolder) -> str:
+    """A line on the checkpoint with the lowest validation loss; "" if that is the newest, or there is none."""
+    step = folder.best()
+    if step is None or step == folder.taken():
+        return ""
+    lowest = validated(folder.path)[step]
+    return f"lowest validation loss {lowest:.4g} at step {step}, kept: fluvial sample {folder} --step {step}"
 
 
 def build(run: Run, device: torch.device | str = "cpu") -> nn.Module:
@@ -230,6 +244,8 @@ def write_first(
 ) -> None:
     """Writes run.json, and the weights that the run starts from, if it starts from those of another."""
     first = folder.first_weights(start, start_over=start_over)
+    if changed := folder.next_rate(run):
+        print(changed, flush=True)
     weights = None if first is None else first_weights(first, run, model)
     folder.claim(run, recipe, start)
     if weights is not None:

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from fluvial.training.distributed import ALONE, World
 from fluvial.training.home import identity
+from fluvial.training.kept import superfluous
 from fluvial.utils.atomic import flush, remove
 from fluvial.utils.checks import other_weights
 from fluvial.utils.files import checksum, json_checksum, read_bytes
@@ -58,8 +60,11 @@ class Damaged(CheckpointError):
 class Saver:
     """Writes checkpoints in the background: training waits for the copy to host memory, and for the one before."""
 
-    def __init__(self, run: Path, *, keep: int, keep_every: int = 0, world: World = ALONE) -> None:
-        self.run, self.keep, self.keep_every, self.world = run, keep, keep_every, world
+    def __init__(
+        self, run: Path, *, keep: int, keep_every: int = 0, keep_best: bool = False, world: World = ALONE
+    ) -> None:
+        self.run, self.world = run, world
+        self.superfluous = partial(superfluous, run, keep=keep, keep_every=keep_every, keep_best=keep_best)
         self.pending: Future[None] | None = None
         self.step = 0
 
@@ -95,7 +100,7 @@ class Saver:
             written.result()
             if self.world.first:
                 _publish(self.run, step, meta)
-                _prune(self.run, self.keep, self.keep_every)
+                self.prune()
             done.set_result(None)
         except BaseException as error:
             if self.world.first:
@@ -107,7 +112,16 @@ class Saver:
         with suppress(OSError):  # the next save tries again
             (self.run / SAVED).touch()
             _clean_up(self.run)
-            _prune(self.run, self.keep, self.keep_every)
+            self.prune()
+
+    def prune(self) -> None:
+        """Removes the checkpoints that need not stay, on the main process; one that cannot be removed is left."""
+        there = {step_of(folder): folder for folder in complete(self.run)} if self.world.first else {}
+        for step in self.superfluous(list(there)):
+            try:
+                _remove(there[step])
+            except OSError as error:
+                print(f"{there[step]} cannot be removed ({error.strerror}), and is left", flush=True)
 
     def wait(self) -> None:
         """Returns on every rank when the checkpoint that was begun has its name, so that any rank may read it.
@@ -144,7 +158,7 @@ def write_weights(run: Path, step: int, tensors: Mapping[str, Tensor | Lazy], me
 
 def newest(run: Path) -> Path | None:
     """The checkpoint of the highest step, or None; whether it is damaged is not looked at."""
-    return max(_all(run), default=None, key=step_of)
+    return max(complete(run), default=None, key=step_of)
 
 
 def step_of(folder: Path) -> int:
@@ -158,7 +172,7 @@ def newest_whole(run: Path) -> Path | None:
     Damaged ones are renamed, which is printed, so that they neither shadow nor outlive whole ones. Raises
     CheckpointError for one that cannot be read for another reason, such as its permissions.
     """
-    for folder in reversed(_all(run)):
+    for folder in reversed(complete(run)):
         try:
             verify(folder)
             return folder
@@ -179,7 +193,7 @@ def read(run: Path, use: Callable[[Path], T], *, step: int | None = None) -> T:
     there is none; for a damaged one it says which older one is whole.
     """
     for _ in range(TRIES):
-        there = _all(run)
+        there = complete(run)
         chosen = [folder for folder in there if step in (None, step_of(folder))]
         if not chosen:
             raise _missing(run, step, there)
@@ -322,16 +336,6 @@ def _publish(run: Path, step: int, meta: Mapping[str, Any]) -> None:
     (run / SAVED).touch()
 
 
-def _prune(run: Path, keep: int, keep_every: int) -> None:
-    """Removes all but the newest few, and every n-th step's."""
-    for old in _all(run)[:-keep]:
-        if not keep_every or step_of(old) % keep_every:
-            try:
-                _remove(old)
-            except OSError as error:
-                print(f"{old} cannot be removed ({error.strerror}), and is left", flush=True)
-
-
 def _remove(folder: Path) -> None:
     """Removes a checkpoint: it loses its name first, so that no reader sees half of it."""
     gone = folder.with_name(f".{folder.name}.removed")
@@ -418,7 +422,7 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _all(run: Path) -> list[Path]:
+def complete(run: Path) -> list[Path]:
     """The complete checkpoints, by step."""
     named = (path for path in (run / "checkpoints").glob("step-*") if NAME.fullmatch(path.name))
     return sorted((path for path in named if path.is_dir()), key=step_of)  # links to folders too, but not dangling ones

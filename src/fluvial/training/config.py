@@ -12,8 +12,8 @@ from fluvial.utils.precision import Precision
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    steps: int = 400_000
-    """Optimizer steps."""
+    steps: int = setting(400_000, changeable=True)  # more than were taken: RunFolder.check
+    """Optimizer steps in all. A run that is given more goes on, on the learning rate's schedule of the new number."""
     batch: int = 256
     """Examples a step over all micro-batches: images, or for ARFlow sequences of images."""
     accumulate: int = 1
@@ -30,6 +30,9 @@ class TrainConfig:
     and copies them over nodes; auto takes ddp where the training state fits in half of the memory."""
     ema_decay: float = 0.9999
     """Decay of the moving average of the weights, each step."""
+    ema_warmup: bool = False
+    """Decay of step n at most (1 + n) / (10 + n), so that a short run is not averaged with its first weights; of
+    ema_decays too. The releases keep the decay constant."""
     ema_decays: tuple[float, ...] = ()
     """Further averages, kept in the checkpoints beside the first."""
     ema_lengths: tuple[float, ...] = ()
@@ -53,6 +56,8 @@ class TrainConfig:
     """Number of the newest checkpoints that stay on disk."""
     keep_every: int = setting(0, changeable=True)
     """Checkpoints of steps that this divides stay too; 0 for none."""
+    keep_best: bool = setting(False, changeable=True)
+    """Also keep the checkpoint with the lowest validation loss, of those whose step has one."""
     validate_every: int = setting(10_000, changeable=True)
     """Steps between validation losses; 0 for never."""
     score_every: int = setting(0, changeable=True)
@@ -63,11 +68,14 @@ class TrainConfig:
     """The features of such a score: pixels, inception, efficientnet-lite0, dinov2, clip."""
     sample_every: int = setting(10_000, changeable=True)
     """Steps between sample grids; 0 for never."""
+    first_sample: int = setting(0, changeable=True)
+    """Step of the first sample grid, and then at twice, four times, ... of it, until sample_every is reached; 0 leaves
+    those out."""
 
     def __post_init__(self) -> None:
         as_declared(self)
         at_least(1, self, "steps", "batch", "accumulate", "log_every", "save_every", "keep", "patience")
-        at_least(0, self, "validate_every", "sample_every", "score_every", "blocks_every", "keep_every")
+        at_least(0, self, "validate_every", "sample_every", "score_every", "blocks_every", "keep_every", "first_sample")
         at_least(2, self, "score_count")
         at_least(0, self, "ema_every", "activation_checkpointing")
         power_ema.check_lengths(self.ema_lengths)
@@ -75,6 +83,13 @@ class TrainConfig:
             raise ValueError(f"batch {self.batch} cannot be split evenly into accumulate {self.accumulate}")
         if not all(0 <= decay < 1 for decay in (self.ema_decay, *self.ema_decays)):
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay} {self.ema_decays}")
+
+    def is_first_sample(self, step: int) -> bool:
+        """True at first_sample, and at twice, four times, ... of it below sample_every."""
+        if not self.first_sample or step >= self.sample_every:
+            return False
+        times, rest = divmod(step, self.first_sample)
+        return rest == 0 and times.bit_count() == 1
 
     @property
     def snapshot_every(self) -> int:

@@ -24,10 +24,16 @@ def name_of_length(length: float) -> str:
     return f"power-{length:.3f}"
 
 
-def decay_of(name: str, first: float, step: int) -> float:
-    """The decay of the average of that name in step 1, 2 ...; `first` is that of the one called ema."""
+def decay_of(name: str, first: float, step: int, *, warmup: bool = False) -> float:
+    """The decay of the average of that name in step 1, 2 ...; `first` is that of the one called ema.
+
+    With `warmup` it is at most (1 + step) / (10 + step), as in TensorFlow's ExponentialMovingAverage with num_updates;
+    but for power-function averages, which begin short by themselves.
+    """
     kind, _, number = name.partition("-")
-    return power_ema.decay(step, power_ema.exponent(float(number))) if kind == "power" else float(number or first)
+    if kind == "power":
+        return power_ema.decay(step, power_ema.exponent(float(number)))
+    return min(float(number or first), (1 + step) / (10 + step) if warmup else 1.0)
 
 
 def start(model: nn.Module, names: Sequence[str], device: torch.device | str | None = None) -> Tracks:

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -258,16 +258,30 @@ def read(folder: Path | str) -> list[Row]:
     if left_out:
         number, text = left_out[0]
         print(f"line {number} of {path}: {text}; this value{_more(left_out)} left out", file=sys.stderr)
-    rows: list[Row] = []
-    for row, _ in found:
-        if "rolled_back_to" in row:
-            rows = [r for r in rows if r["step"] <= row["rolled_back_to"] or any(key in r for key in EVENTS)]
-        rows.append(row)
+    rows = _standing(row for row, _ in found)
     if not rows:
         raise ValueError(f"{path} is empty: the run has not come to its first line (train.log_every); try again later")
     if not any(key in row for row in rows for key in KNOWN):
         raise ValueError(f"{path} has none of {', '.join(KNOWN)}; expected the log of a run, got {sorted(rows[0])}")
     return rows
+
+
+def _standing(found: Iterable[Row]) -> list[Row]:
+    """The rows without what a roll-back undid."""
+    rows: list[Row] = []
+    for row in found:
+        if "rolled_back_to" in row:
+            rows = [r for r in rows if r["step"] <= row["rolled_back_to"] or any(key in r for key in EVENTS)]
+        rows.append(row)
+    return rows
+
+
+def validated(run: Path) -> dict[int, float]:
+    """The validation losses of a run by step, those that are finite; none without a log. Raises OSError."""
+    path = run / "log.jsonl"
+    rows = _standing(row for row, _ in _parsed(path)[0]) if path.is_file() else []
+    losses = {row["step"]: row["held_out_loss"] for row in rows if row.get("held_out_loss") is not None}
+    return {step: float(loss) for step, loss in losses.items() if math.isfinite(loss)}
 
 
 def series(rows: Sequence[Row], key: str, part: str | int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -87,6 +87,7 @@ def train(
             run.meter.leave_out()
         run.saver.wait()
         run.check_folder()
+        run.saver.prune()  # the last validation loss may be the lowest
         return learner.averaged()
 
 
@@ -102,7 +103,9 @@ class _Process:
 
     def saver_in(self, folder: Path) -> checkpoint.Saver:
         """Writes checkpoints of this run to a folder."""
-        return checkpoint.Saver(folder, keep=self.config.keep, keep_every=self.config.keep_every, world=self.world)
+        config = self.config
+        kept = {"keep": config.keep, "keep_every": config.keep_every, "keep_best": config.keep_best}
+        return checkpoint.Saver(folder, **kept, world=self.world)
 
     def begin(self, *, start_over: bool) -> None:
         """Goes on from the newest whole checkpoint, if there is one, and opens the log on the main process."""
@@ -170,6 +173,7 @@ class _Process:
         every = {"held_out": config.validate_every, "score": config.score_every, "preview": config.sample_every}
         every["ema"] = config.snapshot_every if config.ema_lengths else 0
         due = {name for name in names if self.is_due(every[name])}
+        due |= names & {"preview"} if config.is_first_sample(self.at.step) else set()
         due = self.world.broadcast(due - self._made() if missing else due)
         if "ema" in due:
             _snapshot(self.folder, self.at.step, self.learner)

@@ -23,10 +23,14 @@ class OptimConfig:
     """AdamW's weight decay on tensors of two or more axes; biases and other vectors have none."""
     warmup: int = 0
     """Steps over which the rate rises linearly from 0."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Schedule after the warm-up: the peak rate, or half a cosine down to final_lr at the last step."""
+    schedule: Literal["constant", "cosine", "wsd"] = "constant"
+    """Schedule after the warm-up: the peak rate, half a cosine down to final_lr at the last step, or (wsd) the peak
+    rate and a decay to final_lr at the end: by 1 - sqrt, of "Scaling Laws and Compute-Optimal Training Beyond Fixed
+    Training Durations" (arXiv 2405.18392), section 3."""
+    decay: float = 0.2
+    """Share of the steps over which wsd decays."""
     final_lr: float = 0.0
-    """Where the cosine ends."""
+    """Where cosine and wsd end."""
     clip: Literal["none", "value", "norm"] = "value"
     """Clip every entry of the gradient, or its norm over all parameters, to clip_at."""
     clip_at: float = 3.0
@@ -39,6 +43,8 @@ class OptimConfig:
                 f"lr and clip_at must be above 0 and final_lr at least 0, "
                 f"got lr={self.lr}, clip_at={self.clip_at}, final_lr={self.final_lr}"
             )
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay must be above 0 and at most 1, a share of the steps, got {self.decay}")
         if not all(0 <= beta < 1 for beta in self.betas) or self.weight_decay < 0 or self.warmup < 0:
             raise ValueError(
                 f"betas must be in [0, 1), weight_decay and warmup at least 0, "
@@ -62,8 +68,12 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
         return config.lr * (step + 1) / config.warmup
     if config.schedule == "constant":
         return config.lr
-    progress = (step - config.warmup) / max(1, steps - config.warmup)
-    return config.final_lr + (config.lr - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    start = config.warmup
+    if config.schedule == "wsd":
+        start = max(start, steps - round(config.decay * steps))
+    progress = max(0, step - start) / max(1, steps - start)
+    height = 1 - math.sqrt(progress) if config.schedule == "wsd" else 0.5 * (1 + math.cos(math.pi * progress))
+    return config.final_lr + (config.lr - config.final_lr) * height
 
 
 def clip_gradients(parameters: Sequence[Tensor], config: OptimConfig) -> Float[Tensor, ""]:

@@ -146,7 +146,7 @@ def step(
     updates = update_sizes(blocks(model), optimizer, rate, optim) if blocks_too else {}
     optimizer.zero_grad(set_to_none=True)
     for name, average in learner.averages.items():
-        ema.update(average, model, ema.decay_of(name, config.ema_decay, number + 1))
+        ema.update(average, model, ema.decay_of(name, config.ema_decay, number + 1, warmup=config.ema_warmup))
     each = {name: {"grad_norm": gradients[name], "update": updates[name]} for name in gradients}
     return StepMetrics(loss, norm, skipped, rate, parts, each)
 

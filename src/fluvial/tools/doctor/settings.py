@@ -5,11 +5,27 @@ from collections.abc import Sequence
 from fluvial.config import Run
 from fluvial.methods import method_of
 from fluvial.tools.doctor.check import Check, judge, not_checked
+from fluvial.training.ema import decay_of
 from fluvial.training.log import Row
 
 RATE, BATCH, WIDTH = 1e-4, 256, 1152  # AdamW's learning rate, batch and width of the published SiT-XL/2
 FACTOR, FAR = 4.0, 16.0  # factors from the rule of thumb
 EMA = (0.005, 0.2)  # length of the average relative to the steps taken
+WARMUP, SHORTENED = 0.5, 0.1  # of the steps at most; and where a run was made shorter than its recipe
+
+
+def at_start(run: Run, recipe: Run | None = None) -> list[str]:
+    """Lines on settings that would spoil a run, to be told before its first step.
+
+    `recipe` is what it was made from: the warm-up may be as long as there, but not for fewer steps.
+    """
+    steps, rate = run.train.steps, check_rate(run)
+    shortened = recipe is not None and steps < recipe.train.steps
+    checks = [check_schedule(run, most=SHORTENED if shortened else WARMUP)]
+    checks += [rate] if rate.verdict == "wrong" else []
+    checks += [check_average(run, [{"step": steps}])] if _length(run, steps) > EMA[1] * steps else []
+    told = [f"{check.name}: {check.found}: {check.advice}" for check in checks if check.advice]
+    return told + [text for texts in _contradictions(run) for text in texts]
 
 
 def check_rate(run: Run) -> Check:
@@ -32,21 +48,21 @@ def check_rate(run: Run) -> Check:
     )
 
 
-def check_schedule(run: Run) -> Check:
-    """Checks the warm-up against the length of the run, and the final learning rate."""
+def check_schedule(run: Run, *, most: float = WARMUP) -> Check:
+    """Checks the warm-up against the length of the run, of which it may be a share of `most`, and the final rate."""
     optim, steps = run.optim, run.train.steps
-    expected = "warm-up within half of the run, cosine down to a fifth of the peak or less"
+    expected = "warm-up within half of the run, cosine or wsd down to a fifth of the peak or less"
     found = f"warm-up {optim.warmup:,} of {steps:,} steps, then {optim.schedule}"
     advice = ""
     wrong = optim.warmup >= steps
     if wrong:
         advice = f"the rate never reaches its peak: set optim.warmup to {max(1, steps // 20):,} or so, or train longer"
-    elif optim.warmup > steps / 2:
-        advice = "most of the run is warm-up: shorten optim.warmup"
-    if optim.schedule == "cosine":
+    elif optim.warmup > most * steps:
+        advice = f"a long part of the run is warm-up: set optim.warmup to {max(1, steps // 20):,} or so"
+    if optim.schedule != "constant":
         found += f" to {optim.final_lr:.2g}"
         if optim.final_lr > optim.lr:
-            wrong, advice = True, advice or "the cosine rises: optim.final_lr must be below optim.lr"
+            wrong, advice = True, advice or "the rate rises at the end: optim.final_lr must be below optim.lr"
         elif optim.final_lr > 0.2 * optim.lr:
             advice = advice or "a rate that ends above a fifth of the peak leaves the gradient's noise in: lower it"
     return Check(name="schedule", found=found, expected=expected, verdict=judge(bool(advice), wrong), advice=advice)
@@ -57,21 +73,45 @@ def check_average(run: Run, rows: Sequence[Row]) -> Check:
     name, taken = "moving average", rows[-1]["step"]
     if not taken:
         return not_checked(name, "no steps were taken")
-    length = 1 / (1 - run.train.ema_decay)
+    length = _length(run, taken)
     low, high = EMA[0] * taken, EMA[1] * taken
     good = min(0.99999, round(1 - 1 / max(1.0, 0.05 * taken), 5))
+    warm = ", or train.ema_warmup True" if length > high and not run.train.ema_warmup else ""
     advice = "the averaged weights lag far behind" if length > high else "the average is too short to matter"
     return Check(
         name=name,
-        found=f"{length:,.0f} steps, {100 * length / taken:.2g} % of {taken:,}",
+        found=f"{length:,.0f} steps, {max(100 * length / taken, 0.01):,.3g} % of {taken:,}",
         expected=f"{100 * EMA[0]:g} % to {100 * EMA[1]:g} %",
         verdict=judge(not low <= length <= high, length > taken),
-        advice="" if low <= length <= high else f"{advice}: for this many steps set train.ema_decay {good:g} or so",
+        advice=""
+        if low <= length <= high
+        else f"{advice}: for this many steps set train.ema_decay {good:g} or so{warm}",
     )
+
+
+def _length(run: Run, steps: int) -> float:
+    """The number of steps that the moving average is over, at that step."""
+    return 1 / (1 - decay_of("ema", run.train.ema_decay, steps, warmup=run.train.ema_warmup))
 
 
 def check_together(run: Run) -> Check:
     """Lists all settings that contradict each other."""
+    wrong, odd = _contradictions(run)
+    if run.train.log_every > run.train.steps // 10 and run.train.steps >= 100:
+        odd.append(f"train.log_every {run.train.log_every}: fewer than ten rows of log")
+    return Check(
+        name="settings together",
+        found="; ".join(wrong + odd) or "no contradiction",
+        expected="no contradiction",
+        verdict=judge(bool(odd), bool(wrong)),
+        advice="change one of the two settings; settings of method need training from the start"
+        if wrong or odd
+        else "",
+    )
+
+
+def _contradictions(run: Run) -> tuple[list[str], list[str]]:
+    """Settings that contradict each other, and those that are odd together, in words."""
     wrong, odd = [], []
     method, guidance = run.method, run.sample.guidance
     scales = len(method_of(method).scales(method)) or 1
@@ -89,16 +129,8 @@ def check_together(run: Run) -> Check:
         odd.append(f"optim.clip_at {run.optim.clip_at:g} is below optim.lr: nearly every entry is clipped")
     if run.data.flip and (run.data.path or run.data.name) in ("digits", "mnist-5k"):
         odd.append("data.flip with digits: mirrored digits are not digits")
+    if run.train.keep_best and not run.train.validate_every:
+        odd.append("train.keep_best with train.validate_every 0: there is no validation loss to choose by")
     if method.context_noise and not run.sample.context_noise:
         odd.append("method.context_noise without sample.context_noise: trained for, but not used in sampling")
-    if run.train.log_every > run.train.steps // 10 and run.train.steps >= 100:
-        odd.append(f"train.log_every {run.train.log_every}: fewer than ten rows of log")
-    return Check(
-        name="settings together",
-        found="; ".join(wrong + odd) or "no contradiction",
-        expected="no contradiction",
-        verdict=judge(bool(odd), bool(wrong)),
-        advice="change one of the two settings; settings of method need training from the start"
-        if wrong or odd
-        else "",
-    )
+    return wrong, odd
