@@ -21,4 +21,5 @@ def divided(count: int, labels: Int[Tensor, "n"] | None, share: float) -> tuple[
     order = order[np.isin(classes[order], ids[sizes > 1])]
     wanted = min(len(order), max(1, round(count * share)))
     held_out = order[((np.arange(wanted) + 0.5) * len(order) / wanted).astype(int)] if wanted else order
-    return tuple(torch.from_numpy(part) for part in (np.setdiff1d(np.arange(count), held_out), np.sort(held_out)))
+    kept = np.setdiff1d(np.arange(count), held_out)
+    return torch.from_numpy(kept), torch.from_numpy(np.sort(held_out))

@@ -59,13 +59,6 @@ class Dataset:
     """What the manifest of a cache of latents says of their making; None for images."""
 
     @property
-    def name(self) -> str:
-        """A short name for a folder, from the place of the data."""
-        stem = Path(self.config.path or self.config.name.rpartition(":")[2]).name.partition(".")[0]
-        words = "".join(c if c.isalnum() else "-" for c in stem.lower().replace("*", " ")).split("-")
-        return "-".join(filter(None, words)) or "images"
-
-    @property
     def classes(self) -> int:
         """The classes with images."""
         return sum(size > 0 for size in self.class_sizes.values())
@@ -77,6 +70,13 @@ def config_of(place: Path | str) -> DataConfig:
     is_path = isinstance(place, Path) or Path(name).expanduser().exists()
     named = name in BUILT_IN or (repository(name) is not None and not name.startswith("hub:"))
     return DataConfig(name=name) if named and not is_path else DataConfig(name="", path=name)
+
+
+def name_of(config: DataConfig) -> str:
+    """A short name for a folder, from the place of the data: "fashion-mnist-train" of data/fashion-mnist-train.parquet."""
+    stem = Path(config.path or config.name).expanduser().name.partition(".")[0].rpartition(":")[2]
+    words = "".join(c if c.isalnum() else " " for c in stem.lower()).split()
+    return "-".join(words) or "images"
 
 
 def look_at(config: DataConfig, images: ImageSet | None = None, *, has_validation: bool = False) -> Dataset:
@@ -95,13 +95,13 @@ def look_at(config: DataConfig, images: ImageSet | None = None, *, has_validatio
             f"{config.path or config.name} has {count} image{'s' * (count != 1)}, and a model needs at least {FEWEST} "
             f"(hundreds are better). {images.left_out}".strip()
         )
-    chosen = np.sort(numpy_generator(0, "looked at").permutation(count)[:LOOKED_AT])
+    chosen = np.sort(numpy_generator(0, "looked at").permutation(count)[:LOOKED_AT]).tolist()
     seen, bad = _looked(images, chosen)
     if len(bad) > len(seen):
         raise ValueError(f"most of the images cannot be read: {listed(bad)}")
     sizes = np.array([one.size for one in seen])
     pixels = np.stack([one.thumbnail for one in seen])
-    labels = None if images.labels is None else images.labels.numpy()[[one.index for one in seen]]
+    labels = None if images.labels is None else images.labels.numpy()[[one.number for one in seen]]
     return Dataset(
         config=config,
         count=count,
@@ -137,7 +137,7 @@ def asymmetry(pixels: Float[np.ndarray, "n h w"], labels: Int[np.ndarray, " n"] 
 class _Seen(NamedTuple):
     """What is kept of one decoded image."""
 
-    index: int
+    number: int
     size: tuple[int, int]
     thumbnail: UInt8[np.ndarray, "3 t t"]
 
