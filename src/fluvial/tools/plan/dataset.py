@@ -73,7 +73,7 @@ def config_of(place: Path | str) -> DataConfig:
 
 
 def name_of(config: DataConfig) -> str:
-    """A short name for a folder, from the place of the data: "fashion-mnist-train" of data/fashion-mnist-train.parquet."""
+    """A short name for a folder, from the place of the data: "photos" of data/photos.parquet."""
     stem = Path(config.path or config.name).expanduser().name.partition(".")[0].rpartition(":")[2]
     words = "".join(c if c.isalnum() else " " for c in stem.lower()).split()
     return "-".join(words) or "images"

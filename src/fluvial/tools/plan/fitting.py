@@ -3,20 +3,22 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from fluvial.config import Run
-from fluvial.methods import method_of
+from fluvial.methods import Config, method_of
 from fluvial.run.load import LARGE
 from fluvial.run.train import PREVIEW, PREVIEW_LARGE
 from fluvial.tools import estimate
 from fluvial.tools.plan import network, pace
 from fluvial.tools.plan.draft import applied, part_of
+from fluvial.training.config import TrainConfig
 
-MINUTES = 30
+MINUTES = 30.0
 Size = Literal["small", "base", "large"]
 Speed = Callable[[Run, torch.device], float]
 """Measures the seconds of a training step of a run."""
@@ -60,7 +62,7 @@ class Budget:
         """The number of images that training sees."""
         if self.minutes is not None:
             return rate * self.seconds / flops_an_image(run)
-        return images * self.epochs if self.epochs else (self.steps or 1) * BATCHES[1]
+        return float(images * self.epochs if self.epochs else (self.steps or 1) * BATCHES[1])
 
     def steps_of(self, run: Run, seconds: float, images: int) -> int:
         """The steps of a run whose steps take so many seconds."""
@@ -78,7 +80,7 @@ def rate_of(draft: Run, device: torch.device, speed: Speed) -> float:
     run = _of_network(draft, depth, width, {})
     batch = max(1, 64 // (run.method.images_per_sequence or 1))
     run = replace(run, train=replace(run.train, batch=batch))
-    return estimate.flops(run).total / speed(run, device)
+    return flops_an_image(run) * run.images_per_step / speed(run, device)
 
 
 def _of_network(run: Run, depth: int, width: int, given: Mapping[str, Any]) -> Run:
@@ -120,8 +122,13 @@ def sized(
 
 def flops_an_image(run: Run) -> float:
     """Training FLOPs of one image."""
-    one = replace(run, train=replace(run.train, batch=1, accumulate=1))
-    return estimate.flops(one).total / one.images_per_step
+    return _flops_of(run.method) / (run.method.images_per_sequence or 1)
+
+
+@cache
+def _flops_of(method: Config) -> int:
+    """Training FLOPs of one example, which take a fraction of a second to count."""
+    return estimate.flops(Run(method=method, train=TrainConfig(batch=1))).total
 
 
 def quickest(run: Run, rate: float, device: torch.device, speed: Speed, given: Mapping[str, Any]) -> tuple[Run, float]:
@@ -142,24 +149,22 @@ def quickest(run: Run, rate: float, device: torch.device, speed: Speed, given: M
     return replace(run, train=replace(run.train, precision=best)), seconds[best]
 
 
-def accumulated(run: Run, device: torch.device, given: Mapping[str, Any]) -> Run:
-    """The run with micro-batches that fit into memory. Raises ValueError if one example does not."""
+def accumulated(run: Run, device: torch.device, given: Mapping[str, Any]) -> tuple[Run, int]:
+    """The run with micro-batches that fit into memory, and the bytes of a step at its peak.
+
+    Raises ValueError if one example does not fit.
+    """
     limit = MEMORY * available_memory(device)
-    if "train.accumulate" in given or not limit:
-        return run
+    fixed = "train.accumulate" in given or not limit
     for parts in (parts for parts in range(1, run.train.batch + 1) if run.train.batch % parts == 0):
-        run = replace(run, train=replace(run.train, accumulate=parts))
-        if memory_of(run, device) < limit:
-            return run
+        run = run if fixed else replace(run, train=replace(run.train, accumulate=parts))
+        needed = estimate.memory(run, device="cuda" if device.type == "cuda" else "cpu").total
+        if fixed or needed < limit:
+            return run, needed
     raise ValueError(
-        f"a training step needs {memory_of(run, device) / 1e9:.1f} GB for one example at a time, and of {device} "
-        f"{limit / 1e9:.1f} GB may be used; choose a smaller model with --size small"
+        f"a training step needs more than the {limit / 1e9:.1f} GB that may be used of {device}, for one example at a "
+        f"time; choose a smaller model with --size small"
     )
-
-
-def memory_of(run: Run, device: torch.device) -> int:
-    """Estimated bytes at the peak of a training step."""
-    return estimate.memory(run, device="cuda" if device.type == "cuda" else "cpu").total
 
 
 def available_memory(device: torch.device) -> int:

@@ -20,7 +20,6 @@ from fluvial.tools.plan.fitting import (
     Size,
     Speed,
     accumulated,
-    memory_of,
     picture_seconds,
     quickest,
     rate_of,
@@ -68,7 +67,7 @@ def plan(
     run = sized(first, budget, rate, count, size, given, base)
     run, seconds = quickest(run, rate, device, speed, given)
     run = replace(run, train=replace(run.train, steps=given.get("train.steps", budget.steps_of(run, seconds, count))))
-    run = accumulated(run, device, given)
+    run, memory = accumulated(run, device, given)
     run = applied(pace.timed(run, seconds, picture_seconds(run, rate)), given)
     parameters = sum(estimate.parameters(run).values())
     found = Plan(
@@ -77,7 +76,7 @@ def plan(
         parameters=parameters,
         images=count,
         seconds=run.train.steps * seconds,
-        memory=memory_of(run, device),
+        memory=memory,
         checkpoints=parameters * STATE * (run.train.keep + 2),
     )
     if budget.minutes is not None and found.epochs < 1:
