@@ -63,11 +63,11 @@ def counted(call):
 
 def test_training_flops_are_those_of_the_timed_step_without_what_is_recomputed(run):
     plain = replace(run, train=replace(run.train, activation_checkpointing=0))
-    call, images = bench._training(plain, CPU)
+    call, images = bench.training_call(plain, CPU)
     assert images == 4 * (run.method.images_per_sequence or 1)
     # the first layer's input has no gradient, which is counted as if it had
     assert bench._training_flops(run) == pytest.approx(counted(call), rel=0.02)
-    recomputing, _ = bench._training(run, CPU)
+    recomputing, _ = bench.training_call(run, CPU)
     assert counted(recomputing) > 1.2 * bench._training_flops(run)
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fluvial.data.division import divided
 from fluvial.data.groups import SmallClasses, check_sizes, draw_groups, index_by_class
 from fluvial.data.images import DataConfig, ImageSet
 from fluvial.data.labels import Classes, aligned, named
@@ -107,6 +108,12 @@ def shuffled(count: int, seed: int, step: int, batch: int) -> Int[Tensor, "b"]:
 @lru_cache(maxsize=2)
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return numpy_generator(seed, "epoch", epoch).permutation(count)
+
+
+def in_two(examples: Train, share: float) -> tuple[Train, Train]:
+    """The examples in two parts: those for training, and this share of them for validation."""
+    kept, held_out = divided(len(examples[0]), examples.labels, share)
+    return cast(Train, examples.subset(kept)), cast(Train, examples.subset(held_out))
 
 
 def with_same_classes(train: Train, test: Test | None, given: DataConfig) -> tuple[Train, Test | None]:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from fluvial.data import crop
 from fluvial.data.crop import Crop, Stored, UnreadableImage
+from fluvial.data.division import divided
 from fluvial.data.sources import Source, class_labels, open_source
 from fluvial.utils.checks import as_declared, at_least, setting
 from fluvial.utils.extras import require
@@ -56,6 +57,9 @@ class DataConfig:
     """Split to train on; by default "train", or the only one there is."""
     test_split: str = ""
     """Split of the validation images; by default the first there is of validation, valid, val and test."""
+    validation: float = 0.0
+    """Share of the training images that is held out for validation if there are no validation images: of every class
+    alike, and the same images every time."""
     image_column: str = ""
     """Column of the images; found by default."""
     label_column: str = ""
@@ -86,6 +90,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         as_declared(self)
         at_least(0, self, "size")
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"data.validation must be in [0, 1), got {self.validation}; 0.05 is usual")
         if self.path:  # it replaces the data set of a recipe
             object.__setattr__(self, "name", "")
         if len(set(self.class_names)) < len(self.class_names):
@@ -269,6 +275,28 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
     if place == "given":
         raise ValueError("this run was trained on images given to it in Python; pass them again with data=")
     held_out = split == "test"
+    source = opened(config, split)
+    validation = source if held_out else opened(config, "test") if config.validation else None
+    in_two = config.validation > 0 and validation is None
+    if in_two and held_out:
+        source = opened(config, "train")
+    if source is None:
+        return None
+    labels, names = class_labels(source, config.class_names)
+    digest = "" if held_out else source.digest()
+    images = ImageSet(Files(source, config), labels, names, digest=digest, left_out=str(source.left_out))
+    if in_two:
+        images = images.subset(divided(len(images.pixels), labels, config.validation)[held_out])
+    if not scan:
+        return images
+    few = math.prod(images.pixels.shape) <= IN_MEMORY and config.crop != "random"
+    return _decoded(images, keep=few) if few or config.unreadable == "skip" else images
+
+
+def opened(config: DataConfig, split: Split) -> Source | None:
+    """The undecoded images of one split; None if there are no validation images ("test")."""
+    held_out = split == "test"
+    place = (config.test_path if held_out else "") or config.place
     options: dict[str, Any] = {
         "split": config.test_split if held_out else config.split,
         "trained_on": "" if config.test_path or not held_out else config.split,
@@ -278,15 +306,7 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
     source = open_source(place, held_out=held_out, **options)
     if source is None and config.test_path:  # without splits all of it is for validation
         source = open_source(place, **options)
-    if source is None:
-        return None
-    labels, names = class_labels(source, config.class_names)
-    digest = "" if held_out else source.digest()
-    images = ImageSet(Files(source, config), labels, names, digest=digest, left_out=str(source.left_out))
-    if not scan:
-        return images
-    few = math.prod(images.pixels.shape) <= IN_MEMORY and config.crop != "random"
-    return _decoded(images, keep=few) if few or config.unreadable == "skip" else images
+    return source
 
 
 def _decoded(images: ImageSet, *, keep: bool) -> ImageSet:

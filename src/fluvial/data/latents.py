@@ -21,6 +21,7 @@ import math
 import mmap
 import zlib
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +60,11 @@ class LatentSet(NamedTuple):
     ) -> Float[Tensor, "b m h w"]:
         """The moments of these images in float32, of the mirror image where `flipped`; corners are not used."""
         return self.moments.read(chosen.tolist(), [] if flipped is None else flipped.tolist())
+
+    def subset(self, kept: Int[Tensor, "m"]) -> "LatentSet":
+        """The latents of these images."""
+        labels = None if self.labels is None else self.labels[kept]
+        return self._replace(moments=self.moments.subset(kept.tolist()), labels=labels)
 
 
 def write(
@@ -278,9 +284,16 @@ class Moments:
             raise ValueError(f"{folder}: {'; '.join(wrong[:5])}{more}; {RESTORE}")
         self.shards = [_Shard(folder / shard.file, shard) for shard in manifest.shards]
         self.ends = np.cumsum([shard.images for shard in manifest.shards])
+        self.chosen = np.arange(self.ends[-1])
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return len(self.chosen)
+
+    def subset(self, kept: Sequence[int]) -> "Moments":
+        """The moments of these rows alone."""
+        part = copy(self)
+        part.chosen = self.chosen[list(kept)]
+        return part
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -289,6 +302,7 @@ class Moments:
 
     def read(self, indices: Sequence[int], flipped: Sequence[bool] = ()) -> Float[Tensor, "b m h w"]:
         """The moments of these rows in float32, mirrored where `flipped`. Raises ValueError if one was altered."""
+        indices = self.chosen[list(indices)]
         numbers = np.searchsorted(self.ends, indices, side="right")
         starts = self.ends - [shard.images for shard in self.manifest.shards]
         wanted = [

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from fluvial.data import images as data_images
-from fluvial.data.batches import with_same_classes
+from fluvial.data.batches import in_two, with_same_classes
 from fluvial.data.images import DataConfig, ImageSet
 from fluvial.data.manifest import is_cache
 from fluvial.evaluation.images import Images
@@ -44,6 +44,8 @@ def real_images(
         with_own_names = replace(data, class_names=())
         training, test = (data_images.load(with_own_names, split, scan=scan) for split in ("train", "test"))
         assert training is not None
+    elif test is None and data.validation:
+        training, test = in_two(training, data.validation)
     if labelled:
         training, test = with_same_classes(training, test, data)
     name_of_test = data.test_path or f"{name}, held out"

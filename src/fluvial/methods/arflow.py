@@ -37,6 +37,7 @@ from fluvial.nn.layers import (
     PatchEmbedding,
     TimeEmbedding,
     VelocityHead,
+    heads_of,
     layer_norm,
     modulate,
 )
@@ -69,6 +70,11 @@ def preset(name: str, **overrides: Any) -> ARFlowConfig:  # noqa: ANN401 - any f
     if name == "XL/2":
         settings["heads"] = 18  # heads of 64; the released XL/4 and XL/8 keep SiT's 16
     return ARFlowConfig(**{**settings, **overrides})
+
+
+def proportioned(*, depth: int, width: int, **shape: Any) -> ARFlowConfig:  # noqa: ANN401 - size, channels, classes, patch
+    """The settings of a network of this depth and width."""
+    return ARFlowConfig(depth=depth, width=width, heads=heads_of(width), **shape)
 
 
 class Block(nn.Module):

@@ -27,6 +27,7 @@ from fluvial.nn.next_scale import FlowARConfig
 from fluvial.nn.next_scale import framed as framed
 from fluvial.nn.next_scale import part_weights as part_weights
 from fluvial.nn.next_scale import preset as preset
+from fluvial.nn.next_scale import proportioned as proportioned
 from fluvial.nn.next_scale import resampled as resampled
 from fluvial.nn.next_scale import scales as scales
 from fluvial.nn.next_scale import small as small

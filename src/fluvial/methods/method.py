@@ -183,3 +183,14 @@ class Method(Objective, Protocol):
     def resampled(self, weights: Mapping[str, Tensor], before: Any, after: Any) -> tuple[dict[str, Tensor], str]:
         """The weights with learned positions resampled to the size of `after`, and a note of the change, or ""."""
         ...
+
+
+@runtime_checkable
+class Proportioned(Protocol):
+    """What a method may define besides, so that `fluvial train PHOTOS --method NAME` can choose a network for it."""
+
+    def proportioned(
+        self, *, depth: int, width: int, size: tuple[int, int], channels: int, classes: int, patch: int
+    ) -> Any:
+        """The settings of a network of this depth and width, everything else in proportion to them."""
+        ...

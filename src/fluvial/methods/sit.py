@@ -33,6 +33,7 @@ from fluvial.nn.layers import (
     PatchEmbedding,
     TimeEmbedding,
     VelocityHead,
+    heads_of,
     layer_norm,
     modulate,
 )
@@ -49,6 +50,11 @@ class SiTConfig(DiTConfig):
 def preset(name: str, **overrides: Any) -> SiTConfig:  # noqa: ANN401 - any field of SiTConfig
     """The published configuration "S/2" ... "XL/8", with some fields replaced."""
     return SiTConfig(**{**preset_settings(name), **overrides})
+
+
+def proportioned(*, depth: int, width: int, **shape: Any) -> SiTConfig:  # noqa: ANN401 - size, channels, classes, patch
+    """The settings of a network of this depth and width."""
+    return SiTConfig(depth=depth, width=width, heads=heads_of(width), **shape)
 
 
 class Block(nn.Module):

@@ -193,3 +193,8 @@ class VelocityHead(nn.Module):
         shift, scale = self.modulation(condition)
         out = self.project(modulate(layer_norm(tokens), shift, scale))
         return unpatchify(out, self.patch, self.grid)
+
+
+def heads_of(width: int) -> int:
+    """Attention heads of a width: 32 wide up to a width of 256, then 64 (SiT, table 1)."""
+    return width // (32 if width <= 256 else 64)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fluvial.flow.interpolant import InterpolantName
 from fluvial.flow.timesteps import TimeSampling
+from fluvial.nn.layers import heads_of
 from fluvial.nn.scales import span_of
 from fluvial.utils.checks import MOST, as_declared, at_least, at_most, probabilities, whole_patches
 
@@ -130,6 +131,28 @@ def preset(name: str, **overrides: Any) -> FlowARConfig:  # noqa: ANN401 - any f
     if name not in PRESETS:
         raise ValueError(f"unknown size {name!r}: expected one of {', '.join(PRESETS)}")
     return FlowARConfig(**{**PRESETS[name], **overrides})
+
+
+def proportioned(
+    *, depth: int, width: int, size: tuple[int, int], channels: int, classes: int, patch: int
+) -> FlowARConfig:
+    """The settings of a network of this depth and width: maps that double, and a head of the same width."""
+    heads, full = heads_of(width), min(size) // patch
+    scales = (*(2**i for i in range(full.bit_length()) if 2**i < full), full)
+    return FlowARConfig(
+        size=size,
+        channels=channels,
+        classes=classes,
+        patch=patch,
+        scales=scales,
+        depth=depth + depth % 2,
+        width=width,
+        heads=heads,
+        head_depth=max(2, depth // 3),
+        head_width=width,
+        head_heads=heads,
+        dropout=0.0,
+    )
 
 
 def part_weights(config: FlowARConfig) -> Sequence[float]:

@@ -14,7 +14,7 @@ from fluvial.autoencoders import Autoencoder, AutoencoderConfig, kl16
 from fluvial.config import Run
 from fluvial.data import images as data_images
 from fluvial.data import latents
-from fluvial.data.batches import Batch, Examples, batches, with_same_classes
+from fluvial.data.batches import Batch, Examples, batches, in_two, with_same_classes
 from fluvial.data.given import checked
 from fluvial.data.images import DataConfig, ImageSet, Split, listed
 from fluvial.data.latents import LatentSet, Manifest, Plan
@@ -145,6 +145,8 @@ def _open_data(
         run = replace(run, data=replace(given, digest=train.digest))
     else:
         train, test = checked(images), None if held_out is None else checked(held_out, "held-out images")
+        if test is None and given.validation:
+            train, test = in_two(train, given.validation)
     for part in (train, test):
         if part is not None and (left_out := _left_out(part)):
             tell(left_out)
@@ -246,14 +248,15 @@ def _examples(
     device: torch.device | str,
     tell: Callable[[str], None],
 ) -> Examples | None:
-    place = data.test_path if split == "test" else data.place
+    place = (data.test_path if split == "test" else "") or data.place
     if is_cache(place):
+        if split == "test" and not data.test_path and not data.validation:
+            return None
         folder = Path(place).expanduser()
         if autoencoder is not None:
             _check_cache(folder, data, autoencoder, flips=split == "train" and data.flip)
-        return latents.load(folder)
-    if split == "test" and not data.test_path and is_cache(data.place):
-        return None
+        found = latents.load(folder)
+        return found if data.test_path or not data.validation else in_two(found, data.validation)[split == "test"]
     if split == "train" and data.cache and autoencoder is not None:
         if cache is None:
             raise ValueError("data.cache needs the folder of a run, which is not known here")

@@ -77,7 +77,7 @@ def measure(
     dtype, on_gpu = asked.precision, device.type == "cuda"
     before = torch.cuda.memory_allocated(device) if on_gpu else memory(device)
     with torch.random.fork_rng([device] if on_gpu else []), matmul_precision(dtype):
-        call, images = (_training if what == "train" else _sampling)(run, device)
+        call, images = (training_call if what == "train" else _sampling)(run, device)
         for _ in range(warmup):
             call()
         if on_gpu:
@@ -234,7 +234,7 @@ def _training_flops(run: Run) -> int:
     return cost.forward + cost.backward
 
 
-def _training(run: Run, device: torch.device) -> tuple[Call, int]:
+def training_call(run: Run, device: torch.device) -> tuple[Call, int]:
     """A function that takes a training step, and its number of images."""
     learner = begin(
         _model(run, device),

@@ -1,0 +1,57 @@
+"""The network of a plan: how many pixels, which patches, how deep and wide, for the compute there is."""
+
+from collections.abc import Sequence
+from math import log, sqrt
+
+from fluvial import methods
+from fluvial.methods.method import Proportioned
+
+LADDER = (  # depth and width, by parameters
+    *((2, 64), (3, 96), (3, 128), (4, 128), (4, 192), (6, 192), (6, 256), (8, 256)),
+    *((8, 384), (12, 384), (12, 512), (12, 768), (16, 768), (24, 1024)),
+)
+SIZES = {"small": (4, 128), "base": (8, 256), "large": (12, 384)}
+TOKENS_A_PARAMETER = 20  # in training: about those of cifar10-sit, and the ratio of language models (arXiv 2203.15556)
+PLENTY = 1e16  # training FLOPs from which an image is 256 tokens, below it 64
+RATE_AT_WIDTH = 0.256  # the learning rate times the width: 2e-3 at 128, as the digits', and 6.7e-4 at 384
+
+
+def layers(flops: float) -> tuple[int, int]:
+    """Depth and width of the network for this many training FLOPs, 6 for each parameter and token.
+
+    The parameters of a block are 18 width^2: 4 in attention, 8 in the MLP, 6 in the modulation.
+    """
+    wanted = sqrt(flops / (6 * TOKENS_A_PARAMETER))
+    return min(LADDER, key=lambda rung: abs(log(18 * rung[0] * rung[1] ** 2 / wanted)))
+
+
+def learning_rate(width: int) -> float:
+    """The peak learning rate of AdamW for a network of this width, to two digits: it falls as one over the width."""
+    return float(f"{RATE_AT_WIDTH / width:.1e}")
+
+
+def patch_of(side: int, most_tokens: int, *, smallest: int = 1) -> int:
+    """The smallest patch that divides the side and makes at most so many tokens; 0 if there is none."""
+    patches = (patch for patch in range(smallest, side + 1) if side % patch == 0)
+    return next((patch for patch in patches if (side // patch) ** 2 <= most_tokens), 0)
+
+
+def pixel_side(sides: Sequence[int], *, most: int, multiple: int) -> int:
+    """The side that images are cropped to: at most `most` pixels, no more than the images have, and a multiple.
+
+    Raises ValueError for images that are smaller than two patches.
+    """
+    side = min(most, *sides) // multiple * multiple
+    if side < 2 * multiple:
+        raise ValueError(f"the images have {sides[1]} x {sides[0]} pixels, and at least {2 * multiple} are needed")
+    return side
+
+
+def known(method: str) -> Proportioned:
+    """The method of a name. Raises ValueError if there is none, or it does not say what its networks look like."""
+    methods.check_known(method)
+    found = methods.METHODS[method]
+    if not isinstance(found, Proportioned):
+        able = ", ".join(name for name, each in methods.METHODS.items() if isinstance(each, Proportioned))
+        raise ValueError(f"--method {method}: it has no function `proportioned` that chooses a network; give {able}")
+    return found

@@ -1,0 +1,84 @@
+"""fluvial.plan: from a data set and a time to the settings of a run, each with its reason."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fluvial.data.given import Given, image_set, is_place
+from fluvial.data.images import DataConfig
+from fluvial.run.folder import RunFolder
+from fluvial.run.load import default_device
+from fluvial.tools import estimate
+from fluvial.tools.plan import pace
+from fluvial.tools.plan.dataset import config_of, look_at
+from fluvial.tools.plan.draft import applied, draft, part_of
+from fluvial.tools.plan.fitting import (
+    Budget,
+    Size,
+    Speed,
+    accumulated,
+    picture_seconds,
+    quickest,
+    rate_of,
+    sized,
+)
+from fluvial.tools.plan.reasons import choices, too_short
+from fluvial.tools.plan.result import Plan
+
+STATE = 16  # bytes of a checkpoint for each parameter: weights, average, two moments
+
+
+def plan(
+    data: Given | Path | str,
+    *,
+    method: str = "arflow",
+    minutes: float | None = None,
+    steps: int | None = None,
+    epochs: float | None = None,
+    size: Size | None = None,
+    autoencoder: str = "",
+    start: Path | str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: torch.device | str | None = None,
+    speed: Speed = pace.seconds_a_step,
+) -> Plan:
+    """Chooses the settings of a run for these images, so that training takes so many minutes on this machine.
+
+    `data` is a place as for `fluvial train`, or images in Python as for `fluvial.train`. One of `minutes` (30 by
+    default), `steps` and `epochs` says how long to train. `size` fixes the network, which otherwise follows from the
+    time. `autoencoder` is the folder or name of one whose latents are trained on. `start` is a run folder with the
+    weights to start from, whose network is kept. `settings` fixes single settings, as {"train.batch": 64}. `speed`
+    measures the seconds of a training step of a run, for which steps of a few networks are taken.
+
+    Raises ValueError for data that cannot be trained on, settings that do not exist, and a time too short for an epoch.
+    """
+    device = torch.device(device or default_device())
+    given, budget = dict(settings or {}), Budget.of(minutes, steps, epochs)
+    images = None if is_place(data) else image_set(data)
+    config = config_of(data) if images is None else DataConfig(name="given")  # type: ignore[arg-type] - a place
+    dataset = look_at(part_of(config, "data", given), images)
+    base = None if start is None else RunFolder(start).run()
+    first = draft(dataset, method, autoencoder, device, given, base)
+    count = dataset.count - round(first.data.validation * dataset.count)
+    rate = rate_of(first, device, speed)
+    run = sized(first, budget, rate, count, size, given, base)
+    run, seconds = quickest(run, rate, device, speed, given)
+    run = replace(run, train=replace(run.train, steps=given.get("train.steps", budget.steps_of(run, seconds, count))))
+    run, memory = accumulated(run, device, given)
+    run = applied(pace.timed(run, seconds, picture_seconds(run, rate)), given)
+    parameters = sum(estimate.parameters(run).values())
+    found = Plan(
+        run=run,
+        dataset=dataset,
+        parameters=parameters,
+        images=count,
+        seconds=run.train.steps * seconds,
+        memory=memory,
+        checkpoints=parameters * STATE * (run.train.keep + 2),
+    )
+    if budget.minutes is not None and found.epochs < 1:
+        raise ValueError(too_short(found, budget.minutes))
+    return replace(found, choices=tuple(choices(found, budget, fixed=given, size=size, base=base)))

@@ -1,0 +1,107 @@
+"""The reasons of a plan: what was chosen, why, and the option that changes it."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fluvial.config import Run
+from fluvial.data.images import listed
+from fluvial.methods import method_of, name_of
+from fluvial.tools.plan.dataset import ASYMMETRY, Dataset
+from fluvial.tools.plan.draft import PIXELS
+from fluvial.tools.plan.fitting import Budget, Size
+from fluvial.tools.plan.result import Choice, Plan
+
+MOST_NAMES = 4
+
+
+def choices(
+    plan: Plan, budget: Budget, *, fixed: Mapping[str, Any], size: Size | None, base: Run | None
+) -> Iterator[Choice]:
+    """What a plan chose, in the order a reader asks; what was `fixed` by the user has no other reason."""
+    run = plan.run
+    method, train = run.method, run.train
+
+    def choice(what: str, chosen: str, why: str, option: str, *settings: str) -> Choice:
+        given = any(name in fixed for name in settings)
+        return Choice(what=what, chosen=chosen, why="as given" if given else why, option=option)
+
+    yield choice("classes", *_classes(plan.dataset, run), "--method.classes", "method.classes")
+    yield choice("pixels", *_pixels(plan.dataset, run), "--data.size", "data.size")
+    yield choice("mirror images", *_mirrored(plan.dataset, run), "--data.flip True|False", "data.flip")
+    yield choice("validation", *_validation(plan, run), "--data.test-path", "data.test_path", "data.validation")
+    yield choice("method", name_of(type(method)), "the default" if base is None else "of the weights", "--method")
+    tokens = method_of(method).tokens(method)
+    shape = f"{plan.parameters / 1e6:.2g}M parameters, {tokens} tokens an image"
+    why = "of the weights" if base is not None else "as given" if size else "for the time and the images"
+    yield choice("network", shape, why, "--size small|base|large")
+    yield choice("length", *_length(plan, budget), "--minutes, --steps or --epochs")
+    yield choice("batch", f"{run.images_per_step} images", "for enough steps", "--train.batch", "train.batch")
+    yield choice("learning rate", f"{run.optim.lr:g}", f"for a width of {method.width}", "--optim.lr", "optim.lr")
+    why = "the fastest measured here"
+    yield choice("precision", train.precision, why, "--train.precision", "train.precision")
+
+
+def too_short(plan: Plan, minutes: float) -> str:
+    """The message for a time in which training does not see every image once."""
+    needed = math.ceil(minutes / plan.epochs * 1.1)
+    return (
+        f"{minutes:g} minutes are too short for {plan.images:,} images: on this machine they are {plan.epochs:.2g} "
+        f"epochs. Give --minutes {needed} or more, fewer images, or a number of steps: --steps {plan.run.train.steps}"
+    )
+
+
+def _classes(dataset: Dataset, run: Run) -> tuple[str, str]:
+    sizes = {name: n for name, n in dataset.class_sizes.items() if n}
+    if not sizes:
+        return "none", "the images are unlabelled (a folder for each class makes classes)"
+    if not run.method.classes:
+        why = "there is one class only" if len(sizes) == 1 else f"{len(sizes)} classes have too few images each"
+        return "none", f"{why} to tell them apart"
+    names = sorted(sizes, key=lambda name: -sizes[name])
+    shown = [f"{name} {sizes[name]:,}" for name in names[:MOST_NAMES]]
+    small = f"; the smallest has {min(sizes.values())}, repeated" if run.data.small_classes == "repeat" else ""
+    return f"{run.method.classes}", ", ".join(shown) + (", ..." if len(names) > MOST_NAMES else "") + small
+
+
+def _pixels(dataset: Dataset, run: Run) -> tuple[str, str]:
+    side = run.data.size
+    chosen = f"{side} x {side} {'grey' if run.data.channels == 1 else 'colour'}"
+    encoder, (height, width) = run.autoencoder.name, dataset.sides
+    if encoder != "pixels":
+        h, w = run.method.size
+        return chosen, f"as {h} x {w} latents of {encoder}"
+    if dataset.is_one_size and (height, width) == (side, side):
+        return chosen, "as they are"
+    if side == PIXELS:
+        return chosen, "cropped; for more, train on latents: --autoencoder"
+    return chosen, f"the smallest image has {width} x {height}"
+
+
+def _mirrored(dataset: Dataset, run: Run) -> tuple[str, str]:
+    if run.data.flip:
+        return "yes", "images and mirror images look alike"
+    why = "the latents have none" if dataset.encoded else "images and mirror images differ, as of letters"
+    return "no", why if dataset.asymmetry >= ASYMMETRY else "as given"
+
+
+def _validation(plan: Plan, run: Run) -> tuple[str, str]:
+    if run.data.test_path:
+        return run.data.test_path, "as given"
+    if plan.dataset.has_validation:
+        return "its own", "the data has a split for it"
+    held_out = plan.dataset.count - plan.images
+    return f"{held_out:,} images", f"{run.data.validation:.0%} of {plan.dataset.count:,}, as there is no split for it"
+
+
+def _length(plan: Plan, budget: Budget) -> tuple[str, str]:
+    steps = f"{plan.run.train.steps:,} steps, {plan.epochs:.3g} epochs"
+    if budget.minutes is not None:
+        return steps, f"for {budget.minutes:g} minutes, by the speed measured here"
+    return steps, f"about {plan.seconds / 60:.0f} minutes at the speed measured here"
+
+
+def unreadable(dataset: Dataset) -> str:
+    """A line about images that cannot be read, and files that were not taken for images; "" if there are none."""
+    told = [f"left out: {listed(dataset.unreadable)}"] if dataset.unreadable else []
+    return "\n".join([*told, *([dataset.left_out] if dataset.left_out else [])])
