@@ -20,7 +20,7 @@ from PIL import Image
 from fluvial import recipes
 from fluvial.cli import main
 from fluvial.cli.arguments import parse
-from fluvial.cli.runs import TrainOptions
+from fluvial.cli.train import TrainOptions
 from fluvial.run.folder import RunFolder
 from fluvial.sampling.settings import Dopri5, SampleConfig
 from fluvial.training import checkpoint

@@ -12,9 +12,10 @@ from fluvial.cli import main
 from fluvial.cli.arguments import parse
 from fluvial.cli.completion import OPTIONS, SCRIPTS, options
 from fluvial.cli.known import options_of
-from fluvial.cli.runs import SampleOptions, TrainOptions
+from fluvial.cli.runs import SampleOptions
 from fluvial.cli.score import MeasuredRun
 from fluvial.cli.short import FLAGS, SHORT
+from fluvial.cli.train import TrainOptions
 from fluvial.run.folder import RunFolder, record_of
 from fluvial.sampling.settings import SampleConfig
 

@@ -141,7 +141,7 @@ SMALL += ["--train.steps", "1", "--train.validate-every", "0", "--train.sample-e
 def test_a_given_name_takes_the_place_of_a_path(here, capsys, monkeypatch):
     """Of a run folder or a recipe, which the name would otherwise be dropped for."""
     asked = []
-    monkeypatch.setattr("fluvial.cli.runs._tell", lambda run, *_: asked.append(run.data))
+    monkeypatch.setattr("fluvial.cli.train._tell", lambda run, *_: asked.append(run.data))
     assert cli.main(["train", "photos-256", "--data.name", "owner/name", "--dry-run"]) == 0
     assert (asked[0].name, asked[0].path) == ("owner/name", "")
     assert cli.main(["train", "digits-sit", "--data.name", "digits", "--data.path=x"]) == 2

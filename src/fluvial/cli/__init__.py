@@ -48,7 +48,7 @@ TRACEBACK = "--traceback"
 LONGEST = 2000  # characters of a message: what it quotes may be damaged, or not written to be read
 COMMANDS = {  # by command, its module and function: torch is imported by those that need it
     "recipes": "runs.list_recipes",
-    "train": "runs.train",
+    "train": "train.train",
     "config": "config.config",
     "sample": "runs.sample",
     "score": "score.score",

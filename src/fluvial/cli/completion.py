@@ -16,7 +16,7 @@ from fluvial.sampling.settings import SOLVERS, SampleConfig
 from fluvial.utils.errors import UsageError
 
 OPTIONS = {  # by command, the module and class of its options
-    "train": "runs.TrainOptions",
+    "train": "train.TrainOptions",
     "sample": "runs.SampleOptions",
     "score": "score.MeasuredRun",
     "plot": "health.PlotOptions",

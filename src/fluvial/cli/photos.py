@@ -1,7 +1,7 @@
 """fluvial train PHOTOS: looks at the images, says what it chose, and trains."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from itertools import count
@@ -19,7 +19,8 @@ from fluvial.utils.errors import UsageError
 
 METHOD = "arflow"
 BUDGETS = ("minutes", "steps", "epochs")
-LOCAL = ("out", "name", "device")  # options that do not change the run
+OF_IMAGES = ("method", "size", "name", "from", "autoencoder")  # options for `fluvial train IMAGES` alone
+LOCAL = ("out", "device")  # options that do not change the run
 Asked = dict[str, Any]
 
 
@@ -28,21 +29,42 @@ def asked_of(arguments: list[str]) -> tuple[Asked, list[str]]:
 
     Raises UsageError for a value of another kind, or more than one length of training.
     """
-    parser = argparse.ArgumentParser("fluvial train", add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name, kind in (("minutes", float), ("steps", int), ("epochs", float)):
-        parser.add_argument(f"--{name}", type=kind)
-    parser.add_argument("--train.steps", dest="steps", type=int)
-    parser.add_argument("--size", choices=tuple(network.SIZES))
-    for name in ("method", "name", "from", "autoencoder"):
-        parser.add_argument(f"--{name}")
-    try:
-        found, rest = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UsageError(str(error).replace("argument ", "")) from error
-    asked = vars(found)
+    words = {"train.steps": "steps", **dict.fromkeys((*BUDGETS, *OF_IMAGES))}
+    asked, rest = _taken(arguments, words)
     if len(given := [name for name in BUDGETS if asked[name] is not None]) > 1:
         raise UsageError(f"give one of --minutes, --steps and --epochs, got {' and '.join(f'--{n}' for n in given)}")
     return asked, rest
+
+
+def length_of(arguments: list[str]) -> tuple[Asked, list[str]]:
+    """The minutes or epochs for which a run goes on, None if not given, and the other arguments."""
+    asked, rest = _taken(arguments, {"minutes": None, "epochs": None})
+    more = [name for name in ("steps", "train.steps") if any(w.partition("=")[0] == f"--{name}" for w in rest)]
+    if len(given := [name for name in asked if asked[name] is not None] + more) > 1:
+        raise UsageError(f"give one of --minutes, --steps and --epochs, got {' and '.join(f'--{n}' for n in given)}")
+    return asked, rest
+
+
+def _taken(arguments: list[str], names: Mapping[str, str | None]) -> tuple[Asked, list[str]]:
+    """The values of these options, under their own or another name, and the other arguments."""
+    parser = argparse.ArgumentParser("fluvial train", add_help=False, allow_abbrev=False, exit_on_error=False)
+    kinds: dict[str, Any] = {"minutes": float, "epochs": float, "steps": int}
+    for name, other in names.items():
+        key = other or name
+        choices = tuple(network.SIZES) if key == "size" else None
+        parser.add_argument(f"--{name}", dest=key, type=kinds.get(key, str), choices=choices)
+    try:
+        found, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error).removeprefix("argument ")) from error
+    return vars(found), rest
+
+
+def refuse(arguments: list[str], names: Sequence[str], why: str) -> None:
+    """Raises UsageError for options that are for images alone."""
+    words = {word.partition("=")[0] for word in arguments}
+    if wrong := [f"--{name}" for name in names if f"--{name}" in words]:
+        raise UsageError(f"{', '.join(wrong)}: for `fluvial train IMAGES`; {why}")
 
 
 def neutral(method: str | None) -> Run:
@@ -61,21 +83,21 @@ def settings_of(run: Run, arguments: list[str]) -> dict[str, Any]:
     return {path: reduce(getattr, path.split("."), run) for path in paths}
 
 
-def folder_for(asked: Asked, place: str, out: Path | None) -> tuple[Path, bool]:
+def folder_for(command: Asked, asked: Asked, place: str, out: Path | None) -> tuple[Path, bool]:
     """The folder of the run, and whether it holds the run of this very command, which goes on there.
 
     Without --out and --name it is runs/METHOD-DATA, with a number after it where that holds another run. Raises
     UsageError if the folder that was named holds another run.
     """
     named = out or (Path("runs") / asked["name"] if asked["name"] else None)
-    base = named or Path("runs") / f"{asked['method'] or METHOD}-{planning.name_of(planning.config_of(place))}"
+    data = planning.name_of(planning.config_of(place))
+    base = named or Path("runs") / f"{asked['method'] or METHOD}-{data}"
     for number in count(1):
         path = base if number == 1 else base.with_name(f"{base.name}-{number}")
         folder = RunFolder(path)
-        if not path.exists() or not any(path.iterdir()):
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             return path, False
-        there = folder.record().get("config", {}).get("plan") if folder.exists() else None
-        if there == recorded(asked, place):
+        if folder.exists() and folder.record().get("config", {}).get("plan") == command:
             return path, True
         if named is not None:
             raise UsageError(
@@ -85,21 +107,24 @@ def folder_for(asked: Asked, place: str, out: Path | None) -> tuple[Path, bool]:
     raise AssertionError
 
 
-def recorded(asked: Asked, place: str) -> Asked:
-    """What identifies a command: where the data is, and each option given for the plan."""
+def recorded(asked: Asked, place: str, settings: Mapping[str, Any]) -> Asked:
+    """What identifies a command, as run.json keeps it: where the data is, and all options but those of the folder."""
     path = Path(place).expanduser()
     given = {name: value for name, value in asked.items() if value is not None and name != "name"}
+    given |= {"settings": {name: str(value) for name, value in settings.items()}} if settings else {}
     return {"data": str(path.resolve()) if path.exists() else place, **given}
 
 
-def train_on(
-    place: str, asked: Asked, settings: Mapping[str, Any], device: str | None, say: Callable[[str], None] = print
-) -> Plan:
-    """The plan for these images, after a line that it is being made."""
-    say(f"looking at {place}, and measuring steps of training")
-    chosen = {name: asked[name] for name in (*BUDGETS, "size")}
-    chosen |= {"method": asked["method"] or METHOD, "autoencoder": asked["autoencoder"] or "", "start": asked["from"]}
-    return planning.plan(place, settings=settings, device=device, **chosen)
+def planned(place: str, asked: Asked, settings: Mapping[str, Any], device: str) -> Plan:
+    """The plan for these images and options."""
+    given = {name: asked[name] for name in (*BUDGETS, "size")}
+    given |= {"method": asked["method"] or METHOD, "autoencoder": asked["autoencoder"] or "", "start": asked["from"]}
+    return planning.plan(place, settings=settings, device=device, **given)
+
+
+def reasons(plan: Plan) -> dict[str, str]:
+    """What was chosen and why, for run.json."""
+    return {choice.what: f"{choice.chosen}: {choice.why}" for choice in plan.choices}
 
 
 def show(plan: Plan, place: str, out: Path, device: str) -> None:
@@ -108,23 +133,23 @@ def show(plan: Plan, place: str, out: Path, device: str) -> None:
     for choice in plan.choices:
         table.add_row(choice.what, choice.chosen, choice.why, choice.option)
     table.columns[3].style = "dim"
-    print(f"\n{plan.dataset.count:,} images in {place}, a run in {out}\n")
+    print(f"\n{plan.dataset.count:,} images in {place}; the run goes to {out}\n")
     console().print(table)
-    minutes = plan.seconds / 60
     print(
-        f"\nabout {minutes:.0f} minutes on {device}, {scaled(plan.memory)}B of memory, {scaled(plan.checkpoints)}B of "
-        f"checkpoints; pictures in {RunFolder(out).samples}"
+        f"\nabout {plan.seconds / 60:.0f} minutes on {device}, {scaled(plan.memory)}B of memory, "
+        f"{scaled(plan.checkpoints)}B of checkpoints\npictures in {RunFolder(out).samples}"
+        f"{f', the first at step {plan.run.train.first_sample:,}' if plan.run.train.first_sample else ''}\n"
     )
-    if plan.dataset.unreadable or plan.dataset.left_out:
-        print(planning.unreadable(plan.dataset))
+    if told := planning.unreadable(plan.dataset):
+        print(f"{told}\n")
 
 
-def with_budget(run: Run, folder: RunFolder, asked: Asked) -> Run:
-    """The run of a folder for more minutes, or for other totals of steps or epochs."""
-    if asked["minutes"] is not None:
-        steps = planning.steps_in(folder, run, asked["minutes"])
-    elif asked["epochs"] is not None:
-        steps = planning.steps_of_epochs(run, asked["epochs"])
+def lengthened(run: Run, folder: RunFolder, length: Asked) -> Run:
+    """The run for more minutes than it has had, or for other epochs in all."""
+    if length["minutes"] is not None:
+        steps = planning.steps_in(folder, run, length["minutes"])
+    elif length["epochs"] is not None:
+        steps = planning.steps_of_epochs(run, length["epochs"])
     else:
         return run
     return replace(run, train=replace(run.train, steps=steps))

@@ -34,8 +34,15 @@ SOLVER = Short("solver", "sample.solver", "NAME", "euler, ab2, heun, midpoint, d
 
 SHORT: dict[str, tuple[Short, ...]] = {
     "train": (
-        Short("data", "data.path", "PLACE", "images: a folder, parquet, arrow, tar, latents, hub:OWNER/NAME"),
-        Short("steps", "train.steps", "N", "optimizer steps"),
+        Short("minutes", "minutes", "M", "how long to train on IMAGES (default: 30), or how much longer RUN"),
+        Short("steps", "train.steps", "N", "how long to train, in optimizer steps"),
+        Short("epochs", "epochs", "N", "how long to train on IMAGES or RUN, in passes over the images"),
+        Short("method", "method", "NAME", "arflow, flowar or sit, for IMAGES (default: arflow)"),
+        Short("size", "size", "SIZE", "small, base or large network, for IMAGES; fits the time by default"),
+        Short("autoencoder", "autoencoder", "PLACE", "train on its latents, for IMAGES"),
+        Short("from", "from", "RUN", "start from the weights of a run, for IMAGES"),
+        Short("name", "name", "NAME", "the run goes to runs/NAME, for IMAGES"),
+        Short("data", "data.path", "PLACE", "images of a RECIPE or FILE that are elsewhere"),
         Short("batch", "train.batch", "N", "images a step, for ARFlow sequences of images"),
         Short("lr", "optim.lr", "RATE", "peak learning rate"),
         Short("seed", "seed", "N", "seed of weights, order of the data, and noise"),
@@ -75,10 +82,10 @@ SHORT: dict[str, tuple[Short, ...]] = {
 }
 ABOUT = {
     "train": (
-        "RECIPE|RUN",
-        "Train a recipe, or go on with a run.",
-        "RECIPE is a name that `fluvial recipes` lists; RUN a run folder, to go on with, or with --out to start "
-        "another run from its weights.",
+        "IMAGES|RUN|FILE|RECIPE",
+        "Train on images, or go on with a run.",
+        "IMAGES is a folder, parquet, tar, latents or OWNER/NAME of the hub; RUN a run folder, to go on with, or with "
+        "--out to start another from its weights; FILE a .yaml of settings; RECIPE a name that `fluvial recipes` lists.",
     ),
     "sample": ("RUN", "Draw images from a run folder.", "RUN is a folder that `fluvial train` or `import` wrote."),
     "score": (

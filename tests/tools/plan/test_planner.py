@@ -47,7 +47,10 @@ def test_steps_fill_the_time_at_the_speed_that_was_measured(tmp_path, method):
 
 
 def test_more_time_and_faster_machines_take_larger_networks():
-    sizes = [plan("digits", minutes=m, device="cpu", speed=at(r)).parameters for m, r in ((2.0, 1e10), (30.0, 1e10), (30.0, 1e12))]
+    sizes = [
+        plan("digits", minutes=m, device="cpu", speed=at(r)).parameters
+        for m, r in ((2.0, 1e10), (30.0, 1e10), (30.0, 1e12))
+    ]
     assert sizes[0] < sizes[1] < sizes[2]
 
 
@@ -147,7 +150,8 @@ def test_asymmetry_is_the_share_of_the_variance():
 
 
 @pytest.mark.parametrize(
-    ("size", "side", "patch"), [((28, 28), 28, 4), ((37, 37), 36, 6), ((100, 80), 64, 8), ((48, 40), 40, 5), ((9, 9), 8, 2)]
+    ("size", "side", "patch"),
+    [((28, 28), 28, 4), ((37, 37), 36, 6), ((100, 80), 64, 8), ((48, 40), 40, 5), ((9, 9), 8, 2)],
 )
 def test_the_side_and_the_patch(tmp_path, size, side, patch):
     run = plan(photos(tmp_path / "photos", size=size, each=10), method="sit", device="cpu", speed=at(1e11)).run
@@ -156,9 +160,7 @@ def test_the_side_and_the_patch(tmp_path, size, side, patch):
 
 def test_labels_that_do_not_help_are_left_aside(tmp_path):
     one = plan(photos(tmp_path / "one", classes=("cat",)), device="cpu", speed=at(1e11))
-    many = plan(
-        photos(tmp_path / "many", classes=[f"c{i}" for i in range(40)], each=2), device="cpu", speed=at(1e11)
-    )
+    many = plan(photos(tmp_path / "many", classes=[f"c{i}" for i in range(40)], each=2), device="cpu", speed=at(1e11))
     told = [next(c for c in found.choices if c.what == "classes") for found in (one, many)]
     assert one.run.method.classes == many.run.method.classes == 0
     assert "one class only" in told[0].why and "40 classes have too few images" in told[1].why
@@ -217,6 +219,10 @@ def test_images_given_in_python_are_planned_and_trained(tmp_path):
 
 
 def test_names_of_folders():
-    names = {"data/Fashion-MNIST train.parquet": "fashion-mnist-train", "digits": "digits", "uoft-cs/cifar10": "cifar10"}
+    names = {
+        "data/Fashion-MNIST train.parquet": "fashion-mnist-train",
+        "digits": "digits",
+        "uoft-cs/cifar10": "cifar10",
+    }
     names |= {"photos/*.tar": "images", "/": "images", "hub:owner/My_Set": "my-set"}
     assert {place: name_of(config_of(place)) for place in names} == names

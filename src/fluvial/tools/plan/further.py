@@ -4,16 +4,14 @@ import math
 import statistics
 from pathlib import Path
 
-import torch
-
 from fluvial.config import Run
 from fluvial.data import images as data_images
 from fluvial.data.images import DataConfig
 from fluvial.data.manifest import is_cache, read_manifest
 from fluvial.run.folder import RunFolder
-from fluvial.run.load import default_device
 from fluvial.tools.plan.pace import OVERHEAD, PICTURES, seconds_a_step
 from fluvial.training import log
+from fluvial.utils.devices import device_of
 
 LINES = 20  # of the log, whose speeds count
 
@@ -31,7 +29,7 @@ def steps_in(folder: RunFolder, run: Run, minutes: float) -> int:
     if speeds:
         seconds = run.images_per_step / statistics.median(speeds)
     else:
-        seconds = seconds_a_step(run, torch.device(default_device()))
+        seconds = seconds_a_step(run, device_of())
     return folder.taken() + max(1, int(minutes * 60 * (1 - OVERHEAD - PICTURES) / seconds))
 
 

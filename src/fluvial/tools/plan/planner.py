@@ -10,7 +10,6 @@ import torch
 from fluvial.data.given import Given, image_set, is_place
 from fluvial.data.images import DataConfig
 from fluvial.run.folder import RunFolder
-from fluvial.run.load import default_device
 from fluvial.tools import estimate
 from fluvial.tools.plan import pace
 from fluvial.tools.plan.dataset import config_of, look_at
@@ -27,6 +26,7 @@ from fluvial.tools.plan.fitting import (
 )
 from fluvial.tools.plan.reasons import choices, too_short
 from fluvial.tools.plan.result import Plan
+from fluvial.utils.devices import device_of
 
 STATE = 16  # bytes of a checkpoint for each parameter: weights, average, two moments
 
@@ -55,7 +55,7 @@ def plan(
 
     Raises ValueError for data that cannot be trained on, settings that do not exist, and a time too short for an epoch.
     """
-    device = torch.device(device or default_device())
+    device = device_of(device)
     given, budget = dict(settings or {}), Budget.of(minutes, steps, epochs)
     images = None if is_place(data) else image_set(data)
     config = config_of(data) if images is None else DataConfig(name="given")  # type: ignore[arg-type] - a place
