@@ -131,12 +131,12 @@ def show(plan: Plan, place: str, out: Path, device: str) -> None:
     """Prints the plan: what the data is, what was chosen and why, with the option that changes it."""
     table = Table.grid(padding=(0, 2))
     for choice in plan.choices:
-        table.add_row(choice.what, choice.chosen, choice.why, choice.option)
-    table.columns[3].style = "dim"
+        table.add_row(choice.what, f"{choice.chosen}: {choice.why}", choice.option)
+    table.columns[2].style = "dim"
     print(f"\n{plan.dataset.count:,} images in {place}; the run goes to {out}\n")
     console().print(table)
     print(
-        f"\nabout {plan.seconds / 60:.0f} minutes on {device}, {scaled(plan.memory)}B of memory, "
+        f"\nabout {plan.seconds / 60:.2g} min on {device}, {scaled(plan.memory)}B of memory, "
         f"{scaled(plan.checkpoints)}B of checkpoints\npictures in {RunFolder(out).samples}"
         f"{f', the first at step {plan.run.train.first_sample:,}' if plan.run.train.first_sample else ''}\n"
     )

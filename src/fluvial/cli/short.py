@@ -85,7 +85,8 @@ ABOUT = {
         "IMAGES|RUN|FILE|RECIPE",
         "Train on images, or go on with a run.",
         "IMAGES is a folder, parquet, tar, latents or OWNER/NAME of the hub; RUN a run folder, to go on with, or with "
-        "--out to start another from its weights; FILE a .yaml of settings; RECIPE a name that `fluvial recipes` lists.",
+        "--out to start another from its weights; FILE a .yaml of settings; RECIPE a name that `fluvial recipes` "
+        "lists.",
     ),
     "sample": ("RUN", "Draw images from a run folder.", "RUN is a folder that `fluvial train` or `import` wrote."),
     "score": (

@@ -28,16 +28,16 @@ def choices(
 
     yield choice("classes", *_classes(plan.dataset, run), "--method.classes", "method.classes")
     yield choice("pixels", *_pixels(plan.dataset, run), "--data.size", "data.size")
-    yield choice("mirror images", *_mirrored(plan.dataset, run), "--data.flip True|False", "data.flip")
+    yield choice("mirror images", *_mirrored(plan.dataset, run), "--data.flip", "data.flip")
     yield choice("validation", *_validation(plan, run), "--data.test-path", "data.test_path", "data.validation")
     yield choice("method", name_of(type(method)), "the default" if base is None else "of the weights", "--method")
     tokens = method_of(method).tokens(method)
     shape = f"{plan.parameters / 1e6:.2g}M parameters, {tokens} tokens an image"
     why = "of the weights" if base is not None else "as given" if size else "for the time and the images"
-    yield choice("network", shape, why, "--size small|base|large")
-    yield choice("length", *_length(plan, budget), "--minutes, --steps or --epochs")
-    yield choice("batch", f"{run.images_per_step} images", "for enough steps", "--train.batch", "train.batch")
-    yield choice("learning rate", f"{run.optim.lr:g}", f"for a width of {method.width}", "--optim.lr", "optim.lr")
+    yield choice("network", shape, why, "--size")
+    yield choice("length", *_length(plan, budget), "--minutes")
+    yield choice("batch", f"{run.images_per_step} images", "for enough steps", "--batch", "train.batch")
+    yield choice("learning rate", f"{run.optim.lr:g}", f"for a width of {method.width}", "--lr", "optim.lr")
     why = "the fastest measured here"
     yield choice("precision", train.precision, why, "--train.precision", "train.precision")
 
@@ -81,7 +81,7 @@ def _pixels(dataset: Dataset, run: Run) -> tuple[str, str]:
 def _mirrored(dataset: Dataset, run: Run) -> tuple[str, str]:
     if run.data.flip:
         return "yes", "images and mirror images look alike"
-    why = "the latents have none" if dataset.encoded else "images and mirror images differ, as of letters"
+    why = "the cache has none" if dataset.encoded else "images and mirror images differ, as letters do"
     return "no", why if dataset.asymmetry >= ASYMMETRY else "as given"
 
 
@@ -89,15 +89,15 @@ def _validation(plan: Plan, run: Run) -> tuple[str, str]:
     if run.data.test_path:
         return run.data.test_path, "as given"
     if plan.dataset.has_validation:
-        return "its own", "the data has a split for it"
+        return "its own images", "the data has a split for them"
     held_out = plan.dataset.count - plan.images
-    return f"{held_out:,} images", f"{run.data.validation:.0%} of {plan.dataset.count:,}, as there is no split for it"
+    return f"{held_out:,} images", f"{run.data.validation:.0%} of {plan.dataset.count:,}, as there is no split for them"
 
 
 def _length(plan: Plan, budget: Budget) -> tuple[str, str]:
     steps = f"{plan.run.train.steps:,} steps, {plan.epochs:.3g} epochs"
     if budget.minutes is not None:
-        return steps, f"for {budget.minutes:g} minutes, by the speed measured here"
+        return steps, f"{budget.minutes:g} minutes at the speed measured here"
     return steps, f"about {plan.seconds / 60:.0f} minutes at the speed measured here"
 
 
