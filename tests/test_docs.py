@@ -25,7 +25,11 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?:^|\s)fluvial (?!=)(\S.*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 FOREIGN = {"--max-restarts", "--nproc-per-node", "--nnodes"}  # options of torchrun
-SHORTER = {"count=1000": "count=20", "minutes=30": "steps=2, size='small'"}  # in the Python of the pages
+# in the Python of the pages
+SHORTER = {
+    "count=1000": "count=20",
+    "minutes=30": "steps=2, size='small', settings={'sample.steps': 2, 'train.validate_every': 0}",
+}
 ABOUT_PLUGINS = "add-a-method.md"  # its recipes are those of its examples
 
 
@@ -159,8 +163,8 @@ def test_options_in_the_text_exist(folders):
 
 
 def draw_photos(folder: str) -> None:
-    """Writes 40 random images of 16 x 16 pixels, in folders of two classes."""
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    """Writes 40 random images of 8 x 8 pixels, in folders of two classes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
     for i, image in enumerate(pixels):
         path = Path(folder, ("cat", "dog")[i % 2], f"{i}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
