@@ -90,9 +90,9 @@ def test_steps_and_epochs_are_what_was_asked_for():
 
 
 def test_a_time_too_short_for_an_epoch_is_refused_with_the_time_that_is_enough():
-    with pytest.raises(ValueError, match="too short for 1,257 images") as refused:
+    with pytest.raises(ValueError, match="is too short for 1,257 images") as refused:
         plan("digits", minutes=0.01, size="large", device="cpu", speed=at(1e10))
-    needed = int(str(refused.value).split("--minutes ")[1].split()[0])
+    needed = int(str(refused.value).split("Give --minutes ")[1].split()[0])
     assert plan("digits", minutes=float(needed), size="large", device="cpu", speed=at(1e10)).epochs >= 1
     assert plan("digits", steps=1, size="large", device="cpu", speed=at(1e10)).epochs < 1
 
