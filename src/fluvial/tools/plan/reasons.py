@@ -50,7 +50,8 @@ def too_short(plan: Plan, minutes: float) -> str:
     needed = math.ceil(epoch / 60 / (1 - pace.OVERHEAD - pace.PICTURES) * 1.05)
     return (
         f"--minutes {minutes:g} is too short for {plan.images:,} images, of which it is {plan.epochs:.2g} epochs "
-        f"on this machine. Give --minutes {needed} or more, fewer images, or a number of steps: --steps {run.train.steps}"
+        f"on this machine. Give --minutes {needed} or more, fewer images, or a number of steps, as "
+        f"--steps {run.train.steps}"
     )
 
 
