@@ -72,7 +72,7 @@ def draft(
         method=config,
         data=data,
         autoencoder=encoder,
-        optim=OptimConfig(clip="norm", clip_at=1.0, schedule="cosine"),
+        optim=OptimConfig(clip="norm", clip_at=1.0, schedule="wsd"),
         train=TrainConfig(ema_decay=0.9999, ema_warmup=True, keep=2, keep_best=True),
         sample=SampleConfig(solver="ab2", steps=steps, guidance=Guidance(weight=1.5 if classes else 1.0)),
     )

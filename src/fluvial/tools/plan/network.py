@@ -6,8 +6,8 @@ from math import log, sqrt
 from fluvial import methods
 from fluvial.methods.method import Proportioned
 
-LADDER = (  # depth and width, by parameters
-    *((2, 64), (3, 96), (3, 128), (4, 128), (4, 192), (6, 192), (6, 256), (8, 256)),
+LADDER = (  # depth and width, by parameters; narrower ones take hardly less time a token
+    *((2, 128), (3, 128), (4, 128), (4, 192), (6, 192), (6, 256), (8, 256)),
     *((8, 384), (12, 384), (12, 512), (12, 768), (16, 768), (24, 1024)),
 )
 SIZES = {"small": (4, 128), "base": (8, 256), "large": (12, 384)}

@@ -7,6 +7,7 @@ from typing import Any
 from fluvial.config import Run
 from fluvial.data.images import listed
 from fluvial.methods import method_of, name_of
+from fluvial.tools.plan import pace
 from fluvial.tools.plan.dataset import ASYMMETRY, Dataset
 from fluvial.tools.plan.draft import PIXELS
 from fluvial.tools.plan.fitting import Budget, Size
@@ -44,10 +45,13 @@ def choices(
 
 def too_short(plan: Plan, minutes: float) -> str:
     """The message for a time in which training does not see every image once."""
-    needed = math.ceil(minutes / plan.epochs * 1.1)
+    run = plan.run
+    epoch = plan.images / run.images_per_step * plan.seconds / run.train.steps
+    needed = math.ceil(epoch / 60 / (1 - pace.OVERHEAD - pace.PICTURES) * 1.05)
     return (
-        f"{minutes:g} minutes are too short for {plan.images:,} images: on this machine they are {plan.epochs:.2g} "
-        f"epochs. Give --minutes {needed} or more, fewer images, or a number of steps: --steps {plan.run.train.steps}"
+        f"--minutes {minutes:g} is too short for {plan.images:,} images, of which it is {plan.epochs:.2g} epochs "
+        f"on this machine. Give --minutes {needed} or more, fewer images, or a number of steps, as "
+        f"--steps {run.train.steps}"
     )
 
 
