@@ -16,6 +16,7 @@ import fluvial
 from fluvial import recipes
 from fluvial.cli import COMMANDS, main
 from fluvial.run.folder import RunFolder, record_of
+from fluvial.tools.plan import draft, fitting, network, pace
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,7 +26,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?:^|\s)fluvial (?!=)(\S.*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 FOREIGN = {"--max-restarts", "--nproc-per-node", "--nnodes"}  # options of torchrun
-# in the Python of the pages
+# made shorter in the Python of the pages
 SHORTER = {
     "count=1000": "count=20",
     "minutes=30": "steps=2, size='small', settings={'sample.steps': 2, 'train.validate_every': 0}",
@@ -160,6 +161,28 @@ def test_options_in_the_text_exist(folders):
                 assert missing([o for o in OPTION.findall(span) if o not in FOREIGN], text) == [], (path.name, span)
             if found := COMMAND.search(span):
                 assert found[1].split()[0] in {*COMMANDS, "COMMAND"}, (path.name, span)
+
+
+def test_the_rules_for_own_images_are_those_of_the_code():
+    (few, narrow), (many, wide) = network.LADDER[0], network.LADDER[-1]
+    size = network.SIZES
+    rules = [
+        f"**The network.** {network.TOKENS_A_PARAMETER} tokens a parameter",
+        f"{few} blocks of width {narrow} to {many} of width {wide}",
+        f"small is {size['small'][0]} blocks of width {size['small'][1]}, base {size['base'][0]} of {size['base'][1]}",
+        f"{network.RATE_AT_WIDTH} / width",
+        "a power of two from {} to {} images, for at least {:,} steps".format(*fitting.BATCHES, fitting.STEPS),
+        f"stay below {fitting.MEMORY:.0%} of".replace("%", " %"),
+        f"{1 - pace.OVERHEAD - pace.PICTURES:.0%} of the minutes".replace("%", " %"),
+        f"about {pace.FIRST_PICTURE} seconds",
+        f"{pace.SAVES} validations",
+        f"and at most {draft.PIXELS};",
+        f"at most {draft.LATENT_PIXELS['cpu']} on a CPU, {draft.LATENT_PIXELS['cuda']} on CUDA",
+        f"otherwise {draft.VALIDATION:.0%} of".replace("%", " %"),
+        f"asymmetry is below {draft.ASYMMETRY}",
+    ]
+    text = (ROOT / "docs" / "own-images.md").read_text()
+    assert [rule for rule in rules if rule not in text] == []
 
 
 def draw_photos(folder: str) -> None:
