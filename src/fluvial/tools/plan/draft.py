@@ -18,6 +18,7 @@ from fluvial.training.config import TrainConfig
 from fluvial.training.optim import OptimConfig
 
 PIXELS, LATENT_PIXELS = 64, {"cpu": 128, "cuda": 256}  # sides of images without and with an autoencoder
+TOKENS = {"cpu": 64, "cuda": 256}  # of an image at most
 VALIDATION = 0.05  # share of images held out where there are none
 FEW_A_CLASS = 3  # images a class below which labels are left aside
 
@@ -59,7 +60,7 @@ def draft(
     if base is not None:
         config = replace(base.method, classes=classes)
     else:
-        few = network.patch_of(min(size), 64, smallest=2 if encoder.name == "pixels" else 1)
+        few = network.patch_of(min(size), TOKENS.get(device.type, 64), smallest=2 if encoder.name == "pixels" else 1)
         shape = {"size": size, "channels": channels, "classes": classes, "patch": given.get("method.patch", few)}
         depth, width = network.LADDER[0]
         config = network.known(method).proportioned(depth=depth, width=width, **shape)

@@ -12,7 +12,6 @@ LADDER = (  # depth and width, by parameters; narrower ones take hardly less tim
 )
 SIZES = {"small": (4, 128), "base": (8, 256), "large": (12, 384)}
 TOKENS_A_PARAMETER = 20  # in training: about those of cifar10-sit, and the ratio of language models (arXiv 2203.15556)
-PLENTY = 1e16  # training FLOPs from which an image is 256 tokens, below it 64
 RATE_AT_WIDTH = 0.256  # the learning rate times the width: 2e-3 at 128, as the digits', and 6.7e-4 at 384
 
 
