@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from fluvial.methods import arflow, flowar
 from fluvial.nn.functional import dropout, softmax_attention
 from fluvial.nn.scales import attend
-from fluvial.tools import bench
+from fluvial.tools import bench, timing
 from fluvial.training import ema
 from fluvial.training.optim import OptimConfig, adamw, clip_gradients
 
@@ -229,9 +229,9 @@ def compare(pair: Pair, device: torch.device, repeats: int) -> Found:
     calls = pair.ours, pair.theirs
     for call in calls:
         call()  # compiles
-    counts = [math.ceil(bench.STRETCH / bench.seconds_of(call, device)) for call in calls]
+    counts = [math.ceil(bench.STRETCH / timing.seconds_of(call, device)) for call in calls]
     turns = list(zip(calls, counts, strict=True))
-    times = [[bench.seconds_of(call, device, count) for call, count in turns] for _ in range(repeats)]
+    times = [[timing.seconds_of(call, device, count) for call, count in turns] for _ in range(repeats)]
     return Found(bench.spread([a for a, _ in times])["median"], bench.spread([b / a for a, b in times]))
 
 

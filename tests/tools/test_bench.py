@@ -16,7 +16,7 @@ from fluvial.config import Run, from_json
 from fluvial.flow.guidance import Guidance
 from fluvial.methods import arflow, flowar, sit
 from fluvial.sampling.settings import Dopri5, SampleConfig
-from fluvial.tools import bench, estimate
+from fluvial.tools import bench, estimate, timing
 from fluvial.training.config import TrainConfig
 
 SHAPE = {"size": (8, 8), "channels": 2, "classes": 10}
@@ -63,11 +63,11 @@ def counted(call):
 
 def test_training_flops_are_those_of_the_timed_step_without_what_is_recomputed(run):
     plain = replace(run, train=replace(run.train, activation_checkpointing=0))
-    call, images = bench.training_call(plain, CPU)
+    call, images = timing.training_call(plain, CPU)
     assert images == 4 * (run.method.images_per_sequence or 1)
     # the first layer's input has no gradient, which is counted as if it had
     assert bench._training_flops(run) == pytest.approx(counted(call), rel=0.02)
-    recomputing, _ = bench.training_call(run, CPU)
+    recomputing, _ = timing.training_call(run, CPU)
     assert counted(recomputing) > 1.2 * bench._training_flops(run)
 
 
@@ -139,7 +139,7 @@ def test_measuring_leaves_random_numbers_and_precision_as_they_were(run):
 
 
 def test_no_weight_of_the_measured_model_is_zero(run):
-    assert all(bool(p.any()) for p in bench._model(run, CPU).parameters())
+    assert all(bool(p.any()) for p in timing.model_of(run, CPU).parameters())
 
 
 def test_a_profile_names_what_takes_time():

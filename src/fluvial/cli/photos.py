@@ -10,11 +10,14 @@ from typing import Any
 
 from rich.table import Table
 
+import fluvial
 from fluvial.cli.output import console, scaled
 from fluvial.config import Run
 from fluvial.run.folder import RunFolder
-from fluvial.tools import plan as planning
-from fluvial.tools.plan import Plan, network
+from fluvial.tools.plan import network
+from fluvial.tools.plan.dataset import config_of, name_of
+from fluvial.tools.plan.further import steps_in, steps_of_epochs
+from fluvial.tools.plan.result import Plan
 from fluvial.utils.errors import UsageError
 
 METHOD = "arflow"
@@ -90,7 +93,7 @@ def folder_for(command: Asked, asked: Asked, place: str, out: Path | None) -> tu
     UsageError if the folder that was named holds another run.
     """
     named = out or (Path("runs") / asked["name"] if asked["name"] else None)
-    data = planning.name_of(planning.config_of(place))
+    data = name_of(config_of(place))
     base = named or Path("runs") / f"{asked['method'] or METHOD}-{data}"
     for number in count(1):
         path = base if number == 1 else base.with_name(f"{base.name}-{number}")
@@ -108,7 +111,7 @@ def folder_for(command: Asked, asked: Asked, place: str, out: Path | None) -> tu
 
 
 def recorded(asked: Asked, place: str, settings: Mapping[str, Any]) -> Asked:
-    """What identifies a command, as run.json keeps it: where the data is, and all options but those of the folder."""
+    """The identity of a command, as run.json keeps it: where the data is, and all options but those of the folder."""
     path = Path(place).expanduser()
     given = {name: value for name, value in asked.items() if value is not None and name != "name"}
     given |= {"settings": {name: str(value) for name, value in settings.items()}} if settings else {}
@@ -119,11 +122,11 @@ def planned(place: str, asked: Asked, settings: Mapping[str, Any], device: str) 
     """The plan for these images and options."""
     given = {name: asked[name] for name in (*BUDGETS, "size")}
     given |= {"method": asked["method"] or METHOD, "autoencoder": asked["autoencoder"] or "", "start": asked["from"]}
-    return planning.plan(place, settings=settings, device=device, **given)
+    return fluvial.plan(place, settings=settings, device=device, **given)
 
 
 def reasons(plan: Plan) -> dict[str, str]:
-    """What was chosen and why, for run.json."""
+    """The choices and their reasons, for run.json."""
     return {choice.what: f"{choice.chosen}: {choice.why}" for choice in plan.choices}
 
 
@@ -140,16 +143,16 @@ def show(plan: Plan, place: str, out: Path, device: str) -> None:
         f"{scaled(plan.checkpoints)}B of checkpoints\npictures in {RunFolder(out).samples}"
         f"{f', the first at step {plan.run.train.first_sample:,}' if plan.run.train.first_sample else ''}\n"
     )
-    if told := planning.unreadable(plan.dataset):
+    if told := plan.left_out:
         print(f"{told}\n")
 
 
 def lengthened(run: Run, folder: RunFolder, length: Asked) -> Run:
     """The run for more minutes than it has had, or for other epochs in all."""
     if length["minutes"] is not None:
-        steps = planning.steps_in(folder, run, length["minutes"])
+        steps = steps_in(folder, run, length["minutes"])
     elif length["epochs"] is not None:
-        steps = planning.steps_of_epochs(run, length["epochs"])
+        steps = steps_of_epochs(run, length["epochs"])
     else:
         return run
     return replace(run, train=replace(run.train, steps=steps))

@@ -29,13 +29,13 @@ from fluvial.sampling.settings import AnySolver, SampleConfig
 from fluvial.training import checkpoint, power_ema
 from fluvial.training.distributed import blocks
 from fluvial.training.health import check_finite_weights
+from fluvial.utils import pictures
 from fluvial.utils.checks import misfit
 from fluvial.utils.devices import device_of
 from fluvial.utils.precision import Precision, matmul_precision
 
 FRAMES = 100  # images in a trajectory at most,
 FRAMES_LARGE = 10  # of those with a side above LARGE, which take long to decode
-LARGE = 64
 POWER = "power-"  # before the length, in names of averages
 ADDRESSES = 2**63  # seeds and indices are below: each has random numbers of its own
 
@@ -87,7 +87,7 @@ class Sampler:
             raise ValueError(f"seed must be a whole number from 0, below 2^63, got {seed!r:.100}")
         settings = self.settings(settings, steps=steps, guidance=guidance, solver=solver)
         ids = self._class_ids(classes)
-        kept = FRAMES_LARGE if self.side > LARGE else FRAMES
+        kept = FRAMES_LARGE if self.side > pictures.LARGE else FRAMES
         frames = Frames(self.autoencoder.decode, min(len(wanted), kept)) if trajectory else None
         key = (settings.precision, settings.compile)
         if key not in self._ready:

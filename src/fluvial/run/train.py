@@ -21,7 +21,7 @@ from fluvial.metrics.features import extractor
 from fluvial.run import by_heart, finetune
 from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import Inputs, batches_of, check_data, on_the_hub, open_autoencoder, open_inputs
-from fluvial.run.load import LARGE, Sampler, sampler_of
+from fluvial.run.load import Sampler, sampler_of
 from fluvial.training import checkpoint, distributed, loop
 from fluvial.training.distributed import whole
 from fluvial.training.health import check_finite_weights
@@ -34,8 +34,6 @@ from fluvial.utils.atomic import check_unlocked, only_one
 from fluvial.utils.devices import device_of
 from fluvial.utils.randomness import address
 
-PREVIEW = 100  # images in the grids drawn during training
-PREVIEW_LARGE = 16  # of those with a side above LARGE
 Say = Callable[[str], None]
 
 
@@ -253,7 +251,7 @@ def draw_preview(run: Run, autoencoder: Autoencoder, model: nn.Module, file: Pat
     if (autoencoder.image_channels or run.method.channels) not in (1, 3):
         return
     sampler = Sampler(model=model, run=run, autoencoder=autoencoder)
-    images = sampler.sample(PREVIEW if sampler.side <= LARGE else PREVIEW_LARGE).images
+    images = sampler.sample(pictures.preview(sampler.side)).images
     pictures.save_grid(images, file, columns=round(len(images) ** 0.5))
 
 

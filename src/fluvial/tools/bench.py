@@ -8,33 +8,27 @@ model FLOP/s over the FLOP/s of the matrix products.
 import math
 import os
 import platform
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 from torch.profiler import DeviceType, ProfilerActivity
 
 import fluvial
 from fluvial.autoencoders.pixels import Pixels
 from fluvial.config import Run, to_json
-from fluvial.methods import method_of
 from fluvial.run.load import Sampler
 from fluvial.tools import estimate
-from fluvial.training.health import Health
-from fluvial.training.step import begin, step
+from fluvial.tools.timing import Call, model_of, seconds_of, synchronise, training_call
 from fluvial.utils.precision import Precision, matmul_precision
 
 What = Literal["train", "sample"]
-Call = Callable[[], Mapping[str, int]]  # one training step or batch; returns NFE by branch for samples, {} for a step
 
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices
 COPIED = {"cpu": 2**28, "cuda": 2**32}  # bytes
@@ -150,22 +144,6 @@ def bandwidth(device: torch.device | str, *, size: int | None = None) -> float:
     return 2 * len(source) / float(np.median([seconds_of(copy, device) for _ in range(5)]))
 
 
-def seconds_of(call: Callable[[], Any], device: torch.device, calls: int = 1) -> float:
-    """Mean seconds of a call, from an idle device until all calls are done."""
-    synchronise(device)
-    started = time.perf_counter()
-    for _ in range(calls):
-        call()
-    synchronise(device)
-    return (time.perf_counter() - started) / calls
-
-
-def synchronise(device: torch.device) -> None:
-    """Waits for all work on a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def memory(device: torch.device) -> int | None:
     """Peak memory in bytes, of PyTorch on a GPU or of this process on a CPU; None if unknown."""
     if device.type == "cuda":
@@ -218,45 +196,15 @@ def shares(events: Iterable[Any], on_gpu: bool) -> list[dict[str, Any]]:
     return [{"operation": key, "share": own / total, "calls": calls[key]} for key, own in most if own > 0]
 
 
-def _model(run: Run, device: torch.device) -> nn.Module:
-    """The model, with zero-initialised weights replaced by noise: products with zeros would be cheaper."""
-    with device:
-        model = method_of(run.method).Model(run.method)
-    for p in model.parameters():
-        if not bool(p.any()):
-            nn.init.normal_(p, std=0.02)
-    return model
-
-
 def _training_flops(run: Run) -> int:
     """Model FLOPs of a training step; activation checkpointing does not count."""
     cost = estimate.flops(run)
     return cost.forward + cost.backward
 
 
-def training_call(run: Run, device: torch.device) -> tuple[Call, int]:
-    """A function that takes a training step, and its number of images."""
-    learner = begin(
-        _model(run, device),
-        method=method_of(run.method),
-        config=run.train,
-        optim=run.optim,
-        seed=run.seed,
-    )
-    labels = torch.randint(run.method.classes, (run.train.batch,), device=device) if run.method.classes else None
-    batch = torch.randn(estimate.batch_shape(run), device=device), labels
-    health, numbers = Health(device), count()
-
-    def call() -> Mapping[str, int]:
-        step(learner, lambda number: batch, health, next(numbers))
-        return {}
-
-    return call, run.images_per_step
-
-
 def _sampling(run: Run, device: torch.device) -> tuple[Call, int]:
     """A function that draws one batch, and its number of images."""
-    model = _model(run, device).requires_grad_(False).eval()
+    model = model_of(run, device).requires_grad_(False).eval()
     sampler = Sampler(model=model, run=run, autoencoder=Pixels())
 
     def call() -> Mapping[str, int]:

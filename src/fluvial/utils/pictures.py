@@ -16,6 +16,13 @@ from fluvial.utils.files import make_folder
 
 MIN_SIDE = 48  # smaller images are upsampled by a whole factor (nearest) to about this side
 
+LARGE = 64  # pixels of a side above which fewer images are drawn, as they take long to decode
+
+
+def preview(side: int) -> int:
+    """The number of images in the grids drawn during training, of images of that side."""
+    return 100 if side <= LARGE else 16
+
 
 def grid(images: UInt8[Tensor, "n c h w"], columns: int = 10, gap: int = 1) -> Image.Image:
     """A grid of the images, row by row, with white gaps; small images are upsampled by a whole factor."""

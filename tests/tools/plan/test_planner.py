@@ -11,10 +11,10 @@ from PIL import Image
 
 import fluvial
 from fluvial.tools import estimate
-from fluvial.tools.plan import plan
 from fluvial.tools.plan.dataset import asymmetry, config_of, look_at, name_of
 from fluvial.tools.plan.draft import applied
 from fluvial.tools.plan.fitting import BATCHES, flops_an_image
+from fluvial.tools.plan.planner import plan
 
 CPU = torch.device("cpu")
 

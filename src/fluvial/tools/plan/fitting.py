@@ -11,12 +11,11 @@ import torch
 
 from fluvial.config import Run
 from fluvial.methods import Config, method_of
-from fluvial.run.load import LARGE
-from fluvial.run.train import PREVIEW, PREVIEW_LARGE
 from fluvial.tools import estimate
 from fluvial.tools.plan import network, pace
 from fluvial.tools.plan.draft import applied, part_of
 from fluvial.training.config import TrainConfig
+from fluvial.utils import pictures
 
 MINUTES = 30.0
 Size = Literal["small", "base", "large"]
@@ -28,7 +27,7 @@ MEMORY = 0.6  # share of the memory that training may fill
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long to train: one of the three."""
+    """The length of training: one of the three."""
 
     minutes: float | None = None
     steps: int | None = None
@@ -181,4 +180,4 @@ def picture_seconds(run: Run, rate: float) -> float:
     side = run.data.size or min(run.method.size)
     each = run.sample.each_steps
     evaluations = sum(each) / len(each) * (1 if run.sample.guidance.is_off else 2)
-    return (PREVIEW if side <= LARGE else PREVIEW_LARGE) * evaluations * flops_an_image(run) / 3 / rate
+    return pictures.preview(side) * evaluations * flops_an_image(run) / 3 / rate

@@ -9,28 +9,25 @@ from fluvial.data import images as data_images
 from fluvial.data.images import DataConfig
 from fluvial.data.manifest import is_cache, read_manifest
 from fluvial.run.folder import RunFolder
-from fluvial.tools.plan.pace import OVERHEAD, PICTURES, seconds_a_step
 from fluvial.training import log
-from fluvial.utils.devices import device_of
 
+OVERHEAD = 0.11  # share of the time for pictures, validation and checkpoints
 LINES = 20  # of the log, whose speeds count
 
 
 def steps_in(folder: RunFolder, run: Run, minutes: float) -> int:
-    """The total of steps after so many more minutes, at the speed of the last lines of the log, or measured here.
+    """The total of steps after so many more minutes, at the speed of the last lines of the log.
 
-    Raises ValueError unless the minutes are above 0.
+    Raises ValueError unless the minutes are above 0, and for a run without a log.
     """
     if not 0 < minutes < math.inf:
         raise ValueError(f"--minutes must be above 0, got {minutes:g}")
-    speeds = []
-    if (folder.path / "log.jsonl").exists():
-        speeds = log.series(log.read(folder.path), "images_per_second")[1][-LINES:].tolist()
-    if speeds:
-        seconds = run.images_per_step / statistics.median(speeds)
-    else:
-        seconds = seconds_a_step(run, device_of())
-    return folder.taken() + max(1, int(minutes * 60 * (1 - OVERHEAD - PICTURES) / seconds))
+    there = (folder.path / "log.jsonl").exists()
+    speeds = log.series(log.read(folder.path), "images_per_second")[1][-LINES:].tolist() if there else []
+    if not speeds:
+        raise ValueError(f"{folder} has no log that tells its speed; give the total of --steps instead of --minutes")
+    seconds = run.images_per_step / statistics.median(speeds)
+    return folder.taken() + max(1, int(minutes * 60 * (1 - OVERHEAD) / seconds))
 
 
 def steps_of_epochs(run: Run, epochs: float) -> int:

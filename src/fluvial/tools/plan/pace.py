@@ -1,33 +1,18 @@
-"""The pace of a plan: seconds of a step on this machine, and the intervals at which training logs, draws and saves."""
+"""The pace of a plan: precisions worth measuring, and the intervals at which training logs, draws and saves."""
 
 import math
-import statistics
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from fluvial.config import Run
-from fluvial.tools.bench import seconds_of, training_call
-from fluvial.utils.precision import Precision, matmul_precision
+from fluvial.utils.precision import Precision
 
-MEASURED = 1.5  # seconds of steps that are timed, after one that is not
-MOST_CALLS = 30
 FIRST_PICTURE, LOG = 45, 4  # seconds until the first picture, and between lines of the log
 PICTURES, SAVES = 0.05, 20  # share of the time for pictures; validations and checkpoints in a run
 OVERHEAD = 0.06  # share of the time for validation, checkpoints, and the end
 WORTH = 1.15  # bf16 is taken where it is faster by this factor
-
-
-def seconds_a_step(run: Run, device: torch.device) -> float:
-    """The median seconds of a training step on random latents of the run's shape."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), matmul_precision(run.train.precision):
-        call, _ = training_call(run, device)
-        call()
-        taken = [seconds_of(call, device)]
-        while sum(taken) < MEASURED and len(taken) < MOST_CALLS:
-            taken.append(seconds_of(call, device))
-    return statistics.median(taken)
 
 
 def precisions(device: torch.device) -> tuple[Precision, ...]:

@@ -26,6 +26,7 @@ from fluvial.tools.plan.fitting import (
 )
 from fluvial.tools.plan.reasons import choices, too_short
 from fluvial.tools.plan.result import Plan
+from fluvial.tools.timing import seconds_a_step
 from fluvial.utils.devices import device_of
 
 STATE = 16  # bytes of a checkpoint for each parameter: weights, average, two moments
@@ -43,7 +44,7 @@ def plan(
     start: Path | str | None = None,
     settings: Mapping[str, Any] | None = None,
     device: torch.device | str | None = None,
-    speed: Speed = pace.seconds_a_step,
+    speed: Speed = seconds_a_step,
 ) -> Plan:
     """Chooses the settings of a run for these images, so that training takes so many minutes on this machine.
 
@@ -81,4 +82,4 @@ def plan(
     )
     if budget.minutes is not None and found.epochs < 1:
         raise ValueError(too_short(found, budget.minutes))
-    return replace(found, choices=tuple(choices(found, budget, fixed=given, size=size, base=base)))
+    return replace(found, choices=tuple(choices(found, budget.minutes, fixed=given, size=size, base=base)))

@@ -5,21 +5,23 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fluvial.config import Run
-from fluvial.data.images import listed
 from fluvial.methods import method_of, name_of
 from fluvial.tools.plan import pace
 from fluvial.tools.plan.dataset import ASYMMETRY, Dataset
 from fluvial.tools.plan.draft import PIXELS
-from fluvial.tools.plan.fitting import Budget, Size
 from fluvial.tools.plan.result import Choice, Plan
 
 MOST_NAMES = 4
 
 
 def choices(
-    plan: Plan, budget: Budget, *, fixed: Mapping[str, Any], size: Size | None, base: Run | None
+    plan: Plan, minutes: float | None, *, fixed: Mapping[str, Any], size: str | None, base: Run | None
 ) -> Iterator[Choice]:
-    """What a plan chose, in the order a reader asks; what was `fixed` by the user has no other reason."""
+    """The choices of a plan, in the order a reader asks; those `fixed` by the user have no other reason.
+
+    `minutes` are those asked for, if that is how the length was given, and so is `size`; `base` is the run whose
+    weights are the start.
+    """
     run = plan.run
     method, train = run.method, run.train
 
@@ -36,7 +38,7 @@ def choices(
     shape = f"{plan.parameters / 1e6:.2g}M parameters, {tokens} tokens an image"
     why = "of the weights" if base is not None else "as given" if size else "for the time and the images"
     yield choice("network", shape, why, "--size")
-    yield choice("length", *_length(plan, budget), "--minutes")
+    yield choice("length", *_length(plan, minutes), "--minutes")
     yield choice("batch", f"{run.images_per_step} images", "for enough steps", "--batch", "train.batch")
     yield choice("learning rate", f"{run.optim.lr:g}", f"for a width of {method.width}", "--lr", "optim.lr")
     why = "the fastest measured here"
@@ -98,14 +100,8 @@ def _validation(plan: Plan, run: Run) -> tuple[str, str]:
     return f"{held_out:,} images", f"{run.data.validation:.0%} of {plan.dataset.count:,}, as there is no split for them"
 
 
-def _length(plan: Plan, budget: Budget) -> tuple[str, str]:
+def _length(plan: Plan, minutes: float | None) -> tuple[str, str]:
     steps = f"{plan.run.train.steps:,} steps, {plan.epochs:.3g} epochs"
-    if budget.minutes is not None:
-        return steps, f"{budget.minutes:g} minutes at the speed measured here"
+    if minutes is not None:
+        return steps, f"{minutes:g} minutes at the speed measured here"
     return steps, f"about {plan.seconds / 60:.0f} minutes at the speed measured here"
-
-
-def unreadable(dataset: Dataset) -> str:
-    """A line about images that cannot be read, and files that were not taken for images; "" if there are none."""
-    told = [f"left out: {listed(dataset.unreadable)}"] if dataset.unreadable else []
-    return "\n".join([*told, *([dataset.left_out] if dataset.left_out else [])])
