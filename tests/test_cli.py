@@ -147,8 +147,8 @@ def test_flowar_draws_its_scales(tmp_path, capsys):
     ("arguments", "says"),
     [
         (["tain"], "unknown command 'tain'"),
-        (["train"], "usage: fluvial train RECIPE"),
-        (["train", "digits-arflov"], "Did you mean digits-arflow"),
+        (["train"], "usage: fluvial train IMAGES|RUN|FILE|RECIPE"),
+        (["train", "digits-arflov"], "did you mean digits-arflow?"),
         (["train", "digits-arflow", "--train.step", "3"], "--train.step"),
         (["train", "digits-arflow", "--train.steps", "many"], "many"),
         (["train", "digits-arflow", "--train.steps", "0"], "must be at least 1"),

@@ -12,6 +12,7 @@ from fluvial.cli import main
 from fluvial.cli.arguments import parse
 from fluvial.cli.completion import OPTIONS, SCRIPTS, options
 from fluvial.cli.known import options_of
+from fluvial.cli.photos import BUDGETS, OF_IMAGES
 from fluvial.cli.runs import SampleOptions
 from fluvial.cli.score import MeasuredRun
 from fluvial.cli.short import FLAGS, SHORT
@@ -63,6 +64,8 @@ def test_help_of_a_run_has_its_own_defaults_and_all_is_all(run, capsys):
         assert "--sample.guidance.interval" in capsys.readouterr().out, words
     assert main(["train", "--help", "all"]) == 0 and "--optim.betas" in capsys.readouterr().out
 
+OF_PLANS = (*BUDGETS, *OF_IMAGES)  # which are taken before the settings of a run are parsed
+
 
 def test_short_names_stand_for_options_that_there_are():
     kinds = {
@@ -71,7 +74,7 @@ def test_short_names_stand_for_options_that_there_are():
         "score": options_of(MeasuredRun, MeasuredRun(sample=SampleConfig())),
     }
     for command, shorts in SHORT.items():
-        for short in shorts:
+        for short in (short for short in shorts if short.setting not in OF_PLANS):
             assert short.setting in {*kinds[command], *FLAGS}, short
             assert short.name == short.setting or short.name not in kinds[command], f"{short} hides another option"
             assert (short.value == "") == (short.name in FLAGS or kinds[command][short.setting].is_switch), short
@@ -86,8 +89,8 @@ def test_a_short_name_sets_what_its_long_name_sets():
         given = [word for pair in words.items() for word in pair]
         found = parse(kind, kind(sample=SampleConfig()), given, f"fluvial {command} RUN", "").sample
         assert found == SampleConfig(steps=3, solver="heun", guidance=replace(found.guidance, weight=2.5))
-    found = parse(MeasuredRun, MeasuredRun(sample=SampleConfig()), ["--features", "clip"], "fluvial score RUN", "")
-    assert found.extractor == "clip"
+    found = parse(MeasuredRun, MeasuredRun(sample=SampleConfig()), ["--extractor", "clip"], "fluvial score RUN", "")
+    assert found.features == "clip"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +191,7 @@ def found():
 def test_completion_knows_every_command_and_option(found):
     from fluvial.cli import COMMANDS
 
-    assert OPTIONS.keys() == COMMANDS.keys() - {"recipes"}
+    assert OPTIONS.keys() == COMMANDS.keys() - {"recipes", "runs"}
     every = options_of(TrainOptions, trained())
     assert {f"--{name}" for name, option in every.items() if not option.found} <= found["train"].keys()
     assert {"--steps", "--no-smoke", "--train.no-compile", "--sample.solver.atol"} <= found["train"].keys()

@@ -26,10 +26,12 @@ OPTIONS = {  # by command, the module and class of its options
     "import": "weights.ImportOptions",
     "ema": "average.EmaOptions",
     "export": "weights.ExportOptions",
+    "report": "report.ReportOptions",
+    "config": "config.ConfigOptions",
     "data": "data.InspectOptions",
     "encode": "data.EncodeOptions",
 }
-OF_RUNS = ("train", "sample", "score", "plot", "doctor", "ema", "export")
+OF_RUNS = ("train", "sample", "score", "plot", "doctor", "report", "config", "ema", "export")
 """Commands that take a run folder."""
 ALWAYS = {"--help": (), "--help-all": (), "--traceback": (), "--plugin": ()}
 Options = dict[str, tuple[str, ...]]
