@@ -5,6 +5,5 @@ from fluvial.tools.plan.dataset import name_of as name_of
 from fluvial.tools.plan.further import steps_in as steps_in
 from fluvial.tools.plan.further import steps_of_epochs as steps_of_epochs
 from fluvial.tools.plan.planner import plan as plan
-from fluvial.tools.plan.reasons import unreadable as unreadable
 from fluvial.tools.plan.result import Choice as Choice
 from fluvial.tools.plan.result import Plan as Plan

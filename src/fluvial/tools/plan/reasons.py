@@ -5,14 +5,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fluvial.config import Run
-from fluvial.data.images import listed
 from fluvial.methods import method_of, name_of
 from fluvial.tools.plan.dataset import ASYMMETRY, Dataset
 from fluvial.tools.plan.draft import PIXELS
 from fluvial.tools.plan.fitting import Budget, Size
 from fluvial.tools.plan.result import Choice, Plan
+from fluvial.utils.progress import duration
 
 MOST_NAMES = 4
+NETWORK = ("method.depth", "method.width", "method.patch")  # settings that fix the size of a network
 
 
 def choices(
@@ -34,7 +35,7 @@ def choices(
     tokens = method_of(method).tokens(method)
     shape = f"{plan.parameters / 1e6:.2g}M parameters, {tokens} tokens an image"
     why = "of the weights" if base is not None else "as given" if size else "for the time and the images"
-    yield choice("network", shape, why, "--size")
+    yield choice("network", shape, why, "--size", *(name for name in fixed if name in NETWORK))
     yield choice("length", *_length(plan, budget), "--minutes")
     yield choice("batch", f"{run.images_per_step} images", "for enough steps", "--batch", "train.batch")
     yield choice("learning rate", f"{run.optim.lr:g}", f"for a width of {method.width}", "--lr", "optim.lr")
@@ -47,7 +48,7 @@ def too_short(plan: Plan, minutes: float) -> str:
     needed = math.ceil(minutes / plan.epochs * 1.1)
     return (
         f"{minutes:g} minutes are too short for {plan.images:,} images: on this machine they are {plan.epochs:.2g} "
-        f"epochs. Give --minutes {needed} or more, fewer images, or a number of steps: --steps {plan.run.train.steps}"
+        f"epochs. Give --minutes {needed} or more, or --epochs 1, or fewer images"
     )
 
 
@@ -56,8 +57,8 @@ def _classes(dataset: Dataset, run: Run) -> tuple[str, str]:
     if not sizes:
         return "none", "the images are unlabelled (a folder for each class makes classes)"
     if not run.method.classes:
-        why = "there is one class only" if len(sizes) == 1 else f"{len(sizes)} classes have too few images each"
-        return "none", f"{why} to tell them apart"
+        few = f"{len(sizes)} classes have too few images each to tell them apart"
+        return "none", "there is one class only" if len(sizes) == 1 else few
     names = sorted(sizes, key=lambda name: -sizes[name])
     shown = [f"{name} {sizes[name]:,}" for name in names[:MOST_NAMES]]
     small = f"; the smallest has {min(sizes.values())}, repeated" if run.data.small_classes == "repeat" else ""
@@ -95,13 +96,7 @@ def _validation(plan: Plan, run: Run) -> tuple[str, str]:
 
 
 def _length(plan: Plan, budget: Budget) -> tuple[str, str]:
-    steps = f"{plan.run.train.steps:,} steps, {plan.epochs:.3g} epochs"
+    steps = f"{plan.run.train.steps:,} steps, {plan.epochs:,.{0 if plan.epochs >= 100 else 2}f} epochs"
     if budget.minutes is not None:
         return steps, f"{budget.minutes:g} minutes at the speed measured here"
-    return steps, f"about {plan.seconds / 60:.0f} minutes at the speed measured here"
-
-
-def unreadable(dataset: Dataset) -> str:
-    """A line about images that cannot be read, and files that were not taken for images; "" if there are none."""
-    told = [f"left out: {listed(dataset.unreadable)}"] if dataset.unreadable else []
-    return "\n".join([*told, *([dataset.left_out] if dataset.left_out else [])])
+    return steps, f"about {duration(plan.seconds)} at the speed measured here"
