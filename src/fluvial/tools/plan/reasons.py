@@ -9,6 +9,7 @@ from fluvial.methods import method_of, name_of
 from fluvial.tools.plan.dataset import ASYMMETRY, Dataset
 from fluvial.tools.plan.draft import PIXELS
 from fluvial.tools.plan.fitting import Budget, Size
+from fluvial.tools.plan.pace import OVERHEAD, PICTURES
 from fluvial.tools.plan.result import Choice, Plan
 from fluvial.utils.progress import duration
 
@@ -45,10 +46,12 @@ def choices(
 
 def too_short(plan: Plan, minutes: float) -> str:
     """The message for a time in which training does not see every image once."""
-    needed = math.ceil(minutes / plan.epochs * 1.1)
+    usable = minutes * 60 * (1 - OVERHEAD - PICTURES)  # seconds
+    epochs = usable * plan.epochs / plan.seconds
+    needed = math.ceil(minutes / epochs * 1.1)
     return (
-        f"{minutes:g} minutes are too short for {plan.images:,} images: on this machine they are {plan.epochs:.2g} "
-        f"epochs. Give --minutes {needed} or more, or --epochs 1, or fewer images"
+        f"{minutes:g} minutes are too short for {plan.images:,} images: on this machine they are {epochs:.2g} epochs. "
+        f"Give --minutes {needed} or more, or --epochs 1, or fewer images"
     )
 
 
