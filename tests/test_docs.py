@@ -8,12 +8,15 @@ from functools import cache
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import fluvial
 from fluvial import recipes
 from fluvial.cli import COMMANDS, main
 from fluvial.run.folder import RunFolder, record_of
+from fluvial.tools.plan import draft, fitting, network, pace
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,6 +26,11 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?:^|\s)fluvial (?!=)(\S.*)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 FOREIGN = {"--max-restarts", "--nproc-per-node", "--nnodes"}  # options of torchrun
+# made shorter in the Python of the pages
+SHORTER = {
+    "count=1000": "count=20",
+    "minutes=30": "steps=2, size='small', settings={'sample.steps': 2, 'train.validate_every': 0}",
+}
 ABOUT_PLUGINS = "add-a-method.md"  # its recipes are those of its examples
 
 
@@ -97,6 +105,8 @@ def subject(words: list[str], folders) -> list[str]:
             return []
         case "train" if Path(place).suffix in (".yaml", ".py"):
             return ["train", str(ROOT / place)]
+        case "train" if place.startswith("data/"):  # images, of which help looks at nothing
+            return ["train", str(ROOT / "docs")]
         case "train" if not place.startswith("runs/"):
             assert place in recipes.RECIPES, words
             return ["train", place]
@@ -153,7 +163,43 @@ def test_options_in_the_text_exist(folders):
                 assert found[1].split()[0] in {*COMMANDS, "COMMAND"}, (path.name, span)
 
 
-@pytest.mark.parametrize("name", ["README.md", "python.md", "fine-tuning.md", "configuration.md"])
+def test_the_rules_for_own_images_are_those_of_the_code():
+    (few, narrow), (many, wide) = network.LADDER[0], network.LADDER[-1]
+    size = network.SIZES
+    rules = [
+        f"**The network.** {network.TOKENS_A_PARAMETER} tokens a parameter",
+        f"{few} blocks of width {narrow} to {many} of width {wide}",
+        f"small is {size['small'][0]} blocks of width {size['small'][1]}, base {size['base'][0]} of {size['base'][1]}",
+        f"{network.RATE_AT_WIDTH} / width",
+        "a power of two from {} to {} images, for at least {:,} steps".format(*fitting.BATCHES, fitting.STEPS),
+        f"stay below {fitting.MEMORY:.0%} of".replace("%", " %"),
+        f"{1 - pace.OVERHEAD - pace.PICTURES:.0%} of the minutes".replace("%", " %"),
+        f"about {pace.FIRST_PICTURE} seconds",
+        f"{pace.SAVES} validations",
+        f"and at most {draft.PIXELS};",
+        f"at most {draft.LATENT_PIXELS['cpu']} on a CPU, {draft.LATENT_PIXELS['cuda']} on CUDA",
+        f"at most {draft.TOKENS['cpu']} an image, {draft.TOKENS['cuda']} on CUDA",
+        f"otherwise {draft.VALIDATION:.0%} of".replace("%", " %"),
+        f"asymmetry is below {draft.ASYMMETRY}",
+    ]
+    text = (ROOT / "docs" / "own-images.md").read_text()
+    assert [rule for rule in rules if rule not in text] == []
+
+
+def draw_photos(folder: str) -> None:
+    """Writes 40 random images of 8 x 8 pixels, in folders of two classes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        path = Path(folder, ("cat", "dog")[i % 2], f"{i}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+
+
+def test_the_readme_has_fewer_than_900_words():
+    assert len((ROOT / "README.md").read_text().split()) < 900
+
+
+@pytest.mark.parametrize("name", ["README.md", "own-images.md", "python.md", "fine-tuning.md", "configuration.md"])
 def test_python_of_the_pages_runs(name, tmp_path, monkeypatch):
     path = ROOT / name if name == "README.md" else ROOT / "docs" / name
     small = recipes.smoke(recipes.get("digits-arflow"))
@@ -163,7 +209,10 @@ def test_python_of_the_pages_runs(name, tmp_path, monkeypatch):
     if name == "fine-tuning.md":
         fluvial.train(small, "runs/digits-arflow")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    draw_photos("data/photos")
     known: dict[str, object] = {}
     for code in blocks(path, "python"):
-        exec(compile(code.replace("count=1000", "count=20"), str(path), "exec"), known)
+        for shown, short in SHORTER.items():
+            code = code.replace(shown, short)
+        exec(compile(code, str(path), "exec"), known)
     assert (tmp_path / "runs").is_dir() or name == "configuration.md"

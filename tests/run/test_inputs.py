@@ -16,6 +16,7 @@ from fluvial.data import images as data_images
 from fluvial.data import latents
 from fluvial.data.images import DataConfig, digits
 from fluvial.data.pixels import to_signed
+from fluvial.evaluation.against import real_images
 from fluvial.methods import arflow, sit
 from fluvial.run import inputs
 from fluvial.run.folder import RunFolder
@@ -295,3 +296,34 @@ def test_labels_below_zero_are_refused_before_anything_is_encoded(tmp_path, monk
     assert not (tmp_path / "cache").exists()
     with pytest.raises(ValueError, match=says):
         open_inputs(recipes.get("digits-sit"))
+
+
+def test_a_share_of_the_images_is_held_out_of_images_and_of_latents(tmp_path, photos, vae):
+    """The same images are for validation, read from files, from latents, or to be measured against."""
+    share = {"validation": 0.25}
+    from_files = open_inputs(run(photos, vae, data=share))
+    cached(tmp_path / "cache", photos, vae)
+    from_cache = open_inputs(run(tmp_path / "cache", vae, data=share))
+    assert [len(part[0]) for part in (from_files.train, from_files.held_out)] == [15, 5]
+    every = from_files.autoencoder.moments(to_signed(from_files.held_out.rows(torch.arange(5))))
+    assert torch.allclose(from_cache.held_out.rows(torch.arange(5)), every, atol=0.05)
+    assert torch.equal(from_cache.train.labels, from_files.train.labels)
+    real = real_images(run(photos, vae, data=share).data)
+    assert (real.training.n, real.test.n) == (15, 5)
+    assert torch.equal(real.test.read(range(5))[0], from_files.held_out.rows(torch.arange(5)))
+
+
+def test_a_cache_of_the_run_leaves_the_validation_images_out(tmp_path, photos, vae):
+    found = open_inputs(run(photos, vae, data={"validation": 0.25, "cache": True}), cache=tmp_path / "latents")
+    assert [len(part[0]) for part in (found.train, found.held_out)] == [15, 5]
+
+
+def test_images_given_in_python_give_their_share_for_validation_and_for_scores():
+    pixels = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
+    data = DataConfig(name="given", validation=0.25)
+    method = arflow.Config(size=(16, 16), channels=3, classes=0, patch=4, depth=1, width=16, heads=2)
+    images = data_images.ImageSet(pixels, None, ())
+    found = open_inputs(Run(method=method, data=data), images=images)
+    real = real_images(data, images)
+    assert [len(part[0]) for part in (found.train, found.held_out)] == [30, 10]
+    assert torch.equal(real.test.read(range(10))[0], found.held_out.rows(torch.arange(10)))

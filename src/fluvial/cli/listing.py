@@ -102,7 +102,9 @@ def _count(runs: int) -> str:
 
 
 def _parser(prog: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog, description=description, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog, description=description, allow_abbrev=False)
+    parser.add_argument("--help-all", action="help", help=argparse.SUPPRESS)  # there are no further settings
+    return parser
 
 
 def _folder(name: str) -> Path:

@@ -127,7 +127,7 @@ def usual(asked: Asked, place: str) -> Path:
 
 
 def recorded(asked: Asked, place: str, settings: Mapping[str, Any]) -> Asked:
-    """What identifies a command, as run.json keeps it: where the data is, and all options but those of the folder."""
+    """The identity of a command, as run.json keeps it: where the data is, and all options but those of the folder."""
     path = Path(place).expanduser()
     given = {name: value for name, value in asked.items() if value is not None and name != "name"}
     given |= {"settings": {name: str(value) for name, value in settings.items()}} if settings else {}
@@ -142,7 +142,7 @@ def planned(place: str, asked: Asked, settings: Mapping[str, Any], device: str) 
 
 
 def reasons(plan: Plan) -> dict[str, str]:
-    """What was chosen and why, for run.json."""
+    """The choices of a plan with their reasons, for run.json."""
     return {choice.what: f"{choice.chosen}: {choice.why}" for choice in plan.choices}
 
 

@@ -16,7 +16,7 @@ from fluvial.data.given import Given, image_sets, is_place
 from fluvial.data.images import ImageSet
 from fluvial.evaluation.against import against
 from fluvial.evaluation.statistics import statistics
-from fluvial.methods import empty_model, method_of
+from fluvial.methods import empty_model, method_of, name_of
 from fluvial.metrics.features import extractor
 from fluvial.run import by_heart, finetune
 from fluvial.run.folder import RunFolder
@@ -87,6 +87,7 @@ def train(
         with only_one(folder.path) if world.first else nullcontext():
             if world.first:
                 write_first(folder, run, recipe, start, model, config=config, start_over=start_over)
+                say(about(inputs, model, device))
             world.barrier()
             average = loop.train(
                 learner_of(run, model, world),
@@ -147,6 +148,18 @@ def best_of(folder: RunFolder) -> str:
         return ""
     lowest = validated(rows_of(folder.path))[step]
     return f"lowest validation loss {lowest:.4g} at step {step}, kept: fluvial sample {folder} --step {step}"
+
+
+def about(inputs: Inputs, model: nn.Module, device: torch.device) -> str:
+    """A line on a run before its first step: model, images, device, length, and when pictures are drawn."""
+    run, images = inputs.run, len(inputs.train[0])
+    train, parameters = run.train, sum(p.numel() for p in model.parameters())
+    first = train.first_sample or train.sample_every
+    pictures = f"a picture at step {first:,}, then more" if first else "no pictures"
+    return (
+        f"{name_of(type(run.method))} of {parameters:,} parameters on {images:,} images, {device}: {train.steps:,} "
+        f"steps of {run.images_per_step}, {train.steps * run.images_per_step / images:,.3g} epochs; {pictures}"
+    )
 
 
 def build(run: Run, device: torch.device | str = "cpu") -> nn.Module:

@@ -99,6 +99,7 @@ class _Process:
         self.folder, self.home, self.measures = folder, Home(folder), measures
         self.saver = self.saver_in(folder)
         self.at, self.resumed, self.log = Progress(), False, None
+        self.began, self.shown = 0, dict[str, str]()
         self.health, self.meter = Health(learner.device), Meter(learner.device, self.world)
 
     def saver_in(self, folder: Path) -> checkpoint.Saver:
@@ -114,6 +115,7 @@ class _Process:
             self.at, self.resumed = resume(self.learner, found), True
             if self.world.first:
                 self.saver.tidy()
+        self.began = self.at.step
         if self.world.first:
             self.log = Log(self.folder, self.config.log_to, last_step=self.at.step)
         self.meter.go_on(*self.at.since_line)
@@ -163,7 +165,9 @@ class _Process:
                 if skipped:
                     self.log.write(step=at, skipped=skipped)
             told = f"  {skipped} steps skipped, not finite" if skipped else ""
-            bar.show(at, f"loss {mean:.4f}  {speed:,.0f} images/s{told}")
+            bar.show(at, "  ".join([f"loss {mean:.4f}", *self.shown.values(), f"{speed:,.0f} images/s{told}"]))
+        elif at == self.began + 1:  # a sign of life, long before the first line where steps are slow
+            bar.show(at, f"loss {float(metrics.loss):.4f}")
         if metrics.blocks and self.log is not None:
             self.log.write(step=at, blocks=metrics.blocks)
 
@@ -182,11 +186,15 @@ class _Process:
         average = self.learner.averaged()
         if self.log is not None:
             if "held_out" in due:
-                self.log.write(step=self.at.step, **self.measures["held_out"](average))
+                found = self.measures["held_out"](average)
+                self.log.write(step=self.at.step, **found)
+                self.shown["validation"] = f"validation {found['held_out_loss']:.4f}"
             if "score" in due:
                 self.log.write(step=self.at.step, score=self.measures["score"](average))
             if "preview" in due:
-                self.measures["preview"](average, _preview_file(self.folder, self.at.step))
+                file = _preview_file(self.folder, self.at.step)
+                self.measures["preview"](average, file)
+                self.shown["picture"] = str(file)
         self.world.barrier()
 
     def _made(self) -> set[str]:

@@ -50,7 +50,7 @@ def test_steps_fill_the_time_at_the_speed_that_was_measured(tmp_path, method):
 def test_more_time_and_faster_machines_take_larger_networks():
     sizes = [
         plan("digits", minutes=m, device="cpu", speed=at(r)).parameters
-        for m, r in ((2.0, 1e10), (30.0, 1e10), (30.0, 1e12))
+        for m, r in ((2.0, 1e10), (30.0, 1e11), (30.0, 1e13))
     ]
     assert sizes[0] < sizes[1] < sizes[2]
 
@@ -91,9 +91,9 @@ def test_steps_and_epochs_are_what_was_asked_for():
 
 
 def test_a_time_too_short_for_an_epoch_is_refused_with_the_time_that_is_enough():
-    with pytest.raises(ValueError, match="too short for 1,257 images") as refused:
+    with pytest.raises(ValueError, match="is too short for 1,257 images") as refused:
         plan("digits", minutes=0.01, size="large", device="cpu", speed=at(1e10))
-    needed = int(str(refused.value).split("--minutes ")[1].split()[0])
+    needed = int(str(refused.value).split("Give --minutes ")[1].split()[0])
     assert plan("digits", minutes=float(needed), size="large", device="cpu", speed=at(1e10)).epochs >= 1
     assert plan("digits", steps=1, size="large", device="cpu", speed=at(1e10)).epochs < 1
 

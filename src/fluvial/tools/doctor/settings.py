@@ -102,7 +102,7 @@ def check_average(run: Run, rows: Sequence[Row]) -> Check:
     length = _length(run, taken)
     low, high = EMA[0] * taken, EMA[1] * taken
     shared: dict[str, Any] = {"name": name, "expected": f"{100 * EMA[0]:g} % to {100 * EMA[1]:g} % of the steps"}
-    found = f"over {length:,.0f} steps, of {taken:,} taken"
+    found = f"over {length:,.0f} steps, of {taken:,}"
     if low <= length <= high:
         return Check(**shared, found=found, verdict="ok")
     if high < length <= EMA[1] * run.train.steps:

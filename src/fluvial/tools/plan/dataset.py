@@ -136,7 +136,7 @@ def asymmetry(pixels: Float[np.ndarray, "n h w"], labels: Int[np.ndarray, " n"] 
 
 
 class _Seen(NamedTuple):
-    """What is kept of one decoded image."""
+    """The facts kept of one decoded image."""
 
     number: int
     size: tuple[int, int]

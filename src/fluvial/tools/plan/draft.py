@@ -18,6 +18,7 @@ from fluvial.training.config import TrainConfig
 from fluvial.training.optim import OptimConfig
 
 PIXELS, LATENT_PIXELS = 64, {"cpu": 128, "cuda": 256}  # sides of images without and with an autoencoder
+TOKENS = {"cpu": 64, "cuda": 256}  # of an image at most
 VALIDATION = 0.05  # share of images held out where there are none
 FEW_A_CLASS = 3  # images a class below which labels are left aside
 
@@ -63,7 +64,8 @@ def draft(
     if base is not None:
         config = replace(base.method, classes=classes)
     else:
-        patch = given.get("method.patch") or _patch(min(size), 2 if encoder.name == "pixels" else 1, given)
+        smallest, most = 2 if encoder.name == "pixels" else 1, TOKENS.get(device.type, 64)
+        patch = given.get("method.patch") or _patch(min(size), smallest, most, given)
         shape = {"size": size, "channels": channels, "classes": classes, "patch": patch}
         depth, width = network.LADDER[0]
         config = network.known(method).proportioned(depth=depth, width=width, **shape)
@@ -76,16 +78,16 @@ def draft(
         method=config,
         data=data,
         autoencoder=encoder,
-        optim=OptimConfig(clip="norm", clip_at=1.0, schedule="cosine"),
+        optim=OptimConfig(clip="norm", clip_at=1.0, schedule="wsd"),
         train=TrainConfig(ema_decay=0.9999, ema_warmup=True, keep=2, keep_best=True),
         sample=SampleConfig(solver="ab2", steps=steps, guidance=Guidance(weight=1.5 if classes else 1.0)),
     )
 
 
-def _patch(side: int, smallest: int, given: Mapping[str, Any]) -> int:
+def _patch(side: int, smallest: int, most: int, given: Mapping[str, Any]) -> int:
     """The patch for a side of a latent. Raises ValueError for a data.size that patches do not divide well."""
     if network.is_divisible(side, smallest=smallest):
-        return network.patch_of(side, network.TOKENS, smallest=smallest)
+        return network.patch_of(side, most, smallest=smallest)
     if "data.size" in given:
         size = given["data.size"]
         stride = max(1, size // side)

@@ -28,7 +28,7 @@ MEMORY = 0.6  # share of the memory that training may fill
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How long to train: one of the three."""
+    """The length of training: one of the three."""
 
     minutes: float | None = None
     steps: int | None = None

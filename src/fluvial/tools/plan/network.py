@@ -6,14 +6,13 @@ from math import log, sqrt
 from fluvial import methods
 from fluvial.methods.method import Proportioned
 
-LADDER = (  # depth and width, by parameters
-    *((2, 64), (3, 96), (3, 128), (4, 128), (4, 192), (6, 192), (6, 256), (8, 256)),
+LADDER = (  # depth and width, by parameters; narrower ones take hardly less time a token
+    *((2, 128), (3, 128), (4, 128), (4, 192), (6, 192), (6, 256), (8, 256)),
     *((8, 384), (12, 384), (12, 512), (12, 768), (16, 768), (24, 1024)),
 )
 SIZES = {"small": (4, 128), "base": (8, 256), "large": (12, 384)}
 TOKENS, FEWEST_TOKENS = 64, 25  # of an image
 TOKENS_A_PARAMETER = 20  # in training: about those of cifar10-sit, and the ratio of language models (arXiv 2203.15556)
-PLENTY = 1e16  # training FLOPs from which an image is 256 tokens, below it 64
 RATE_AT_WIDTH = 0.256  # the learning rate times the width: 2e-3 at 128, as the digits', and 6.7e-4 at 384
 
 

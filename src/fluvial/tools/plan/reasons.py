@@ -6,10 +6,10 @@ from typing import Any
 
 from fluvial.config import Run
 from fluvial.methods import method_of, name_of
+from fluvial.tools.plan import pace
 from fluvial.tools.plan.dataset import ASYMMETRY, Dataset
 from fluvial.tools.plan.draft import PIXELS
 from fluvial.tools.plan.fitting import Budget, Size
-from fluvial.tools.plan.pace import OVERHEAD, PICTURES
 from fluvial.tools.plan.result import Choice, Plan
 from fluvial.utils.progress import duration
 
@@ -20,7 +20,7 @@ NETWORK = ("method.depth", "method.width", "method.patch")  # settings that fix 
 def choices(
     plan: Plan, budget: Budget, *, fixed: Mapping[str, Any], size: Size | None, base: Run | None
 ) -> Iterator[Choice]:
-    """What a plan chose, in the order a reader asks; what was `fixed` by the user has no other reason."""
+    """The choices of a plan, in the order a reader asks; what was `fixed` by the user has no other reason."""
     run = plan.run
     method, train = run.method, run.train
 
@@ -46,11 +46,11 @@ def choices(
 
 def too_short(plan: Plan, minutes: float) -> str:
     """The message for a time in which training does not see every image once."""
-    usable = minutes * 60 * (1 - OVERHEAD - PICTURES)  # seconds
+    usable = minutes * 60 * (1 - pace.OVERHEAD - pace.PICTURES)  # seconds
     epochs = usable * plan.epochs / plan.seconds
     needed = math.ceil(minutes / epochs * 1.1)
     return (
-        f"{minutes:g} minutes are too short for {plan.images:,} images: on this machine they are {epochs:.2g} epochs. "
+        f"--minutes {minutes:g} is too short for {plan.images:,} images: on this machine it is {epochs:.2g} epochs. "
         f"Give --minutes {needed} or more, or --epochs 1, or fewer images"
     )
 
