@@ -79,13 +79,18 @@ def test_the_plan_tells_of_another_run_and_of_unreadable_files_once(images, caps
 
 def test_a_longer_run_has_no_more_pictures(tmp_path, monkeypatch):
     run, folder = photos.neutral("sit"), RunFolder(tmp_path)
+    nothing: photos.Asked = {"minutes": None, "epochs": None}
     run = replace(run, train=replace(run.train, steps=10, sample_every=1, save_every=2, validate_every=2))
     record = {"plan": {}}
+    assert photos.lengthened(run, folder, nothing) == run  # another run, in a new folder
+    monkeypatch.setattr(RunFolder, "exists", lambda self: True)
     monkeypatch.setattr(RunFolder, "run", lambda self: run)
     monkeypatch.setattr(RunFolder, "record", lambda self: {"config": record})
     monkeypatch.setattr(photos.planning, "steps_of_epochs", lambda run, epochs: 105)
     given = replace(run, train=replace(run.train, save_every=3))
     longer = photos.lengthened(given, folder, {"minutes": None, "epochs": 3.0}).train
     assert (longer.steps, longer.sample_every, longer.validate_every, longer.save_every) == (105, 11, 21, 3)
+    more = replace(run, train=replace(run.train, steps=100))
+    assert photos.lengthened(more, folder, nothing).train.sample_every == 10
     record.clear()  # the run of a recipe keeps its intervals
     assert photos.lengthened(given, folder, {"minutes": None, "epochs": 3.0}).train.sample_every == 1

@@ -172,7 +172,7 @@ def lengthened(run: Run, folder: RunFolder, length: Asked) -> Run:
     elif length["epochs"] is not None:
         steps = planning.steps_of_epochs(run, length["epochs"])
     else:
-        return run
+        steps = run.train.steps
     return replace(run, train=replace(run.train, steps=steps, **_intervals(run, folder, steps)))
 
 
@@ -181,7 +181,7 @@ def _intervals(run: Run, folder: RunFolder, steps: int) -> dict[str, int]:
 
     Those of a run of five steps would make a long one draw pictures most of the time.
     """
-    if "plan" not in folder.record().get("config", {}):
+    if not folder.exists() or "plan" not in folder.record().get("config", {}):
         return {}
     before = folder.run().train
     names = ("validate_every", "save_every", "sample_every")
