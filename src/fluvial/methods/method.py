@@ -187,7 +187,7 @@ class Method(Objective, Protocol):
 
 @runtime_checkable
 class Proportioned(Protocol):
-    """A method that defines one function more, so that `fluvial train PHOTOS --method NAME` can choose a network for it."""
+    """A method that can choose its network, as `fluvial train IMAGES --method NAME` needs it."""
 
     def proportioned(
         self, *, depth: int, width: int, size: tuple[int, int], channels: int, classes: int, patch: int
