@@ -37,6 +37,8 @@ def asked_of(arguments: list[str]) -> tuple[Asked, list[str]]:
     asked, rest = _taken(arguments, words)
     if len(given := [name for name in BUDGETS if asked[name] is not None]) > 1:
         raise UsageError(f"give one of --minutes, --steps and --epochs, got {' and '.join(f'--{n}' for n in given)}")
+    if asked["from"] and (fixed := [name for name in ("method", "size", "autoencoder") if asked[name]]):
+        raise UsageError(f"the run of --from decides on {', '.join(f'--{name}' for name in fixed)}: leave that out")
     name = asked["name"]
     if name is not None and (not name.strip() or name in (".", "..") or set(name) & {"/", "\\"}):
         raise UsageError(f"--name must be the name of a folder in runs, got {name!r}; --out takes any path")
