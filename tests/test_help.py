@@ -64,6 +64,7 @@ def test_help_of_a_run_has_its_own_defaults_and_all_is_all(run, capsys):
         assert "--sample.guidance.interval" in capsys.readouterr().out, words
     assert main(["train", "--help", "all"]) == 0 and "--optim.betas" in capsys.readouterr().out
 
+
 OF_PLANS = (*BUDGETS, *OF_IMAGES)  # which are taken before the settings of a run are parsed
 
 

@@ -216,10 +216,12 @@ def test_folders_of_splits(tmp_path):
 
 
 def test_a_folder_without_images_says_so(tmp_path):
-    with pytest.raises(ValueError, match="has no images: 0 files"):
+    with pytest.raises(ValueError, match="has no images: it has no files"):
         open_at(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ValueError, match="has no images: 1 files, none ending in .*png"):
+    with pytest.raises(
+        ValueError, match=r"has no images: .*1 file left out: 1 \.txt \(notes\.txt\)\. Give a folder of images \(\.jpg"
+    ):
         open_at(tmp_path)
     tree(tmp_path, {"": [1], "a": [2]})
     with pytest.raises(ValueError, match="1 images beside 1 folders of images"):

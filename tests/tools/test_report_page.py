@@ -129,7 +129,7 @@ def test_missing_and_damaged_parts_are_lines(tmp_path, cheap):
         "no samples yet",
         "no score: ",
         "has no log.jsonl",
-        "not checked: ",
+        "training has not begun",
         "0 of 1,200",
         "go on to step 1,200",
     ):

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from types import UnionType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from fluvial.cli.short import FLAGS, HELP, SHORT, is_option
+from fluvial.cli.short import FLAGS, HELP, OF_IMAGES, SHORT, is_option
 from fluvial.flow.solvers import SolverName
 from fluvial.sampling.settings import SOLVERS, SolverConfig
 from fluvial.utils.errors import UsageError
@@ -47,7 +47,7 @@ def refuse_unknown(command: str, words: Sequence[str], known: Mapping[str, Known
     """Raises UsageError for the first option that the command has not, with the closest that it has."""
     for word in words:
         name = word.partition("=")[0]
-        if is_option(word) and name not in HELP and _positive(name[2:], known) not in known:
+        if is_option(word) and name not in HELP and positive(name[2:], known) not in known:
             typed = written.get(name, name)
             raise UsageError(f"unknown option {typed}{_hint(typed[2:], command, known)}")
 
@@ -60,7 +60,7 @@ def refuse_missing(prog: str, words: Sequence[str], known: Mapping[str, Known]) 
         raise UsageError(f"{prog} needs {' and '.join(missing)}; --help says what they are")
 
 
-def _positive(name: str, known: Collection[str]) -> str:
+def positive(name: str, known: Collection[str]) -> str:
     """The name of a switch for its negation, train.compile for train.no-compile or no-train.compile."""
     return name if name in known else re.sub(r"(^|\.)no-", r"\1", name.replace("_", "-"), count=1)
 
@@ -73,7 +73,8 @@ def _hint(typed: str, command: str, known: Mapping[str, Known]) -> str:
     of_solver = [name for name, kind in SOLVERS.items() if f"sample.solver.{_setting(kind, typed)}" == typed]
     if of_solver:
         return f": it is a setting of the solver {' and '.join(of_solver)}, chosen with --sample.solver"
-    names = [short.name for short in SHORT.get(command, ()) if short.setting in {*known, *FLAGS}]
+    planned = ("minutes", "epochs", *OF_IMAGES) if command == "train" else ()
+    names = [short.name for short in SHORT.get(command, ()) if short.setting in {*known, *FLAGS, *planned}]
     names += [name for name, option in known.items() if not option.found and name not in names]
     last = {name: name.rpartition(".")[2] for name in names}
     close = [name for name in names if last[name] == typed][:3] or get_close_matches(typed, names, n=1, cutoff=0.7)
@@ -97,7 +98,7 @@ def switches(words: Sequence[str], names: Collection[str]) -> tuple[dict[str, st
     while index < len(words):
         word, index = words[index], index + 1
         typed, attached, value = word.partition("=")
-        name = _positive(typed[2:].replace("_", "-"), names)
+        name = positive(typed[2:].replace("_", "-"), names)
         if not (is_option(word) and name in names):
             rest.append(word)
             continue

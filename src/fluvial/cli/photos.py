@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from itertools import count
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 import fluvial
+from fluvial.cli.known import options_of, positive
 from fluvial.cli.output import console, scaled
+from fluvial.cli.short import OF_IMAGES
 from fluvial.config import Run
 from fluvial.run.folder import RunFolder
 from fluvial.tools.plan import network
@@ -19,10 +22,11 @@ from fluvial.tools.plan.dataset import config_of, name_of
 from fluvial.tools.plan.further import steps_in, steps_of_epochs
 from fluvial.tools.plan.result import Plan
 from fluvial.utils.errors import UsageError
+from fluvial.utils.files import check_folder
+from fluvial.utils.progress import duration
 
 METHOD = "arflow"
 BUDGETS = ("minutes", "steps", "epochs")
-OF_IMAGES = ("method", "size", "name", "from", "autoencoder")  # options for `fluvial train IMAGES` alone
 LOCAL = ("out", "device")  # options that do not change the run
 Asked = dict[str, Any]
 
@@ -30,12 +34,17 @@ Asked = dict[str, Any]
 def asked_of(arguments: list[str]) -> tuple[Asked, list[str]]:
     """The options that a plan is made from, None for those not given, and the other arguments.
 
-    Raises UsageError for a value of another kind, or more than one length of training.
+    Raises UsageError for a value of another kind, more than one length of training, or a name that is a path.
     """
     words = {"train.steps": "steps", **dict.fromkeys((*BUDGETS, *OF_IMAGES))}
     asked, rest = _taken(arguments, words)
     if len(given := [name for name in BUDGETS if asked[name] is not None]) > 1:
         raise UsageError(f"give one of --minutes, --steps and --epochs, got {' and '.join(f'--{n}' for n in given)}")
+    if asked["from"] and (fixed := [name for name in ("method", "size", "autoencoder") if asked[name]]):
+        raise UsageError(f"the run of --from decides on {', '.join(f'--{name}' for name in fixed)}: leave that out")
+    name = asked["name"]
+    if name is not None and (not name.strip() or name in (".", "..") or set(name) & {"/", "\\"}):
+        raise UsageError(f"--name must be the name of a folder in runs, got {name!r}; --out takes any path")
     return asked, rest
 
 
@@ -60,6 +69,9 @@ def _taken(arguments: list[str], names: Mapping[str, str | None]) -> tuple[Asked
         found, rest = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise UsageError(str(error).removeprefix("argument ")) from error
+    for name, value in vars(found).items():
+        if name in kinds and value is not None and not 0 < value < inf:
+            raise UsageError(f"--{name} must be above 0, got {value:g}")
     return vars(found), rest
 
 
@@ -80,8 +92,9 @@ def neutral(method: str | None) -> Run:
 
 def settings_of(run: Run, arguments: list[str]) -> dict[str, Any]:
     """The settings that were given as options, by their path, with their values in the run parsed from them."""
+    known = options_of(Run, run)
     words = [word.partition("=")[0].removeprefix("--") for word in arguments if word.startswith("--")]
-    paths = [word.replace("-", "_") for word in words if word not in LOCAL]
+    paths = [positive(word, known).replace("-", "_") for word in words if word not in LOCAL]
     paths = ["sample.solver" if path.startswith("sample.solver") else path for path in paths]
     return {path: reduce(getattr, path.split("."), run) for path in paths}
 
@@ -90,11 +103,13 @@ def folder_for(command: Asked, asked: Asked, place: str, out: Path | None) -> tu
     """The folder of the run, and whether it holds the run of this very command, which goes on there.
 
     Without --out and --name it is runs/METHOD-DATA, with a number after it where that holds another run. Raises
-    UsageError if the folder that was named holds another run.
+    UsageError if both are given, or the folder that was named holds another run; ValueError if it is a file.
     """
+    if out and asked["name"]:
+        raise UsageError(f"--out {out} and --name {asked['name']} are two folders: give one of them")
     named = out or (Path("runs") / asked["name"] if asked["name"] else None)
-    data = name_of(config_of(place))
-    base = named or Path("runs") / f"{asked['method'] or METHOD}-{data}"
+    check_folder(named or Path("runs"))
+    base = named or usual(asked, place)
     for number in count(1):
         path = base if number == 1 else base.with_name(f"{base.name}-{number}")
         folder = RunFolder(path)
@@ -108,6 +123,12 @@ def folder_for(command: Asked, asked: Asked, place: str, out: Path | None) -> tu
                 f"name with --name, or go on with a run there by `fluvial train {path}`"
             )
     raise AssertionError
+
+
+def usual(asked: Asked, place: str) -> Path:
+    """The folder for the first run of a method on these images."""
+    data = name_of(config_of(place))
+    return Path("runs") / f"{asked['method'] or METHOD}-{data}"
 
 
 def recorded(asked: Asked, place: str, settings: Mapping[str, Any]) -> Asked:
@@ -126,25 +147,27 @@ def planned(place: str, asked: Asked, settings: Mapping[str, Any], device: str) 
 
 
 def reasons(plan: Plan) -> dict[str, str]:
-    """The choices and their reasons, for run.json."""
+    """The choices of a plan with their reasons, for run.json."""
     return {choice.what: f"{choice.chosen}: {choice.why}" for choice in plan.choices}
 
 
-def show(plan: Plan, place: str, out: Path, device: str) -> None:
-    """Prints the plan: what the data is, what was chosen and why, with the option that changes it."""
+def show(plan: Plan, place: str, out: Path, device: str, *, taken: Path | None = None) -> None:
+    """Prints the plan: what the data is, what was chosen and why, with the option that changes it.
+
+    `taken` is the usual folder, where another command has a run.
+    """
     table = Table.grid(padding=(0, 2))
     for choice in plan.choices:
         table.add_row(choice.what, f"{choice.chosen}: {choice.why}", choice.option)
     table.columns[2].style = "dim"
-    print(f"\n{plan.dataset.count:,} images in {place}; the run goes to {out}\n")
+    also = f", as {taken} has the run of another command" if taken else ""
+    print(f"\n{plan.dataset.count:,} images in {place}; the run goes to {out}{also}\n")
     console().print(table)
     print(
-        f"\nabout {plan.seconds / 60:.2g} min on {device}, {scaled(plan.memory)}B of memory, "
+        f"\nabout {duration(plan.seconds)} on {device}, {scaled(plan.memory)}B of memory, "
         f"{scaled(plan.checkpoints)}B of checkpoints\npictures in {RunFolder(out).samples}"
         f"{f', the first at step {plan.run.train.first_sample:,}' if plan.run.train.first_sample else ''}\n"
     )
-    if told := plan.left_out:
-        print(f"{told}\n")
 
 
 def lengthened(run: Run, folder: RunFolder, length: Asked) -> Run:
@@ -154,5 +177,18 @@ def lengthened(run: Run, folder: RunFolder, length: Asked) -> Run:
     elif length["epochs"] is not None:
         steps = steps_of_epochs(run, length["epochs"])
     else:
-        return run
-    return replace(run, train=replace(run.train, steps=steps))
+        steps = run.train.steps
+    return replace(run, train=replace(run.train, steps=steps, **_intervals(run, folder, steps)))
+
+
+def _intervals(run: Run, folder: RunFolder, steps: int) -> dict[str, int]:
+    """The intervals of a planned run for more steps, in proportion, but for those that are given now.
+
+    Those of a run of five steps would make a long one draw pictures most of the time.
+    """
+    if not folder.exists() or "plan" not in folder.record().get("config", {}):
+        return {}
+    before = folder.run().train
+    names = ("validate_every", "save_every", "sample_every")
+    same = {name: getattr(before, name) for name in names if getattr(run.train, name) == getattr(before, name)}
+    return {name: ceil(each * max(1.0, steps / before.steps)) for name, each in same.items()}

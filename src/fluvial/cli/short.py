@@ -5,13 +5,14 @@ long one is taken as well: --steps and --train.steps are one option, and giving 
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from fluvial.utils.run_format import present_option
 
 HELP = ("-h", "--help", "--help-all")
 WIDTH = 80  # columns of the help
+OF_IMAGES = ("method", "size", "name", "from", "autoencoder")  # options for `fluvial train IMAGES` alone
 FLAGS = ("smoke", "dry-run", "start-over")  # switches of train that decide on the defaults of other options
 
 
@@ -135,13 +136,21 @@ def with_all(words: Sequence[str]) -> list[str]:
 
 
 def short_help(
-    command: str, what: str = "", *, about: Sequence[str] = (), defaults: Mapping[str, str] | None = None
+    command: str,
+    what: str = "",
+    *,
+    about: Sequence[str] = (),
+    defaults: Mapping[str, str] | None = None,
+    without: Collection[str] = (),
 ) -> str:
-    """The help of a command on one screen: `what` stands in for its argument, `defaults` are by long name."""
+    """The help of a command on one screen: `what` stands in for its argument, `defaults` are by long name.
+
+    The options `without` are left out.
+    """
     argument, does, meaning = ABOUT[command]
     texts = [f"usage: fluvial {command} {what or argument} [options]", *(about or (does, meaning))]
     lines = [line for text in texts for line in (*_wrapped(text), "")]
-    shown = [short for short in SHORT[command] if short.about]
+    shown = [short for short in SHORT[command] if short.about and short.name not in without]
     left = max(len(_left(short)) for short in shown) + 2
     for short in shown:
         default = (defaults or {}).get(short.setting, "")

@@ -16,7 +16,7 @@ from fluvial.cli import dry, photos
 from fluvial.cli.arguments import Device, device_of, parse, positional, refuse_repeated
 from fluvial.cli.known import switches
 from fluvial.cli.output import next_commands
-from fluvial.cli.short import FLAGS, lengthened
+from fluvial.cli.short import FLAGS, OF_IMAGES, lengthened, short_help
 from fluvial.config import Run
 from fluvial.data.images import BUILT_IN
 from fluvial.methods import find_installed
@@ -38,7 +38,8 @@ START_OVER = "--start-over trains from the start again where none of the run's c
 START_OVER += "otherwise."
 ON_IMAGES = """Train on images: everything follows from them and from --minutes, and is printed before training starts.
 
-The same command goes on where it stopped. Any other setting of `--help all` can be given, too."""
+The same command goes on where it stopped. Any other setting of `--help all` can be given, too; what is not given
+follows from the images, and not from the defaults that are shown there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,8 @@ def _refuse_two(name: str) -> None:
 
 def _train_on(place: str, arguments: list[str]) -> None:
     """Plans a run for images and trains it, or goes on with the one that this command has begun."""
+    if set(arguments) & {"-h", "--help"}:
+        return print(short_help("train", place, about=ON_IMAGES.split("\n\n"), without=("data", "smoke")))
     flags, arguments = _flags(arguments)
     asked, rest = photos.asked_of(arguments)
     if flags.smoke:
@@ -111,7 +114,8 @@ def _train_on(place: str, arguments: list[str]) -> None:
         raise UsageError("one process measures the speed: begin without torchrun, then go on with the run under it")
     print(f"looking at {place}, and measuring steps of training", flush=True)
     plan = photos.planned(place, asked, settings, device)
-    photos.show(plan, place, out, device)
+    usual = None if options.out or asked["name"] else photos.usual(asked, place)
+    photos.show(plan, place, out, device, taken=usual if usual != out else None)
     plan.check_disk(out)
     start = asked["from"]
     if flags.dry_run:
@@ -134,7 +138,7 @@ def _again(out: Path, options: TrainOptions, flags: SimpleNamespace) -> None:
 def _train_new(run: Run, out: Path, arguments: list[str], about: str, **origin: Any) -> None:  # noqa: ANN401
     """Trains a run of a recipe or a file, by default in `out`, or goes on with it there."""
     flags, arguments = _flags(arguments)
-    photos.refuse(arguments, ("minutes", "epochs", *photos.OF_IMAGES), "a recipe or file says --steps")
+    photos.refuse(arguments, ("minutes", "epochs", *OF_IMAGES), "a recipe or file says --steps")
     if flags.smoke:
         run, out = recipes.smoke(run), out.with_name(f"{out.name}-smoke")
         origin |= {"recipe": f"{origin['recipe']}-smoke"} if "recipe" in origin else {}
@@ -160,7 +164,7 @@ def _train_further(folder: Path, arguments: list[str]) -> None:
     flags, arguments = _flags(arguments)
     if flags.smoke:
         raise UsageError("--smoke is for recipes: the model of a run is as large as its weights")
-    photos.refuse(arguments, photos.OF_IMAGES, "a run has its own settings")
+    photos.refuse(arguments, OF_IMAGES, "a run has its own settings")
     length, arguments = photos.length_of(arguments)
     doc = f"Go on with the run in {folder}, with its own settings; or with --out start another from its weights, with "
     doc += "any setting changed but those that shape the network. Other classes and image sizes are fitted."

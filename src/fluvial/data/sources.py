@@ -134,9 +134,10 @@ def _folder(path: Path) -> Source:
     """
     found, left_out = list_images(path)
     if not found:
+        why = f"no file is one by its ending. {left_out}" if left_out.total else "it has no files"
         raise ValueError(
-            f"{path} has no images: {left_out.total} files, none ending in {', '.join(sorted(image_endings()))}. Give "
-            f"a folder of images, or of a folder of images for each class. {left_out}"
+            f"{path} has no images: {why}. "
+            f"Give a folder of images (.jpg, .png, .webp and others), or of a folder of images for each class"
         )
     if "" in found and len(found) > 1:
         raise ValueError(

@@ -187,7 +187,7 @@ class Method(Objective, Protocol):
 
 @runtime_checkable
 class Proportioned(Protocol):
-    """A function that a method may have besides: with it `fluvial train IMAGES --method NAME` chooses a network."""
+    """A method that can choose its network, as `fluvial train IMAGES --method NAME` needs it."""
 
     def proportioned(
         self, *, depth: int, width: int, size: tuple[int, int], channels: int, classes: int, patch: int

@@ -36,8 +36,8 @@ def check_folder(path: Path) -> None:
     for place in (path, *path.parents):
         if place.is_symlink() and not place.exists():
             raise ValueError(f"{place} is a link to {place.readlink()}, which is not there; choose another name")
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{path} is there and is no folder; choose another name")
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{place} is there and is no folder; choose another name")
 
 
 def make_folder(path: Path) -> None:

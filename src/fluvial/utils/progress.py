@@ -71,3 +71,11 @@ class Bar:
             what = " ".join(part for part in (self.what, f"{done:>{len(str(self.total))}}/{self.total}") if part)
             print(f"{what}  {text}  {left:.0f} s left" if text else f"{what}  {left:.0f} s left", flush=True)
             self.shown = now
+
+
+def duration(seconds: float) -> str:
+    """A time span such as 2 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60:,} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"

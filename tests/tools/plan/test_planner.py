@@ -14,6 +14,7 @@ from fluvial.tools import estimate
 from fluvial.tools.plan.dataset import asymmetry, config_of, look_at, name_of
 from fluvial.tools.plan.draft import applied
 from fluvial.tools.plan.fitting import BATCHES, flops_an_image
+from fluvial.tools.plan.network import pixel_side
 from fluvial.tools.plan.planner import plan
 
 CPU = torch.device("cpu")
@@ -85,7 +86,7 @@ def test_steps_and_epochs_are_what_was_asked_for():
     with pytest.raises(ValueError, match="one of minutes, steps and epochs, got minutes 3, steps 5"):
         plan("digits", minutes=3.0, steps=5, device="cpu", speed=at(1e11))
     for length in ({"minutes": 0.0}, {"steps": -1}, {"epochs": math.nan}):
-        with pytest.raises(ValueError, match="must be above 0"):
+        with pytest.raises(ValueError, match=f"{next(iter(length))} must be a number above 0, got"):
             plan("digits", device="cpu", speed=at(1e11), **length)
 
 
@@ -226,3 +227,49 @@ def test_names_of_folders():
     }
     names |= {"photos/*.tar": "images", "/": "images", "hub:owner/My_Set": "my-set"}
     assert {place: name_of(config_of(place)) for place in names} == names
+
+
+@pytest.mark.parametrize("side", [22, 26, 34, 46, 58, 62])
+def test_images_are_cropped_to_a_side_that_patches_divide(tmp_path, side):
+    found = plan(photos(tmp_path / "photos", size=(side, side)), steps=5, device="cpu", speed=at(1e11))
+    tokens = fluvial.methods.method_of(found.run.method).tokens(found.run.method)
+    assert 25 <= tokens <= 64 and side - 10 <= found.run.data.size < side
+
+
+def test_latents_have_enough_tokens():
+    assert pixel_side((208, 208), most=256, multiple=16, stride=8) == 192  # 26 x 26 latents have patches of 2 or 13
+    assert pixel_side((224, 224), most=256, multiple=16, stride=8) == 224
+
+
+def test_a_size_that_patches_do_not_divide_is_refused_with_one_that_they_do(tmp_path):
+    folder = photos(tmp_path / "photos")
+    with pytest.raises(ValueError, match=r"data\.size 31 cannot be cut into patches .*give data\.size 32, or"):
+        plan(folder, steps=5, device="cpu", settings={"data.size": 31}, speed=at(1e11))
+    given = {"data.size": 31, "method.patch": 31}
+    assert plan(folder, steps=5, device="cpu", settings=given, speed=at(1e11)).run.method.patch == 31
+
+
+def test_the_number_of_steps_is_given_once():
+    assert plan("digits", settings={"train.steps": 9}, device="cpu", speed=at(1e11)).run.train.steps == 9
+    for length in ({"steps": 5}, {"minutes": 3.0}, {"epochs": 1.0}):
+        with pytest.raises(ValueError, match=r"train\.steps is set, and minutes, steps or epochs"):
+            plan("digits", settings={"train.steps": 9}, device="cpu", speed=at(1e11), **length)
+
+
+def test_a_group_of_settings_is_refused():
+    with pytest.raises(ValueError, match=r"train is a group of settings, got 3; give single ones, as train\.steps"):
+        plan("digits", settings={"train": 3}, device="cpu", speed=at(1e11))
+    run = plan("digits", settings={"sample.solver": "dopri5"}, steps=5, device="cpu", speed=at(1e11)).run
+    assert run.sample.solver_settings.name == "dopri5"
+
+
+def test_weights_to_start_from_are_looked_for_before_the_images(tmp_path):
+    with pytest.raises(ValueError, match="is not a run folder"):
+        plan(tmp_path / "nothing", start=tmp_path, device="cpu", speed=at(1e11))
+
+
+def test_the_reasons_tell_what_was_given_and_short_times_in_seconds():
+    given = {"method.depth": 3, "data.validation": 0.0}
+    found = plan("digits", steps=2, settings=given, device="cpu", speed=at(1e11))
+    told = {choice.what: choice for choice in found.choices}
+    assert told["network"].why == "as given" and "about 0." in told["length"].why and " s at" in told["length"].why

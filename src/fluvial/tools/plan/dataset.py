@@ -91,8 +91,9 @@ def look_at(config: DataConfig, images: ImageSet | None = None, *, has_validatio
     assert images is not None
     count = len(images.pixels)
     if count < FEWEST:
+        name = config.path or ("the data" if config.name == "given" else config.name)
         raise ValueError(
-            f"{config.path or config.name} has {count} image{'s' * (count != 1)}, and a model needs at least {FEWEST} "
+            f"{name} has {count} image{'s' * (count != 1)}, and a model needs at least {FEWEST} "
             f"(hundreds are better). {images.left_out}".strip()
         )
     chosen = np.sort(numpy_generator(0, "looked at").permutation(count)[:LOOKED_AT]).tolist()

@@ -38,7 +38,11 @@ def _with(part: Any, names: list[str], value: Any, path: str) -> Any:  # noqa: A
     known = [field.name for field in fields(part)] if is_dataclass(part) else []
     if first not in known:
         raise ValueError(f"there is no setting {path}; here there are {', '.join(known) or 'none'}")
-    return replace(part, **{first: _with(getattr(part, first), rest, value, path) if rest else value})  # type: ignore[type-var]
+    old = getattr(part, first)
+    if path == first and is_dataclass(old) and type(value) is not type(old):
+        example = f"{path}.{fields(old)[0].name}"
+        raise ValueError(f"{path} is a group of settings, got {value!r}; give single ones, as {example}")
+    return replace(part, **{first: _with(old, rest, value, path) if rest else value})  # type: ignore[type-var]
 
 
 def part_of(config: Any, name: str, settings: Mapping[str, Any]) -> Any:  # noqa: ANN401
@@ -60,8 +64,9 @@ def draft(
     if base is not None:
         config = replace(base.method, classes=classes)
     else:
-        few = network.patch_of(min(size), TOKENS.get(device.type, 64), smallest=2 if encoder.name == "pixels" else 1)
-        shape = {"size": size, "channels": channels, "classes": classes, "patch": given.get("method.patch", few)}
+        smallest, most = 2 if encoder.name == "pixels" else 1, TOKENS.get(device.type, 64)
+        patch = given.get("method.patch") or _patch(min(size), smallest, most, given)
+        shape = {"size": size, "channels": channels, "classes": classes, "patch": patch}
         depth, width = network.LADDER[0]
         config = network.known(method).proportioned(depth=depth, width=width, **shape)
     small = min((n for n in dataset.class_sizes.values() if n), default=dataset.count)
@@ -77,6 +82,21 @@ def draft(
         train=TrainConfig(ema_decay=0.9999, ema_warmup=True, keep=2, keep_best=True),
         sample=SampleConfig(solver="ab2", steps=steps, guidance=Guidance(weight=1.5 if classes else 1.0)),
     )
+
+
+def _patch(side: int, smallest: int, most: int, given: Mapping[str, Any]) -> int:
+    """The patch for a side of a latent. Raises ValueError for a data.size that patches do not divide well."""
+    if network.is_divisible(side, smallest=smallest):
+        return network.patch_of(side, most, smallest=smallest)
+    if "data.size" in given:
+        size = given["data.size"]
+        stride = max(1, size // side)
+        near = next(n for n in range(side + 1, 2 * side + 9) if network.is_divisible(n, smallest=smallest))
+        raise ValueError(
+            f"data.size {size} cannot be cut into patches that make {network.FEWEST_TOKENS} to {network.TOKENS} tokens "
+            f"an image; give data.size {near * stride}, or method.patch as well"
+        )
+    return network.patch_of(side, 4 * network.TOKENS, smallest=smallest)
 
 
 def _frame(
@@ -118,7 +138,7 @@ def _side(dataset: Dataset, stride: int, device: torch.device, *, is_latent: boo
     """The side of the square that images are cropped to, in pixels."""
     if is_latent:
         most = LATENT_PIXELS.get(device.type, LATENT_PIXELS["cpu"])
-        return network.pixel_side(dataset.sides, most=most, multiple=2 * stride)
+        return network.pixel_side(dataset.sides, most=most, multiple=2 * stride, stride=stride)
     if dataset.is_one_size and dataset.sides[0] == dataset.sides[1] and dataset.sides[0] <= PIXELS:
         return network.pixel_side(dataset.sides, most=PIXELS, multiple=2)
     return network.pixel_side(dataset.sides, most=PIXELS, multiple=4)

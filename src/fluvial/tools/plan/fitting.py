@@ -38,11 +38,12 @@ class Budget:
         """The budget of what was given. Raises ValueError if that is more than one, or not above 0."""
         asked = {"minutes": minutes, "steps": steps, "epochs": epochs}
         given = {name: value for name, value in asked.items() if value is not None}
+        for name, value in given.items():
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a number above 0, got {value!r}")
         if len(given) > 1:
             listed = ", ".join(f"{name} {value:g}" for name, value in given.items())
             raise ValueError(f"give one of minutes, steps and epochs, got {listed}")
-        if wrong := [f"{name} {value:g}" for name, value in given.items() if not 0 < value < math.inf]:
-            raise ValueError(f"must be above 0, got {wrong[0]}")
         return cls(**(given or {"minutes": MINUTES}))
 
     @property

@@ -11,6 +11,7 @@ LADDER = (  # depth and width, by parameters; narrower ones take hardly less tim
     *((8, 384), (12, 384), (12, 512), (12, 768), (16, 768), (24, 1024)),
 )
 SIZES = {"small": (4, 128), "base": (8, 256), "large": (12, 384)}
+TOKENS, FEWEST_TOKENS = 64, 25  # of an image
 TOKENS_A_PARAMETER = 20  # in training: about those of cifar10-sit, and the ratio of language models (arXiv 2203.15556)
 RATE_AT_WIDTH = 0.256  # the learning rate times the width: 2e-3 at 128, as the digits', and 6.7e-4 at 384
 
@@ -35,15 +36,23 @@ def patch_of(side: int, most_tokens: int, *, smallest: int = 1) -> int:
     return next((patch for patch in patches if (side // patch) ** 2 <= most_tokens), 0)
 
 
-def pixel_side(sides: Sequence[int], *, most: int, multiple: int) -> int:
+def is_divisible(side: int, *, smallest: int) -> bool:
+    """True if some patch makes at most 64 tokens of a side but not too few, as of 62, whose patches are 2 or 31."""
+    patch = patch_of(side, TOKENS, smallest=smallest)
+    return bool(patch) and (side // patch) ** 2 >= min(FEWEST_TOKENS, (side // smallest) ** 2)
+
+
+def pixel_side(sides: Sequence[int], *, most: int, multiple: int, stride: int = 1) -> int:
     """The side that images are cropped to: at most `most` pixels, no more than the images have, and a multiple.
 
-    Raises ValueError for images that are smaller than two patches.
+    It is one that patches divide well, after an autoencoder of this stride. Raises ValueError for images that are
+    smaller than two patches.
     """
     side = min(most, *sides) // multiple * multiple
     if side < 2 * multiple:
         raise ValueError(f"the images have {sides[1]} x {sides[0]} pixels, and at least {2 * multiple} are needed")
-    return side
+    smallest = 2 if stride == 1 else 1
+    return next(n for n in range(side, 0, -multiple) if is_divisible(n // stride, smallest=smallest))
 
 
 def known(method: str) -> Proportioned:

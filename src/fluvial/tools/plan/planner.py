@@ -11,7 +11,7 @@ from fluvial.data.given import Given, image_set, is_place
 from fluvial.data.images import DataConfig
 from fluvial.run.folder import RunFolder
 from fluvial.tools import estimate
-from fluvial.tools.plan import pace
+from fluvial.tools.plan import network, pace
 from fluvial.tools.plan.dataset import config_of, look_at
 from fluvial.tools.plan.draft import applied, draft, part_of
 from fluvial.tools.plan.fitting import (
@@ -29,13 +29,14 @@ from fluvial.tools.plan.result import Plan
 from fluvial.tools.timing import seconds_a_step
 from fluvial.utils.devices import device_of
 
+METHOD = "arflow"
 STATE = 16  # bytes of a checkpoint for each parameter: weights, average, two moments
 
 
 def plan(
     data: Given | Path | str,
     *,
-    method: str = "arflow",
+    method: str = METHOD,
     minutes: float | None = None,
     steps: int | None = None,
     epochs: float | None = None,
@@ -57,17 +58,23 @@ def plan(
     Raises ValueError for data that cannot be trained on, settings that do not exist, and a time too short for an epoch.
     """
     device = device_of(device)
-    given, budget = dict(settings or {}), Budget.of(minutes, steps, epochs)
+    given = dict(settings or {})
+    if "train.steps" in given and (minutes or epochs or steps):
+        raise ValueError("train.steps is set, and minutes, steps or epochs are given as well: give one of them")
+    budget = Budget.of(minutes, given.get("train.steps", steps), epochs)
+    network.known(method)
+    if size is not None and size not in network.SIZES:
+        raise ValueError(f"size must be one of {', '.join(network.SIZES)}, or None, got {size!r}")
+    base = None if start is None else RunFolder(start).run()
     images = None if is_place(data) else image_set(data)
     config = config_of(data) if images is None else DataConfig(name="given")  # type: ignore[arg-type] - a place
     dataset = look_at(part_of(config, "data", given), images)
-    base = None if start is None else RunFolder(start).run()
     first = draft(dataset, method, autoencoder, device, given, base)
     count = dataset.count - round(first.data.validation * dataset.count)
     rate = rate_of(first, device, speed)
     run = sized(first, budget, rate, count, size, given, base)
     run, seconds = quickest(run, rate, device, speed, given)
-    run = replace(run, train=replace(run.train, steps=given.get("train.steps", budget.steps_of(run, seconds, count))))
+    run = replace(run, train=replace(run.train, steps=budget.steps_of(run, seconds, count)))
     run, memory = accumulated(run, device, given)
     run = applied(pace.timed(run, seconds, picture_seconds(run, rate)), given)
     parameters = sum(estimate.parameters(run).values())
@@ -82,4 +89,5 @@ def plan(
     )
     if budget.minutes is not None and found.epochs < 1:
         raise ValueError(too_short(found, budget.minutes))
-    return replace(found, choices=tuple(choices(found, budget.minutes, fixed=given, size=size, base=base)))
+    fixed = given if method == METHOD else {**given, "method": method}
+    return replace(found, choices=tuple(choices(found, budget.minutes, fixed=fixed, size=size, base=base)))

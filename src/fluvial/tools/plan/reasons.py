@@ -10,8 +10,10 @@ from fluvial.tools.plan import pace
 from fluvial.tools.plan.dataset import ASYMMETRY, Dataset
 from fluvial.tools.plan.draft import PIXELS
 from fluvial.tools.plan.result import Choice, Plan
+from fluvial.utils.progress import duration
 
 MOST_NAMES = 4
+NETWORK = ("method.depth", "method.width", "method.patch")  # settings that fix the size of a network
 
 
 def choices(
@@ -33,11 +35,13 @@ def choices(
     yield choice("pixels", *_pixels(plan.dataset, run), "--data.size", "data.size")
     yield choice("mirror images", *_mirrored(plan.dataset, run), "--data.flip", "data.flip")
     yield choice("validation", *_validation(plan, run), "--data.test-path", "data.test_path", "data.validation")
-    yield choice("method", name_of(type(method)), "the default" if base is None else "of the weights", "--method")
+    yield choice(
+        "method", name_of(type(method)), "the default" if base is None else "of the weights", "--method", "method"
+    )
     tokens = method_of(method).tokens(method)
     shape = f"{plan.parameters / 1e6:.2g}M parameters, {tokens} tokens an image"
     why = "of the weights" if base is not None else "as given" if size else "for the time and the images"
-    yield choice("network", shape, why, "--size")
+    yield choice("network", shape, why, "--size", *(name for name in fixed if name in NETWORK))
     yield choice("length", *_length(plan, minutes), "--minutes")
     yield choice("batch", f"{run.images_per_step} images", "for enough steps", "--batch", "train.batch")
     yield choice("learning rate", f"{run.optim.lr:g}", f"for a width of {method.width}", "--lr", "optim.lr")
@@ -47,13 +51,12 @@ def choices(
 
 def too_short(plan: Plan, minutes: float) -> str:
     """The message for a time in which training does not see every image once."""
-    run = plan.run
-    epoch = plan.images / run.images_per_step * plan.seconds / run.train.steps
-    needed = math.ceil(epoch / 60 / (1 - pace.OVERHEAD - pace.PICTURES) * 1.05)
+    usable = minutes * 60 * (1 - pace.OVERHEAD - pace.PICTURES)  # seconds
+    epochs = usable * plan.epochs / plan.seconds
+    needed = math.ceil(minutes / epochs * 1.1)
     return (
-        f"--minutes {minutes:g} is too short for {plan.images:,} images, of which it is {plan.epochs:.2g} epochs "
-        f"on this machine. Give --minutes {needed} or more, fewer images, or a number of steps, as "
-        f"--steps {run.train.steps}"
+        f"--minutes {minutes:g} is too short for {plan.images:,} images: on this machine it is {epochs:.2g} epochs. "
+        f"Give --minutes {needed} or more, or --epochs 1, or fewer images"
     )
 
 
@@ -62,8 +65,8 @@ def _classes(dataset: Dataset, run: Run) -> tuple[str, str]:
     if not sizes:
         return "none", "the images are unlabelled (a folder for each class makes classes)"
     if not run.method.classes:
-        why = "there is one class only" if len(sizes) == 1 else f"{len(sizes)} classes have too few images each"
-        return "none", f"{why} to tell them apart"
+        few = f"{len(sizes)} classes have too few images each to tell them apart"
+        return "none", "there is one class only" if len(sizes) == 1 else few
     names = sorted(sizes, key=lambda name: -sizes[name])
     shown = [f"{name} {sizes[name]:,}" for name in names[:MOST_NAMES]]
     small = f"; the smallest has {min(sizes.values())}, repeated" if run.data.small_classes == "repeat" else ""
@@ -101,7 +104,7 @@ def _validation(plan: Plan, run: Run) -> tuple[str, str]:
 
 
 def _length(plan: Plan, minutes: float | None) -> tuple[str, str]:
-    steps = f"{plan.run.train.steps:,} steps, {plan.epochs:.3g} epochs"
+    steps = f"{plan.run.train.steps:,} steps, {plan.epochs:,.{0 if plan.epochs >= 100 else 2}f} epochs"
     if minutes is not None:
         return steps, f"{minutes:g} minutes at the speed measured here"
-    return steps, f"about {plan.seconds / 60:.0f} minutes at the speed measured here"
+    return steps, f"about {duration(plan.seconds)} at the speed measured here"

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluvial.config import Run
-from fluvial.data.images import listed
 from fluvial.tools.plan.dataset import Dataset
 
 
@@ -42,12 +41,6 @@ class Plan:
     def epochs(self) -> float:
         """The number of times that training sees every image."""
         return self.run.train.steps * self.run.images_per_step / self.images
-
-    @property
-    def left_out(self) -> str:
-        """The images that cannot be read, and the files that were not taken for images; "" if there are none."""
-        unreadable = f"left out: {listed(self.dataset.unreadable)}" if self.dataset.unreadable else ""
-        return "\n".join(filter(None, (unreadable, self.dataset.left_out)))
 
     def check_disk(self, folder: Path | str) -> None:
         """Raises ValueError if the disk of that folder has too little space for the checkpoints."""

@@ -13,6 +13,7 @@ from fluvial.tools.doctor.settings import FOUND
 from fluvial.tools.report.contents import Gathered, Picture
 from fluvial.tools.report.html import Html, element, joined, note, picture, section, table
 from fluvial.tools.runs import in_bytes
+from fluvial.utils.progress import duration
 
 VERDICTS = ("wrong", "look", "ok", "not checked")
 
@@ -50,14 +51,6 @@ def _facts(gathered: Gathered) -> dict[str, str]:
         "seed": str(run.seed),
         "folder": f"{gathered.folder}, {in_bytes(listed.size)}",
     }
-
-
-def duration(seconds: float) -> str:
-    """A time span such as 2 h 5 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60:,} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
 def samples(runs: Sequence[Gathered]) -> Html:
