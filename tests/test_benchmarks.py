@@ -135,7 +135,7 @@ def test_both_ways_of_a_pair_give_the_same(name):
 
 def test_a_ratio_is_the_others_time_over_the_librarys(little, monkeypatch, capsys):
     times = {"ours": 2.0, "theirs": 5.0}
-    monkeypatch.setattr(bench, "seconds_of", lambda call, device, calls=1: times[call()])
+    monkeypatch.setattr(twins.timing, "seconds_of", lambda call, device, calls=1: times[call()])
     pair = twins.Pair("a pair", "library", lambda: "ours", "other", lambda: "theirs")
     monkeypatch.setattr(twins, "PAIRS", {"a": lambda device, tiny: [pair]})
     twins.main([])

@@ -95,7 +95,7 @@ def test_train_sample_and_score(run, capsys):
     assert "images.count is 20 and 30" in capsys.readouterr().err
     options[2] = "--features"
     assert main(["score", str(run / "samples"), *options, "--extractor", "pixels"]) == 2
-    assert "given more than once: --features" in capsys.readouterr().err
+    assert "given more than once: --extractor and --features" in capsys.readouterr().err
 
 
 def test_compare_puts_the_methods_side_by_side(tmp_path, capsys):

@@ -79,7 +79,7 @@ def test_every_setting_has_a_comment_with_its_choices():
         bare = [b for a, b in zip(["", *lines], lines, strict=False) if ":" in b and "#" not in a + b]
         assert {line.split(":")[0].strip() for line in bare} <= {"name"}, bare
     assert comments(TrainConfig)["steps"].startswith("Optimizer steps in all.")
-    assert "# Schedule after the warm-up: the peak rate, or half a cosine down to final_lr" in text
+    assert "# Schedule after the warm-up: the peak rate, half a cosine down to final_lr" in text
     assert comments(type(SIT.optim))["clip"].endswith("to clip_at. One of none, value, norm.")
 
 

@@ -273,3 +273,15 @@ def test_the_reasons_tell_what_was_given_and_short_times_in_seconds():
     found = plan("digits", steps=2, settings=given, device="cpu", speed=at(1e11))
     told = {choice.what: choice for choice in found.choices}
     assert told["network"].why == "as given" and "about 0." in told["length"].why and " s at" in told["length"].why
+
+
+def test_an_autoencoder_gives_the_latents_and_the_time_to_encode(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    shape = {"block_out_channels": (8, 8), "norm_num_groups": 4, "latent_channels": 4}
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    diffusers.AutoencoderKL(**shape, **blocks).save_pretrained(tmp_path / "vae")
+    folder = photos(tmp_path / "photos", size=(70, 66))
+    found = plan(folder, autoencoder=str(tmp_path / "vae"), device="cpu", speed=at(1e11))
+    run = found.run
+    assert (run.method.channels, run.method.size, run.data.size, run.data.cache) == (4, (32, 32), 64, True)
+    assert found.encoding > 0 and plan(folder, device="cpu", speed=at(1e11)).encoding == 0

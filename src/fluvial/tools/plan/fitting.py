@@ -11,9 +11,11 @@ import torch
 
 from fluvial.config import Run
 from fluvial.methods import Config, method_of
+from fluvial.run.inputs import open_autoencoder
 from fluvial.tools import estimate
 from fluvial.tools.plan import network, pace
 from fluvial.tools.plan.draft import applied, part_of
+from fluvial.tools.timing import seconds_of
 from fluvial.training.config import TrainConfig
 from fluvial.utils import pictures
 
@@ -165,6 +167,16 @@ def accumulated(run: Run, device: torch.device, given: Mapping[str, Any]) -> tup
         f"a training step needs more than the {limit / 1e9:.1f} GB that may be used of {device}, for one example at a "
         f"time; choose a smaller model with --size small"
     )
+
+
+def encoding_seconds(run: Run, count: int, device: torch.device) -> float:
+    """Estimated seconds of encoding so many images and their mirror images, from encoding two; 0 if none are."""
+    if not run.data.cache:
+        return 0.0
+    autoencoder = open_autoencoder(run.autoencoder).to(device)
+    pixels = torch.zeros(2, run.data.channels, run.data.size, run.data.size, device=device)
+    once = min(seconds_of(lambda: autoencoder.moments(pixels), device) for _ in range(2))
+    return once / 2 * count * (2 if run.data.flip else 1)
 
 
 def available_memory(device: torch.device) -> int:

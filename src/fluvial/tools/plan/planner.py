@@ -19,6 +19,7 @@ from fluvial.tools.plan.fitting import (
     Size,
     Speed,
     accumulated,
+    encoding_seconds,
     picture_seconds,
     quickest,
     rate_of,
@@ -84,10 +85,12 @@ def plan(
         parameters=parameters,
         images=count,
         seconds=run.train.steps * seconds,
+        encoding=encoding_seconds(run, count, device),
         memory=memory,
         checkpoints=parameters * STATE * (run.train.keep + 2),
     )
     if budget.minutes is not None and found.epochs < 1:
         raise ValueError(too_short(found, budget.minutes))
-    fixed = given if method == METHOD else {**given, "method": method}
-    return replace(found, choices=tuple(choices(found, budget.minutes, fixed=fixed, size=size, base=base)))
+    asked: dict[str, Any] = {"fixed": given if method == METHOD else {**given, "method": method}}
+    asked |= {"size": size, "base": base, "measured": len(pace.precisions(device))}
+    return replace(found, choices=tuple(choices(found, budget.minutes, **asked)))

@@ -17,12 +17,12 @@ NETWORK = ("method.depth", "method.width", "method.patch")  # settings that fix 
 
 
 def choices(
-    plan: Plan, minutes: float | None, *, fixed: Mapping[str, Any], size: str | None, base: Run | None
+    plan: Plan, minutes: float | None, *, fixed: Mapping[str, Any], size: str | None, base: Run | None, measured: int
 ) -> Iterator[Choice]:
     """The choices of a plan, in the order a reader asks; those `fixed` by the user have no other reason.
 
     `minutes` are those asked for, if that is how the length was given, and so is `size`; `base` is the run whose
-    weights are the start.
+    weights are the start; so many precisions were `measured`.
     """
     run = plan.run
     method, train = run.method, run.train
@@ -45,7 +45,7 @@ def choices(
     yield choice("length", *_length(plan, minutes), "--minutes")
     yield choice("batch", f"{run.images_per_step} images", "for enough steps", "--batch", "train.batch")
     yield choice("learning rate", f"{run.optim.lr:g}", f"for a width of {method.width}", "--lr", "optim.lr")
-    why = "the fastest measured here"
+    why = "the quickest measured here" if measured > 1 else "no other is quick on this device"
     yield choice("precision", train.precision, why, "--train.precision", "train.precision")
 
 

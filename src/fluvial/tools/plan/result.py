@@ -30,6 +30,8 @@ class Plan:
     """Images of training, without those for validation."""
     seconds: float
     """Estimated seconds of training; 0 if no step was measured."""
+    encoding: float
+    """Estimated seconds in which the images are encoded before the first step; 0 without an autoencoder."""
     memory: int
     """Estimated bytes at the peak of a training step."""
     checkpoints: int
