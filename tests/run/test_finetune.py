@@ -219,8 +219,10 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     run = "runs/digits-sit-smoke"
     assert cli.main(["train", run, *small]) == 0  # all done
     other = ["--device", "cpu", "--train.steps", "3", "--train.sample-every", "0"]
-    assert cli.main(["train", run, *other]) == 1  # the cosine was made for two
-    assert "train.steps is 2 there and 3 here" in capsys.readouterr().err
+    assert cli.main(["train", run, *other]) == 0
+    assert "goes on from step 2 to 3: the learning rate goes from" in capsys.readouterr().out
+    assert cli.main(["train", run, *small]) == 1
+    assert "has taken 3 steps, and train.steps 2 are fewer" in capsys.readouterr().err
     folder = tmp_path / "photos"
     for name in ("0", "7", "cat"):
         (folder / name).mkdir(parents=True)
