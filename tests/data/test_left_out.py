@@ -97,9 +97,7 @@ def test_thumbnails_beside_folders_of_splits_are_no_class(tmp_path):
 
 def test_a_folder_without_images_says_what_it_has(tmp_path):
     fill(tmp_path, "a.heic", "b.heic")
-    with pytest.raises(
-        ValueError, match=r"no images: .* 2 files left out: 2 .heic, which Pillow does not open here"
-    ):
+    with pytest.raises(ValueError, match=r"no images: .* 2 files left out: 2 .heic, which Pillow does not open here"):
         opened(tmp_path)
 
 
