@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from types import UnionType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from fluvial.cli.short import FLAGS, HELP, OF_IMAGES, SHORT, is_option
+from fluvial.cli.short import FLAGS, HELP, PLANNED, SHORT, is_option
 from fluvial.flow.solvers import SolverName
 from fluvial.sampling.settings import SOLVERS, SolverConfig
 from fluvial.utils.errors import UsageError
@@ -73,7 +73,7 @@ def _hint(typed: str, command: str, known: Mapping[str, Known]) -> str:
     of_solver = [name for name, kind in SOLVERS.items() if f"sample.solver.{_setting(kind, typed)}" == typed]
     if of_solver:
         return f": it is a setting of the solver {' and '.join(of_solver)}, chosen with --sample.solver"
-    planned = ("minutes", "epochs", *OF_IMAGES) if command == "train" else ()
+    planned = PLANNED if command == "train" else ()
     names = [short.name for short in SHORT.get(command, ()) if short.setting in {*known, *FLAGS, *planned}]
     names += [name for name, option in known.items() if not option.found and name not in names]
     last = {name: name.rpartition(".")[2] for name in names}

@@ -1,4 +1,4 @@
-"""fluvial train PHOTOS: looks at the images, says what it chose, and trains."""
+"""fluvial train IMAGES: looks at the images, says what it chose, and trains."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,6 @@ from fluvial.utils.errors import UsageError
 from fluvial.utils.files import check_folder
 from fluvial.utils.progress import duration
 
-METHOD = "arflow"
 BUDGETS = ("minutes", "steps", "epochs")
 LOCAL = ("out", "device")  # options that do not change the run
 Asked = dict[str, Any]
@@ -84,7 +83,7 @@ def refuse(arguments: list[str], names: Sequence[str], why: str) -> None:
 
 def neutral(method: str | None) -> Run:
     """A run of the method by which the other options are parsed."""
-    config = network.known(method or METHOD).proportioned(
+    config = network.known(method or network.METHOD).proportioned(
         depth=2, width=64, size=(32, 32), channels=3, classes=10, patch=4
     )
     return Run(method=config)
@@ -128,7 +127,7 @@ def folder_for(command: Asked, asked: Asked, place: str, out: Path | None) -> tu
 def usual(asked: Asked, place: str) -> Path:
     """The folder for the first run of a method on these images."""
     data = name_of(config_of(place))
-    return Path("runs") / f"{asked['method'] or METHOD}-{data}"
+    return Path("runs") / f"{asked['method'] or network.METHOD}-{data}"
 
 
 def recorded(asked: Asked, place: str, settings: Mapping[str, Any]) -> Asked:
@@ -142,7 +141,11 @@ def recorded(asked: Asked, place: str, settings: Mapping[str, Any]) -> Asked:
 def planned(place: str, asked: Asked, settings: Mapping[str, Any], device: str) -> Plan:
     """The plan for these images and options."""
     given = {name: asked[name] for name in (*BUDGETS, "size")}
-    given |= {"method": asked["method"] or METHOD, "autoencoder": asked["autoencoder"] or "", "start": asked["from"]}
+    given |= {
+        "method": asked["method"] or network.METHOD,
+        "autoencoder": asked["autoencoder"] or "",
+        "start": asked["from"],
+    }
     return fluvial.plan(place, settings=settings, device=device, **given)
 
 

@@ -13,6 +13,7 @@ from fluvial.utils.run_format import present_option
 HELP = ("-h", "--help", "--help-all")
 WIDTH = 80  # columns of the help
 OF_IMAGES = ("method", "size", "name", "from", "autoencoder")  # options for `fluvial train IMAGES` alone
+PLANNED = ("minutes", "epochs", *OF_IMAGES)  # options that recipes and files do not have
 FLAGS = ("smoke", "dry-run", "start-over")  # switches of train that decide on the defaults of other options
 
 

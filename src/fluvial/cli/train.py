@@ -16,7 +16,7 @@ from fluvial.cli import dry, photos
 from fluvial.cli.arguments import Device, device_of, parse, positional, refuse_repeated
 from fluvial.cli.known import switches
 from fluvial.cli.output import next_commands
-from fluvial.cli.short import FLAGS, OF_IMAGES, lengthened, short_help
+from fluvial.cli.short import FLAGS, OF_IMAGES, PLANNED, lengthened, short_help
 from fluvial.config import Run
 from fluvial.data.images import BUILT_IN
 from fluvial.methods import find_installed
@@ -138,7 +138,7 @@ def _again(out: Path, options: TrainOptions, flags: SimpleNamespace) -> None:
 def _train_new(run: Run, out: Path, arguments: list[str], about: str, **origin: Any) -> None:  # noqa: ANN401
     """Trains a run of a recipe or a file, by default in `out`, or goes on with it there."""
     flags, arguments = _flags(arguments)
-    photos.refuse(arguments, ("minutes", "epochs", *OF_IMAGES), "a recipe or file says --steps")
+    photos.refuse(arguments, PLANNED, "a recipe or file says --steps")
     if flags.smoke:
         run, out = recipes.smoke(run), out.with_name(f"{out.name}-smoke")
         origin |= {"recipe": f"{origin['recipe']}-smoke"} if "recipe" in origin else {}

@@ -26,16 +26,7 @@ def mnist_arflow() -> Run:
         method=arflow.Config(size=(32, 32), channels=1, classes=10, patch=4, depth=4, width=128, heads=4),
         data=DATA,
         optim=replace(OPTIM, lr=2e-3),
-        train=TrainConfig(
-            steps=2500,
-            batch=8,
-            ema_decay=0.99,
-            ema_warmup=True,
-            log_every=50,
-            save_every=250,
-            validate_every=250,
-            sample_every=500,
-        ),
+        train=_train(steps=2500, batch=8),
         sample=SAMPLE,
     )
 
@@ -64,15 +55,19 @@ def mnist_flowar() -> Run:
         ),
         data=DATA,
         optim=OPTIM,
-        train=TrainConfig(
-            steps=1500,
-            batch=32,
-            ema_decay=0.99,
-            ema_warmup=True,
-            log_every=50,
-            save_every=250,
-            validate_every=250,
-            sample_every=500,
-        ),
+        train=_train(steps=1500, batch=32),
         sample=SAMPLE,
+    )
+
+
+def _train(steps: int, batch: int) -> TrainConfig:
+    return TrainConfig(
+        steps=steps,
+        batch=batch,
+        ema_decay=0.99,
+        ema_warmup=True,
+        log_every=50,
+        save_every=250,
+        validate_every=250,
+        sample_every=500,
     )

@@ -1,14 +1,15 @@
 """Removes what a run folder can do without: older and damaged checkpoints, snapshots of averages, leftover files."""
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fluvial.tools.runs import checkpoints, in_bytes, record, size
+from fluvial.tools.runs import in_bytes, record, size
 from fluvial.training import log, power_ema
-from fluvial.training.checkpoint import CheckpointError, Damaged, damaged, step_of, verify
+from fluvial.training.checkpoint import CheckpointError, Damaged, complete, damaged, step_of, verify
+from fluvial.training.kept import lowest
 from fluvial.utils.atomic import abandoned, check_unlocked, only_one, remove
 from fluvial.utils.checks import at_least
 
@@ -92,7 +93,7 @@ def _planned(folder: Path, keeping: Keeping) -> Plan:
 def _plan_checkpoints(made: Plan, settings: Mapping[str, Any], keeping: Keeping) -> None:
     """Adds the checkpoints older than the newest few whole ones, and damaged ones if there is a whole one."""
     whole, broken, older = list[Path](), dict[Path, str](), list[Path]()
-    there = checkpoints(made.folder)
+    there = complete(made.folder)
     for folder in reversed(there):
         if len(whole) == keeping.keep:
             older.append(folder)
@@ -110,10 +111,10 @@ def _plan_checkpoints(made: Plan, settings: Mapping[str, Any], keeping: Keeping)
             made.notes.append(f"no checkpoint is whole: all {len(broken)} stay")
         return
     every = settings.get("keep_every", 0) if keeping.keep_every is None else keeping.keep_every
-    best = _best(made.folder, there) if settings.get("keep_best") else None
+    best = lowest(log.read(made.folder), list(map(step_of, there))) if settings.get("keep_best") else None
     for folder in reversed(older):
-        if (every and step_of(folder) % every == 0) or folder == best:
-            reason = "of the lowest validation loss" if folder == best else f"of every {every:,} steps"
+        if (every and step_of(folder) % every == 0) or step_of(folder) == best:
+            reason = "of the lowest validation loss" if step_of(folder) == best else f"of every {every:,} steps"
             made.notes.append(f"{folder.name} stays, the checkpoint {reason}")
         else:
             made.removable.append(Removable(path=folder, why="an older checkpoint", size=size(folder)))
@@ -121,17 +122,9 @@ def _plan_checkpoints(made: Plan, settings: Mapping[str, Any], keeping: Keeping)
         made.removable.append(Removable(path=folder, why=why, size=size(folder)))
 
 
-def _best(folder: Path, there: Sequence[Path]) -> Path | None:
-    """The checkpoint with the lowest validation loss in the log, if any of them has one."""
-    steps, losses = log.series(log.read(folder), "held_out_loss")
-    by_step = {int(step): loss for step, loss in zip(steps, losses, strict=True) if loss == loss}
-    known = [path for path in there if step_of(path) in by_step]
-    return min(known, key=lambda path: by_step[step_of(path)], default=None)
-
-
 def _plan_snapshots(made: Plan, steps: int, keeping: Keeping) -> None:
     """Adds the snapshots of averages of a finished run, if they need not stay; notes that they do."""
-    stored, newest = power_ema.snapshots(made.folder / "ema"), checkpoints(made.folder)[-1:]
+    stored, newest = power_ema.snapshots(made.folder / "ema"), complete(made.folder)[-1:]
     if not stored:
         return
     if keeping.snapshots or not newest or step_of(newest[0]) < steps:

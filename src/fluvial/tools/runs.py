@@ -2,14 +2,13 @@
 
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from fluvial.training.home import identity
+from fluvial.training.home import complete, identity, step_of
 from fluvial.utils.atomic import check_unlocked
 from fluvial.utils.files import json_checksum, read_bytes, reading
 
@@ -17,7 +16,6 @@ T = TypeVar("T")
 State = Literal["running", "stopped", "finished", "weights", "damaged"]
 DEPTH = 3  # levels below a folder at which runs are looked for: runs/compare-digits/SiT is two below runs
 TAIL = 2**20  # bytes at the end of a log among which the last losses are looked for
-CHECKPOINT = re.compile(r"step-(\d{8,})")  # as in training/checkpoint.py, which needs PyTorch
 LARGE = 1e300  # numbers of a log are below
 TRIES = 3  # of reading the newest checkpoint, which training may remove meanwhile
 
@@ -74,7 +72,7 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
 def is_run(folder: Path) -> bool:
     """True for a folder with a run.json, or with checkpoints of a run that has lost it."""
     try:
-        return (folder / "run.json").exists() or (folder / ".saved").exists() or bool(checkpoints(folder))
+        return (folder / "run.json").exists() or (folder / ".saved").exists() or bool(complete(folder))
     except OSError:
         return False
 
@@ -134,13 +132,6 @@ def record(folder: Path) -> dict[str, Any]:
     return found
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints with a complete name, by step; whether they are whole is not looked at."""
-    found = [(path, CHECKPOINT.fullmatch(path.name)) for path in (folder / "checkpoints").glob("step-*")]
-    named = [(int(match[1]), path) for path, match in found if match and path.is_dir()]
-    return [path for _, path in sorted(named)]
-
-
 def is_running(folder: Path) -> bool:
     """True if a process trains in the folder. False where there are no locks."""
     try:
@@ -181,14 +172,14 @@ def _tried(faults: list[str], default: T, read: Callable[[], T]) -> T:
 def _newest(folder: Path) -> tuple[int, dict[str, Any]]:
     """Step and description of the newest checkpoint; (0, {}) if there was none yet. Raises ValueError if damaged."""
     for _ in range(TRIES):
-        there = checkpoints(folder)
+        there = complete(folder)
         if not there:
             if (folder / ".saved").exists():
                 aside = any((folder / "checkpoints").glob("damaged-step-*"))
                 raise ValueError(f"no checkpoint is whole{': training found them damaged' if aside else ''}")
             return 0, {}
         try:
-            return int(there[-1].name.removeprefix("step-")), description(there[-1])
+            return step_of(there[-1]), description(there[-1])
         except ValueError:
             if there[-1].exists():
                 raise

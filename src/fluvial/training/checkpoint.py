@@ -12,7 +12,6 @@ RUN/checkpoints/.step-00000500.partial    one that is being written, or was when
 import json
 import logging
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +30,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as read_sharded
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from fluvial.training.distributed import ALONE, World
-from fluvial.training.home import identity
+from fluvial.training.home import complete, identity, step_of
 from fluvial.training.kept import superfluous
 from fluvial.utils.atomic import flush, remove
 from fluvial.utils.checks import other_weights
@@ -41,7 +40,6 @@ from fluvial.utils.tensors import Lazy, write_tensors
 T = TypeVar("T")
 FORMAT = 3
 SAVED = ".saved"  # in the folder of a run that has had a checkpoint
-NAME = re.compile(r"step-(\d{8,})")
 TRIES = 20  # of a reader whose checkpoint training removes meanwhile: each is a newer one
 Tensors = Mapping[str, Tensor]
 
@@ -159,11 +157,6 @@ def write_weights(run: Path, step: int, tensors: Mapping[str, Tensor | Lazy], me
 def newest(run: Path) -> Path | None:
     """The checkpoint of the highest step, or None; whether it is damaged is not looked at."""
     return max(complete(run), default=None, key=step_of)
-
-
-def step_of(folder: Path) -> int:
-    """The training step that a checkpoint's name says."""
-    return int(folder.name.removeprefix("step-"))
 
 
 def newest_whole(run: Path) -> Path | None:
@@ -420,9 +413,3 @@ def _cause(error: BaseException) -> BaseException:
     if isinstance(error, CheckpointException) and error.failures:
         return next(iter(error.failures.values()))[0]
     return error
-
-
-def complete(run: Path) -> list[Path]:
-    """The complete checkpoints, by step."""
-    named = (path for path in (run / "checkpoints").glob("step-*") if NAME.fullmatch(path.name))
-    return sorted((path for path in named if path.is_dir()), key=step_of)  # links to folders too, but not dangling ones

@@ -1,12 +1,15 @@
-"""The folder of a run while it trains: whether it is still there, and where to save if it is not."""
+"""The folder of a run while it trains: whether it is still there, where to save if it is not, and its checkpoints."""
 
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from fluvial.utils.files import json_checksum, read_bytes
 from fluvial.utils.run_format import as_first_written
+
+CHECKPOINT = re.compile(r"step-(\d{8,})")  # the name of a complete one
 
 
 class Home:
@@ -60,3 +63,14 @@ def identity(run: Path) -> str:
     if not settings.keys() >= {"method", "seed"} or not isinstance(settings["method"], dict):
         return ""
     return json_checksum({"method": as_first_written(settings["method"]), "seed": settings["seed"]})[:16]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The training step that a checkpoint's name says."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def complete(run: Path) -> list[Path]:
+    """The checkpoints with a complete name, by step; whether they are whole is not looked at."""
+    named = (path for path in (run / "checkpoints").glob("step-*") if CHECKPOINT.fullmatch(path.name))
+    return sorted((path for path in named if path.is_dir()), key=step_of)  # links to folders too, but not dangling ones

@@ -1,9 +1,9 @@
 """The checkpoints of a run that stay on disk: the newest, every n-th step's, and that of the lowest validation loss."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fluvial.training.log import rows_of, validated
+from fluvial.training.log import Row, rows_of, validated
 
 
 def superfluous(run: Path, steps: Sequence[int], *, keep: int, keep_every: int, keep_best: bool) -> list[int]:
@@ -17,5 +17,10 @@ def superfluous(run: Path, steps: Sequence[int], *, keep: int, keep_every: int, 
 
 def best(run: Path, steps: Sequence[int]) -> int | None:
     """The step of the lowest validation loss in the log, the first of several; None if none of the steps has one."""
-    losses = validated(rows_of(run))
+    return lowest(rows_of(run), steps)
+
+
+def lowest(rows: Iterable[Row], steps: Sequence[int]) -> int | None:
+    """The step of the lowest validation loss among these rows of a log; see `best`."""
+    losses = validated(rows)
     return min((step for step in steps if step in losses), key=losses.__getitem__, default=None)

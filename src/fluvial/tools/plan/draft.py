@@ -105,7 +105,7 @@ def _frame(
     """The settings of the data and of the autoencoder, and the shape of a latent."""
     data, encoder = dataset.config, AutoencoderConfig()
     if base is not None:
-        encoder = replace(base.autoencoder, shift=base.autoencoder.shift, scale=base.autoencoder.scale)
+        encoder = base.autoencoder
         data = replace(data, size=base.data.size, channels=base.data.channels, cache=base.data.cache)
     elif dataset.encoded is not None:
         encoder = AutoencoderConfig(name=autoencoder or dataset.encoded.autoencoder)

@@ -51,7 +51,7 @@ class Budget:
     @property
     def seconds(self) -> float:
         """Seconds of training steps; 0 if the number of steps is given."""
-        return (self.minutes or 0) * 60 * (1 - pace.OVERHEAD - pace.PICTURES)
+        return pace.usable(self.minutes or 0)
 
     def flops(self, rate: float, images: int, tokens: int) -> float:
         """Training FLOPs in the time, or for so many images a network in proportion to their tokens."""

@@ -9,9 +9,9 @@ from fluvial.data import images as data_images
 from fluvial.data.images import DataConfig
 from fluvial.data.manifest import is_cache, read_manifest
 from fluvial.run.folder import RunFolder
+from fluvial.tools.plan import pace
 from fluvial.training import log
 
-OVERHEAD = 0.11  # share of the time for pictures, validation and checkpoints
 LINES = 20  # of the log, whose speeds count
 
 
@@ -27,7 +27,7 @@ def steps_in(folder: RunFolder, run: Run, minutes: float) -> int:
     if not speeds:
         raise ValueError(f"{folder} has no log that tells its speed; give the total of --steps instead of --minutes")
     seconds = run.images_per_step / statistics.median(speeds)
-    return folder.taken() + max(1, int(minutes * 60 * (1 - OVERHEAD) / seconds))
+    return folder.taken() + max(1, int(pace.usable(minutes) / seconds))
 
 
 def steps_of_epochs(run: Run, epochs: float) -> int:

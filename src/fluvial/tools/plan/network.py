@@ -6,6 +6,7 @@ from math import log, sqrt
 from fluvial import methods
 from fluvial.methods.method import Proportioned
 
+METHOD = "arflow"  # where none is asked for
 LADDER = (  # depth and width, by parameters; narrower ones take hardly less time a token
     *((2, 128), (3, 128), (4, 128), (4, 192), (6, 192), (6, 256), (8, 256)),
     *((8, 384), (12, 384), (12, 512), (12, 768), (16, 768), (24, 1024)),

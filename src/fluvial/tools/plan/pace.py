@@ -15,6 +15,11 @@ OVERHEAD = 0.06  # share of the time for validation, checkpoints, and the end
 WORTH = 1.15  # bf16 is taken where it is faster by this factor
 
 
+def usable(minutes: float) -> float:
+    """Seconds of training steps in so many minutes; the rest is for pictures, validation and checkpoints."""
+    return minutes * 60 * (1 - OVERHEAD - PICTURES)
+
+
 def precisions(device: torch.device) -> tuple[Precision, ...]:
     """The precisions worth measuring on a device: bf16 as well where its processor computes in it."""
     if device.type == "cuda":

@@ -30,14 +30,13 @@ from fluvial.tools.plan.result import Plan
 from fluvial.tools.timing import seconds_a_step
 from fluvial.utils.devices import device_of
 
-METHOD = "arflow"
 STATE = 16  # bytes of a checkpoint for each parameter: weights, average, two moments
 
 
 def plan(
     data: Given | Path | str,
     *,
-    method: str = METHOD,
+    method: str = network.METHOD,
     minutes: float | None = None,
     steps: int | None = None,
     epochs: float | None = None,
@@ -91,6 +90,6 @@ def plan(
     )
     if budget.minutes is not None and found.epochs < 1:
         raise ValueError(too_short(found, budget.minutes))
-    asked: dict[str, Any] = {"fixed": given if method == METHOD else {**given, "method": method}}
+    asked: dict[str, Any] = {"fixed": given if method == network.METHOD else {**given, "method": method}}
     asked |= {"size": size, "base": base, "measured": len(pace.precisions(device))}
     return replace(found, choices=tuple(choices(found, budget.minutes, **asked)))

@@ -51,8 +51,7 @@ def choices(
 
 def too_short(plan: Plan, minutes: float) -> str:
     """The message for a time in which training does not see every image once."""
-    usable = minutes * 60 * (1 - pace.OVERHEAD - pace.PICTURES)  # seconds
-    epochs = usable * plan.epochs / plan.seconds
+    epochs = pace.usable(minutes) * plan.epochs / plan.seconds
     needed = math.ceil(minutes / epochs * 1.1)
     return (
         f"--minutes {minutes:g} is too short for {plan.images:,} images: on this machine it is {epochs:.2g} epochs. "
