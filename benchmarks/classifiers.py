@@ -15,6 +15,7 @@ import time
 import zipfile
 from collections.abc import Sequence
 from io import BytesIO
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -156,13 +157,25 @@ def fashion(images: ImageSet, *, epochs: int = 6, seed: int = 0) -> Classifier:
 
 
 def torchscript(classifier: Classifier) -> bytes:
-    """The classifier as a TorchScript file. Its records of source lines, which name folders, are left out."""
+    """The classifier as a TorchScript file, whose bytes follow from its weights.
+
+    Records of source lines, which name folders, and the serial number are left out. Constants of a module are listed by
+    name, as their order would change from process to process.
+    """
     whole, kept = BytesIO(), BytesIO()
     torch.jit.save(torch.jit.script(classifier), whole)
     with zipfile.ZipFile(whole) as old, zipfile.ZipFile(kept, "w") as new:
         for name in old.namelist():
-            if not name.endswith(".debug_pkl"):
-                new.writestr(zipfile.ZipInfo(name), old.read(name))
+            if name.endswith((".debug_pkl", "/serialization_id")):
+                continue
+            content = old.read(name)
+            if name.endswith(".py"):
+                lines = content.decode().splitlines(keepends=True)
+                grouped = groupby(lines, key=lambda line: " : Final[" in line)
+                content = "".join(
+                    line for final, group in grouped for line in (sorted(group) if final else group)
+                ).encode()
+            new.writestr(zipfile.ZipInfo(name), content)
     return kept.getvalue()
 
 

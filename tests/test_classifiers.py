@@ -1,5 +1,10 @@
 """The classifiers of benchmarks/: the network of the published weights, files that give what was made, and sets."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import classifiers
 import extractors
 import pytest
@@ -138,6 +143,20 @@ def test_what_is_written_names_no_folder_and_depends_on_the_weights_alone(made):
     with torch.no_grad():
         made.network.linear.bias[0] += 1e-3
     assert classifiers.torchscript(made) != first
+
+
+def test_what_is_written_is_the_same_in_every_process(tmp_path):
+    """Sets of names are ordered by their hashes, which differ from process to process."""
+    code = (
+        "import hashlib, torch, classifiers as c; torch.manual_seed(0); "
+        "made = c.Classifier(c.ResNet(1), c.CIFAR10_MEAN, c.CIFAR10_STD, side=32, padded=32).eval(); "
+        "print(hashlib.sha256(c.torchscript(made)).hexdigest())"
+    )
+    found = set()
+    for seed in ("0", "1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(classifiers.__file__).parent)}
+        found |= {subprocess.check_output([sys.executable, "-c", code], env=environment, cwd=tmp_path)}
+    assert len(found) == 1
 
 
 def test_images_of_another_size_are_refused(made, tmp_path):
