@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from PIL import Image
 
 import fluvial
 from fluvial.tools import estimate
+from fluvial.tools.plan import pace
 from fluvial.tools.plan.dataset import asymmetry, config_of, look_at, name_of
 from fluvial.tools.plan.draft import applied
-from fluvial.tools.plan.fitting import BATCHES, flops_an_image
+from fluvial.tools.plan.fitting import BATCHES, compiled, flops_an_image
 from fluvial.tools.plan.network import pixel_side
 from fluvial.tools.plan.planner import plan
 
@@ -111,6 +113,29 @@ def test_the_quickest_precision_is_taken_if_it_is_worth_it(monkeypatch):
             return at(1e11)(run, device) / (gain if run.train.precision == "bf16" else 1)
 
         assert plan("digits", minutes=5.0, device="cpu", speed=speed).run.train.precision == taken
+
+
+@pytest.mark.parametrize(
+    "device, training, gain, given, taken",
+    [
+        ("cuda", 900.0, 1.5, {}, True),
+        ("cuda", 900.0, 1.05, {}, False),
+        ("cuda", 300.0, 1.5, {}, False),
+        ("cuda", 900.0, 1.5, {"train.compile": False}, False),
+        ("cpu", 900.0, 1.5, {}, False),
+    ],
+)
+def test_a_network_is_compiled_on_a_gpu_if_that_is_worth_it(device, training, gain, given, taken):
+    run = plan("digits", minutes=5.0, device="cpu", speed=at(1e11)).run
+    run, seconds = compiled(run, 1.0, training, torch.device(device), lambda run, device: 1 / gain, given)
+    assert run.train.compile == taken and seconds == (1 / gain if taken else 1.0)
+
+
+def test_a_first_picture_just_before_a_regular_one_is_left_out():
+    run = plan("digits", minutes=5.0, device="cpu", speed=at(1e11)).run
+    for seconds, first in ((0.1, 200), (0.089, 500)):
+        found = pace.timed(replace(run, train=replace(run.train, steps=5330)), seconds, 1e-3).train
+        assert found.sample_every == 533 and found.first_sample == (first if first < 400 else 0)
 
 
 def test_intervals_follow_from_the_steps():

@@ -66,6 +66,8 @@ def draft(
     else:
         smallest, most = 2 if encoder.name == "pixels" else 1, TOKENS.get(device.type, 64)
         patch = given.get("method.patch") or _patch(min(size), smallest, most, given)
+        if "method.patch" not in given and encoder.name == "pixels" and device.type != "cuda":
+            patch = network.coarser(min(size), patch, channels)
         shape = {"size": size, "channels": channels, "classes": classes, "patch": patch}
         depth, width = network.LADDER[0]
         config = network.known(method).proportioned(depth=depth, width=width, **shape)

@@ -13,8 +13,9 @@ LADDER = (  # depth and width, by parameters; narrower ones take hardly less tim
 )
 SIZES = {"small": (4, 128), "base": (8, 256), "large": (12, 384)}
 TOKENS, FEWEST_TOKENS = 64, 25  # of an image
+NUMBERS = 48  # of a patch of pixels at most, where there is room for a coarser one
 TOKENS_A_PARAMETER = 20  # in training: about those of cifar10-sit, and the ratio of language models (arXiv 2203.15556)
-RATE_AT_WIDTH = 0.256  # the learning rate times the width: 2e-3 at 128, as the digits', and 6.7e-4 at 384
+RATE_AT_WIDTH = 0.512  # the learning rate times the width: 4e-3 at 128 (docs/own-images.md), and 1.3e-3 at 384
 
 
 def layers(flops: float) -> tuple[int, int]:
@@ -26,15 +27,24 @@ def layers(flops: float) -> tuple[int, int]:
     return min(LADDER, key=lambda rung: abs(log(18 * rung[0] * rung[1] ** 2 / wanted)))
 
 
-def learning_rate(width: int) -> float:
-    """The peak learning rate of AdamW for a network of this width, to two digits: it falls as one over the width."""
-    return float(f"{RATE_AT_WIDTH / width:.1e}")
+def learning_rate(width: int, *, trained: bool = False) -> float:
+    """The peak learning rate of AdamW for a network of this width, to two digits; half for one that is `trained`.
+
+    It falls as one over the width.
+    """
+    return float(f"{RATE_AT_WIDTH / width / (2 if trained else 1):.1e}")
 
 
 def patch_of(side: int, most_tokens: int, *, smallest: int = 1) -> int:
     """The smallest patch that divides the side and makes at most so many tokens; 0 if there is none."""
     patches = (patch for patch in range(smallest, side + 1) if side % patch == 0)
     return next((patch for patch in patches if (side // patch) ** 2 <= most_tokens), 0)
+
+
+def coarser(side: int, patch: int, channels: int) -> int:
+    """The largest patch from this one on that divides the side and has at most 48 numbers, or this one."""
+    larger = (n for n in range(patch, side + 1) if side % n == 0 and channels * n**2 <= NUMBERS)
+    return max(larger, default=patch)
 
 
 def is_divisible(side: int, *, smallest: int) -> bool:

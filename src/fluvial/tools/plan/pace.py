@@ -50,7 +50,7 @@ def timed(run: Run, seconds: float, picture: float) -> Run:
         "validate_every": saves,
         "save_every": saves,
         "sample_every": sample_every,
-        "first_sample": first if first < sample_every else 0,
+        "first_sample": first if first < 0.75 * sample_every else 0,  # else the regular one comes soon enough
     }
     warmup = min(500, max(1, steps // 20))
     return replace(run, train=replace(run.train, **intervals), optim=replace(run.optim, warmup=warmup))

@@ -19,6 +19,7 @@ from fluvial.tools.plan.fitting import (
     Size,
     Speed,
     accumulated,
+    compiled,
     encoding_seconds,
     picture_seconds,
     quickest,
@@ -74,6 +75,8 @@ def plan(
     rate = rate_of(first, device, speed)
     run = sized(first, budget, rate, count, size, given, base)
     run, seconds = quickest(run, rate, device, speed, given)
+    training = budget.steps_of(run, seconds, count) * seconds
+    run, seconds = compiled(run, seconds, training, device, speed, given)
     run = replace(run, train=replace(run.train, steps=budget.steps_of(run, seconds, count)))
     run, memory = accumulated(run, device, given)
     run = applied(pace.timed(run, seconds, picture_seconds(run, rate)), given)

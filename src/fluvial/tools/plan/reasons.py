@@ -47,6 +47,8 @@ def choices(
     yield choice("learning rate", f"{run.optim.lr:g}", f"for a width of {method.width}", "--lr", "optim.lr")
     why = "the quickest measured here" if measured > 1 else "no other is quick on this device"
     yield choice("precision", train.precision, why, "--train.precision", "train.precision")
+    if train.compile:
+        yield choice("compilation", "yes", "quicker as measured here", "--train.no-compile", "train.compile")
 
 
 def too_short(plan: Plan, minutes: float) -> str:
