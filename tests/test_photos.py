@@ -36,6 +36,7 @@ def images(tmp_path, monkeypatch):
         ("--name=", "--name must be the name of a folder in runs, got ''"),
         ("--name a --out b", "--out b and --name a are two folders: give one of them"),
         ("--method sit --from run", "the run of --from decides on --method: leave that out"),
+        ("more --minutes 1", "train takes one place, got images and more: give the folder that holds them"),
         ("--out file", "file is there and is no folder"),
         ("--out file/run", "file is there and is no folder"),
     ],

@@ -353,6 +353,11 @@ def test_damaged_parquet_and_other_files_are_errors(tmp_path):
     (tmp_path / "a.csv").write_text("1,2")
     with pytest.raises(ValueError, match="a.csv is none of the files that can be read, .parquet"):
         open_at(tmp_path / "a.csv")
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.png").write_bytes(b"")
+    for pattern in ("c*", "*/*.png"):
+        with pytest.raises(ValueError, match="is a pattern, which is for files of many images; give the folder"):
+            open_at(tmp_path / pattern)
 
 
 def test_an_unreadable_image_stops_or_is_left_out(tmp_path):

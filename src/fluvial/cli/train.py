@@ -60,6 +60,11 @@ def train(arguments: list[str]) -> None:
         arguments = [next(iter(recipes.RECIPES)), *arguments]
     name, rest = positional(arguments, "train", "IMAGES|RUN|FILE|RECIPE", meaning)
     name = str(Path(name).parent) if Path(name).name == "run.json" else name
+    if rest and not rest[0].startswith("-"):
+        raise UsageError(
+            f"train takes one place, got {name} and {rest[0]}: give the folder that holds them, or a pattern in quotes "
+            "for parquet, arrow and tar files"
+        )
     _refuse_two(name)
     if RunFolder(name).exists():
         return _train_further(Path(name), rest)

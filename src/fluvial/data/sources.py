@@ -237,10 +237,12 @@ def _loader(name: Path | str, columns: tuple[str, str]) -> Callable[[], Any]:
             return partial(datasets.load_dataset, str(name))
         return lambda: tars.load(_split_files(name), *columns)
     files = [str(name)] if name.exists() else sorted(glob(str(name)))
-    if is_image(name.name) and files:
-        raise ValueError(f"{name} is one image; give the folder it is in")
     if not files:
         raise ValueError(missing(str(name)))
+    if name.exists() and is_image(name.name):
+        raise ValueError(f"{name} is one image; give the folder it is in")
+    if any(Path(file).is_dir() or is_image(file) for file in files):
+        raise ValueError(f"{name} is a pattern, which is for files of many images; give the folder that holds them all")
     if unknown := sorted({Path(file).name for file in files if _builder(Path(file)) is None}):
         raise ValueError(f"{name}: {unknown[0]} is none of the files that can be read, {', '.join(BUILDERS)}")
     kind = _only_kind(name, map(Path, files))

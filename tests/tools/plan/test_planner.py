@@ -12,12 +12,13 @@ from PIL import Image
 
 import fluvial
 from fluvial.tools import estimate
-from fluvial.tools.plan import pace
+from fluvial.tools.plan import network, pace
 from fluvial.tools.plan.dataset import asymmetry, config_of, look_at, name_of
 from fluvial.tools.plan.draft import applied
-from fluvial.tools.plan.fitting import BATCHES, compiled, flops_an_image
+from fluvial.tools.plan.fitting import BATCHES, autoencoder_seconds, compiled, flops_an_image, picture_seconds
 from fluvial.tools.plan.network import pixel_side
 from fluvial.tools.plan.planner import plan
+from fluvial.utils.pictures import preview
 
 CPU = torch.device("cpu")
 
@@ -59,7 +60,7 @@ def test_more_time_and_faster_machines_take_larger_networks():
 
 def test_tokens_in_training_are_about_twenty_a_parameter():
     found = plan("digits", minutes=30.0, device="cpu", speed=at(1e11))
-    tokens = 16 * found.run.train.steps * found.run.images_per_step
+    tokens = 4 * found.run.train.steps * found.run.images_per_step  # of 4 x 4 pixels
     assert 7 < tokens / found.parameters < 60
 
 
@@ -177,11 +178,16 @@ def test_asymmetry_is_the_share_of_the_variance():
 
 @pytest.mark.parametrize(
     ("size", "side", "patch"),
-    [((28, 28), 28, 4), ((37, 37), 36, 6), ((100, 80), 64, 8), ((48, 40), 40, 5), ((9, 9), 8, 2)],
+    [((28, 28), 28, 4), ((37, 37), 36, 6), ((100, 80), 64, 8), ((48, 40), 40, 5), ((9, 9), 8, 4)],
 )
 def test_the_side_and_the_patch(tmp_path, size, side, patch):
     run = plan(photos(tmp_path / "photos", size=size, each=10), method="sit", device="cpu", speed=at(1e11)).run
     assert (run.data.size, run.method.size, run.method.patch) == (side, (side, side), patch)
+
+
+def test_patches_become_coarser_up_to_48_numbers():
+    assert [network.coarser(*given) for given in ((8, 2, 1), (28, 4, 1), (32, 2, 3), (64, 8, 3))] == [4, 4, 4, 8]
+    assert plan("digits", device="cpu", settings={"method.patch": 2}, speed=at(1e11)).run.method.patch == 2
 
 
 def test_labels_that_do_not_help_are_left_aside(tmp_path):
@@ -310,3 +316,7 @@ def test_an_autoencoder_gives_the_latents_and_the_time_to_encode(tmp_path):
     run = found.run
     assert (run.method.channels, run.method.size, run.data.size, run.data.cache) == (4, (32, 32), 64, True)
     assert found.encoding > 0 and plan(folder, device="cpu", speed=at(1e11)).encoding == 0
+    assert picture_seconds(run, 1e11, 0.5) - picture_seconds(run, 1e11, 0.0) == pytest.approx(0.5 * preview(64))
+    latents = replace(run, data=replace(run.data, cache=False))
+    (encoding, decoding), pixels = autoencoder_seconds(latents, CPU), plan("digits", device="cpu", speed=at(1e11)).run
+    assert encoding == 0 < decoding and autoencoder_seconds(pixels, CPU) == (0, 0)

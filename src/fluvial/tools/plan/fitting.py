@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from fluvial.config import Run
 from fluvial.methods import Config, method_of
@@ -185,14 +186,18 @@ def accumulated(run: Run, device: torch.device, given: Mapping[str, Any]) -> tup
     )
 
 
-def encoding_seconds(run: Run, count: int, device: torch.device) -> float:
-    """Estimated seconds of encoding so many images and their mirror images, from encoding two; 0 if none are."""
-    if not run.data.cache:
-        return 0.0
+def autoencoder_seconds(run: Run, device: torch.device) -> tuple[float, float]:
+    """Measured seconds of encoding an image, 0 where none are encoded, and of decoding a latent; 0 and 0 for pixels."""
+    if run.autoencoder.name == "pixels":
+        return 0.0, 0.0
     autoencoder = open_autoencoder(run.autoencoder).to(device)
-    pixels = torch.zeros(2, run.data.channels, run.data.size, run.data.size, device=device)
-    once = min(seconds_of(lambda: autoencoder.moments(pixels), device) for _ in range(2))
-    return once / 2 * count * (2 if run.data.flip else 1)
+
+    def of_one(call: Callable[[Tensor], Any], *shape: int) -> float:
+        two = torch.zeros(2, *shape, device=device)
+        return min(seconds_of(lambda: call(two), device) for _ in range(2)) / 2
+
+    encoding = of_one(autoencoder.moments, run.data.channels, run.data.size, run.data.size) if run.data.cache else 0.0
+    return encoding, of_one(autoencoder.decode, run.method.channels, *run.method.size)
 
 
 def available_memory(device: torch.device) -> int:
@@ -204,9 +209,12 @@ def available_memory(device: torch.device) -> int:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0)
 
 
-def picture_seconds(run: Run, rate: float) -> float:
-    """Estimated seconds of a grid of samples: two evaluations a step with guidance, a third of a training step each."""
+def picture_seconds(run: Run, rate: float, decoding: float) -> float:
+    """Estimated seconds of a grid of samples, each decoded in so many.
+
+    A step takes two evaluations with guidance, and an evaluation a third of the FLOPs of training.
+    """
     side = run.data.size or min(run.method.size)
     each = run.sample.each_steps
     evaluations = sum(each) / len(each) * (1 if run.sample.guidance.is_off else 2)
-    return pictures.preview(side) * evaluations * flops_an_image(run) / 3 / rate
+    return pictures.preview(side) * (evaluations * flops_an_image(run) / 3 / rate + decoding)

@@ -19,8 +19,8 @@ from fluvial.tools.plan.fitting import (
     Size,
     Speed,
     accumulated,
+    autoencoder_seconds,
     compiled,
-    encoding_seconds,
     picture_seconds,
     quickest,
     rate_of,
@@ -79,7 +79,8 @@ def plan(
     run, seconds = compiled(run, seconds, training, device, speed, given)
     run = replace(run, train=replace(run.train, steps=budget.steps_of(run, seconds, count)))
     run, memory = accumulated(run, device, given)
-    run = applied(pace.timed(run, seconds, picture_seconds(run, rate)), given)
+    encoding, decoding = autoencoder_seconds(run, device)
+    run = applied(pace.timed(run, seconds, picture_seconds(run, rate, decoding)), given)
     parameters = sum(estimate.parameters(run).values())
     found = Plan(
         run=run,
@@ -87,7 +88,7 @@ def plan(
         parameters=parameters,
         images=count,
         seconds=run.train.steps * seconds,
-        encoding=encoding_seconds(run, count, device),
+        encoding=encoding * count * (2 if run.data.flip else 1),
         memory=memory,
         checkpoints=parameters * STATE * (run.train.keep + 2),
     )
