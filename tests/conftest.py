@@ -20,6 +20,7 @@ from safetensors import safe_open  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from fluvial.methods import method_of  # noqa: E402
+from fluvial.tools import timing  # noqa: E402
 from fluvial.training.step import loss_of  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -28,6 +29,7 @@ SHARED = Path(__file__).parents[2] / "shared"  # real images and autoencoders, w
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+    timing.MEASURED = 0.1  # plans need not be good
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,6 +1,5 @@
 """Times calls on a device, and makes training steps to be timed, on random latents of a run's shape."""
 
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from itertools import count
@@ -16,8 +15,7 @@ from fluvial.training.health import Health
 from fluvial.training.step import begin, step
 from fluvial.utils.precision import matmul_precision
 
-MEASURED = 1.5  # seconds of training steps that are timed, after one that is not
-MOST_CALLS = 30
+MEASURED = 3.0  # seconds of training steps that are timed, after one that is not
 Call = Callable[[], Mapping[str, int]]  # one training step or batch; returns NFE by branch for samples, {} for a step
 
 
@@ -68,11 +66,14 @@ def model_of(run: Run, device: torch.device) -> nn.Module:
 
 
 def seconds_a_step(run: Run, device: torch.device) -> float:
-    """The median seconds of a training step on random latents of the run's shape."""
+    """The mean seconds of a training step on random latents of the run's shape.
+
+    The mean, as slow steps count in the length of a run: on a machine that is shared they are many.
+    """
     with torch.random.fork_rng([device] if device.type == "cuda" else []), matmul_precision(run.train.precision):
         call, _ = training_call(run, device)
         call()
         taken = [seconds_of(call, device)]
-        while sum(taken) < MEASURED and len(taken) < MOST_CALLS:
+        while sum(taken) < MEASURED:
             taken.append(seconds_of(call, device))
-    return statistics.median(taken)
+    return sum(taken) / len(taken)
