@@ -170,7 +170,7 @@ def test_the_rules_for_own_images_are_those_of_the_code():
         f"**The network.** {network.TOKENS_A_PARAMETER} tokens a parameter",
         f"{few} blocks of width {narrow} to {many} of width {wide}",
         f"small is {size['small'][0]} blocks of width {size['small'][1]}, base {size['base'][0]} of {size['base'][1]}",
-        f"{network.RATE_AT_WIDTH} / width",
+        f"{network.RATE} x (128 / width)²",
         "a power of two from {} to {} images, for at least {:,} steps".format(*fitting.BATCHES, fitting.STEPS),
         f"stay below {fitting.MEMORY:.0%} of".replace("%", " %"),
         f"{1 - pace.OVERHEAD - pace.PICTURES:.0%} of the minutes".replace("%", " %"),

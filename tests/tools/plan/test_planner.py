@@ -106,6 +106,12 @@ def test_the_batch_grows_with_the_images_there_is_time_for():
     assert BATCHES[0] - 5 < slow.images_per_step <= BATCHES[0] < fast.images_per_step <= BATCHES[1]
 
 
+def test_the_learning_rate_is_near_those_that_have_worked():
+    rates = {width: network.learning_rate(width) for width in (128, 256, 384, 768)}
+    assert rates == {128: 4e-3, 256: 1e-3, 384: 4.4e-4, 768: 1.1e-4}
+    assert network.learning_rate(256, trained=True) == 5e-4
+
+
 def test_the_quickest_precision_is_taken_if_it_is_worth_it(monkeypatch):
     monkeypatch.setattr("fluvial.tools.plan.pace.precisions", lambda device: ("fp32", "bf16"))
     for gain, taken in ((1.05, "fp32"), (1.5, "bf16")):
