@@ -180,6 +180,7 @@ def test_the_rules_for_own_images_are_those_of_the_code():
         f"at most {draft.LATENT_PIXELS['cpu']} on a CPU, {draft.LATENT_PIXELS['cuda']} on CUDA",
         f"at most {draft.TOKENS['cpu']} an image, {draft.TOKENS['cuda']} on CUDA",
         f"no more than {network.NUMBERS} numbers",
+        f"for {fitting.COMPILED / 60:.0f} minutes of training or more",
         f"otherwise {draft.VALIDATION:.0%} of".replace("%", " %"),
         f"asymmetry is below {draft.ASYMMETRY}",
     ]
