@@ -5,6 +5,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import ablation
 import cpu
@@ -13,10 +14,12 @@ import growth
 import guard
 import longer
 import nfe
+import own_images
 import pytest
 import torch
 import twins
 import verify
+from PIL import Image
 
 import data
 import fluvial
@@ -360,3 +363,36 @@ def test_a_run_that_went_on_is_compared_with_one_of_that_length(tmp_path, monkey
     rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| 0")]
     assert [row[1:3] for row in rows] == [["wsd", "4"], ["wsd", "2 -> 4"]] and "goes on from step 2 to 4" in printed
     assert float(rows[1][3]) == pytest.approx(validated(rows_of(tmp_path / "wsd-2-4-0"))[4], abs=1e-4)
+
+
+def test_forms_of_a_recipe_fill_the_time_of_the_plan(tmp_path, monkeypatch, capsys):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            Image.new("RGB", (32, 32), (12 * i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    monkeypatch.setattr(own_images, "seconds_a_step", lambda run, device: 0.5)
+    asked = SimpleNamespace(images=str(tmp_path), minutes=1.0, recipe="cifar10-arflow", test="")
+    recipe, smoke = (own_images.made(form, asked) for form in ("recipe", "smoke"))
+    assert (recipe.method.depth, recipe.method.width) == (12, 384) and smoke.method.width == 64
+    for run in (recipe, smoke):
+        assert run.train.steps == int(0.89 * 60 / 0.5) and run.optim.warmup <= run.train.steps // 20
+        assert (run.data.path, run.method.classes, run.data.flip) == (str(tmp_path), 2, True)
+
+
+def test_a_plan_is_trained_and_scored_beside_a_recipe(tmp_path, monkeypatch, capsys):
+    def made(form, asked):
+        run = recipes.smoke(recipes.get("digits-sit"))
+        return replace(run, train=replace(run.train, steps=2 if form == "plan" else 3, validate_every=1))
+
+    monkeypatch.setattr(own_images, "made", made)
+    options = ["digits", "--forms", "plan", "smoke", "--recipe", "digits-sit", "--count", "20", "--out", str(tmp_path)]
+    for _ in range(2):  # the second time they are there
+        monkeypatch.setattr(sys, "argv", ["own_images.py", *options])
+        own_images.main()
+        rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+        assert [row[0] for row in rows[2:]] == ["| plan", "| smoke"] and [r[3] for r in rows[2:]] == [
+            "2 x 16",
+            "3 x 16",
+        ]
+    losses = validated(rows_of(tmp_path / "smoke-sit-digits-10"))
+    assert float(rows[3][4]) == pytest.approx(min(losses.values()), abs=1e-4)
