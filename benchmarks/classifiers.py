@@ -169,14 +169,14 @@ def torchscript(classifier: Classifier) -> bytes:
             if name.endswith((".debug_pkl", "/serialization_id")):
                 continue
             content = old.read(name)
-            if name.endswith(".py"):
-                lines = content.decode().splitlines(keepends=True)
-                grouped = groupby(lines, key=lambda line: " : Final[" in line)
-                content = "".join(
-                    line for final, group in grouped for line in (sorted(group) if final else group)
-                ).encode()
-            new.writestr(zipfile.ZipInfo(name), content)
+            new.writestr(zipfile.ZipInfo(name), _ordered(content) if name.endswith(".py") else content)
     return kept.getvalue()
+
+
+def _ordered(code: bytes) -> bytes:
+    """The code with each run of constants sorted."""
+    runs = groupby(code.splitlines(keepends=True), key=lambda line: b" : Final[" in line)
+    return b"".join(b"".join(sorted(run) if is_constant else run) for is_constant, run in runs)
 
 
 def accuracy(file: Path, images: ImageSet) -> float:

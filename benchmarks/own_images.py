@@ -4,12 +4,14 @@
         [--test IMAGES] [--features FILE] [--count 1000] [--out runs/own-images]
 
 plan is what the command chooses, recipe the named one, smoke its form for a first try: each trains on one thread for
-the same seconds of training steps, as many steps as are measured to fit, and is scored against the test images. Runs
-that are there are only measured, interrupted ones go on. To compare fairly, start two forms at the same time.
+the same seconds of training steps, as many steps as are measured to fit, and is scored against the test images, the
+smoke form with the recipe's sampling. Runs that are there are only measured, interrupted ones go on. To compare fairly,
+start two forms at the same time.
 """
 
 import argparse
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,6 +23,7 @@ from fluvial.methods import method_of, name_of
 from fluvial.run.folder import RunFolder
 from fluvial.tools import estimate
 from fluvial.tools.plan import pace
+from fluvial.tools.plan.result import Plan
 from fluvial.tools.timing import seconds_a_step
 from fluvial.training.log import rows_of, validated
 
@@ -54,15 +57,20 @@ def main() -> None:
         print(f"| {form} | {sizes} | {loss:.4f} | {' | '.join(numbers)} |", flush=True)
 
 
+@cache  # every form needs it: the plan is measured once
+def planned(images: str, method: str, minutes: float, test: str) -> Plan:
+    """The plan for these images, of the method of the recipe."""
+    settings = {"data.test_path": test} if test else {}
+    return fluvial.plan(images, method=method, minutes=minutes, settings=settings, device="cpu")
+
+
 def made(form: str, asked: argparse.Namespace) -> Run:
     """The run of a form, for the minutes that were asked for."""
     recipe = recipes.get(asked.recipe)
-    settings = {"data.test_path": asked.test} if asked.test else {}
-    method = name_of(type(recipe.method))
-    plan = fluvial.plan(asked.images, method=method, minutes=asked.minutes, settings=settings, device="cpu")
+    plan = planned(asked.images, name_of(type(recipe.method)), asked.minutes, asked.test)
     if form == "plan":
         return plan.run
-    run = recipe if form == "recipe" else recipes.smoke(recipe)
+    run = recipe if form == "recipe" else replace(recipes.smoke(recipe), sample=recipe.sample)
     if asked.images != "digits":
         data = replace(run.data, path=asked.images, test_path=asked.test, flip=plan.run.data.flip)
         run = replace(run, data=data, method=replace(run.method, classes=plan.run.method.classes))

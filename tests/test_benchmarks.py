@@ -365,7 +365,7 @@ def test_a_run_that_went_on_is_compared_with_one_of_that_length(tmp_path, monkey
     assert float(rows[1][3]) == pytest.approx(validated(rows_of(tmp_path / "wsd-2-4-0"))[4], abs=1e-4)
 
 
-def test_forms_of_a_recipe_fill_the_time_of_the_plan(tmp_path, monkeypatch, capsys):
+def test_forms_of_a_recipe_fill_the_time_of_the_plan(tmp_path, monkeypatch):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         for i in range(10):
@@ -375,6 +375,7 @@ def test_forms_of_a_recipe_fill_the_time_of_the_plan(tmp_path, monkeypatch, caps
     recipe, smoke = (own_images.made(form, asked) for form in ("recipe", "smoke"))
     assert (recipe.method.depth, recipe.method.width) == (12, 384) and smoke.method.width == 64
     for run in (recipe, smoke):
+        assert run.sample == recipes.get("cifar10-arflow").sample
         assert run.train.steps == int(0.89 * 60 / 0.5) and run.optim.warmup <= run.train.steps // 20
         assert (run.data.path, run.method.classes, run.data.flip) == (str(tmp_path), 2, True)
 

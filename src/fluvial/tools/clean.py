@@ -8,7 +8,7 @@ from typing import Any
 
 from fluvial.tools.runs import in_bytes, record, size
 from fluvial.training import log, power_ema
-from fluvial.training.checkpoint import CheckpointError, Damaged, complete, damaged, step_of, verify
+from fluvial.training.checkpoint import CheckpointError, Damaged, complete, damaged, nameless, step_of, verify
 from fluvial.training.kept import lowest
 from fluvial.utils.atomic import abandoned, check_unlocked, only_one, remove
 from fluvial.utils.checks import at_least
@@ -144,9 +144,7 @@ def _leftovers(folder: Path) -> list[Path]:
 def _remove(path: Path) -> None:
     """Removes a file or folder. A checkpoint loses its name first, so that no reader sees half of it."""
     if path.parent.name == "checkpoints" and path.name[0] != ".":
-        gone = path.with_name(f".{path.name}.removed")
-        remove(gone)
-        path = path.rename(gone)
+        path = nameless(path)
     remove(path)
     if path.exists():  # a folder of which something could not be removed
         raise PermissionError(errno.EACCES, "some of it could not be removed", str(path))

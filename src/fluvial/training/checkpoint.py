@@ -117,7 +117,7 @@ class Saver:
         there = {step_of(folder): folder for folder in complete(self.run)} if self.world.first else {}
         for step in self.superfluous(list(there)):
             try:
-                _remove(there[step])
+                remove(nameless(there[step]))
             except OSError as error:
                 print(f"{there[step]} cannot be removed ({error.strerror}), and is left", flush=True)
 
@@ -323,18 +323,17 @@ def _publish(run: Path, step: int, meta: Mapping[str, Any]) -> None:
     for path in (*partial.iterdir(), partial):
         flush(path)
     if os.path.lexists(final):
-        _remove(final)
+        remove(nameless(final))
     partial.rename(final)
     flush(final.parent)
     (run / SAVED).touch()
 
 
-def _remove(folder: Path) -> None:
-    """Removes a checkpoint: it loses its name first, so that no reader sees half of it."""
-    gone = folder.with_name(f".{folder.name}.removed")
+def nameless(checkpoint: Path) -> Path:
+    """Takes a checkpoint its name, so that no reader sees half of it while it is removed; returns where it is now."""
+    gone = checkpoint.with_name(f".{checkpoint.name}.removed")
     remove(gone)
-    folder.rename(gone)
-    remove(gone)
+    return checkpoint.rename(gone)
 
 
 def _set_aside(folder: Path) -> Path:

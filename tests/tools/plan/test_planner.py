@@ -134,7 +134,7 @@ def test_the_quickest_precision_is_taken_if_it_is_worth_it(monkeypatch):
 )
 def test_a_network_is_compiled_on_a_gpu_if_that_is_worth_it(device, training, gain, given, taken):
     run = plan("digits", minutes=5.0, device="cpu", speed=at(1e11)).run
-    run, seconds = compiled(run, 1.0, training, torch.device(device), lambda run, device: 1 / gain, given)
+    run, seconds = compiled(run, 1.0, training, lambda run: 1 / gain, torch.device(device), given)
     assert run.train.compile == taken and seconds == (1 / gain if taken else 1.0)
 
 

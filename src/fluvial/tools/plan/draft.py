@@ -64,10 +64,8 @@ def draft(
     if base is not None:
         config = replace(base.method, classes=classes)
     else:
-        smallest, most = 2 if encoder.name == "pixels" else 1, TOKENS.get(device.type, 64)
-        patch = given.get("method.patch") or _patch(min(size), smallest, most, given)
-        if "method.patch" not in given and encoder.name == "pixels" and device.type != "cuda":
-            patch = network.coarser(min(size), patch, channels)
+        is_latent = encoder.name != "pixels"
+        patch = given.get("method.patch") or _patch(min(size), channels, device, given, is_latent=is_latent)
         shape = {"size": size, "channels": channels, "classes": classes, "patch": patch}
         depth, width = network.LADDER[0]
         config = network.known(method).proportioned(depth=depth, width=width, **shape)
@@ -86,10 +84,12 @@ def draft(
     )
 
 
-def _patch(side: int, smallest: int, most: int, given: Mapping[str, Any]) -> int:
+def _patch(side: int, channels: int, device: torch.device, given: Mapping[str, Any], *, is_latent: bool) -> int:
     """The patch for a side of a latent. Raises ValueError for a data.size that patches do not divide well."""
+    smallest = 1 if is_latent else 2
     if network.is_divisible(side, smallest=smallest):
-        return network.patch_of(side, most, smallest=smallest)
+        patch = network.patch_of(side, TOKENS.get(device.type, 64), smallest=smallest)
+        return patch if is_latent or device.type == "cuda" else network.coarser(side, patch, channels)
     if "data.size" in given:
         size = given["data.size"]
         stride = max(1, size // side)

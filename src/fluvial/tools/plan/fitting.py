@@ -135,18 +135,21 @@ def _flops_of(method: Config) -> int:
     return estimate.flops(Run(method=method, train=TrainConfig(batch=1))).total
 
 
-def quickest(run: Run, rate: float, device: torch.device, speed: Speed, given: Mapping[str, Any]) -> tuple[Run, float]:
-    """The run in the precision whose steps take the least time, and their seconds.
+def measured(run: Run, rate: float, device: torch.device, speed: Speed) -> float:
+    """Seconds of a step of the run; steps of more than a second at this FLOP/s are measured on a part of the batch."""
+    part = min(run.train.batch, max(1, round(rate / flops_an_image(run) / (run.method.images_per_sequence or 1))))
+    trial = replace(run, train=replace(run.train, batch=part, accumulate=1))
+    return speed(trial, device) * run.train.batch / part
 
-    Steps of more than a second are measured on a part of the batch.
-    """
+
+def quickest(
+    run: Run, measure: Callable[[Run], float], device: torch.device, given: Mapping[str, Any]
+) -> tuple[Run, float]:
+    """The run in the precision whose steps take the least time, and their seconds, as measured without compiling."""
     run = applied(run, {path: value for path, value in given.items() if path.startswith(("train.", "optim."))})
     asked = [given["train.precision"]] if "train.precision" in given else pace.precisions(device)
-    part = min(run.train.batch, max(1, round(rate / flops_an_image(run) / (run.method.images_per_sequence or 1))))
-    seconds = {}
-    for precision in asked:
-        train = replace(run.train, precision=precision, batch=part, accumulate=1, compile=False)
-        seconds[precision] = speed(replace(run, train=train), device) * run.train.batch / part
+    trials = {name: replace(run, train=replace(run.train, precision=name, compile=False)) for name in asked}
+    seconds = {name: measure(trial) for name, trial in trials.items()}
     best = min(seconds, key=lambda name: seconds[name])
     if seconds[asked[0]] < pace.WORTH * seconds[best]:
         best = asked[0]
@@ -154,7 +157,12 @@ def quickest(run: Run, rate: float, device: torch.device, speed: Speed, given: M
 
 
 def compiled(
-    run: Run, seconds: float, training: float, device: torch.device, speed: Speed, given: Mapping[str, Any]
+    run: Run,
+    seconds: float,
+    training: float,
+    measure: Callable[[Run], float],
+    device: torch.device,
+    given: Mapping[str, Any],
 ) -> tuple[Run, float]:
     """The run and the seconds of its steps, compiled if that is measured to be worth it for `training` seconds.
 
@@ -164,7 +172,7 @@ def compiled(
     if "train.compile" in given or device.type != "cuda" or training < COMPILED:
         return run, seconds
     trial = replace(run, train=replace(run.train, compile=True))
-    taken = speed(trial, device)
+    taken = measure(trial)
     return (trial, taken) if seconds > pace.WORTH * taken else (run, seconds)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fluvial.tools.plan.fitting import (
     accumulated,
     autoencoder_seconds,
     compiled,
+    measured,
     picture_seconds,
     quickest,
     rate_of,
@@ -74,9 +76,10 @@ def plan(
     count = dataset.count - round(first.data.validation * dataset.count)
     rate = rate_of(first, device, speed)
     run = sized(first, budget, rate, count, size, given, base)
-    run, seconds = quickest(run, rate, device, speed, given)
+    measure = partial(measured, rate=rate, device=device, speed=speed)
+    run, seconds = quickest(run, measure, device, given)
     training = budget.steps_of(run, seconds, count) * seconds
-    run, seconds = compiled(run, seconds, training, device, speed, given)
+    run, seconds = compiled(run, seconds, training, measure, device, given)
     run = replace(run, train=replace(run.train, steps=budget.steps_of(run, seconds, count)))
     run, memory = accumulated(run, device, given)
     encoding, decoding = autoencoder_seconds(run, device)
