@@ -117,6 +117,20 @@ def test_errors_name_options_as_they_were_written(words, says, capsys):
     assert refused(capsys, "train", "digits-sit", "--dry-run", *words).startswith(says)
 
 
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        *[(command, "RUN") for command in ("sample", "doctor", "export", "ema")],
+        *[(command, "DATA") for command in ("data inspect", "encode")],
+        *[("score", "WHAT"), ("data verify", "LATENTS"), ("import", "FILE")],
+        *[("config", "RECIPE|RUN|FILE"), ("bench train", "RECIPE")],
+    ],
+)
+def test_a_second_argument_is_refused(command, what, capsys):
+    said = refused(capsys, *command.split(), "a", "b", "--seed", "1")
+    assert said == f"fluvial {command} takes one {what}, got a and b"
+
+
 def test_errors_of_sampling_name_options_as_they_were_written(run, capsys):
     assert refused(capsys, "sample", run, "--count", "0") == "--count must be at least 1, got 0"
     assert refused(capsys, "sample", run, "--steps", "3", "2").startswith("--steps must be one number")

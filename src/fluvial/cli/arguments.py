@@ -302,9 +302,12 @@ def _numbers_and_paths(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any]
 
 
 def positional(
-    arguments: list[str], command: str, what: str, meaning: str, *, has_own_help: bool = False
+    arguments: list[str], command: str, what: str, meaning: str, *, has_own_help: bool = False, more: bool = False
 ) -> tuple[str, list[str]]:
-    """The first argument and the rest. `has_own_help`: the options do not depend on it, so their help needs none."""
+    """The first argument and the rest, which are options unless `more` can follow.
+
+    `has_own_help`: the options do not depend on the argument, so their help needs none.
+    """
     asked_for_help = bool(arguments) and arguments[0] in HELP
     if has_own_help and asked_for_help:
         return what, arguments
@@ -316,12 +319,14 @@ def positional(
         raise UsageError(text)
     if not arguments[0]:
         raise UsageError(f"fluvial {command}: {what} is '' (of a variable that is not set?); it is {meaning}")
+    if not more and arguments[1:] and not arguments[1].startswith("-"):
+        raise UsageError(f"fluvial {command} takes one {what}, got {arguments[0]} and {arguments[1]}")
     return arguments[0], arguments[1:]
 
 
 def several(arguments: list[str], command: str, what: str, meaning: str) -> tuple[list[str], list[str]]:
     """The arguments before the first option, at least one, and the rest; for commands with a help of their own."""
-    first, rest = positional(arguments, command, what, meaning, has_own_help=True)
+    first, rest = positional(arguments, command, what, meaning, has_own_help=True, more=True)
     count = next((i for i, argument in enumerate(rest) if argument.startswith("-")), len(rest))
     return [first, *rest[:count]], rest[count:]
 

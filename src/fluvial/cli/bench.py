@@ -52,7 +52,7 @@ class BenchOptions:
 
 
 def bench(arguments: list[str]) -> None:
-    what, rest = positional(arguments, "bench", "train|sample", WHAT)
+    what, rest = positional(arguments, "bench", "train|sample", WHAT, more=True)
     if what not in ("train", "sample"):
         raise UsageError(f"fluvial bench has train and sample, got {what!r}")
     what = cast(benchmark.What, what)

@@ -97,7 +97,7 @@ def _named(place: str) -> dict[str, Any]:
 
 
 def data(arguments: list[str]) -> None:
-    what, rest = positional(arguments, "data", "inspect|verify", "inspect DATA, or verify LATENTS")
+    what, rest = positional(arguments, "data", "inspect|verify", "inspect DATA, or verify LATENTS", more=True)
     match what:
         case "inspect":
             _inspect(rest)

@@ -58,7 +58,7 @@ def train(arguments: list[str]) -> None:
     )
     if arguments[:1] == ["--help-all"]:  # the settings of a method differ: those of the first recipe stand for all
         arguments = [next(iter(recipes.RECIPES)), *arguments]
-    name, rest = positional(arguments, "train", "IMAGES|RUN|FILE|RECIPE", meaning)
+    name, rest = positional(arguments, "train", "IMAGES|RUN|FILE|RECIPE", meaning, more=True)
     name = str(Path(name).parent) if Path(name).name == "run.json" else name
     if rest and not rest[0].startswith("-"):
         raise UsageError(
