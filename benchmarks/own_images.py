@@ -74,7 +74,7 @@ def made(form: str, asked: argparse.Namespace) -> Run:
     if asked.images != "digits":
         data = replace(run.data, path=asked.images, test_path=asked.test, flip=plan.run.data.flip)
         run = replace(run, data=data, method=replace(run.method, classes=plan.run.method.classes))
-    steps = max(1, int(pace.usable(asked.minutes) / seconds_a_step(run, torch.device("cpu"))))
+    steps = max(1, int(pace.TRAINING * 60 * asked.minutes / seconds_a_step(run, torch.device("cpu"))))
     every = -(-steps // pace.SAVES)
     train = replace(run.train, steps=steps, validate_every=every, save_every=every, sample_every=0, first_sample=0)
     return replace(run, train=train, optim=replace(run.optim, warmup=min(run.optim.warmup, max(1, steps // 20))))

@@ -18,7 +18,8 @@ from fluvial.flow.guidance import Guidance
 from fluvial.methods import METHODS, method_of
 from fluvial.nn.scales import attend
 from fluvial.run.train import build
-from fluvial.sampling.generate import generate, labels_for
+from fluvial.sampling.generate import generate
+from fluvial.sampling.labels import labels_for
 from fluvial.sampling.settings import SampleConfig
 from fluvial.tools import bench
 from fluvial.training.health import Health

@@ -13,7 +13,7 @@ from fluvial.cli.arguments import parse
 from fluvial.cli.completion import OPTIONS, SCRIPTS, options
 from fluvial.cli.known import options_of
 from fluvial.cli.photos import BUDGETS, OF_IMAGES
-from fluvial.cli.runs import SampleOptions
+from fluvial.cli.sample import SampleOptions
 from fluvial.cli.score import MeasuredRun
 from fluvial.cli.short import FLAGS, SHORT
 from fluvial.cli.train import TrainOptions
@@ -122,7 +122,7 @@ def test_errors_name_options_as_they_were_written(words, says, capsys):
     [
         *[(command, "RUN") for command in ("sample", "doctor", "export", "ema")],
         *[(command, "DATA") for command in ("data inspect", "encode")],
-        *[("score", "WHAT"), ("data verify", "LATENTS"), ("import", "FILE")],
+        *[("score", "WHAT"), ("data verify", "LATENTS|SAMPLES"), ("import", "FILE")],
         *[("config", "RECIPE|RUN|FILE"), ("bench train", "RECIPE")],
     ],
 )

@@ -334,7 +334,10 @@ def test_wrong_columns_name_those_there_are(tmp_path):
 @pytest.mark.parametrize(
     ("place", "says"),
     [
-        ("hub:nobody/nothing", "nobody/nothing cannot be loaded from the Hugging Face hub"),
+        (
+            "hub:nobody/nothing",
+            "nobody/nothing is no folder or file here, and cannot be loaded from",
+        ),
         ("nobody/nothing", "nobody/nothing does not exist"),
         ("gone.parquet", "gone.parquet does not exist"),
         ("*.tar", "does not exist"),

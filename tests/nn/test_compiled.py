@@ -102,7 +102,7 @@ from fluvial.training.config import TrainConfig
 from fluvial.training.health import Health
 from fluvial.training.optim import OptimConfig
 from fluvial.training.step import MicroBatch, begin, step
-from fluvial.run.load import ready
+from fluvial.sampling.precision import ready
 
 compiled = []
 

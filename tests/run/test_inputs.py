@@ -275,7 +275,7 @@ def test_a_path_that_is_not_there_is_never_asked_of_the_hub(tmp_path, monkeypatc
         data_images.load(DataConfig(path="cats/photo"), "train")
     assert not asked
     for config in (DataConfig(path="hub:owner/name"), DataConfig(name="owner/name")):
-        with pytest.raises(ValueError, match="owner/name cannot be loaded from the Hugging Face hub"):
+        with pytest.raises(ValueError, match="owner/name is no folder or file here, and cannot be loaded from"):
             data_images.load(config, "train")
     assert asked == [("owner/name",)] * 2
     with pytest.raises(ValueError, match="cats/photo does not exist; did you mean cats/photos"):

@@ -13,8 +13,9 @@ from fluvial.autoencoders.pixels import Pixels
 from fluvial.config import Run
 from fluvial.flow.guidance import Guidance
 from fluvial.methods import arflow, flowar, method_of, sit
-from fluvial.run.load import Sampler, ready
+from fluvial.run.load import Sampler
 from fluvial.run.train import check
+from fluvial.sampling.precision import ready
 from fluvial.sampling.settings import SampleConfig
 
 SHAPE = {"size": (8, 8), "channels": 3, "classes": 10}

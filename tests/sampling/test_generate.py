@@ -8,7 +8,8 @@ from fluvial.flow.guidance import Guidance
 from fluvial.flow.interpolant import linear
 from fluvial.flow.solvers import dopri5, euler_maruyama
 from fluvial.methods import arflow, sit
-from fluvial.sampling.generate import generate, labels_for
+from fluvial.sampling.generate import generate
+from fluvial.sampling.labels import labels_for
 from fluvial.sampling.samples import Frames
 from fluvial.sampling.settings import SOLVERS, Dopri5, EulerMaruyama, SampleConfig, chosen_solver
 

@@ -20,7 +20,7 @@ from fluvial.tools.doctor.latents import training_latents
 from fluvial.tools.doctor.level import level
 from fluvial.tools.doctor.losses import full_rate_steps
 from fluvial.tools.doctor.mend import command, trained_again
-from fluvial.tools.doctor.settings import at_start
+from fluvial.tools.doctor.settings import at_start, slower, usual_rates
 
 LATENTS = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 RUN = recipes.get("digits-sit")
@@ -309,6 +309,13 @@ def test_the_command_leads_with_what_is_wrong_and_its_code_says_whether_somethin
     assert mend.strip() == f"fluvial train {bad} --optim.lr 0.0007 --out {bad}-2"
     assert main(["doctor", str(tmp_path)]) == 1 and "not a run folder" in capsys.readouterr().err
     assert main(["doctor"]) == 2 and main(["doctor", "--help"]) == 0
+
+
+def test_a_diverged_run_is_mended_by_a_rate_within_the_rule():
+    far = replace(RUN, optim=replace(RUN.optim, lr=1e12, warmup=0))
+    assert slower(far)["optim.lr"] == pytest.approx(usual_rates(far)[1], rel=0.1) and slower(far)["optim.warmup"] > 0
+    near = replace(RUN, optim=replace(RUN.optim, lr=1e-3))
+    assert slower(near) == {"optim.lr": 3e-4}
 
 
 def test_a_run_that_has_not_begun_is_told_how_to(tmp_path, capsys):

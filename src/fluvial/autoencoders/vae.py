@@ -114,6 +114,11 @@ def from_pretrained(name: str) -> Vae:
             f"the autoencoder {name!r} is not there; if it was moved, name its folder with --autoencoder. "
             f"{missing(name, ('pixels',))}"
         )
+    if here and not any(Path(folder, part, "config.json").exists() for part in ("", "vae")):
+        raise ValueError(
+            f"{name!r} is no autoencoder: it has no config.json; expected a folder of one of {', '.join(KINDS)}, as "
+            f"diffusers' save_pretrained writes it"
+        )
     options: dict[str, Any] = {"subfolder": inside[0]} if inside else {}
     if Path(folder, "vae", "config.json").exists():
         options = {"subfolder": "vae"}

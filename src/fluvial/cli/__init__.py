@@ -1,7 +1,8 @@
 """Train, sample and measure image generators that join autoregression with flow matching.
 
 fluvial recipes                       list the recipes
-fluvial train RECIPE [options]        train one, or go on where it stopped
+fluvial train IMAGES [options]        train on a folder or file of images: looks, plans for 30 minutes, and trains
+fluvial train RECIPE [options]        train a recipe, or go on where it stopped
 fluvial train RUN [options]           go on with a run folder, or start another from its weights
 fluvial train FILE [options]          train the run that a file describes: my.yaml, my.py, run.json
 fluvial config RECIPE|RUN|FILE        print all settings as YAML, each with a comment: > my.yaml
@@ -50,7 +51,7 @@ COMMANDS = {  # by command, its module and function: torch is imported by those 
     "recipes": "runs.list_recipes",
     "train": "train.train",
     "config": "config.config",
-    "sample": "runs.sample",
+    "sample": "sample.sample",
     "score": "score.score",
     "plot": "health.plot",
     "doctor": "health.doctor",

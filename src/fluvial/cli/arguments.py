@@ -312,7 +312,8 @@ def positional(
     if has_own_help and asked_for_help:
         return what, arguments
     if not arguments or arguments[0].startswith("-"):
-        text = f"usage: fluvial {command} {what} [options]\n\n{what} is {meaning}"
+        first = f"{what} comes before the options: " if arguments and not asked_for_help else ""
+        text = f"{first}usage: fluvial {command} {what} [options]\n\n{what} is {meaning}"
         if asked_for_help:
             print(text)
             raise SystemExit(0)
@@ -343,6 +344,12 @@ def nothing_more(arguments: list[str], command: str, about: str, *, what: str = 
 def device_of(name: str) -> torch.device:
     """The device that --device names. Raises ValueError for one that is unknown or not here."""
     return devices.device_of(None if name == "auto" else name)
+
+
+def device_of_rank(name: str) -> torch.device:
+    """The device that --device names; for cuda under torchrun, the GPU of this process. Raises as `device_of`."""
+    device = device_of(name)
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if str(device) == "cuda" else device
 
 
 def of_a_run(kind: type[T], arguments: list[str], command: str, description: str) -> tuple[Path, Run, T]:

@@ -17,7 +17,7 @@ from fluvial.utils.errors import UsageError
 
 OPTIONS = {  # by command, the module and class of its options
     "train": "train.TrainOptions",
-    "sample": "runs.SampleOptions",
+    "sample": "sample.SampleOptions",
     "score": "score.MeasuredRun",
     "plot": "health.PlotOptions",
     "doctor": "health.DoctorOptions",

@@ -1,19 +1,17 @@
 """fluvial data inspect, data verify, encode."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from fluvial.autoencoders import AutoencoderConfig
-from fluvial.cli.arguments import Device, device_of, nothing_more, parse, positional
+from fluvial.cli.arguments import Device, device_of_rank, nothing_more, parse, positional
 from fluvial.cli.output import console
 from fluvial.data import latents
 from fluvial.data.images import BUILT_IN, DataConfig
@@ -21,11 +19,13 @@ from fluvial.data.images import load as load_images
 from fluvial.data.inspect import inspect as inspect_images
 from fluvial.data.manifest import is_cache
 from fluvial.run import inputs
+from fluvial.sampling import sets
 from fluvial.training import distributed
 from fluvial.utils import pictures
 from fluvial.utils.checks import at_least
 from fluvial.utils.errors import UsageError
 
+MOST = 20  # faults that are listed
 DATA = "a folder of images, parquet, arrow or tar files, or hub:OWNER/NAME for a data set on the Hugging Face hub"
 
 
@@ -122,7 +122,9 @@ def _inspect(arguments: list[str]) -> None:
     of_all = "" if found.looked_at == found.count else f" (looked at {found.looked_at:,})"
     table.add_row("images", f"{found.count:,}{of_all}")
     for what, sides in zip(("width", "height", "short side"), (*found.sizes.T, found.sizes.min(1)), strict=True):
-        low, middle, high = (int(np.quantile(sides, q)) for q in (0, 0.5, 1)) if len(sides) else (0, 0, 0)
+        if not len(sides):  # no image can be read
+            break
+        low, middle, high = (int(np.quantile(sides, q)) for q in (0, 0.5, 1))
         table.add_row(what, f"{low:,} to {high:,}, median {middle:,}")
     for kind, count in found.kinds.items():
         if count:
@@ -192,9 +194,12 @@ def _some(names: Sequence[str], most: int = 10) -> str:
 
 
 def _verify(arguments: list[str]) -> None:
-    place, rest = positional(arguments, "data verify", "LATENTS", "a folder that `fluvial encode` wrote")
-    about = "Check latents against the checksums that were written with them."
-    nothing_more(rest, "data verify LATENTS", about, what="options")
+    meaning = "a folder of latents that `fluvial encode` wrote, or of images that `fluvial sample` wrote"
+    place, rest = positional(arguments, "data verify", "LATENTS|SAMPLES", meaning)
+    about = "Check latents, or sampled images, against the checksums that were written with them."
+    nothing_more(rest, "data verify LATENTS|SAMPLES", about, what="options")
+    if sets.is_set(Path(place)):
+        return _verify_samples(Path(place))
     if wrong := latents.verify(Path(place)):
         listed = "\n  ".join(wrong)
         raise ValueError(
@@ -202,6 +207,14 @@ def _verify(arguments: list[str]) -> None:
         )
     manifest = latents.read_manifest(Path(place))
     print(f"{place}: {manifest.images:,} images in {len(manifest.shards)} shards, all as they were written")
+
+
+def _verify_samples(folder: Path) -> None:
+    if wrong := sets.verify(folder):
+        more = [f"and {len(wrong) - MOST:,} more"] if len(wrong) > MOST else []
+        listed = "\n  ".join([*wrong[:MOST], *more])
+        raise ValueError(f"{folder} is damaged:\n  {listed}\nRemove these, and sample again with the same command")
+    print(f"{folder}: all images are as they were written")
 
 
 def encode(arguments: list[str]) -> None:
@@ -218,9 +231,7 @@ def encode(arguments: list[str]) -> None:
         **vars(options.source),
     )
     rank, world = distributed.ranks()
-    device = device_of(options.device)
-    if str(device) == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    device = device_of_rank(options.device)
     manifest = inputs.encode(
         config,
         inputs.open_autoencoder(AutoencoderConfig(name=options.autoencoder)).to(device),

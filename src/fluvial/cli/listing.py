@@ -77,7 +77,11 @@ def clean(arguments: list[str]) -> None:
     except ValueError as error:
         raise UsageError(f"--keep, --keep-every: {error}") from error
     work = tool.clean if given.yes else tool.plan
-    plans = [work(folder, keeping) for folder in _found(given.folders or [RUNS])]
+    named = given.folders or [RUNS]
+    elsewhere = [run for run in _found(named) if run not in named and run.is_symlink()]
+    for run in elsewhere:
+        print(f"left out: {run} is a link to {run.resolve()}; to clean that run, name it")
+    plans = [work(run, keeping) for run in _found(named) if run not in elsewhere]
     _show(plans, "removed" if given.yes else "removable")
     if not given.yes and any(plan.removable for plan in plans):
         print(f"nothing was removed; to do it: {shlex.join(['fluvial', 'runs', 'clean', *arguments, '--yes'])}")

@@ -168,7 +168,7 @@ def show(plan: Plan, place: str, out: Path, device: str, *, taken: Path | None =
     console().print(table)
     before = f", after encoding the images, about {duration(plan.encoding)}" if plan.encoding else ""
     print(
-        f"\nabout {duration(plan.seconds)} on {device}, {scaled(plan.memory)}B of memory, "
+        f"\nabout {duration(plan.seconds + plan.beside)} on {device}, {scaled(plan.memory)}B of memory, "
         f"{scaled(plan.checkpoints)}B of checkpoints{before}\npictures in {RunFolder(out).samples}"
         f"{f', the first at step {plan.run.train.first_sample:,}' if plan.run.train.first_sample else ''}\n"
     )

@@ -1,7 +1,5 @@
-"""fluvial recipes, sample, compare."""
+"""fluvial recipes, compare."""
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,59 +11,20 @@ from fluvial.cli.arguments import (
     Device,
     device_of,
     nothing_more,
-    of_a_run,
     parse,
     several,
 )
-from fluvial.cli.output import console, next_commands
+from fluvial.cli.output import console
 from fluvial.config import Run
-from fluvial.data.labels import class_ids, numbers
 from fluvial.methods import find_installed
 from fluvial.run.folder import RunFolder
-from fluvial.run.load import load
-from fluvial.sampling.settings import SampleConfig
 from fluvial.tools.compare import compare as compare_runs
 from fluvial.tools.curves import short_names
 from fluvial.utils.checks import at_least, positive
 from fluvial.utils.errors import UsageError
-from fluvial.utils.files import check_folder
 
 COMPARED = {"digits": {"SiT": "sit", "ARFlow": "arflow", "FlowAR": "flowar"}}
 SECONDS = 60.0  # of training each recipe that is compared
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleOptions:
-    count: int = 100
-    """Number of images."""
-    classes: tuple[str, ...] = ()
-    """Names or ids of classes, given to the images in turn; all of them by default. Where all classes are called by
-    numbers, 10 is the class of the folder 10."""
-    seed: int = 0
-    """Seed; image i depends on (seed, i) alone."""
-    columns: int = 10
-    """Images in a row of the grid."""
-    gif: bool = True
-    """Also draw the denoising trajectory as a GIF."""
-    npz: bool = True
-    """Also write the images as an .npz for evaluators."""
-    out: Path | None = None
-    """Folder for the pictures; RUN/samples by default."""
-    step: int | None = None
-    """Training step of the checkpoint; the newest by default."""
-    average: str = "ema"
-    """The weights: ema, the moving average; raw, as trained; or the length of a power-function average, such as 0.1, of
-    a run with train.ema_lengths."""
-    autoencoder: str = ""
-    """Where the run's autoencoder is, if no longer where it was in training."""
-    device: Device = "auto"
-    """Where to compute: cpu, cuda, cuda:1 or mps; auto takes CUDA if it is there."""
-    sample: SampleConfig
-    """Settings of sampling; the run's own by default."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "count", "columns")
-        at_least(0, self, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,45 +49,6 @@ def list_recipes(arguments: list[str]) -> None:
     find_installed()
     for name, recipe in recipes.RECIPES.items():
         print(f"{name}\n    {(recipe.__doc__ or '').strip().splitlines()[0]}")
-
-
-def _ids(words: tuple[str, ...], run: Run) -> tuple[int, ...]:
-    """The ids of classes given by name, or by number: of the class that is called so, if all are called by numbers."""
-    names = run.data.class_names
-    values = numbers(names) if len(names) == run.method.classes else {}
-
-    def meant(word: str) -> int | str:
-        if word in names or not re.fullmatch(r"-?\d+", word):
-            return word
-        return values.get(int(word), word) if values else int(word)
-
-    try:
-        return class_ids([meant(word) for word in words], names, run.method.classes)
-    except ValueError as error:
-        raise UsageError(f"--{error}") from error
-
-
-def sample(arguments: list[str]) -> None:
-    folder, _, options = of_a_run(SampleOptions, arguments, "sample", "Draw images from a run folder.")
-    device, out = device_of(options.device), options.out or RunFolder(folder).samples
-    check_folder(out)  # before images are drawn for it
-    chosen = {"step": options.step, "average": options.average}
-    sampler = load(folder, autoencoder=options.autoencoder, device=device, **chosen)
-    classes = _ids(options.classes, sampler.run) or None
-    given = {"classes": classes, "seed": options.seed, "settings": options.sample, "trajectory": options.gif}
-    samples = sampler.sample(options.count, **given)
-    saved = samples.save(out, columns=options.columns, npz=options.npz, gif=options.gif)
-    if samples.images.shape[1] not in (1, 3):
-        print(f"no pictures: they need 1 or 3 channels, the images have {samples.images.shape[1]}")
-    print(f"{options.count} images; evaluations of the network for each: {evaluations(samples.nfe)}")
-    for path in saved:
-        print(path)
-    next_commands(folder, "score")
-
-
-def evaluations(nfe: Mapping[str, int]) -> str:
-    """Evaluations by branch in words: "20 conditional, 20 null"."""
-    return ", ".join(f"{count} {branch}" for branch, count in nfe.items())
 
 
 def compare(arguments: list[str]) -> None:
@@ -162,8 +82,8 @@ def _compared(names: list[str]) -> dict[str, Run | Path]:
         return {name: recipes.get(f"{names[0]}-{recipe}") for name, recipe in COMPARED[names[0]].items()}
     if len(names) == 1:
         raise UsageError(
-            f"unknown data set {names[0]!r}; there are recipes of every method for: {', '.join(COMPARED)}. Of runs and "
-            f"recipes name at least two"
+            f"of runs and recipes name at least two, got {names[0]} alone; a data set with recipes of every method may "
+            f"be named alone: {', '.join(COMPARED)}"
         )
     if repeated := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"{repeated[0]} is named twice: compare different runs and recipes")

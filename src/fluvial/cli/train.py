@@ -132,11 +132,11 @@ def _train_on(place: str, arguments: list[str]) -> None:
 def _again(out: Path, options: TrainOptions, flags: SimpleNamespace) -> None:
     """Goes on with the run that the same command has begun, with the settings that were planned then."""
     run = RunFolder(out).run()
-    if flags.dry_run:
-        return _tell(run, options.device, out)
     if RunFolder(out).taken() >= run.train.steps:
         print(f"{out} has taken all of its {run.train.steps:,} steps; for more: fluvial train {out} --minutes 30")
         return next_commands(out, "sample", "score")
+    if flags.dry_run:
+        return _tell(run, options.device, out)
     _train(run, out, options, start_over=flags.start_over)
 
 

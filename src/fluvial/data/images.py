@@ -41,6 +41,9 @@ IN_MEMORY = 2**30  # bytes of pixels up to which a set is kept in memory; larger
 SLOW = 10_000  # images above which a progress bar is shown
 
 
+MOST_SIDE = 4096  # pixels, of images to train on
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The images of a run, and how they are read and cropped."""
@@ -90,6 +93,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         as_declared(self)
         at_least(0, self, "size")
+        if self.size > MOST_SIDE:
+            raise ValueError(f"data.size must be at most {MOST_SIDE:,}, got {self.size:,}")
         if not 0 <= self.validation < 1:
             raise ValueError(f"data.validation must be in [0, 1), got {self.validation}; 0.05 is usual")
         if self.path:  # it replaces the data set of a recipe

@@ -20,7 +20,7 @@ from fluvial.data.crop import Stored, regular
 from fluvial.data.labels import named, ordered, own_classes
 from fluvial.data.left_out import LeftOut, image_endings, is_aside, is_image, list_images, printable, size_of
 from fluvial.data.numbers import holds_numbers, sha256_of_numbers, to_array
-from fluvial.utils.places import HUB, missing, repository
+from fluvial.utils.places import HUB, closest, missing, repository
 
 TRAIN, HELD_OUT = ("train", "training"), ("validation", "valid", "val", "test", "testing")
 # suffix -> the builder of `datasets` that reads it
@@ -210,7 +210,7 @@ def _dataset(name: Path | str, held_out: bool, split: str, trained_on: str, colu
         if isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             where = f"there is no room for the copy of {name} that `datasets` makes (HF_DATASETS_CACHE says where)"
         elif isinstance(name, str):
-            where = f"{name} cannot be loaded from the Hugging Face hub"
+            where = f"{name} is no folder or file here{closest(name)}, and cannot be loaded from the Hugging Face hub"
         raise ValueError(f"{where} ({type(reason).__name__}: {reason})") from error
     if isinstance(loaded, datasets.Dataset):
         loaded = datasets.DatasetDict({"train": loaded})

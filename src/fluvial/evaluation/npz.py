@@ -86,6 +86,7 @@ def _record(record: Path, path: Path, content: str) -> dict[str, Any]:
         if about.pop("sha256") != json_checksum(about):
             raise ValueError("its content is not what was written, the SHA-256 is another")
         told = about.pop("file_sha256")
+        about.pop("set", None)  # the plan and parts of images in parts
         if not isinstance(about["sampling"], dict):
             raise ValueError(f"sampling is {about['sampling']!r}")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:

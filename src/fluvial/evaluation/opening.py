@@ -18,7 +18,9 @@ from fluvial.data.manifest import is_cache
 from fluvial.data.sources import check_there
 from fluvial.evaluation.images import Images
 from fluvial.evaluation.npz import open_npz
-from fluvial.sampling import SAMPLES
+from fluvial.sampling import SAMPLES, sets
+from fluvial.sampling.labels import labels_for
+from fluvial.utils.files import json_checksum
 from fluvial.utils.places import HUB
 
 
@@ -30,6 +32,10 @@ def open_images(name: str, like: DataConfig | None = None, classes: Classes | No
     of that name, or it holds no images.
     """
     path, like = Path(name).expanduser(), like or DataConfig()
+    if path.is_dir() and sets.is_set(path):
+        plan = sets.plan_of(path)
+        if plan is not None and (plan.form != "npz" or not (path / SAMPLES).exists()):
+            return _of_sampled(path, plan, grey=like.channels == 1)
     if path.is_dir() and (path / SAMPLES).exists():
         path = path / SAMPLES
     if path.suffix == ".npz":
@@ -50,6 +56,31 @@ def open_images(name: str, like: DataConfig | None = None, classes: Classes | No
     if images.left_out:
         print(f"{name}: {images.left_out}", file=sys.stderr, flush=True)
     return of_set(images if classes is None else _labelled_as(images, classes, name), name, config)
+
+
+def _of_sampled(folder: Path, plan: sets.Plan, *, grey: bool) -> Images:
+    """The images of a set that `fluvial sample` wrote, each compared with its checksum when it is read."""
+    record = sets.complete_record(folder)
+    if plan.form == "latents":
+        raise ValueError(f"{folder} holds latents, and a score needs images: sample again with another --form")
+    if grey and plan.shape[0] == 3:
+        raise ValueError(f"{folder}: the images are coloured and cannot be read as grey (--channels 1)")
+    parts = sets.records(record)
+    every = plan.indices or range(plan.count)
+
+    def read(wanted: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        places = [divmod(i, plan.shard) for i in wanted]
+        images = torch.stack([sets.image(folder, plan, parts[number], row) for number, row in places])
+        return images, labels_for([every[i] for i in wanted], plan.classes)
+
+    about = {key: record[key] for key in ("cut", "rounding", "labels", "sampling")}
+    content = json_checksum(record["set"])
+
+    def digest(wanted: Sequence[int]) -> str:
+        rows = "" if len(wanted) == plan.count else f"{list(wanted)}"
+        return hashlib.sha256(f"{content} {rows}".encode()).hexdigest()
+
+    return Images(str(folder), plan.count, read, digest, about, Classes((), (), False) if plan.classes else None)
 
 
 def check_images(name: str) -> None:

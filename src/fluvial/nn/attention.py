@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fluvial.nn.functional import merge_heads, rms_norm, softmax_attention, split_heads
-from fluvial.nn.layers import Linear
+from fluvial.nn.layers import Linear, PlainLinear, linear
 
 
 class Attention(nn.Module):
@@ -66,7 +66,7 @@ class HybridLinearAttention(nn.Module):
         self.qkv_norm: QkvNorm = qkv_norm
         self.history_decay: HistoryDecay = history_decay
         self.image_decay: ImageDecay = image_decay
-        self.qkvg = nn.Linear(width, 4 * width, bias=False)  # four projections of x in one matrix multiplication
+        self.qkvg = PlainLinear(width, 4 * width, bias=False)  # four projections of x in one matrix multiplication
         self.gate = Linear(width, heads, bias=False)
         self.out = Linear(width, width, bias=False)
         self.reset_parameters()
@@ -87,7 +87,7 @@ class HybridLinearAttention(nn.Module):
         inside = softmax_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
         inside = inside.unflatten(0, x.shape[:2])
         with torch.autocast(x.device.type, enabled=False):
-            gate = F.linear((x + condition.unsqueeze(-2)).to(wide), self.gate.weight.to(wide))
+            gate = linear((x + condition.unsqueeze(-2)).to(wide), self.gate.weight.to(wide))
             log_gate = F.logsigmoid(gate).transpose(-2, -1) / GATE_LOGIT_NORMALIZER  # b s heads n
             decay = log_gate.mean(dim=-1) if self.image_decay == "mean" else log_gate.sum(dim=-1)  # b s heads
             updates = k.to(wide).transpose(-2, -1) @ v.to(wide) * k.shape[-1] ** -0.5  # b s heads k k

@@ -55,7 +55,31 @@ def layer_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
-class Linear(nn.Linear):
+FEW = 256  # rows that `linear` fills up, to a multiple of
+TILE = 16  # rows
+
+
+def linear(x: Float[Tensor, "*b k"], weight: Float[Tensor, "n k"], bias: Tensor | None = None) -> Float[Tensor, "*b n"]:
+    """x W^T + b; in sampling on a CPU, a row's result does not depend on the number of rows.
+
+    A CPU's matrix product adds up a few rows in another order (in MKL, fewer than 4 rows a thread), which changes the
+    last bits, and so would an image with the batch that it is sampled in. Few rows are filled up with zeros.
+    """
+    rows = x.shape[:-1].numel()
+    if torch.is_grad_enabled() or x.device.type != "cpu" or rows >= FEW or rows % TILE == 0:
+        return F.linear(x, weight, bias)
+    filled = F.pad(x.reshape(rows, -1), (0, 0, 0, -rows % TILE))
+    return F.linear(filled, weight, bias)[:rows].reshape(*x.shape[:-1], -1)
+
+
+class PlainLinear(nn.Linear):
+    """A linear layer that computes with `linear`."""
+
+    def forward(self, input: Float[Tensor, "*b k"]) -> Float[Tensor, "*b n"]:
+        return linear(input, self.weight, self.bias)
+
+
+class Linear(PlainLinear):
     """A linear layer with Xavier-uniform weight and zero bias at initialisation, as in both releases."""
 
     def reset_parameters(self) -> None:
@@ -64,7 +88,7 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
-class ZeroLinear(nn.Linear):
+class ZeroLinear(PlainLinear):
     """A linear layer initialised to zero, for the gates and outputs of adaLN-Zero."""
 
     def reset_parameters(self) -> None:

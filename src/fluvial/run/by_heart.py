@@ -18,6 +18,7 @@ from fluvial.training.loop import Measure, OnStep
 from fluvial.training.step import StepMetrics
 
 LAST, RISEN = 3, 1.02  # validations that have to be so much above the lowest
+USUAL = 0.5  # nearness of samples that are no copies
 OLD = 0.25  # of the steps so far, since the lowest
 SAMPLES, OTHERS = 64, 500  # samples that are compared, with so many validation images at most
 NUMBERS = 2**26  # pixels of training images that are compared at most: half a gigabyte in float64
@@ -60,7 +61,8 @@ def watched(
         rows = [row for row in rows_of(folder.path) if row["step"] < at]
         losses = validated([*rows, {"step": at, **found}])
         since, told = rises_since(losses, at), any("rises_since" in row for row in rows)
-        if since is None or at not in losses or (told and at < end):
+        in_first_epoch = at * inputs.run.images_per_step < len(inputs.train[0])  # no image has been seen twice
+        if since is None or in_first_epoch or at not in losses or (told and at < end):
             return found
         share = nearness(inputs, partial(sample, model))
         say(_line(since, losses[since], losses[at], share))
@@ -70,13 +72,12 @@ def watched(
 
 
 def _line(since: int, lowest: float, now: float, share: float | None) -> str:
-    seen = ""
+    seen = ": the model begins to learn the training images by heart"
     if share is not None:
-        seen = f"; a sample is nearer to training images than a validation image in {share:.0%} of cases (50% is usual)"
-    return (
-        f"the validation loss rises since step {since} ({lowest:.4g} -> {now:.4g}): the model begins to learn the "
-        f"training images by heart{seen}. {ADVICE}"
-    )
+        seen = seen if share >= USUAL else ""
+        seen += f"; a sample is nearer to training images than a validation image in {share:.0%} of cases "
+        seen += "(50% is usual)"
+    return f"the validation loss rises since step {since} ({lowest:.4g} -> {now:.4g}){seen}. {ADVICE}"
 
 
 def nearness(inputs: Inputs, sample: Callable[[int], Tensor]) -> float | None:

@@ -27,7 +27,7 @@ from fluvial.training.health import check_finite_weights
 from fluvial.training.kept import best
 from fluvial.training.optim import learning_rate
 from fluvial.utils.atomic import write_json
-from fluvial.utils.files import check_folder, json_checksum, make_folder, read_bytes
+from fluvial.utils.files import brief, check_folder, json_checksum, make_folder, read_bytes
 from fluvial.utils.places import closest
 from fluvial.utils.tensors import Lazy
 
@@ -82,8 +82,13 @@ class RunFolder:
             raise ValueError(f"{self} is not a run folder: it has no run.json{hint}") from error
 
     def record(self) -> dict[str, Any]:
-        """The entries of run.json, without its checksum."""
-        record = json.loads(read_bytes(self.file))
+        """The entries of run.json, without its checksum. Raises ValueError if it cannot be read."""
+        try:
+            record = dict(json.loads(read_bytes(self.file)))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(
+                f"{self.file} cannot be read: {brief(error)}; bring back a copy of it, or take another folder"
+            ) from error
         return {key: value for key, value in record.items() if key != "sha256"}
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -150,6 +155,11 @@ class RunFolder:
             newest = checkpoint.newest(self.path)
             if newest is not None and checkpoint.is_untrained(newest):
                 fatal = {k: v for k, v in fatal.items() if k.startswith("method.") or (k.startswith("auto") and v[0])}
+            if set(fatal) == {"data.digest"}:
+                raise ValueError(
+                    f"the images are not those that {self} was trained on: files were added, removed, renamed or "
+                    f"changed. Bring them back, or start another run from its weights with --from or --out"
+                )
             if fatal:
                 listed = ", ".join(f"{k} is {old} there and {new} here" for k, (old, new) in fatal.items())
                 raise ValueError(f"{self} holds another run: {listed}. Choose another folder with --out, or remove it")

@@ -331,7 +331,7 @@ def _check_labels(run: Run, examples: Examples, *, whole: bool) -> None:
     if int(labels.max()) >= run.method.classes:
         raise ValueError(
             f"the labels run from {int(labels.min())} to {int(labels.max())}, the model has "
-            f"{run.method.classes} classes (0 to {run.method.classes - 1}); set method.classes"
+            f"{run.method.classes} classes (0 to {run.method.classes - 1}): number them from 0, or set method.classes"
         )
     if len(names) == 1 or (whole and len(labels.unique()) == 1):
         one = repr(names[int(labels[0])]) if names else int(labels[0])

@@ -1,14 +1,12 @@
 """Loads a trained run and samples from it."""
 
-import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,21 +21,31 @@ from fluvial.flow.solvers import OnStep, Step
 from fluvial.methods import empty_model, method_of
 from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import open_autoencoder
-from fluvial.sampling.generate import generate, labels_for
+from fluvial.sampling.generate import generate
+from fluvial.sampling.labels import labels_for
+from fluvial.sampling.precision import computed_in, dtype_of, ready
 from fluvial.sampling.samples import Frames, Samples
+from fluvial.sampling.sets import evaluations_of
 from fluvial.sampling.settings import AnySolver, SampleConfig
 from fluvial.training import checkpoint, power_ema
-from fluvial.training.distributed import blocks
 from fluvial.training.health import check_finite_weights
 from fluvial.utils import pictures
 from fluvial.utils.checks import misfit
 from fluvial.utils.devices import device_of
-from fluvial.utils.precision import Precision, matmul_precision
+from fluvial.utils.precision import Precision
 
 FRAMES = 100  # images in a trajectory at most,
 FRAMES_LARGE = 10  # of those with a side above LARGE, which take long to decode
 POWER = "power-"  # before the length, in names of averages
 ADDRESSES = 2**63  # seeds and indices are below: each has random numbers of its own
+
+
+class Asked(NamedTuple):
+    """The images that are to be sampled."""
+
+    indices: Sequence[int]
+    classes: tuple[int, ...]
+    """Image i is of class classes[i mod len(classes)]; () for a model without classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,19 +90,13 @@ class Sampler:
         Raises ValueError for a class that the model does not know, an index below 0, a count below 1, or settings that
         the method does not have; RuntimeError for images that are not finite.
         """
-        wanted = _indices(count, indices)
-        if type(seed) is not int or not 0 <= seed < ADDRESSES:
-            raise ValueError(f"seed must be a whole number from 0, below 2^63, got {seed!r:.100}")
         settings = self.settings(settings, steps=steps, guidance=guidance, solver=solver)
-        ids = self._class_ids(classes)
+        asked = self.asked(count, indices=indices, classes=classes, seed=seed)
+        wanted, ids = asked.indices, asked.classes
         kept = FRAMES_LARGE if self.side > pictures.LARGE else FRAMES
         frames = Frames(self.autoencoder.decode, min(len(wanted), kept)) if trajectory else None
-        key = (settings.precision, settings.compile)
-        if key not in self._ready:
-            self._ready[key] = ready(self.model, settings)
         found = generate(
-            self._ready[key],
-            _computed_in(settings.precision, method_of(self.run.method).sample),
+            *self.computing(settings),
             self.autoencoder.decode,
             settings,
             indices=wanted,
@@ -107,6 +109,27 @@ class Sampler:
         )
         kept_frames = {} if frames is None else {"trajectory": tuple(frames.images), "stages": tuple(frames.ends)}
         return replace(found, about=about, **kept_frames)
+
+    def asked(
+        self,
+        count: int | None,
+        *,
+        indices: Sequence[int] | None = None,
+        classes: int | str | Sequence[int | str] | np.ndarray | Tensor | None = None,
+        seed: int = 0,
+    ) -> "Asked":
+        """The indices and classes of the images that these arguments of `sample` stand for. Raises ValueError as it."""
+        wanted = _indices(count, indices)
+        if type(seed) is not int or not 0 <= seed < ADDRESSES:
+            raise ValueError(f"seed must be a whole number from 0, below 2^63, got {seed!r:.100}")
+        return Asked(wanted, self._class_ids(classes))
+
+    def computing(self, settings: SampleConfig) -> tuple[nn.Module, Callable[..., Tensor]]:
+        """The model, and its method's sampler, in the precision of these settings; compiled if they say so."""
+        key = (settings.precision, settings.compile)
+        if key not in self._ready:
+            self._ready[key] = ready(self.model, settings)
+        return self._ready[key], computed_in(settings.precision, method_of(self.run.method).sample)
 
     def settings(
         self,
@@ -155,7 +178,7 @@ class Sampler:
             part = self.sample(indices=wanted, seed=seed, settings=settings)
             sampling["seconds"] += time.perf_counter() - started
             sampling["drawn"] += len(wanted)
-            sampling.update(_evaluations(Counter(sampling["evaluations"]) | Counter(part.nfe)))
+            sampling.update(evaluations_of(Counter(sampling["evaluations"]) | Counter(part.nfe)))
             return part.images, part.labels
 
         return Images("samples", count, read, lambda wanted: "", about)
@@ -175,12 +198,12 @@ class Sampler:
             "seed": seed,
             "seed_rule": "the noise of image i is a function of (seed, i)",
             "solver": settings.solver_settings.name,
-            **_evaluations(evaluations or {}),
+            **evaluations_of(evaluations or {}),
             "guidance": settings.guidance.weight if known else 1.0,
             "guidance_interval": list(settings.guidance.interval),
             "guidance_channels": settings.guidance.channels,
             "weights": self.average,
-            "dtype": _dtype(self.model, settings),
+            "dtype": dtype_of(self.model, settings),
             "autoencoder": f"{self.run.autoencoder.name} {self.run.autoencoder.hash}".strip(),
             "train_step": self.step,
             "train_seconds": round(self.seconds, 1),
@@ -286,26 +309,6 @@ def _averages(parts: Sequence[str]) -> str:
     return f"{', '.join(names)}; for any length train with --train.ema-lengths 0.05 0.1"
 
 
-def ready(model: nn.Module, settings: SampleConfig) -> nn.Module:
-    """The model as these settings compute it: itself, or a copy that shares the weights it need not change.
-
-    In bf16 the weights are rounded once, just as autocast would at every evaluation: those of linear layers, but for
-    what a module computes in float32 whatever autocast says (its `float32`).
-    """
-    if settings.precision != "bf16" and not settings.compile:
-        return model
-    model = copy.deepcopy(model, {id(p): p for p in model.parameters()})
-    if settings.precision == "bf16":
-        kept = {getattr(module, name) for module in model.modules() for name in getattr(module, "float32", ())}
-        for layer in model.modules():
-            if isinstance(layer, nn.Linear) and layer not in kept:
-                for name, p in list(layer.named_parameters(recurse=False)):  # layer.bfloat16() would round the shared
-                    setattr(layer, name, nn.Parameter(p.detach().bfloat16(), requires_grad=False))
-    for block in blocks(model).values() if settings.compile else ():
-        block.compile()
-    return model
-
-
 def in_python(given: Any) -> Any:  # noqa: ANN401
     """Several values as a tuple, and those of arrays and tensors as Python's own numbers."""
     if isinstance(given, np.ndarray | np.generic | Tensor):
@@ -352,35 +355,3 @@ def _both(first: OnStep | None, second: OnStep | None) -> OnStep | None:
         second(step)
 
     return call
-
-
-def _computed_in(precision: Precision, sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The sampler in this precision; `on_step`, which may decode, is called outside of autocast."""
-
-    def drawn(model: nn.Module, labels: Tensor | None, *, noise: Tensor, on_step: OnStep | None, **rest: Any) -> Tensor:  # noqa: ANN401
-        device = noise.device.type
-
-        def show(step: Step) -> None:
-            assert on_step is not None
-            with torch.autocast(device, enabled=False):
-                on_step(step)
-
-        bf16 = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
-        with matmul_precision(precision), bf16:
-            return sample(model, labels, noise=noise, on_step=on_step and show, **rest)
-
-    return drawn
-
-
-def _dtype(model: nn.Module, settings: SampleConfig) -> str:
-    weights = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return {"fp32": weights, "tf32": "tf32", "bf16": "bfloat16"}[settings.precision]
-
-
-def _evaluations(by_branch: Mapping[str, int]) -> dict[str, Any]:
-    """Evaluations of the network for one image: conditional, unconditional, and by branch."""
-    totals = {
-        key: sum(n for name, n in by_branch.items() if name.startswith(branch))
-        for key, branch in (("nfe", "conditional"), ("nfe_null", "null"))
-    }
-    return {**totals, "evaluations": dict(by_branch)}

@@ -95,7 +95,7 @@ def score(
             lambda: Real(open_images(training, like), None) if training else None,
             lambda: check_images(reference),
         )
-        look = extractor(choice.name, weights=weights, device=device)
+        look = extractor(_announced(choice, world).name, weights=weights, device=device)
         classes = None if real is None else real.training.classes
         samples = open_images(name, like, classes)
         which = open_reference(reference, look, like, classes=classes, world=world)
@@ -116,7 +116,7 @@ def score(
     sampling: SampleConfig = sampler.settings(settings, steps=steps, guidance=guidance, solver=solver)
     samples = sampler.draw(count, seed=seed, settings=sampling)
     samples = samples._replace(name=str(sampler.folder or "samples"))
-    look = extractor(choice.name, weights=weights, device=device)
+    look = extractor(_announced(choice, world).name, weights=weights, device=device)
     if 1 in (sampler.autoencoder.image_channels, run.method.channels):  # latents have more
         channels = 1
     cut = size or config.size or sampler.side * is_cache(config.path or config.name)
@@ -147,6 +147,13 @@ def _choice(features: str | Callable[..., Any], weights: str, reference: str, wo
     if why := lacking(name, weights):
         raise ValueError(f"{why}; other features: pixels, which need nothing")
     return Choice(name)
+
+
+def _announced(choice: Choice, world: World) -> Choice:
+    """The choice of features, printed before work that takes minutes if nobody named them."""
+    if choice.why and choice.name != "pixels" and world.first:
+        print(f"features of {choice.name}: {choice.why}; --features pixels is quick", flush=True)
+    return choice
 
 
 def _own(

@@ -32,6 +32,7 @@ from fluvial.training.validation import EXAMPLES, validation_losses
 from fluvial.utils import pictures
 from fluvial.utils.atomic import check_unlocked, only_one
 from fluvial.utils.devices import device_of
+from fluvial.utils.files import check_room
 from fluvial.utils.randomness import address
 
 Say = Callable[[str], None]
@@ -84,6 +85,7 @@ def train(
         model = build(run, device)
         with only_one(folder.path) if world.first else nullcontext():
             if world.first:
+                _check_room(folder, run, model)
                 write_first(folder, run, recipe, start, model, config=config, start_over=start_over)
                 say(about(inputs, model, device))
             world.barrier()
@@ -103,6 +105,13 @@ def train(
             if run.train.keep_best and world.first and (told := best_of(folder)):
                 say(told)
             return checkpoint.read(folder.path, lambda place: sampler_of(folder, place, average, run, decoder))
+
+
+def _check_room(folder: RunFolder, run: Run, model: nn.Module) -> None:
+    """Raises ValueError if the disk has no room for the checkpoints that are to be there beside what there is."""
+    each = checkpoint.BYTES * sum(p.numel() for p in model.parameters())
+    count = 1 if checkpoint.newest(folder.path) is not None else run.train.keep + 1
+    check_room(folder.path, each * count, what="the checkpoints", advice="or choose another disk with --out")
 
 
 def check(run: Run, out: Path | str, *, start: Path | str | None = None, tell: Say = print) -> int | None:
@@ -153,7 +162,8 @@ def about(inputs: Inputs, model: nn.Module, device: torch.device) -> str:
     run, images = inputs.run, len(inputs.train[0])
     train, parameters = run.train, sum(p.numel() for p in model.parameters())
     first = train.first_sample or train.sample_every
-    pictures = f"a picture at step {first:,}, then more" if first else "no pictures"
+    pictures = f"a picture at step {min(first, train.steps):,}" if first else "no pictures"
+    pictures += ", then more" if 0 < first < train.steps else ""
     return (
         f"{name_of(type(run.method))} of {parameters:,} parameters on {images:,} images, {device}: {train.steps:,} "
         f"steps of {run.images_per_step}, {train.steps * run.images_per_step / images:,.3g} epochs; {pictures}"

@@ -1,13 +1,16 @@
 """(seed, index) -> image: sampling runs in batches, where no image depends on the batch it was drawn in."""
 
 import math
+import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from fluvial.data.pixels import to_uint8
@@ -21,12 +24,6 @@ DIVERGED = 1e4  # latents and images are of about unit size; under strong guidan
 CONTEXT_STEP = 2**40  # the address of FlowAR's context noise, beyond any solver step
 
 
-def labels_for(indices: Sequence[int], classes: Sequence[int]) -> Int[Tensor, "b"] | None:
-    """Class ids of these images: image i is of class classes[i mod len(classes)]. None if there are no classes."""
-    return torch.tensor([classes[i % len(classes)] for i in indices]) if classes else None
-
-
-@torch.no_grad()
 def generate(
     model: nn.Module,
     sample: Callable[..., Tensor],
@@ -43,50 +40,123 @@ def generate(
     `sample` is a method's sampler; `decode` turns latents into images in [-1, 1]. `on_step` follows the solver within
     each batch. Raises RuntimeError for images that are not finite.
     """
-    device, config = next(model.parameters()).device, cast(Any, model.config)
-    parts, nfe = [], Counter[str]()
-    for start in range(0, len(indices), settings.batch):
-        part = slice(start, start + settings.batch)
+    images, nfe, seconds = list[Tensor](), Counter[str](), {"network": 0.0, "decoding": 0.0}
+    whole = [] if labels is None else [labels]
+    for batch in batches(model, sample, settings, parts=[indices], labels=whole, seed=seed, on_step=on_step):
+        started = time.perf_counter()
+        images.append(decoded(decode, batch.latents))
+        seconds["decoding"] += time.perf_counter() - started
+        seconds["network"] += batch.seconds
+        nfe |= batch.nfe  # the largest over batches: dopri5 may differ
+    return Samples(images=torch.cat(images), labels=labels, nfe=dict(nfe), seconds=seconds)
 
-        def noise(step: int, part: slice = part) -> Tensor:
-            drawn = normal(seed, list(indices[part]), config.noise_shape, step=step)
-            return (drawn.pin_memory() if device.type == "cuda" else drawn).to(device, non_blocking=True)
 
-        extra: dict[str, Any] = {}
-        if settings.solver_settings.is_stochastic:
-            extra["step_noise"] = lambda step, noise=noise: noise(step + 1)
-        if settings.context_noise > 0:
-            extra |= {"context_noise": settings.context_noise, "level_noise": noise(CONTEXT_STEP)}
+@dataclass(frozen=True)
+class Batch:
+    """Latents that were sampled together: those at these positions of a part."""
 
-        evaluations: Counter[str] = Counter()
-        draw = partial(
-            sample,
-            model,
-            None if labels is None else labels[part].to(device),
-            noise=noise(0),
-            times=settings.times(),
-            guidance=settings.guidance,
-            solver=settings.solver_settings.bound(INTERPOLANTS[config.interpolant]),
-            **extra,
-        )
-        parts.append(_drawn(draw, decode, on_step=on_step, evaluations=evaluations))
-        nfe |= evaluations  # the largest over batches: dopri5 may differ
-    return Samples(images=torch.cat(parts), labels=labels, nfe=dict(nfe))
+    part: int
+    positions: slice
+    latents: Float[Tensor, "b c h w"]
+    nfe: Counter[str]
+    seconds: float
+    """Wall-clock seconds of sampling."""
+
+
+@torch.no_grad()
+def batches(
+    model: nn.Module,
+    sample: Callable[..., Tensor],
+    settings: SampleConfig,
+    *,
+    parts: Sequence[Sequence[int]],
+    labels: Sequence[Int[Tensor, "_"]] = (),
+    seed: int = 0,
+    on_step: OnStep | None = None,
+) -> Iterator[Batch]:
+    """The latents of the indices of each part, batch by batch; `labels` are those of each part, or none.
+
+    Where the memory does not suffice, the batch is halved from there on, with a line on stderr, and the images are the
+    same. Raises RuntimeError for latents that are not finite.
+    """
+    size = settings.batch
+    for number, indices in enumerate(parts):
+        start = 0
+        while start < len(indices):
+            positions = slice(start, min(start + size, len(indices)))
+            ids = labels[number][positions] if labels else None
+            try:
+                drawn = _drawn(model, sample, settings, indices[positions], ids, seed, on_step)
+            except RuntimeError as error:
+                if not _lacks_memory(error) or size == 1:
+                    raise
+                size = -(-min(size, len(indices)) // 2)
+                print(f"out of memory: going on in batches of {size}; the images are the same", file=sys.stderr)
+                continue
+            latents, nfe, seconds = drawn
+            yield Batch(number, positions, latents, nfe, seconds)
+            start = positions.stop
 
 
 def _drawn(
-    draw: Callable[..., Tensor],
-    decode: Callable[[Tensor], Tensor],
-    **told: Any,  # noqa: ANN401
-) -> UInt8[Tensor, "b c h w"]:
-    """The images of a batch, on the CPU. Raises RuntimeError for what is not finite: no such image is rounded."""
-    latents = draw(**told)
+    model: nn.Module,
+    sample: Callable[..., Tensor],
+    settings: SampleConfig,
+    indices: Sequence[int],
+    labels: Int[Tensor, "b"] | None,
+    seed: int,
+    on_step: OnStep | None,
+) -> tuple[Tensor, Counter[str], float]:
+    """The latents of one batch, the evaluations of the network for each, and the seconds it took."""
+    device, config = next(model.parameters()).device, cast(Any, model.config)
+    started = time.perf_counter()
+
+    def noise(step: int) -> Tensor:
+        drawn = normal(seed, list(indices), config.noise_shape, step=step)
+        return (drawn.pin_memory() if device.type == "cuda" else drawn).to(device, non_blocking=True)
+
+    extra: dict[str, Any] = {}
+    if settings.solver_settings.is_stochastic:
+        extra["step_noise"] = lambda step: noise(step + 1)
+    if settings.context_noise > 0:
+        extra |= {"context_noise": settings.context_noise, "level_noise": noise(CONTEXT_STEP)}
+    draw = partial(
+        sample,
+        model,
+        None if labels is None else labels.to(device),
+        noise=noise(0),
+        times=settings.times(),
+        guidance=settings.guidance,
+        solver=settings.solver_settings.bound(INTERPOLANTS[config.interpolant]),
+        **extra,
+    )
+    evaluations: Counter[str] = Counter()
+    latents = draw(on_step=on_step, evaluations=evaluations)
     if not is_finite(latents):  # on a GPU nothing has looked before: once more, to say where it begins
         draw(on_step=None, careful=True)
     check_drawn(latents, "latents")
-    decoded = decode(latents)
-    check_drawn(decoded, "images")
-    return to_uint8(decoded).cpu()
+    return latents, evaluations, time.perf_counter() - started
+
+
+@torch.no_grad()
+def decoded(decode: Callable[[Tensor], Tensor], latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b _ H W"]:
+    """The images of latents, on the CPU. Raises RuntimeError for what is not finite: no such image is rounded.
+
+    Where the memory does not suffice, the batch is decoded in halves.
+    """
+    try:
+        images = decode(latents)
+    except RuntimeError as error:
+        if not _lacks_memory(error) or len(latents) == 1:
+            raise
+        return torch.cat([decoded(decode, half) for half in latents.tensor_split(2)])
+    check_drawn(images, "images")
+    return to_uint8(images).cpu()
+
+
+def _lacks_memory(error: RuntimeError) -> bool:
+    """True for the errors of PyTorch's allocators on a GPU and on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def check_drawn(values: Tensor, what: str) -> None:

@@ -29,6 +29,8 @@ class Samples:
     """Class ids; None for a model without classes."""
     nfe: Mapping[str, int] = field(default_factory=dict)
     """Evaluations of the network for one image, by branch of guidance."""
+    seconds: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
+    """Wall-clock seconds of sampling ("network") and "decoding", of all images together."""
     about: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Solver, guidance, seed, weights, autoencoder and all other settings behind the images."""
     trajectory: tuple[UInt8[Tensor, "m c h w"], ...] = field(default=(), repr=False)

@@ -49,7 +49,8 @@ class Listed:
 def find(folder: Path) -> list[Path]:
     """The run folders at most `DEPTH` levels below a folder, in order of their paths, or the folder itself.
 
-    Of several paths to one, by links, the shortest.
+    Of several paths to one, by links, the shortest. A link is followed to a run, but not to a folder of runs, which may
+    lie anywhere, as above this one.
     """
     found: dict[Path, Path] = {}
     for path in sorted(_walk(folder, DEPTH), key=lambda path: len(path.parts)):
@@ -62,11 +63,11 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
         yield folder
     elif depth:
         try:
-            below = sorted(entry.name for entry in os.scandir(folder) if entry.name[0] != "." and entry.is_dir())
+            below = sorted((e.name, e.is_symlink()) for e in os.scandir(folder) if e.name[0] != "." and e.is_dir())
         except OSError:  # it may not be listed
             return
-        for name in below:
-            yield from _walk(folder / name, depth - 1)
+        for name, is_link in below:
+            yield from _walk(folder / name, 0 if is_link else depth - 1)
 
 
 def is_run(folder: Path) -> bool:
@@ -203,6 +204,7 @@ def description(checkpoint: Path) -> dict[str, Any]:
             raise ValueError("it is of another run, with another model or seed than run.json")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{Path(error.filename).name}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        reason = f"checkpoint.json is damaged: {reason}" if isinstance(error, KeyError | TypeError) else reason
         raise ValueError(f"{checkpoint.name}: {reason}") from error
     return meta
 

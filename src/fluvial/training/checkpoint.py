@@ -39,6 +39,7 @@ from fluvial.utils.tensors import Lazy, write_tensors
 
 T = TypeVar("T")
 FORMAT = 3
+BYTES = 16  # of a checkpoint for each parameter: weights, average, two moments
 SAVED = ".saved"  # in the folder of a run that has had a checkpoint
 TRIES = 20  # of a reader whose checkpoint training removes meanwhile: each is a newer one
 Tensors = Mapping[str, Tensor]

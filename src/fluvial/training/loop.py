@@ -62,6 +62,8 @@ def train(
         matmul_precision(config.precision),
         stop_requests() as stop,
     ):
+        if run.resumed and run.at.step and world.first:
+            print(f"going on from step {run.at.step:,}", flush=True)
         if run.resumed and not run.at.weights_only:
             run.measure(missing=True)
             run.meter.leave_out()

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import zipfile
 import zlib
@@ -44,6 +45,17 @@ def make_folder(path: Path) -> None:
     """Makes a folder, with those above it, unless it is there. Raises ValueError as `check_folder` does."""
     check_folder(path)
     path.mkdir(parents=True, exist_ok=True)
+
+
+def check_room(folder: Path, needed: int, *, what: str, advice: str) -> None:
+    """Raises ValueError if the disk of a folder, which need not exist yet, has fewer bytes free than `what` needs."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise ValueError(
+            f"{what} need about {needed / 1e6:,.0f} MB, and the disk of {there} has {free / 1e6:,.0f} MB free; "
+            f"make room, {advice}"
+        )
 
 
 @contextmanager

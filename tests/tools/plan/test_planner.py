@@ -70,7 +70,9 @@ def test_settings_given_stay_and_the_rest_follows_from_them():
     run = found.run
     assert (run.train.batch, run.method.depth, run.optim.lr) == (7, 5, 1e-3)
     assert run.data.flip and run.train.log_every == 3
-    assert estimate.flops(run).total * run.train.steps / 1e11 == pytest.approx(0.89 * 300, rel=0.02)
+    seconds = estimate.flops(run).total * run.train.steps / 1e11
+    assert found.seconds == pytest.approx(seconds, rel=0.01)
+    assert 0 < found.beside < 0.2 * 300 and found.seconds + found.beside == pytest.approx(300, rel=0.02)
     whys = {choice.what: choice.why for choice in found.choices}
     assert whys["batch"] == whys["learning rate"] == "as given" and whys["precision"] != "as given"
 
@@ -141,7 +143,7 @@ def test_a_network_is_compiled_on_a_gpu_if_that_is_worth_it(device, training, ga
 def test_a_first_picture_just_before_a_regular_one_is_left_out():
     run = plan("digits", minutes=5.0, device="cpu", speed=at(1e11)).run
     for seconds, first in ((0.1, 200), (0.089, 500)):
-        found = pace.timed(replace(run, train=replace(run.train, steps=5330)), seconds, 1e-3).train
+        found = pace.timed(replace(run, train=replace(run.train, steps=5330)), seconds, pace.Costs(1e-3, 1e-3)).train
         assert found.sample_every == 533 and found.first_sample == (first if first < 400 else 0)
 
 

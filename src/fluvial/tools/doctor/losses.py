@@ -9,7 +9,7 @@ import numpy as np
 from fluvial.config import Run
 from fluvial.tools.doctor.check import Check, judge, not_checked, rounded
 from fluvial.tools.doctor.level import Level
-from fluvial.tools.doctor.settings import usual_rates
+from fluvial.tools.doctor.settings import slower, usual_rates
 from fluvial.training.log import Row, series
 from fluvial.training.optim import learning_rate
 
@@ -33,7 +33,7 @@ def check_finite(run: Run, rows: Sequence[Row]) -> Check:
                 advice = "the training has diverged: lower --optim.lr, clip the norm of the gradient, lengthen "
                 advice += "--optim.warmup, or train in fp32"
                 found = f"{key} {value} at step {row['step']:,}"
-                mend = {"optim.lr": rounded(run.optim.lr / 3), "optim.clip": "norm", "optim.clip_at": 1.0}
+                mend = {**slower(run), "optim.clip": "norm", "optim.clip_at": 1.0}
                 shared = {"name": name, "found": found, "expected": expected}
                 return Check(**shared, verdict="wrong", advice=advice, settings=mend)
     return Check(name=name, found="all finite", expected=expected, verdict="ok")
@@ -60,7 +60,7 @@ def check_start(run: Run, rows: Sequence[Row], level: Level, *, continued: bool)
         expected=f"at most {high:.3g} (zero output: {level.zero:.3g})",
         verdict=verdict,
         advice="" if verdict == "ok" else advice,
-        settings={} if verdict == "ok" else {"optim.lr": rounded(run.optim.lr / 3)},
+        settings={} if verdict == "ok" else slower(run),
     )
 
 
@@ -117,7 +117,7 @@ def check_rise(run: Run, rows: Sequence[Row]) -> Check:
         expected=f"at most {100 * (RISE - 1):.0f} % (mean of {WINDOW} lines)",
         verdict=judge(ratio > RISE, ratio > FAR),
         advice=advice if ratio > RISE else "",
-        settings={"optim.lr": rounded(run.optim.lr / 3)} if ratio > RISE else {},
+        settings=slower(run) if ratio > RISE else {},
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from fluvial.config import Run
 from fluvial.tools.doctor.check import Check, judge, not_checked, rounded
+from fluvial.tools.doctor.settings import slower
 from fluvial.training.log import Row, series
 
 BEFORE = 20  # rows whose median a gradient norm is compared with
@@ -47,7 +48,7 @@ def check_spikes(run: Run, rows: Sequence[Row]) -> Check:
     found = f"largest {ratios[worst]:.3g} times the median before it, at step {steps[5 + worst]:,.0f}"
     advice = "a bad batch, or a learning rate close to divergence: look for broken images, clip the norm, or lower "
     advice += "--optim.lr or the second of --optim.betas"
-    mend = {"optim.lr": rounded(run.optim.lr / 3)}
+    mend = slower(run)
     if run.optim.clip != "norm":
         mend = {"optim.clip": "norm", "optim.clip_at": rounded(3 * float(np.median(norm)))}
     return Check(
@@ -85,7 +86,7 @@ def check_clipping(run: Run, rows: Sequence[Row]) -> Check:
 
 def check_events(run: Run, rows: Sequence[Row]) -> list[Check]:
     """Checks of skipped steps and roll-backs, if the log has any."""
-    checks, slower = [], {"optim.lr": rounded(run.optim.lr / 3)}
+    checks = []
     skipped = max((int(row["skipped"]) for row in rows if isinstance(row.get("skipped"), int | float)), default=0)
     if skipped:
         share = skipped / max(1, rows[-1]["step"])
@@ -97,7 +98,7 @@ def check_events(run: Run, rows: Sequence[Row]) -> list[Check]:
                 expected=f"at most {100 * SKIPPED:.0f} %",
                 verdict=judge(True, share > SKIPPED),
                 advice="gradients that were not finite or far too large: lower --optim.lr, or look at the data",
-                settings=slower,
+                settings=slower(run),
             )
         )
     rolled = [row for row in rows if "rolled_back_to" in row]
@@ -110,7 +111,7 @@ def check_events(run: Run, rows: Sequence[Row]) -> list[Check]:
                 expected="none",
                 verdict=judge(True, len(rolled) > 1),
                 advice="numbers overflow in that module: train in fp32, lower --optim.lr, or clip the norm",
-                settings={"train.precision": "fp32"} if run.train.precision != "fp32" else slower,
+                settings={"train.precision": "fp32"} if run.train.precision != "fp32" else slower(run),
             )
         )
     return checks

@@ -6,6 +6,7 @@ from typing import Any
 from fluvial.config import Run
 from fluvial.methods import method_of
 from fluvial.tools.doctor.check import Check, judge, not_checked, rounded
+from fluvial.tools.plan.network import learning_rate
 from fluvial.training.ema import decay_of
 from fluvial.training.log import Row
 
@@ -39,10 +40,16 @@ def at_start(run: Run, recipe: Run | None = None) -> list[str]:
 
 
 def usual_rates(run: Run) -> tuple[float, float]:
-    """The range of learning rates by the rule of thumb: 1e-4 at 256 images, scaled by batch and width."""
+    """The range of learning rates: 1e-4 at 256 images, scaled by batch and width, up to what plans take."""
     ratio, narrow = run.images_per_step / BATCH, max(1.0, WIDTH / run.method.width)
     rules = sorted((RATE * ratio, RATE * ratio**0.5))
-    return rules[0], rules[1] * narrow
+    return rules[0], max(rules[1] * narrow, learning_rate(run.method.width))
+
+
+def slower(run: Run) -> dict[str, Any]:
+    """Settings against divergence: a third of the learning rate, within the rule of thumb, and a warm-up."""
+    rate = {"optim.lr": rounded(min(run.optim.lr / 3, usual_rates(run)[1]))}
+    return rate if run.optim.warmup else {**rate, "optim.warmup": max(1, run.train.steps // 20)}
 
 
 def check_rate(run: Run) -> Check:
@@ -51,7 +58,8 @@ def check_rate(run: Run) -> Check:
     ratio, narrow = images / BATCH, max(1.0, WIDTH / run.method.width)
     off = max(low / lr, lr / high)
     advice = f"the rule is 1e-4 at 256 images, times the ratio of batches ({ratio:.3g}) or its root, and up "
-    advice += f"to {narrow:.2g} times more for a width of {run.method.width}, not {WIDTH}. "
+    advice += f"to {narrow:.2g} times more for a width of {run.method.width}, not {WIDTH}; plans take "
+    advice += f"{learning_rate(run.method.width):g}. "
     advice += "This rate learns slowly: raise --optim.lr" if lr < low else "This rate may diverge: lower --optim.lr"
     return Check(
         name="learning rate",

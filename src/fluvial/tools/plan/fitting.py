@@ -18,9 +18,11 @@ from fluvial.tools.plan import network, pace
 from fluvial.tools.plan.draft import applied, part_of
 from fluvial.tools.timing import seconds_of
 from fluvial.training.config import TrainConfig
+from fluvial.training.validation import EXAMPLES
 from fluvial.utils import pictures
 
 MINUTES = 30.0
+MOST_MINUTES, MOST_STEPS, MOST_EPOCHS = 1_000_000, 1_000_000_000, 1_000_000  # beyond any training
 Size = Literal["small", "base", "large"]
 Speed = Callable[[Run, torch.device], float]
 """Measures the seconds of a training step of a run."""
@@ -45,6 +47,10 @@ class Budget:
         for name, value in given.items():
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a number above 0, got {value!r}")
+        most = {"minutes": MOST_MINUTES, "steps": MOST_STEPS, "epochs": MOST_EPOCHS}
+        for name, value in given.items():
+            if value > most[name]:
+                raise ValueError(f"{name} must be at most {most[name]:,}, got {value:g}")
         if len(given) > 1:
             listed = ", ".join(f"{name} {value:g}" for name, value in given.items())
             raise ValueError(f"give one of minutes, steps and epochs, got {listed}")
@@ -52,8 +58,8 @@ class Budget:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training steps; 0 if the number of steps is given."""
-        return pace.usable(self.minutes or 0)
+        """Seconds of training steps, about, by which the network is chosen; 0 if the number of steps is given."""
+        return pace.TRAINING * 60 * (self.minutes or 0)
 
     def flops(self, rate: float, images: int, tokens: int) -> float:
         """Training FLOPs in the time, or for so many images a network in proportion to their tokens."""
@@ -68,13 +74,13 @@ class Budget:
             return rate * self.seconds / flops_an_image(run)
         return float(images * self.epochs if self.epochs else (self.steps or 1) * BATCHES[1])
 
-    def steps_of(self, run: Run, seconds: float, images: int) -> int:
-        """The steps of a run whose steps take so many seconds."""
+    def steps_of(self, run: Run, seconds: float, images: int, costs: pace.Costs) -> int:
+        """The steps of a run whose steps take so many seconds, beside validations and pictures."""
         if self.steps is not None:
             return self.steps
         if self.epochs is not None:
             return max(1, math.ceil(self.epochs * images / run.images_per_step))
-        steps = max(1, int(self.seconds / seconds))
+        steps = max(1, int(pace.usable(self.minutes or 0, costs) / seconds))
         return int(float(f"{steps:.3g}")) if steps >= 1000 else steps
 
 
@@ -215,6 +221,12 @@ def available_memory(device: torch.device) -> int:
     info = Path("/proc/meminfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0)
+
+
+def costs_of(run: Run, seconds: float, rate: float, decoding: float) -> pace.Costs:
+    """Estimated seconds of a validation, whose evaluations take a third of a training step's, and of a picture."""
+    images = EXAMPLES * (run.method.images_per_sequence or 1)
+    return pace.Costs(images * seconds / run.images_per_step / 3, picture_seconds(run, rate, decoding))
 
 
 def picture_seconds(run: Run, rate: float, decoding: float) -> float:

@@ -1,18 +1,19 @@
 """More training of a run: the steps of so many more minutes, or of so many epochs in all."""
 
 import math
-import statistics
 from pathlib import Path
+
+import numpy as np
 
 from fluvial.config import Run
 from fluvial.data import images as data_images
 from fluvial.data.images import DataConfig
 from fluvial.data.manifest import is_cache, read_manifest
 from fluvial.run.folder import RunFolder
-from fluvial.tools.plan import pace
 from fluvial.training import log
 
-LINES = 20  # of the log, whose speeds count
+LINES = 40  # of the log, whose times count
+PAUSE = 20  # a wait of so many times the median is a time without training
 
 
 def steps_in(folder: RunFolder, run: Run, minutes: float) -> int:
@@ -22,12 +23,24 @@ def steps_in(folder: RunFolder, run: Run, minutes: float) -> int:
     """
     if not 0 < minutes < math.inf:
         raise ValueError(f"--minutes must be above 0, got {minutes:g}")
-    there = (folder.path / "log.jsonl").exists()
-    speeds = log.series(log.read(folder.path), "images_per_second")[1][-LINES:].tolist() if there else []
-    if not speeds:
+    seconds = _seconds_a_step(folder)
+    if seconds is None:
         raise ValueError(f"{folder} has no log that tells its speed; give the total of --steps instead of --minutes")
-    seconds = run.images_per_step / statistics.median(speeds)
-    return folder.taken() + max(1, int(pace.usable(minutes) / seconds))
+    if (steps := int(minutes * 60 / seconds)) < 1:
+        raise ValueError(f"--minutes {minutes:g} is too short: a step takes {seconds:.2g} s, measuring included")
+    return folder.taken() + steps
+
+
+def _seconds_a_step(folder: RunFolder) -> float | None:
+    """Seconds a step in the last lines of the log, with validations and pictures; None if it has no two lines."""
+    there = (folder.path / "log.jsonl").exists()
+    steps, times = log.series(log.read(folder.path), "time") if there else (np.zeros(0), np.zeros(0))
+    steps, times = steps[-LINES:], times[-LINES:]
+    if len(steps) < 2 or steps[-1] <= steps[0]:
+        return None
+    waits = np.diff(times)
+    waits = waits.clip(0, PAUSE * max(1e-3, float(np.median(waits[waits > 0])) if (waits > 0).any() else 0.0))
+    return float(waits.sum() / (steps[-1] - steps[0]))
 
 
 def steps_of_epochs(run: Run, epochs: float) -> int:

@@ -62,7 +62,10 @@ def pixel_side(sides: Sequence[int], *, most: int, multiple: int, stride: int = 
     """
     side = min(most, *sides) // multiple * multiple
     if side < 2 * multiple:
-        raise ValueError(f"the images have {sides[1]} x {sides[0]} pixels, and at least {2 * multiple} are needed")
+        raise ValueError(
+            f"the smallest images are {sides[1]} pixels wide or {sides[0]} high, and at least {2 * multiple} are "
+            f"needed: remove them (`fluvial data inspect` lists sizes), or give --data.size, to which all are resized"
+        )
     smallest = 2 if stride == 1 else 1
     return next(n for n in range(side, 0, -multiple) if is_divisible(n // stride, smallest=smallest))
 

@@ -22,8 +22,8 @@ from fluvial.tools.plan.fitting import (
     accumulated,
     autoencoder_seconds,
     compiled,
+    costs_of,
     measured,
-    picture_seconds,
     quickest,
     rate_of,
     sized,
@@ -31,9 +31,8 @@ from fluvial.tools.plan.fitting import (
 from fluvial.tools.plan.reasons import choices, too_short
 from fluvial.tools.plan.result import Plan
 from fluvial.tools.timing import seconds_a_step
+from fluvial.training import checkpoint
 from fluvial.utils.devices import device_of
-
-STATE = 16  # bytes of a checkpoint for each parameter: weights, average, two moments
 
 
 def plan(
@@ -61,6 +60,8 @@ def plan(
     Raises ValueError for data that cannot be trained on, settings that do not exist, and a time too short for an epoch.
     """
     device = device_of(device)
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ValueError(f"settings must be a mapping such as {{'train.batch': 64}}, got {settings!r:.100}")
     given = dict(settings or {})
     if "train.steps" in given and (minutes or epochs or steps):
         raise ValueError("train.steps is set, and minutes, steps or epochs are given as well: give one of them")
@@ -72,18 +73,21 @@ def plan(
     images = None if is_place(data) else image_set(data)
     config = config_of(data) if images is None else DataConfig(name="given")  # type: ignore[arg-type] - a place
     dataset = look_at(part_of(config, "data", given), images)
+    if given.get("train.batch", 0) > dataset.count:
+        raise ValueError(f"train.batch is {given['train.batch']:,}, and there are {dataset.count:,} images")
     first = draft(dataset, method, autoencoder, device, given, base)
     count = dataset.count - round(first.data.validation * dataset.count)
     rate = rate_of(first, device, speed)
     run = sized(first, budget, rate, count, size, given, base)
     measure = partial(measured, rate=rate, device=device, speed=speed)
     run, seconds = quickest(run, measure, device, given)
-    training = budget.steps_of(run, seconds, count) * seconds
-    run, seconds = compiled(run, seconds, training, measure, device, given)
-    run = replace(run, train=replace(run.train, steps=budget.steps_of(run, seconds, count)))
-    run, memory = accumulated(run, device, given)
     encoding, decoding = autoencoder_seconds(run, device)
-    run = applied(pace.timed(run, seconds, picture_seconds(run, rate, decoding)), given)
+    costs = costs_of(run, seconds, rate, decoding)
+    training = budget.steps_of(run, seconds, count, costs) * seconds
+    run, seconds = compiled(run, seconds, training, measure, device, given)
+    run = replace(run, train=replace(run.train, steps=budget.steps_of(run, seconds, count, costs)))
+    run, memory = accumulated(run, device, given)
+    run = applied(pace.timed(run, seconds, costs), given)
     parameters = sum(estimate.parameters(run).values())
     found = Plan(
         run=run,
@@ -91,9 +95,10 @@ def plan(
         parameters=parameters,
         images=count,
         seconds=run.train.steps * seconds,
+        beside=pace.measures(run.train.steps * seconds, costs).seconds,
         encoding=encoding * count * (2 if run.data.flip else 1),
         memory=memory,
-        checkpoints=parameters * STATE * (run.train.keep + 2),
+        checkpoints=parameters * checkpoint.BYTES * (run.train.keep + 2),
     )
     if budget.minutes is not None and found.epochs < 1:
         raise ValueError(too_short(found, budget.minutes))

@@ -6,7 +6,6 @@ from typing import Any
 
 from fluvial.config import Run
 from fluvial.methods import method_of, name_of
-from fluvial.tools.plan import pace
 from fluvial.tools.plan.dataset import ASYMMETRY, Dataset
 from fluvial.tools.plan.draft import PIXELS
 from fluvial.tools.plan.result import Choice, Plan
@@ -42,7 +41,7 @@ def choices(
     shape = f"{plan.parameters / 1e6:.2g}M parameters, {tokens} tokens an image"
     why = "of the weights" if base is not None else "as given" if size else "for the time and the images"
     yield choice("network", shape, why, "--size", *(name for name in fixed if name in NETWORK))
-    yield choice("length", *_length(plan, minutes), "--minutes")
+    yield choice("length", *_length(plan, minutes), "--minutes" if minutes is not None else "--steps")
     yield choice("batch", f"{run.images_per_step} images", "for enough steps", "--batch", "train.batch")
     yield choice("learning rate", f"{run.optim.lr:g}", f"for a width of {method.width}", "--lr", "optim.lr")
     why = "the quickest measured here" if measured > 1 else "no other is quick on this device"
@@ -53,7 +52,7 @@ def choices(
 
 def too_short(plan: Plan, minutes: float) -> str:
     """The message for a time in which training does not see every image once."""
-    epochs = pace.usable(minutes) * plan.epochs / plan.seconds
+    epochs = plan.epochs
     needed = math.ceil(minutes / epochs * 1.1)
     return (
         f"--minutes {minutes:g} is too short for {plan.images:,} images: on this machine it is {epochs:.2g} epochs. "
@@ -107,5 +106,5 @@ def _validation(plan: Plan, run: Run) -> tuple[str, str]:
 def _length(plan: Plan, minutes: float | None) -> tuple[str, str]:
     steps = f"{plan.run.train.steps:,} steps, {plan.epochs:,.{0 if plan.epochs >= 100 else 2}f} epochs"
     if minutes is not None:
-        return steps, f"{minutes:g} minutes at the speed measured here"
-    return steps, f"about {duration(plan.seconds)} at the speed measured here"
+        return steps, f"{minutes:g} minute{'' if minutes == 1 else 's'} at the speed measured here"
+    return steps, f"about {duration(plan.seconds + plan.beside)} at the speed measured here"

@@ -1,11 +1,11 @@
 """The result of planning: a run, and the reasons for its settings."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from fluvial.config import Run
 from fluvial.tools.plan.dataset import Dataset
+from fluvial.utils.files import check_room
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,9 @@ class Plan:
     images: int
     """Images of training, without those for validation."""
     seconds: float
-    """Estimated seconds of training; 0 if no step was measured."""
+    """Estimated seconds of training steps; 0 if no step was measured."""
+    beside: float
+    """Estimated seconds of validations and pictures."""
     encoding: float
     """Estimated seconds in which the images are encoded before the first step; 0 without an autoencoder."""
     memory: int
@@ -46,10 +48,5 @@ class Plan:
 
     def check_disk(self, folder: Path | str) -> None:
         """Raises ValueError if the disk of that folder has too little space for the checkpoints."""
-        there = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
-        free = shutil.disk_usage(there).free
-        if free < self.checkpoints:
-            raise ValueError(
-                f"the checkpoints need about {self.checkpoints / 1e6:,.0f} MB, and the disk of {there} has "
-                f"{free / 1e6:,.0f} MB free; make room, choose another disk with --out, or a smaller model with --size"
-            )
+        advice = "choose another disk with --out, or a smaller model with --size"
+        check_room(Path(folder), self.checkpoints, what="the checkpoints", advice=advice)

@@ -1,0 +1,361 @@
+"""A set of samples in a folder: any number of images, made part by part, by any number of processes.
+
+OUT/
+  samples.json    how the images were sampled, with checksums of every part and every image; written last
+  and, by form:
+  png             000000.png ..., named by the index of the image
+  tar             shard-00000.tar ..., with 000000.png and its class id 000000.cls, as webdataset reads them
+  npz             samples.npz: arr_0 (n, h, w, 3) in uint8 and the class ids arr_1, as ADM's evaluator reads them
+  latents         latents-00000.safetensors ...: latents (n, c, h, w), labels (n,), index (n,)
+
+Until all is there, plan.json says what is to be made, and part-00000.json that a part is there. Files are written
+atomically, and nothing in them depends on the time or on who wrote them: a set that was interrupted and continued has
+the same bytes as one that was not. Processes share the work without communication: process k mod world makes part k,
+and whichever finds all parts there writes samples.json.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cattrs
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from fluvial.sampling import RECORD, SAMPLES, forms
+from fluvial.sampling.forms import Form
+from fluvial.sampling.labels import labels_for
+from fluvial.utils.atomic import write_json
+from fluvial.utils.checks import at_least
+from fluvial.utils.files import brief, check_folder, checksum, json_checksum, make_folder, read_bytes, reading
+from fluvial.utils.progress import Bar
+
+PLAN = "plan.json"
+PICTURES = (SAMPLES, "grid.png", "trajectory.gif", "scales.png")  # files beside samples.json, or without it
+RESTORE = "remove it and sample again with the same command, which makes what is missing"
+SUM = 8  # hexadecimal digits of a CRC-32
+NO_EFFECT = ("nfe", "nfe_null", "evaluations", "train_seconds", "batch")  # on the images: two plans may differ in them
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, cattrs.BaseValidationError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The settings that determine a set: sets of equal plans have the same images."""
+
+    form: Form
+    count: int
+    shard: int
+    """Images in a part."""
+    shape: tuple[int, int, int]
+    """Channels, height and width of an image, or of its latent."""
+    indices: tuple[int, ...] = ()
+    """The indices of the images; () for 0 to count - 1."""
+    classes: tuple[int, ...] = ()
+    """Image i is of class classes[i mod len(classes)]; () for a model without classes."""
+    weights_sha256: str
+    """Of the model."""
+    about: dict[str, Any]
+    """How the images are sampled, as samples.json says it."""
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "count", "shard")
+
+    @property
+    def parts(self) -> int:
+        """The number of parts."""
+        return -(-self.count // self.shard)
+
+    def part(self, number: int) -> Sequence[int]:
+        """The indices of the images of a part."""
+        every: Sequence[int] = self.indices or range(self.count)
+        return every[number * self.shard : (number + 1) * self.shard]
+
+    def labels(self, number: int) -> Int[Tensor, "n"] | None:
+        """The class ids of the images of a part; None for a model without classes."""
+        return labels_for(self.part(number), self.classes)
+
+    @property
+    def bytes(self) -> int:
+        """About as many bytes as the set needs on the disk while it is made: at most, as PNG compresses."""
+        values = self.count * torch.Size(self.shape).numel()
+        return values * {"png": 1, "tar": 1, "npz": 2 * (3 if self.shape[0] == 1 else 1), "latents": 4}[self.form]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The record of a part that is there."""
+
+    number: int
+    bytes: int
+    """The length of its files together."""
+    files_sha256: str
+    """SHA-256 of its files, one after another."""
+    crc32: str
+    """The CRC-32 of the values of each image, eight hexadecimal digits each."""
+    nfe: dict[str, int] = field(default_factory=dict)
+    """Evaluations of the network for each image, by branch."""
+
+
+def begin(folder: Path, plan: Plan) -> Plan:
+    """Writes plan.json, or returns the equal plan that is there, whose parts may be of another length.
+
+    Raises ValueError if the folder holds anything else.
+    """
+    there = plan_of(folder)
+    if there is None:
+        _check_empty(folder)
+        make_folder(folder)
+        _write(folder / PLAN, asdict(plan))
+        return plan
+    if different := _differences(_determining(there), _determining(plan)):
+        raise ValueError(f"{folder} {_other(different)}")
+    return there
+
+
+def _check_empty(folder: Path, known: Sequence[str] = ()) -> None:
+    """Raises ValueError if the folder holds others than hidden or known files."""
+    check_folder(folder)
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    if others := sorted(name for name in names if not name.startswith(".") and name not in known):
+        raise ValueError(f"{folder} holds other files, such as {others[0]}; choose an empty folder, or a new one")
+
+
+def check_same(folder: Path, about: Mapping[str, Any]) -> None:
+    """Raises ValueError if the folder holds files, or samples that were not drawn as `about` says."""
+    if not (folder / RECORD).exists():
+        return _check_empty(folder, PICTURES)
+    there, here = (_sampling(known) for known in (_read(folder / RECORD), json.loads(json.dumps(about))))
+    if different := _differences(there, here):
+        raise ValueError(f"{folder} {_other(different)}")
+
+
+def _other(different: Sequence[str]) -> str:
+    return f"holds other samples: {'; '.join(different[:3])}. Choose another folder, or remove that one"
+
+
+def plan_of(folder: Path) -> Plan | None:
+    """The plan of a set, finished or not; None if there is none. Raises ValueError if it is damaged."""
+    if (folder / PLAN).exists():
+        values = _read(folder / PLAN)
+    elif (folder / RECORD).exists() and "set" in (record := _read(folder / RECORD)):
+        values = {**record.pop("set"), "about": record}
+        values.pop("parts")
+    else:
+        return None
+    try:
+        return cattrs.structure(values, Plan)
+    except DAMAGE as error:
+        raise ValueError(
+            f"the plan of the samples in {folder} is damaged: {brief(error)}; sample again, to another folder"
+        ) from error
+
+
+def _determining(plan: Plan) -> dict[str, Any]:
+    """The values of a plan that determine its images and files."""
+    values = json.loads(json.dumps(asdict(plan)))
+    about = values.pop("about")
+    if plan.form in ("npz", "png"):
+        values.pop("shard")
+    return {**values, **_sampling(about)}
+
+
+def _sampling(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a record that determine images."""
+    sampling = {k: v for k, v in about["sampling"].items() if k not in NO_EFFECT}
+    settings = {k: v for k, v in sampling.get("settings", {}).items() if k not in NO_EFFECT}
+    return {**sampling, "settings": settings, "labels": about["labels"]}
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], at: str = "") -> list[str]:
+    """The values that two plans differ in, in words."""
+    found = list[str]()
+    for name in sorted(there.keys() | here.keys()):
+        a, b = there.get(name), here.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += _differences(a, b, f"{name}.")
+        elif a != b:
+            found.append(f"{at}{name} is {json.dumps(a):.60} there and {json.dumps(b):.60} here")
+    return found
+
+
+def missing(folder: Path, plan: Plan) -> list[int]:
+    """The numbers of the parts that are not there, or whose files are not of their length."""
+    return [number for number, part in enumerate(_parts(folder, plan)) if part is None]
+
+
+def _parts(folder: Path, plan: Plan) -> list[Part | None]:
+    """The record of every part that is there with its files; None for others."""
+    complete = _read(folder / RECORD) if _is_complete(folder) else {}
+    known = [cattrs.structure(part, Part) for part in complete.get("set", {}).get("parts", [])]
+    if complete and plan.form == "npz":
+        whole = (folder / SAMPLES).exists()
+        return [part if whole else None for part in known]
+    parts = [_part(folder / f"part-{number:05d}.json") for number in range(plan.parts)]
+    finished = {part.number: part for part in known}
+    records = [part or finished.get(number) for number, part in enumerate(parts)]
+    return [part if part and not _faults(folder, plan, part) else None for part in records]
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / RECORD).exists() and not (folder / PLAN).exists()
+
+
+def _faults(folder: Path, plan: Plan, part: Part) -> list[str]:
+    """The faults of the files of a part that their presence and lengths show."""
+    files = [folder / name for name in forms.names(plan.form, part.number, plan.part(part.number))]
+    if gone := [file.name for file in files if not file.is_file()]:
+        return [f"{name} is missing" for name in gone]
+    size = sum(file.stat().st_size for file in files)
+    of = files[0].name if len(files) == 1 else f"{files[0].name} to {files[-1].name}"
+    return [] if size == part.bytes else [f"{of}: {size:,} bytes, written were {part.bytes:,}"]
+
+
+def write_part(folder: Path, plan: Plan, number: int, values: Tensor, nfe: Mapping[str, int]) -> None:
+    """Writes the images (n, c, h, w) of a part in uint8, or its latents, and its record."""
+    indices = plan.part(number)
+    assert tuple(values.shape) == (len(indices), *plan.shape), (values.shape, plan.shape)
+    forms.write(plan.form, folder, number, indices, values, plan.labels(number))
+    files = [folder / name for name in forms.names(plan.form, number, indices)]
+    part = Part(
+        number=number,
+        bytes=sum(file.stat().st_size for file in files),
+        files_sha256=_sha256(files),
+        crc32="".join(map(forms.crc32, values)),
+        nfe=dict(nfe),
+    )
+    _write(folder / f"part-{number:05d}.json", asdict(part))
+
+
+def finish(folder: Path, plan: Plan) -> dict[str, Any] | None:
+    """Writes samples.json, and for npz samples.npz; returns the record, or None while parts are missing."""
+    if _is_complete(folder) and not any(folder.glob("part-*.json")):  # of a part that was made again
+        return _read(folder / RECORD)
+    parts = [part for part in _parts(folder, plan) if part is not None]
+    if len(parts) < plan.parts:
+        return None
+    nfe = {name: max(part.nfe.get(name, 0) for part in parts) for part in parts for name in part.nfe}
+    record: dict[str, Any] = {**plan.about, "grey": plan.shape[0] == 1}
+    record["sampling"] = {**record["sampling"], **evaluations_of(nfe)}
+    if plan.form == "npz":
+        every = [folder / forms.names("npz", number, ())[0] for number in range(plan.parts)]
+        forms.join(every, labels_for(plan.indices or range(plan.count), plan.classes), folder / SAMPLES)
+        record["file_sha256"] = checksum(folder / SAMPLES)
+    record["set"] = {**{k: v for k, v in asdict(plan).items() if k != "about"}, "parts": list(map(asdict, parts))}
+    _write(folder / RECORD, record)
+    for left_over in (*folder.glob("part-*.json"), *folder.glob("part-*.npy"), folder / PLAN):
+        left_over.unlink(missing_ok=True)
+    return record
+
+
+def is_set(folder: Path) -> bool:
+    """True for a folder with samples, or a part of a set of them."""
+    return (folder / RECORD).exists() or bool(list(folder.glob("part-*.json")))
+
+
+def verify(folder: Path) -> list[str]:
+    """The faults of samples in a folder, one line each: files that are missing, altered, or not part of them.
+
+    Raises ValueError if the folder holds no samples, or not yet all.
+    """
+    record, plan = complete_record(folder), plan_of(folder)
+    if plan is None or plan.form == "npz":
+        file = folder / SAMPLES
+        if not file.is_file():
+            return [f"{SAMPLES} is missing"]
+        return [] if checksum(file) == record["file_sha256"] else [f"{SAMPLES} was altered: its SHA-256 is another"]
+    wrong, expected = list[str](), set[str]()
+    with Bar(plan.parts, what="reading parts") as bar:
+        for part in records(record):
+            names = forms.names(plan.form, part.number, plan.part(part.number))
+            expected |= set(names)
+            faults = _faults(folder, plan, part)
+            if not faults and _sha256([folder / name for name in names]) != part.files_sha256:
+                faults = _altered(folder, plan, part) or [f"{names[0]} was altered: its SHA-256 is another"]
+            wrong += faults
+            bar.show(part.number + 1)
+    kinds = {Path(name).suffix for name in expected}
+    others = [path.name for path in folder.iterdir() if path.suffix in kinds and path.name not in expected]
+    return wrong + [f"{name} is not one of these samples" for name in sorted(others)]
+
+
+def records(record: Mapping[str, Any]) -> list[Part]:
+    """The parts of a finished set, of whose samples.json this is the content."""
+    return [cattrs.structure(part, Part) for part in record["set"]["parts"]]
+
+
+def complete_record(folder: Path) -> dict[str, Any]:
+    """The content of samples.json. Raises ValueError if it is damaged, or not all samples are there yet."""
+    if not _is_complete(folder):
+        begun = "; `fluvial sample` has not finished there: repeat its command" if (folder / PLAN).exists() else ""
+        raise ValueError(f"{folder} holds no samples: it has no {RECORD}{begun}")
+    return _read(folder / RECORD)
+
+
+def image(folder: Path, plan: Plan, part: Part, row: int) -> Tensor:
+    """Image number `row` of a part, (c, h, w) in uint8. Raises ValueError if it is not the one that was written."""
+    index = plan.part(part.number)[row]
+    read = forms.read(plan.form, folder, part.number, index)
+    if forms.crc32(read) != part.crc32[SUM * row : SUM * (row + 1)]:
+        raise ValueError(
+            f"{index:06d}.png in {folder} is not the image that was written: it was altered or replaced; {RESTORE}"
+        )
+    return read
+
+
+def _altered(folder: Path, plan: Plan, part: Part) -> list[str]:
+    """The images of a part that are not what was written; none of latents, which are checked as a whole."""
+    found = list[str]()
+    for row, index in enumerate(plan.part(part.number) if plan.form != "latents" else ()):
+        try:
+            image(folder, plan, part, row)
+        except ValueError:
+            found.append(f"{index:06d}.png was altered")
+    return found
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    """The SHA-256 of files, one after another."""
+    digest = hashlib.sha256()
+    for file in files:
+        with reading(file) as opened:
+            while content := opened.read(2**20):
+                digest.update(content)
+    return digest.hexdigest()
+
+
+def _part(file: Path) -> Part | None:
+    """The record of a part; None if it is missing or damaged."""
+    try:
+        part = cattrs.structure(_read(file), Part)
+    except (FileNotFoundError, *DAMAGE):
+        return None
+    return part if file.stem == f"part-{part.number:05d}" else None
+
+
+def _write(file: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON file with the SHA-256 of its content."""
+    write_json(file, {**values, "sha256": json_checksum(values)})
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The content of a JSON file. Raises ValueError if it is not what was written."""
+    try:
+        values = json.loads(read_bytes(file))
+        if values.pop("sha256") != json_checksum(values):
+            raise ValueError("its content is not what was written, the SHA-256 is another")
+    except DAMAGE as error:
+        raise ValueError(f"{file} cannot be read: {brief(error)}; sample again, or move it away") from error
+    return values
+
+
+def evaluations_of(by_branch: Mapping[str, int]) -> dict[str, Any]:
+    """Evaluations of the network for one image: conditional, unconditional, and by branch."""
+    totals = {
+        key: sum(n for name, n in by_branch.items() if name.startswith(branch))
+        for key, branch in (("nfe", "conditional"), ("nfe_null", "null"))
+    }
+    return {**totals, "evaluations": dict(by_branch)}
