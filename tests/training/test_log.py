@@ -4,11 +4,13 @@ import types
 
 import numpy as np
 import pytest
+import torch
 
 from fluvial import cli, recipes
 from fluvial.config import to_json
 from fluvial.tools.doctor import examine
 from fluvial.training import log
+from fluvial.training.distributed import ALONE
 
 
 def write(folder, *lines):
@@ -196,3 +198,20 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"train.log_to wandb needs wandb: pip install 'fluvial\[wandb\]'"):
         log.Log(tmp_path, ["wandb"])
+
+
+def test_the_speed_leaves_out_pauses_wherever_they_fall(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(log.time, "perf_counter", lambda: now)
+    meter = log.Meter(torch.device("cpu"), ALONE)
+    for seconds, images in ((2.0, 30), (1.0, 20)):
+        now += seconds
+        meter.add(torch.tensor(1.0), torch.tensor(False), images)
+        with meter.paused():
+            now += 100.0
+    assert meter.read() == (1.0, pytest.approx(50 / 3))
+    with meter.paused():
+        now += 100.0
+    now += 4.0
+    meter.add(torch.tensor(2.0), torch.tensor(False), 10)
+    assert meter.read() == (2.0, pytest.approx(2.5))

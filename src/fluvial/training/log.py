@@ -4,7 +4,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,10 +106,14 @@ class Meter:
         self.loss += loss
         self.good += good
 
-    def leave_out(self) -> None:
-        """Leaves out the time since a line was written, of evaluation and pictures, from the speed of training."""
-        if not self.images:
-            self.mark = time.perf_counter()
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out what is done inside, such as validation and pictures, from the speed of training."""
+        if self.loss.device.type == "cuda":
+            torch.cuda.synchronize(self.loss.device)  # steps that are still queued are training
+        started = time.perf_counter()
+        yield
+        self.mark += time.perf_counter() - started
 
     def elapsed(self) -> float:
         """Seconds since the start of this process's training."""

@@ -66,7 +66,6 @@ def train(
             print(f"going on from step {run.at.step:,}", flush=True)
         if run.resumed and not run.at.weights_only:
             run.measure(missing=True)
-            run.meter.leave_out()
         at_step = batches(run.at.order)
         while run.at.step < config.steps:
             blocks = config.blocks_every > 0 and (run.at.step + 1) % config.blocks_every == 0
@@ -86,7 +85,6 @@ def train(
             if stopped:
                 run.saver.wait()
                 raise Stopped(run.at.step, stop[0] if stop else "a signal to another rank")
-            run.meter.leave_out()
         run.saver.wait()
         run.check_folder()
         run.saver.prune()  # the last validation loss may be the lowest
@@ -183,8 +181,12 @@ class _Process:
         due = self.world.broadcast(due - self._made() if missing else due)
         if "ema" in due:
             _snapshot(self.folder, self.at.step, self.learner)
-        if not due - {"ema"}:
-            return
+        if due - {"ema"}:
+            with self.meter.paused():
+                self._measure(due)
+
+    def _measure(self, due: set[str]) -> None:
+        """Makes these measurements; on the main process, all ranks wait for it."""
         average = self.learner.averaged()
         if self.log is not None:
             if "held_out" in due:
