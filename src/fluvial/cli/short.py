@@ -56,7 +56,9 @@ SHORT: dict[str, tuple[Short, ...]] = {
     ),
     "sample": (
         Short("classes", "classes", "NAME ...", "classes by name or id, for the images in turn; all by default"),
-        Short("count", "count", "N", "number of images"),
+        Short("count", "count", "N", "number of images (default: 100); above 1,000 they are made in parts"),
+        Short("indices", "indices", "I ...", "indices of images to draw again, in place of a count"),
+        Short("form", "form", "FORM", "npz, png (one file an image), tar (shards) or latents (not decoded)"),
         STEPS,
         GUIDANCE,
         SOLVER,

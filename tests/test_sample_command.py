@@ -1,0 +1,105 @@
+"""fluvial sample: at once with pictures, in parts, on ranks, and into folders that hold something else."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fluvial
+from fluvial import recipes
+from fluvial.cli import main
+from fluvial.run.folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sample") / "run"
+    tiny = recipes.smoke(recipes.get("digits-arflow"))
+    train = replace(tiny.train, steps=1, batch=2, validate_every=0, sample_every=0, first_sample=0)
+    fluvial.train(replace(tiny, train=train), folder, device="cpu")
+    return str(folder)
+
+
+@pytest.fixture
+def drawn(run, capsys):
+    """A function that samples with these words and returns the exit code and what was printed."""
+
+    def call(*words):
+        code = main(["sample", run, "--steps", "2", *map(str, words)])
+        captured = capsys.readouterr()
+        return code, captured.out if code == 0 else captured.err
+
+    return call
+
+
+def test_the_usual_samples_are_drawn_at_once_with_pictures(run, drawn):
+    code, said = drawn("--count", 12)
+    assert code == 0 and said.startswith("12 images (") and "images/s: network" in said
+    assert "evaluations of the network for each: 2 conditional, 2 null" in said
+    names = {path.name for path in RunFolder(run).samples.iterdir()}
+    assert {"grid.png", "trajectory.gif", "samples.npz", "samples.json"} <= names
+    assert drawn("--count", 3, "--seed", 7)[0] == 0  # the run's own folder has the newest
+
+
+def test_many_images_go_to_a_folder_of_their_own_in_parts(run, drawn):
+    code, said = drawn("--count", 25, "--shard", 10)
+    folder = Path(run) / "samples-25"
+    assert code == 0 and f"{folder}: 25 images as npz\n" in said
+    assert np.load(folder / "samples.npz")["arr_0"].shape == (25, 8, 8, 3)
+    assert main(["data", "verify", str(folder)]) == 0
+    assert f"{folder}: 25 images as npz, which was there already" in drawn("--count", 25, "--shard", 10)[1]
+
+
+def test_ranks_of_torchrun_share_the_images(drawn, tmp_path, monkeypatch):
+    words = ["--count", 7, "--form", "png", "--out", tmp_path / "set"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert "rank 1 of 2: 3 images" in drawn(*words)[1]
+    monkeypatch.setenv("RANK", "0")
+    code, said = drawn(*words)
+    assert code == 0 and "rank 0 of 2: 4 images" in said and "7 images as png" in said
+    assert main(["data", "verify", str(tmp_path / "set")]) == 0
+
+
+def test_chosen_images_are_those_of_the_whole(drawn, tmp_path):
+    assert drawn("--count", 9, "--form", "png", "--out", tmp_path / "all")[0] == 0
+    assert drawn("--indices", 8, 3, "--form", "png", "--out", tmp_path / "two")[0] == 0
+    for name in ("000003.png", "000008.png"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
+    assert "give --count or --indices, got both" in drawn("--count", 3, "--indices", 1)[1]
+
+
+def test_a_folder_with_something_else_is_refused_before_work(drawn, tmp_path):
+    assert drawn("--count", 2, "--out", tmp_path / "a")[0] == 0
+    assert drawn("--count", 3, "--out", tmp_path / "a")[0] == 0  # more of the same
+    code, said = drawn("--count", 2, "--out", tmp_path / "a", "--seed", 1)
+    assert code == 1 and "holds other samples: seed is 0 there and 1 here. Choose another folder" in said
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    code, said = drawn("--count", 2, "--out", tmp_path / "photos")
+    assert code == 1 and "holds other files, such as cat.jpg" in said
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_damage_is_found_and_mended_by_the_same_command(drawn, tmp_path, capsys):
+    words = ["--count", 5, "--form", "tar", "--shard", 2, "--out", tmp_path / "set"]
+    assert drawn(*words)[0] == 0
+    shard = tmp_path / "set" / "shard-00001.tar"
+    content = bytearray(shard.read_bytes())
+    content[600] ^= 1
+    shard.write_bytes(content)
+    assert main(["data", "verify", str(tmp_path / "set")]) == 1
+    said = capsys.readouterr().err
+    assert "is damaged" in said and ("000002.png was altered" in said or "shard-00001.tar was altered" in said)
+    shard.unlink()
+    assert drawn(*words)[0] == 0 and main(["data", "verify", str(tmp_path / "set")]) == 0
+
+
+def test_a_score_of_a_set_tells_how_it_was_sampled(drawn, tmp_path):
+    assert drawn("--count", 20, "--form", "png", "--out", tmp_path / "set", "--seed", 3)[0] == 0
+    words = ["--reference", "digits:test", "--features", "pixels", "--out", str(tmp_path / "card.json")]
+    assert main(["score", str(tmp_path / "set"), *words]) == 0
+    card = json.loads((tmp_path / "card.json").read_bytes())
+    assert card["sampling"]["seed"] == 3 and card["images"]["count"] == 20 and card["images"]["shape"] == [1, 8, 8]
