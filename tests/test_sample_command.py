@@ -103,3 +103,13 @@ def test_a_score_of_a_set_tells_how_it_was_sampled(drawn, tmp_path):
     assert main(["score", str(tmp_path / "set"), *words]) == 0
     card = json.loads((tmp_path / "card.json").read_bytes())
     assert card["sampling"]["seed"] == 3 and card["images"]["count"] == 20 and card["images"]["shape"] == [1, 8, 8]
+
+
+def test_another_step_of_a_run_guides(run, drawn, tmp_path):
+    assert drawn("--count", 2, "--out", tmp_path / "a", "--guide", f"{run}:1", "--guidance", 2)[0] == 0
+    about = json.loads((tmp_path / "a" / "samples.json").read_bytes())
+    assert "run at step 1, average of decay" in about["sampling"]["guide"]
+    code, said = drawn("--count", 2, "--out", tmp_path / "a", "--guidance", 2)
+    assert code == 1 and "guide is" in said
+    assert "--guide is RUN or RUN:STEP, got nowhere:x" in drawn("--count", 2, "--guide", "nowhere:x")[1]
+    assert "nowhere is not a run folder" in drawn("--count", 2, "--guide", "nowhere")[1]

@@ -9,15 +9,22 @@ if TYPE_CHECKING:
     from fluvial.config import Run as Run
     from fluvial.run.load import Sampler as Sampler
     from fluvial.run.load import load as load
+    from fluvial.run.sample import sample as sample
     from fluvial.run.score import score as score
     from fluvial.run.train import train as train
     from fluvial.sampling.samples import Samples as Samples
     from fluvial.tools.plan.planner import plan as plan
 
 __version__ = "0.1.0"
-__all__ = ["Run", "Sampler", "Samples", "__version__", "load", "plan", "recipes", "score", "train", "weights"]
+__all__ = ["Run", "Sampler", "Samples", "__version__", "load", "plan", "recipes", "sample", "score", "train", "weights"]
 _MODULES = {"Run": "config", "Sampler": "run.load", "Samples": "sampling.samples"}
-_MODULES |= {"load": "run.load", "score": "run.score", "train": "run.train", "plan": "tools.plan.planner"}
+_MODULES |= {
+    "load": "run.load",
+    "sample": "run.sample",
+    "score": "run.score",
+    "train": "run.train",
+    "plan": "tools.plan.planner",
+}
 
 
 if not TYPE_CHECKING:  # to a type checker it would say that there is an attribute of any name

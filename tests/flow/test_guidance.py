@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from fluvial.flow.guidance import Guidance, guided
-from fluvial.flow.solvers import euler
+from fluvial.flow.interpolant import INTERPOLANTS, log_snr
+from fluvial.flow.solvers import euler, heun
 from fluvial.flow.timesteps import grid
 
 
@@ -90,3 +91,108 @@ def test_the_branch_that_is_not_finite_is_named(conditional, null, weight, says,
     field = guided(constant(conditional), constant(null), Guidance(weight=weight), **settings)
     with pytest.raises(RuntimeError, match=says):
         euler(field, X, grid(3))
+
+
+def random_fields(seed=0, shape=(3, 2, 4, 4)):
+    """A point, and constant fields of a conditional and a null velocity."""
+    generator = torch.Generator().manual_seed(seed)
+    x, v_c, v_n = (torch.randn(shape, generator=generator) for _ in range(3))
+    return x, v_c, v_n, (lambda x, t, state: (v_c, state)), (lambda x, t, state: (v_n, state))
+
+
+def test_an_interval_in_log_snr_is_one_in_t():
+    """On the linear path log SNR is 2 log(t / (1 - t)): from -2 to 2 it is t from 0.269 to 0.731."""
+    edge = 1 / (1 + math.exp(1.0))
+    for t, inside in ((edge - 0.01, False), (edge + 0.01, True), (0.5, True), (1 - edge - 0.01, True), (1.0, False)):
+        v, evaluations = at(t, weight=2.0, log_snr=(-2.0, 2.0))
+        assert (v == (5 if inside else 3)).all() and evaluations["null"] == inside, t
+    for name, path in INTERPOLANTS.items():
+        c = path(torch.tensor([0.2, 0.6]))
+        torch.testing.assert_close(log_snr(path, torch.tensor([0.2, 0.6])), (c.alpha**2 / c.sigma**2).log()), name
+
+
+@pytest.mark.parametrize(
+    ("schedule", "weights"), [("constant", (3.0, 3.0, 3.0)), ("linear", (1.0, 3.0, 5.0)), ("cosine", (1.0, 3.0, 5.0))]
+)
+def test_a_schedule_has_the_weight_as_its_mean(schedule, weights):
+    for t, weight in zip((0.0, 0.5, 1.0), weights, strict=True):
+        v, _ = at(t, weight=3.0, schedule=schedule)
+        torch.testing.assert_close(v, torch.full_like(X, 1 + weight * 2))
+    many = torch.linspace(0, 1, 10_001)
+    assert float(Guidance(weight=3.0, schedule=schedule).weight_at(many).mean()) == pytest.approx(3.0, abs=1e-3)
+    quarter = {"constant": 3.0, "linear": 2.0, "cosine": 1 + 2 * (1 - math.cos(math.pi / 4))}[schedule]
+    assert float(Guidance(weight=3.0, schedule=schedule).weight_at(torch.tensor(0.25))) == pytest.approx(quarter)
+
+
+def test_rescaling_gives_the_deviation_of_the_conditional_velocity():
+    x, v_c, v_n, conditional, null = random_fields()
+    t = torch.full((3,), 0.4)
+    plain = v_n + 4.0 * (v_c - v_n)
+    for share in (0.25, 1.0):
+        v, _ = guided(conditional, null, Guidance(weight=4.0, rescale=share))(x, t, None)
+        for image, full, of in zip(v, plain, v_c, strict=True):
+            torch.testing.assert_close(image, share * full * of.std() / full.std() + (1 - share) * full)
+
+
+def apg(x, v_c, v_n, t, weight, *, parallel, norm, momentum, total):
+    """Algorithm 1 of arXiv 2410.02416, image by image, on predictions of the data: x + (1 - t) v on the linear path."""
+    out = []
+    for image in range(len(x)):
+        cond, null = x[image] + (1 - t) * v_c[image], x[image] + (1 - t) * v_n[image]
+        total[image] = cond - null + momentum * total[image]
+        difference = total[image] * min(1.0, norm / float(total[image].norm())) if norm else total[image]
+        unit = cond / cond.norm()
+        along = (difference * unit).sum() * unit
+        data = cond + (weight - 1) * (difference - along + parallel * along)
+        out.append((data - x[image]) / (1 - t))
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"parallel": 0.0, "norm": 0.0, "momentum": 0.0},
+        {"parallel": 0.5, "norm": 2.5, "momentum": 0.0},
+        {"parallel": 0.0, "norm": 2.5, "momentum": -0.5},
+        {"parallel": 1.0, "norm": 0.0, "momentum": 0.3},
+    ],
+)
+def test_projected_guidance_is_that_of_the_paper(settings):
+    total, state = [0.0] * 3, None
+    for step, t in enumerate((0.0, 0.3, 0.6)):
+        x, v_c, v_n, conditional, null = random_fields(step)
+        field = guided(conditional, null, Guidance(weight=4.0, **settings))
+        v, state = field(x, torch.full((3,), t), state)
+        torch.testing.assert_close(v, apg(x, v_c, v_n, t, 4.0, **settings, total=total))
+
+
+def test_the_running_sum_keeps_accepted_points_only():
+    """Heun's trial points at the ends of steps do not enter it: the sum is that of Euler at the same points."""
+    _, _, _, conditional, null = random_fields()
+    guidance = Guidance(weight=2.0, momentum=0.5)
+    x = torch.zeros(3, 2, 4, 4)
+    sums = [solve(guided(conditional, null, guidance), x, grid(4)).state[2] for solve in (euler, heun)]
+    torch.testing.assert_close(*sums)
+
+
+def test_projected_guidance_is_finite_at_the_data():
+    x, _, _, conditional, null = random_fields()
+    for path in INTERPOLANTS.values():
+        field = guided(conditional, null, Guidance(weight=4.0, parallel=0.0, norm=1.0), interpolant=path)
+        assert bool(field(x, torch.ones(3), None)[0].isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"log_snr": (1.0, 0.0)},
+        {"log_snr": (0.0, 1.0), "interval": (0.1, 0.9)},
+        {"rescale": 1.5},
+        {"parallel": -1.0},
+        {"norm": -1.0},
+        {"momentum": 1.0},
+    ],
+)
+def test_wrong_settings_of_further_guidance_are_refused(wrong):
+    with pytest.raises(ValueError, match="got"):
+        Guidance(**wrong)

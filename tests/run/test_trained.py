@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 from dataclasses import replace
@@ -147,3 +148,43 @@ def test_a_link_that_leads_nowhere_is_no_output_folder(tmp_path):
     with pytest.raises(ValueError, match="file is there and is no folder"):
         fluvial.train(run, file)
     assert file.read_text() == "mine" and not (tmp_path / "gone").exists()
+
+
+def test_another_model_guides_as_the_formula_says(trained):
+    """Autoguidance: v_other + w (v - v_other); at weight 0 it is the other model, at 1 this one, labels for both."""
+    other = copy.deepcopy(trained.model)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    other = replace(trained, model=other)
+    guided = trained.guided_by(other)
+
+    def end(sampler, weight, steps=1):
+        return latents(sampler, replace(FP32, steps=steps, guidance=Guidance(weight=weight)))
+
+    torch.testing.assert_close(end(guided, 0.0, 4), end(other, 1.0, 4), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(end(guided, 1.0, 4), end(trained, 1.0, 4))
+    if not isinstance(trained.run.method, flowar.Config):  # whose finer scales start from what the coarser ones gave
+        ends = end(other, 1.0) + 2.5 * (end(trained, 1.0) - end(other, 1.0))
+        torch.testing.assert_close(end(guided, 2.5), ends, atol=1e-5, rtol=1e-4)
+    assert guided.sample(1, settings=FP32).about["sampling"]["guide"].startswith("a model at step 0")
+    assert "guide" not in trained.sample(1, settings=FP32).about["sampling"]
+
+
+def test_a_guide_needs_no_null_branch_and_no_classes():
+    config = sit.Config(**{**DIT, "classes": 0}, label_drop=0.0)
+    sampler = Sampler(model=sit.Model(config).eval(), run=Run(method=config), autoencoder=Pixels())
+    with pytest.raises(ValueError, match="guidance needs a model"):
+        sampler.sample(1, guidance=2.0, steps=2)
+    assert sampler.guided_by(sampler).sample(1, guidance=2.0, steps=2).nfe == {"conditional": 2, "null": 2}
+
+
+def test_a_guide_of_another_space_is_refused():
+    def of(**other):
+        config = sit.Config(**{**DIT, **other})
+        return Sampler(model=sit.Model(config).eval(), run=Run(method=config), autoencoder=Pixels())
+
+    of().guided_by(of(depth=1, width=32, patch=4))  # another network will do
+    for other, says in (({"classes": 3}, "classes is 3 there and 10 here"), ({"size": (16, 16)}, "size is")):
+        with pytest.raises(ValueError, match=f"does not go with this model: .*{says}"):
+            of().guided_by(of(**other))

@@ -55,6 +55,9 @@ class SampleOptions:
     average: str = "ema"
     """The weights: ema, the moving average; raw, as trained; or the length of a power-function average, such as 0.1, of
     a run with train.ema_lengths."""
+    guide: str = ""
+    """RUN or RUN:STEP, a smaller or less trained run that takes the place of the null branch of guidance
+    (autoguidance)."""
     autoencoder: str = ""
     """Where the run's autoencoder is, if no longer where it was in training."""
     device: Device = "auto"
@@ -80,6 +83,8 @@ def sample(arguments: list[str]) -> None:
     check_folder(out)  # before images are drawn for it
     chosen = {"step": options.step, "average": options.average}
     sampler = load(folder, autoencoder=options.autoencoder, device=device, **chosen)
+    if options.guide:
+        sampler = sampler.guided_by(_guide(options.guide, device=device, autoencoder=options.autoencoder))
     wanted: dict[str, Any] = {"indices": options.indices} if options.indices else {"count": count}
     wanted |= {"classes": _ids(options.classes, sampler.run) or None, "seed": options.seed, "settings": options.sample}
     if in_parts:
@@ -87,6 +92,16 @@ def sample(arguments: list[str]) -> None:
     else:
         _sample_at_once(sampler, out, wanted, options)
         next_commands(folder, "score")
+
+
+def _guide(name: str, **options: Any) -> Sampler:  # noqa: ANN401 - those of `load`
+    """The sampler of RUN or RUN:STEP."""
+    if RunFolder(name).exists() or ":" not in name:
+        return load(name, **options)
+    folder, _, step = name.rpartition(":")
+    if not step.isdecimal():
+        raise UsageError(f"--guide is RUN or RUN:STEP, got {name}")
+    return load(folder, step=int(step), **options)
 
 
 def _sample_at_once(sampler: Sampler, out: Path, wanted: dict[str, Any], options: SampleOptions) -> None:

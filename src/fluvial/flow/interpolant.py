@@ -83,6 +83,12 @@ def u_t(
     return c.d_alpha * x1 + c.d_sigma * x0
 
 
+def log_snr(interpolant: Interpolant, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The logarithm of the signal-to-noise ratio alpha^2 / sigma^2, which grows in t; infinite where one is 0."""
+    c = interpolant(t)
+    return 2 * (c.alpha.log() - c.sigma.log())
+
+
 def data_from_velocity(interpolant: Interpolant, v: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """The data x1 = (sigma v - sigma' x) / w predicted by the velocity v at x."""
     c = interpolant(expand(t, x))

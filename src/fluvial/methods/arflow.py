@@ -187,6 +187,7 @@ def sample(
     on_step: OnStep | None = None,
     evaluations: Counter[str] | None = None,
     careful: bool = False,
+    guide: nn.Module | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Samples of latents: the solution at the end of `times`, integrated from `noise` along the guided velocity.
 
@@ -195,18 +196,24 @@ def sample(
 
     labels are class ids (b,) or None for no class. `solver` is one of `fluvial.flow.solvers`, with its settings bound;
     the release uses `euler_maruyama`, whose noise is `step_noise`.
+    `guide`, a smaller or less trained model, takes the place of the null branch, with the labels and a history of its
+    own (autoguidance).
     `evaluations`, if given, counts the calls of each guidance branch. Raises RuntimeError for a velocity that is not
     finite; on a GPU only if `careful`, which synchronises at every step.
     """
 
-    def branch(labels: Tensor | None) -> Field:
+    def branch(model: nn.Module, labels: Tensor | None) -> Field:
         def field(x: Tensor, t: Tensor, state: State) -> tuple[Tensor, State]:
             velocity, state = model(x.unsqueeze(1), t.unsqueeze(1), labels, state)
             return velocity.squeeze(1), state
 
         return field
 
-    guidance = Guidance() if labels is None else guidance  # without labels both branches are equal
-    field = guided(branch(labels), branch(None), guidance, evaluations=evaluations, careful=careful)
+    if guide is None:
+        guidance = Guidance() if labels is None else guidance  # without labels both branches are equal
+    null = branch(model, None) if guide is None else branch(guide, labels)
+    path = INTERPOLANTS[cast(ARFlowConfig, model.config).interpolant]
+    told = {"evaluations": evaluations, "careful": careful}
+    field = guided(branch(model, labels), null, guidance, interpolant=path, **told)
     draws = {} if step_noise is None else {"noise": step_noise}
     return solver(field, noise, times, on_step=on_step, **draws).x

@@ -235,6 +235,7 @@ def sample(
     context_noise: float = 0.0,
     level_noise: Float[Tensor, "b n p"] | None = None,
     careful: bool = False,
+    guide: nn.Module | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Samples of latents, drawn scale by scale (section 3.4).
 
@@ -243,6 +244,7 @@ def sample(
     solver, whose step numbers run on from scale to scale. `times` is one grid for all scales, or a list of one per
     scale. Guidance follows `Guidance.at_scale`; the null branch is not evaluated where it has no effect. For a model
     trained with context noise, `level_noise` is mixed into the transformer's inputs at the level `context_noise`.
+    `guide`, a smaller or less trained model, takes the place of the null branch, with the labels (autoguidance).
     `on_step` gets the map of the current scale upsampled to the full latent; `evaluations` counts "transformer 4x4",
     "conditional 4x4", "null 4x4" and so on. Raises ValueError if the list of times has not one grid per scale, if
     guidance is limited to some channels, or for context noise with a model trained without; RuntimeError as `guided`.
@@ -261,9 +263,14 @@ def sample(
     if len(grids) != count:
         raise ValueError(f"{count} scales need one grid of times, or a list of {count} grids, got {len(grids)}")
     nulls = model.embed_label.null(len(noise))
-    labels, guidance = (nulls, Guidance()) if labels is None else (labels, guidance)  # else both are equal
+    if labels is None:
+        labels, guidance = nulls, guidance if guide is not None else Guidance()  # else both branches are equal
+    other = model if guide is None else cast(FlowAR, guide)
     weights = [guidance.at_scale(i, count).weight for i in range(count)]
-    branches, caches = [labels, nulls], cast(list[Cache | None], [None, None])
+    branches, caches = (
+        [(model, labels), (other, nulls if guide is None else labels)],
+        cast(list[Cache | None], [None, None]),
+    )
     latents, done, tally = noise[:0], 0, Counter[str]() if evaluations is None else evaluations
     shown: Counter[int] = Counter()  # number of steps passed to on_step, by scale
 
@@ -275,11 +282,11 @@ def sample(
             inputs = (1 - context_noise) * inputs + context_noise * level_noise[:, span]
         level = noise.new_full((len(noise), 1), context_noise if i > 0 else 0.0)
         if all(weight == 1 for weight in weights[i:]):
-            branches = [labels]  # neither this scale nor any finer one needs the null branch
+            branches = branches[:1]  # neither this scale nor any finer one needs the null branch
         fields = []
-        for j, ids in enumerate(branches):
-            z, caches[j] = model.transformer(inputs, ids, scales, caches[j], level)
-            fields.append(_field(model.head, z, scales))
+        for j, (network, ids) in enumerate(branches):
+            z, caches[j] = network.transformer(inputs, ids, scales, caches[j], level)
+            fields.append(_field(network.head, z, scales))
         calls = Counter(transformer=len(fields))
         scale, at = f"{size[0]}x{size[1]}", guidance.at_scale(i, count)
         solution = solver(

@@ -156,7 +156,7 @@ class Method(Objective, Protocol):
     def sample(self) -> Callable[..., Tensor]:
         """The sampler: sample(model, labels, *, noise, times, guidance, solver, ...) -> latents (b, c, h, w).
 
-        Further keywords are step_noise, on_step, evaluations and careful: see `methods/sit.py`.
+        Further keywords are step_noise, on_step, evaluations, careful and guide: see `methods/sit.py`.
         """
         ...
 

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from fluvial.data.labels import class_ids
 from fluvial.evaluation.images import Images
 from fluvial.flow.guidance import Guidance
 from fluvial.flow.solvers import OnStep, Step
-from fluvial.methods import empty_model, method_of
+from fluvial.methods import empty_model, method_of, name_of
 from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import open_autoencoder
 from fluvial.sampling.generate import generate
@@ -33,6 +34,7 @@ from fluvial.utils import pictures
 from fluvial.utils.checks import misfit
 from fluvial.utils.devices import device_of
 from fluvial.utils.precision import Precision
+from fluvial.utils.tensors import tensors_checksum
 
 FRAMES = 100  # images in a trajectory at most,
 FRAMES_LARGE = 10  # of those with a side above LARGE, which take long to decode
@@ -63,6 +65,8 @@ class Sampler:
     """Kind of average that the weights are, such as "average of decay 0.999"."""
     folder: RunFolder | None = None
     """The run folder that it was loaded from."""
+    guide: "Sampler | None" = None
+    """A smaller or less trained model in the place of the null branch of guidance: see `guided_by`."""
     _ready: dict[tuple[str, bool], nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def sample(
@@ -129,7 +133,20 @@ class Sampler:
         key = (settings.precision, settings.compile)
         if key not in self._ready:
             self._ready[key] = ready(self.model, settings)
-        return self._ready[key], computed_in(settings.precision, method_of(self.run.method).sample)
+        draw = computed_in(settings.precision, method_of(self.run.method).sample)
+        return self._ready[key], draw if self.guide is None else partial(draw, guide=self.guide.computing(settings)[0])
+
+    def guided_by(self, guide: "Sampler") -> "Sampler":
+        """This sampler with a smaller or less trained model in the place of its null branch (autoguidance).
+
+        Guidance then leads away from what that model does worse (arXiv 2406.02507), with classes or without. Raises
+        ValueError for a model of another method, latents, classes or path from noise to data.
+        """
+        ours, theirs = (_space(of) for of in (self, guide))
+        if ours != theirs:
+            wrong = ", ".join(f"{k} is {theirs[k]} there and {ours[k]} here" for k in ours if ours[k] != theirs[k])
+            raise ValueError(f"the guide {guide.folder or ''} does not go with this model: {wrong}")
+        return replace(self, guide=guide)
 
     def settings(
         self,
@@ -147,6 +164,8 @@ class Sampler:
             settings = replace(settings, guidance=_guidance(guidance, settings.guidance))
         if solver is not None:
             settings = replace(settings, solver=solver)
+        if self.guide is not None:  # which needs no null branch
+            return replace(self.run, sample=settings).sample
         return self.run.sampled_with(settings).sample
 
     def _class_ids(self, classes: Any) -> tuple[int, ...]:  # noqa: ANN401 - as it was given
@@ -161,6 +180,12 @@ class Sampler:
         if not classes:
             raise ValueError("classes are empty: give at least one, or leave them out for all classes in turn")
         return class_ids(classes, self.run.data.class_names, known)
+
+    @property
+    def described(self) -> str:
+        """Folder, step and average of the weights, and the first digits of their SHA-256."""
+        content = tensors_checksum(self.model.state_dict())[:12]
+        return f"{self.folder or 'a model'} at step {self.step}, {self.average}, {content}"
 
     @property
     def side(self) -> int:
@@ -193,15 +218,17 @@ class Sampler:
     ) -> dict[str, Any]:
         """The entries of a card for images sampled so."""
         settings, known = settings or self.run.sample, self.run.method.classes
+        guided = bool(known) or self.guide is not None
         chosen = "all" if classes is None else " ".join(map(str, classes))
         sampling = {
             "seed": seed,
             "seed_rule": "the noise of image i is a function of (seed, i)",
             "solver": settings.solver_settings.name,
             **evaluations_of(evaluations or {}),
-            "guidance": settings.guidance.weight if known else 1.0,
+            "guidance": settings.guidance.weight if guided else 1.0,
             "guidance_interval": list(settings.guidance.interval),
             "guidance_channels": settings.guidance.channels,
+            **({} if self.guide is None else {"guide": self.guide.described}),
             "weights": self.average,
             "dtype": dtype_of(self.model, settings),
             "autoencoder": f"{self.run.autoencoder.name} {self.run.autoencoder.hash}".strip(),
@@ -307,6 +334,18 @@ def _averages(parts: Sequence[str]) -> str:
         for part in parts
     ]
     return f"{', '.join(names)}; for any length train with --train.ema-lengths 0.05 0.1"
+
+
+def _space(sampler: Sampler) -> dict[str, Any]:
+    """The facts in which two models agree whose velocities are combined."""
+    method: Any = sampler.run.method
+    names = ("size", "channels", "classes", "noise_shape", "interpolant")
+    return {
+        "the method": name_of(type(method)),
+        **{name: getattr(method, name) for name in names},
+        "the scales": method_of(method).scales(method),
+        "the autoencoder": sampler.run.autoencoder.hash or sampler.run.autoencoder.name,
+    }
 
 
 def in_python(given: Any) -> Any:  # noqa: ANN401
