@@ -605,8 +605,8 @@ PUBLIC = ["Run", "Sampler", "Samples", "__version__", "load", "plan", "recipes",
 def test_the_public_names_are_these():
     assert dir(fluvial) == PUBLIC == sorted(fluvial.__all__)
     assert all(getattr(fluvial, name) is not None for name in PUBLIC)
-    with pytest.raises(AttributeError, match="module 'fluvial' has no attribute 'sample'"):
-        fluvial.sample  # noqa: B018
+    with pytest.raises(AttributeError, match="module 'fluvial' has no attribute 'draw'"):
+        fluvial.draw  # noqa: B018
 
 
 def without_torch(script):
@@ -685,7 +685,7 @@ sampler.sample(classes=[1.5])
 sampler.sample(steps="12")
 samples.show()
 fluvial.score(sampler, count="all")
-fluvial.sample
+fluvial.draw
 number: int = samples.grid()
 """
 
