@@ -232,8 +232,9 @@ def test_a_solver_is_chosen_with_its_settings(run, tmp_path, capsys):
         ),
         (["heun"], {"name": "heun"}),
     ):
-        assert main(["sample", str(run), *out, "--sample.solver", *chosen]) == 0
-        about = json.loads((tmp_path / "samples" / "samples.json").read_text())["sampling"]
+        folder = tmp_path / chosen[0]
+        assert main(["sample", str(run), "--count", "2", "--out", str(folder), "--sample.solver", *chosen]) == 0
+        about = json.loads((folder / "samples.json").read_text())["sampling"]
         assert about["solver"] == recorded["name"] and about["settings"]["solver"] == recorded
     capsys.readouterr()
     for wrong, says in (

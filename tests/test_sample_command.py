@@ -37,7 +37,7 @@ def drawn(run, capsys):
 def test_the_usual_samples_are_drawn_at_once_with_pictures(run, drawn):
     code, said = drawn("--count", 12)
     assert code == 0 and said.startswith("12 images (") and "images/s: network" in said
-    assert "evaluations of the network for each: 2 conditional, 2 null" in said
+    assert "NFE 4: 2 conditional, 2 null" in said
     names = {path.name for path in RunFolder(run).samples.iterdir()}
     assert {"grid.png", "trajectory.gif", "samples.npz", "samples.json"} <= names
     assert drawn("--count", 3, "--seed", 7)[0] == 0  # the run's own folder has the newest
@@ -113,3 +113,21 @@ def test_another_step_of_a_run_guides(run, drawn, tmp_path):
     assert code == 1 and "guide is" in said
     assert "--guide is RUN or RUN:STEP, got nowhere:x" in drawn("--count", 2, "--guide", "nowhere:x")[1]
     assert "nowhere is not a run folder" in drawn("--count", 2, "--guide", "nowhere")[1]
+
+
+def test_a_budget_of_evaluations_is_spent(run, capsys, tmp_path):
+    def call(*words):
+        code = main(["sample", run, *map(str, words), "--count", "2", "--out", str(tmp_path / "-".join(words))])
+        return code, "".join(capsys.readouterr())
+
+    assert "NFE 24: 12 conditional, 12 null" in call("--nfe", "24")[1]
+    assert "NFE 8: 4 conditional, 4 null" in call("--nfe", "9", "--solver", "heun")[1]
+    assert call("--nfe", "1") == (
+        2,
+        "fluvial: error: --nfe must be at least 2 with the solver ab2 and guidance, got 1\n",
+    )
+    assert call("--nfe", "9", "--steps", "3") == (2, "fluvial: error: give --steps or --nfe, got both\n")
+    assert "dopri5 chooses its own steps" in call("--nfe", "9", "--solver", "dopri5")[1]
+    words = ["--features", "pixels", "--reference", "digits:test", "--out", str(tmp_path / "card.json")]
+    assert main(["score", run, "--count", "20", "--nfe", "6", *words]) == 0
+    assert json.loads((tmp_path / "card.json").read_bytes())["sampling"]["nfe"] == 3

@@ -27,6 +27,7 @@ from fluvial.cli.short import HELP, SHORT, is_option, lengthened, long_name, sho
 from fluvial.config import Run
 from fluvial.flow.solvers import SolverName
 from fluvial.run.folder import RunFolder
+from fluvial.run.load import within
 from fluvial.sampling.settings import SOLVERS, SampleConfig
 from fluvial.utils import devices
 from fluvial.utils.checks import misfit
@@ -364,3 +365,13 @@ def of_a_run(kind: type[T], arguments: list[str], command: str, description: str
     with plain_errors(lengthened(command, rest)[1]):
         run.sampled_with(options.sample)
     return Path(name), run, options
+
+
+def spent(run: Run, settings: SampleConfig, nfe: int) -> SampleConfig:
+    """The settings for --nfe. Raises UsageError if there are --steps too, or it is too few."""
+    if settings.steps != run.sample.steps:
+        raise UsageError("give --steps or --nfe, got both")
+    try:
+        return within(run, settings, nfe)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error

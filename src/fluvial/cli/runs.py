@@ -81,10 +81,9 @@ def _compared(names: list[str]) -> dict[str, Run | Path]:
     if len(names) == 1 and names[0] in COMPARED:
         return {name: recipes.get(f"{names[0]}-{recipe}") for name, recipe in COMPARED[names[0]].items()}
     if len(names) == 1:
-        raise UsageError(
-            f"of runs and recipes name at least two, got {names[0]} alone; a data set with recipes of every method may "
-            f"be named alone: {', '.join(COMPARED)}"
-        )
+        alone = RunFolder(names[0]).exists() or names[0] in recipes.RECIPES
+        what = f"{names[0]} is one" if alone else f"unknown data set {names[0]!r}; there is {', '.join(COMPARED)}"
+        raise UsageError(f"{what}: name at least two runs or recipes, or a data set with recipes of every method")
     if repeated := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"{repeated[0]} is named twice: compare different runs and recipes")
     folders = {name: Path(name) for name in names if RunFolder(name).exists()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fluvial.cli.arguments import Device, device_of_rank, of_a_run
+from fluvial.cli.arguments import Device, device_of_rank, of_a_run, spent
 from fluvial.cli.output import next_commands
 from fluvial.config import Run
 from fluvial.data.labels import class_ids, numbers
@@ -55,6 +55,9 @@ class SampleOptions:
     average: str = "ema"
     """The weights: ema, the moving average; raw, as trained; or the length of a power-function average, such as 0.1, of
     a run with train.ema_lengths."""
+    nfe: int | None = None
+    """Evaluations of the network for an image, both branches of guidance together, in place of the steps: as many as
+    they allow are taken."""
     guide: str = ""
     """RUN or RUN:STEP, a smaller or less trained run that takes the place of the null branch of guidance
     (autoguidance)."""
@@ -73,7 +76,8 @@ class SampleOptions:
 
 
 def sample(arguments: list[str]) -> None:
-    folder, _, options = of_a_run(SampleOptions, arguments, "sample", "Draw images from a run folder.")
+    folder, run, options = of_a_run(SampleOptions, arguments, "sample", "Draw images from a run folder.")
+    settings = options.sample if options.nfe is None else spent(run, options.sample, options.nfe)
     rank, world = distributed.ranks()
     device = device_of_rank(options.device)
     count = len(options.indices) or options.count or COUNT
@@ -86,7 +90,7 @@ def sample(arguments: list[str]) -> None:
     if options.guide:
         sampler = sampler.guided_by(_guide(options.guide, device=device, autoencoder=options.autoencoder))
     wanted: dict[str, Any] = {"indices": options.indices} if options.indices else {"count": count}
-    wanted |= {"classes": _ids(options.classes, sampler.run) or None, "seed": options.seed, "settings": options.sample}
+    wanted |= {"classes": _ids(options.classes, sampler.run) or None, "seed": options.seed, "settings": settings}
     if in_parts:
         _sample_parts(sampler, out, wanted, options, rank, world)
     else:
@@ -142,7 +146,8 @@ def _told(count: int, nfe: Mapping[str, int], network: float, decoding: float) -
     speed = f"{count / max(network + decoding, 1e-9):.3g} images/s"
     seconds = f"network {network:.1f} s, decoding {decoding:.1f} s"
     branches = ", ".join(f"{calls} {branch}" for branch, calls in nfe.items())
-    return f"{count:,} images ({speed}: {seconds}); evaluations of the network for each: {branches}"
+    total = sum(calls for branch, calls in nfe.items() if branch.startswith(("conditional", "null")))
+    return f"{count:,} images ({speed}: {seconds}); NFE {total}: {branches}"
 
 
 def _ids(words: tuple[str, ...], run: Run) -> tuple[int, ...]:

@@ -2,13 +2,13 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.table import Table
 
-from fluvial.cli.arguments import Device, check_output, device_of, of_a_run, parse, positional
+from fluvial.cli.arguments import Device, check_output, device_of, of_a_run, parse, positional, spent
 from fluvial.cli.output import console
 from fluvial.metrics import report
 from fluvial.metrics.choice import lacking
@@ -92,6 +92,8 @@ class MeasuredRun(Measured):
     average: str = "ema"
     """The weights: ema, the moving average; raw, as trained; or the length of a power-function average, such as 0.1, of
     a run with train.ema_lengths."""
+    nfe: int | None = None
+    """Evaluations of the network for an image, both branches of guidance together, in place of the steps."""
     autoencoder: str = ""
     """Where the run's autoencoder is, if no longer where it was in training."""
     sample: SampleConfig
@@ -110,7 +112,9 @@ def score(arguments: list[str]) -> None:
     path = Path(name).expanduser()
     is_run = RunFolder(path).exists()
     if is_run:
-        _, _, options = of_a_run(MeasuredRun, arguments, "score", DESCRIPTION)
+        _, run, options = of_a_run(MeasuredRun, arguments, "score", DESCRIPTION)
+        if options.nfe is not None:
+            options = replace(options, sample=spent(run, options.sample, options.nfe))
     else:
         options = parse(Measured, Measured(), rest, f"fluvial score {name}", DESCRIPTION)
     there = None if options.against is None else report.read(options.against)  # before hours of work

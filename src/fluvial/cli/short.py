@@ -31,6 +31,7 @@ class Short(NamedTuple):
 SEED = Short("seed", "seed", "N", "seed; image i depends on (seed, i) alone")
 DEVICE = Short("device", "device", "DEVICE", "cpu, cuda, cuda:1 or mps; auto is CUDA if it is there")
 STEPS = Short("steps", "sample.steps", "N", "solver steps from noise to image; several for the scales of FlowAR")
+NFE = Short("nfe", "nfe", "N", "evaluations of the network for an image, in place of steps")
 GUIDANCE = Short("guidance", "sample.guidance.weight", "W", "weight of guidance by the class; 1 is none")
 SOLVER = Short("solver", "sample.solver", "NAME", "euler, ab2, heun, midpoint, dopri5 or euler-maruyama")
 
@@ -60,6 +61,7 @@ SHORT: dict[str, tuple[Short, ...]] = {
         Short("indices", "indices", "I ...", "indices of images to draw again, in place of a count"),
         Short("form", "form", "FORM", "npz, png (one file an image), tar (shards) or latents (not decoded)"),
         STEPS,
+        NFE,
         GUIDANCE,
         SOLVER,
         SEED,
@@ -71,6 +73,7 @@ SHORT: dict[str, tuple[Short, ...]] = {
     "score": (
         Short("count", "count", "N", "number of images to draw and measure, of a run"),
         STEPS,
+        NFE,
         GUIDANCE,
         SOLVER,
         SEED,

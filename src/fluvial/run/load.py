@@ -18,10 +18,12 @@ from fluvial.config import Run, to_json
 from fluvial.data.labels import class_ids
 from fluvial.evaluation.images import Images
 from fluvial.flow.guidance import Guidance
+from fluvial.flow.interpolant import INTERPOLANTS
 from fluvial.flow.solvers import OnStep, Step
 from fluvial.methods import empty_model, method_of, name_of
 from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import open_autoencoder
+from fluvial.sampling.budget import with_evaluations
 from fluvial.sampling.generate import generate
 from fluvial.sampling.labels import labels_for
 from fluvial.sampling.precision import computed_in, dtype_of, ready
@@ -79,6 +81,7 @@ class Sampler:
         steps: int | Sequence[int] | None = None,
         guidance: float | Guidance | None = None,
         solver: AnySolver | None = None,
+        nfe: int | None = None,
         settings: SampleConfig | None = None,
         trajectory: bool = False,
         on_step: OnStep | None = None,
@@ -87,14 +90,15 @@ class Sampler:
 
         Image i is of class classes[i mod len(classes)], all classes in turn by default; a class is a name (str) or an
         id (int), and may be given alone; ids may be an array or a tensor. steps (one number, or for FlowAR one for each
-        scale), guidance (a weight) and solver replace those of `settings`, which are the run's own by default.
+        scale), guidance (a weight) and solver replace those of `settings`, which are the run's own by default. `nfe`
+        stands in place of steps: the evaluations of the network for an image that they may take.
         `trajectory` keeps the first images after every step, for `Samples.gif`; `on_step` is called after every step
         of the solver.
 
         Raises ValueError for a class that the model does not know, an index below 0, a count below 1, or settings that
         the method does not have; RuntimeError for images that are not finite.
         """
-        settings = self.settings(settings, steps=steps, guidance=guidance, solver=solver)
+        settings = self.settings(settings, steps=steps, guidance=guidance, solver=solver, nfe=nfe)
         asked = self.asked(count, indices=indices, classes=classes, seed=seed)
         wanted, ids = asked.indices, asked.classes
         kept = FRAMES_LARGE if self.side > pictures.LARGE else FRAMES
@@ -155,6 +159,7 @@ class Sampler:
         steps: int | Sequence[int] | None = None,
         guidance: float | Guidance | None = None,
         solver: AnySolver | None = None,
+        nfe: int | None = None,
     ) -> SampleConfig:
         """The run's sampling settings, or those given, with some replaced. Raises ValueError if they do not fit it."""
         settings = settings or self.run.sample
@@ -164,6 +169,10 @@ class Sampler:
             settings = replace(settings, guidance=_guidance(guidance, settings.guidance))
         if solver is not None:
             settings = replace(settings, solver=solver)
+        if nfe is not None:
+            if steps is not None:
+                raise ValueError(f"give steps or nfe, got {steps!r:.100} and {nfe!r:.100}")
+            settings = within(self.run, settings, nfe)
         if self.guide is not None:  # which needs no null branch
             return replace(self.run, sample=settings).sample
         return self.run.sampled_with(settings).sample
@@ -334,6 +343,16 @@ def _averages(parts: Sequence[str]) -> str:
         for part in parts
     ]
     return f"{', '.join(names)}; for any length train with --train.ema-lengths 0.05 0.1"
+
+
+def within(run: Run, settings: SampleConfig, nfe: int) -> SampleConfig:
+    """The settings with as many steps as `nfe` evaluations of the network allow. Raises ValueError if that is none."""
+    if wrong := misfit(nfe, int):
+        raise ValueError(f"nfe {wrong}")
+    method: Any = run.method
+    scales = len(method_of(method).scales(method))
+    history = method.images_per_sequence is not None  # of the methods that are sampled as a sequence
+    return with_evaluations(settings, nfe, INTERPOLANTS[method.interpolant], scales=scales, history=history)
 
 
 def _space(sampler: Sampler) -> dict[str, Any]:

@@ -39,6 +39,7 @@ def sample(
     steps: int | Sequence[int] | None = None,
     guidance: float | Guidance | None = None,
     solver: AnySolver | None = None,
+    nfe: int | None = None,
     settings: SampleConfig | None = None,
     rank: int = 0,
     world: int = 1,
@@ -54,7 +55,7 @@ def sample(
     without room for it; RuntimeError for images that are not finite. Finished parts stay.
     """
     sampler = source if isinstance(source, Sampler) else load(source)
-    settings = sampler.settings(settings, steps=steps, guidance=guidance, solver=solver)
+    settings = sampler.settings(settings, steps=steps, guidance=guidance, solver=solver, nfe=nfe)
     asked = sampler.asked(count, indices=indices, classes=classes, seed=seed)
     folder, wanted = Path(out), len(asked.indices)
     shape = _shape(sampler, form)
