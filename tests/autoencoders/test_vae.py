@@ -147,3 +147,8 @@ def test_no_pickle_is_read(tiny, tmp_path):
     with pytest.raises(ValueError, match="has its weights in a .bin alone, a pickle") as refused:
         from_pretrained(str(tmp_path))
     assert "weights_only" not in str(refused.value)
+
+
+def test_a_folder_that_is_no_autoencoder_is_told_from_a_damaged_one(tmp_path):
+    with pytest.raises(ValueError, match=r"is no autoencoder: it has no config\.json; expected a folder of one of"):
+        from_pretrained(str(tmp_path))

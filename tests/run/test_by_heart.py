@@ -71,3 +71,23 @@ def test_it_is_told_once_and_at_the_end(inputs, tmp_path, monkeypatch):
         "the validation loss rises since step 300 (1 -> 1.3): the model begins"
     )
     assert "nearer to training images than a validation image in 93% of cases (50% is usual). Stop here" in said[0]
+
+
+def test_nothing_is_told_before_an_image_has_been_seen_twice_or_of_samples_that_are_no_copies(
+    inputs, tmp_path, monkeypatch
+):
+    metrics = StepMetrics(*[torch.zeros(())] * 3, 0.0, [], {})
+    losses = {1: 1.0, 2: 0.5, 3: 1.0, 4: 1.0, 5: 1.0, 6: 1.0, 7: 1.0, 8: 1.0, 9: 1.0}
+    images, batch = len(inputs.train[0]), inputs.run.images_per_step
+    first = -(-images // batch)  # the step at which the first epoch ends
+    assert 5 < first < len(losses), first
+    said, at = [], 0
+    monkeypatch.setattr(by_heart, "nearness", lambda inputs, sample: 0.07)
+    longer = replace(inputs, run=replace(inputs.run, train=replace(inputs.run.train, steps=1000)))
+    validate = lambda model: {"held_out_loss": losses[at]}  # noqa: E731
+    measure, count = watched(validate, None, RunFolder(tmp_path), longer, lambda model, n: None, said.append)
+    for at in losses:
+        count(at, metrics)
+        (tmp_path / "log.jsonl").open("a").write(json.dumps({"step": at, **measure(nn.Identity())}) + "\n")
+        assert bool(said) == (at >= first), at
+    assert len(said) == 1 and "by heart" not in said[0] and "in 7% of cases (50% is usual)" in said[0]

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from collections import namedtuple
 
 import pytest
 import torch
@@ -297,3 +298,17 @@ def test_floats_given_as_images_are_refused_before_they_become_black(tmp_path):
     for given in ({"data": floats}, {"data": data, "validation": floats}, {"validation": data}):
         with pytest.raises(ValueError, match="got float32|without training images"):
             fluvial.score(tmp_path / "run", count=4, device="cpu", **given)
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    (tmp_path / "run.json").write_text('{"method": ')
+    with pytest.raises(ValueError, match=r"run\.json cannot be read: .*; bring back a copy of it"):
+        RunFolder(tmp_path).record()
+
+
+def test_a_disk_without_room_for_checkpoints_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(1000))
+    with pytest.raises(ValueError, match=r"the checkpoints need about .* and the disk of .* has 0 MB free"):
+        fluvial.train(recipes.smoke(recipes.get("digits-sit")), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run" / "run.json").exists()

@@ -114,3 +114,16 @@ def test_wrong_options_are_refused_before_anything_is_removed(options, tmp_path,
     run = run_folder(tmp_path / "a", 100, 200, log=rows())
     assert main(["runs", "clean", str(run), "--yes", *options]) == 2 and steps(run) == [100, 200]
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_runs_elsewhere_are_not_cleaned_through_links(tmp_path, capsys):
+    """A link to a run is left out unless it is named; one to a folder of runs is not followed."""
+    inside, other = run_folder(tmp_path / "here" / "a", 100, 200), run_folder(tmp_path / "there" / "b", 100, 200)
+    (tmp_path / "here" / "up").symlink_to("..")
+    (tmp_path / "here" / "link").symlink_to(other)
+    assert main(["runs", "clean", str(tmp_path / "here"), "--yes"]) == 0
+    said = capsys.readouterr().out
+    assert f"left out: {tmp_path / 'here' / 'link'} is a link to {other}" in said and "in 1 run" in said
+    assert steps(inside) == [200] and steps(other) == [100, 200]
+    assert main(["runs", "clean", str(tmp_path / "here" / "link"), "--yes"]) == 0
+    assert steps(other) == [200]

@@ -328,3 +328,42 @@ def test_an_autoencoder_gives_the_latents_and_the_time_to_encode(tmp_path):
     latents = replace(run, data=replace(run.data, cache=False))
     (encoding, decoding), pixels = autoencoder_seconds(latents, CPU), plan("digits", device="cpu", speed=at(1e11)).run
     assert encoding == 0 < decoding and autoencoder_seconds(pixels, CPU) == (0, 0)
+
+
+def test_measures_and_training_fill_the_time():
+    """With costs of seconds each, from a minute on; pictures and validations within their shares where they can be."""
+    for minutes in (1.0, 2.0, 5.0, 10.0, 30.0, 120.0):
+        for costs in (pace.Costs(0.01, 0.01), pace.Costs(4.0, 11.0), pace.Costs(1.0, 60.0)):
+            found, total = pace.measures(60 * minutes, costs), 60 * minutes
+            usable = pace.usable(minutes, costs)
+            assert total / 2 <= usable and (usable == total / 2 or usable + found.seconds == pytest.approx(total))
+            assert 2 <= found.validations <= 20 and 1 <= found.pictures <= 10
+            assert found.validations == 2 or found.validations * costs.validation <= pace.VALIDATIONS * total
+            assert found.pictures == 1 or found.pictures * costs.picture <= pace.PICTURES * total
+            assert bool(found.first) == (total >= pace.EARLY)
+    short = pace.measures(60.0, pace.Costs(4.0, 11.0))
+    assert short == (2, 1, 0.0, pytest.approx(2 * 4 + 11 + 0.6))
+
+
+def test_a_minute_of_an_arflow_is_not_spent_on_validation():
+    """A validation of 256 sequences of 5 images costs as much as 427 images of training, which 20 times is too much."""
+    found = plan("digits", minutes=1.0, device="cpu", speed=at(2e9), size="small")
+    assert found.seconds + found.beside == pytest.approx(60, rel=0.05) and found.beside < 30
+    count = math.ceil(found.run.train.steps / found.run.train.validate_every)
+    cost = 256 * 5 * found.seconds / (found.run.train.steps * found.run.images_per_step) / 3
+    assert count * cost < found.beside
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"minutes": 1e300}, "minutes must be at most 1,000,000, got 1e\\+300"),
+        ({"epochs": 1e300}, "epochs must be at most 1,000,000"),
+        ({"steps": 10**20}, "steps must be at most 1,000,000,000"),
+        ({"settings": {"train.batch": 100_000}}, "train.batch is 100,000, and there are 1,257 images"),
+        ({"settings": {"data.size": 100_000}}, "data.size must be at most 4,096, got 100,000"),
+    ],
+)
+def test_lengths_and_sizes_beyond_sense_are_refused(asked, says):
+    with pytest.raises(ValueError, match=says):
+        plan("digits", device="cpu", speed=at(1e11), **asked)
