@@ -12,7 +12,7 @@ from fluvial.utils.precision import Precision
 FIRST_PICTURE, LOG = 45, 4  # seconds until the first picture, and between lines of the log
 PICTURES, VALIDATIONS, END = 0.05, 0.04, 0.01  # shares of the time for pictures, validations, and the end
 SAVES = 20  # validations and checkpoints in a run at most; two at least
-EARLY = 180.0  # seconds of a run from which it has pictures before the first regular one
+EARLY = 120.0  # seconds of a run from which it has pictures before the first regular one
 ROUNDED = 1.5  # factor by which rounding the step of the first picture brings it forward, about
 EARLIEST_REGULAR = 0.75  # of the time until the first regular picture: before it there are early ones
 TRAINING = 0.89  # share of the time that is left for steps of training, about, in a run that is not short
@@ -40,7 +40,7 @@ def measures(total: float, costs: Costs) -> Measures:
     """The measures of a run of so many seconds.
 
     As many validations as 4 % of the time allow, from 2 to 20; as many pictures as 5 % allow, from 1 to 10. In runs of
-    3 minutes or more there are pictures after 45 seconds and at twice, four times ... as many before the first of them.
+    2 minutes or more there are pictures after 45 seconds and at twice, four times ... as many before the first of them.
     """
     validations = min(SAVES, max(2, int(VALIDATIONS * total / max(costs.validation, 1e-6))))
     pictures = min(10, max(1, int(PICTURES * total / max(costs.picture, 1e-6))))
