@@ -66,7 +66,8 @@ def linear(x: Float[Tensor, "*b k"], weight: Float[Tensor, "n k"], bias: Tensor 
     last bits, and so would an image with the batch that it is sampled in. Few rows are filled up with zeros.
     """
     rows = x.shape[:-1].numel()
-    if torch.is_grad_enabled() or x.device.type != "cpu" or rows >= FEW or rows % TILE == 0:
+    is_computed = x.device.type == "cpu" and type(x) is Tensor  # and not a fake tensor, by which FLOPs are counted
+    if torch.is_grad_enabled() or not is_computed or rows >= FEW or rows % TILE == 0:
         return F.linear(x, weight, bias)
     filled = F.pad(x.reshape(rows, -1), (0, 0, 0, -rows % TILE))
     return F.linear(filled, weight, bias)[:rows].reshape(*x.shape[:-1], -1)

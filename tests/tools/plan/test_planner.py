@@ -44,8 +44,8 @@ def photos(folder, *, classes=("cat", "dog"), each=40, size=(32, 32), draw=None,
 def test_steps_fill_the_time_at_the_speed_that_was_measured(tmp_path, method):
     found = plan(photos(tmp_path / "photos"), method=method, minutes=20.0, device="cpu", speed=at(5e10))
     flops = estimate.flops(found.run).total * found.run.train.steps
-    assert flops / 5e10 == pytest.approx(0.89 * 20 * 60, rel=0.02)
     assert found.seconds == pytest.approx(flops / 5e10, rel=0.02)
+    assert found.seconds + found.beside == pytest.approx(20 * 60, rel=0.02) and found.beside < 0.15 * 20 * 60
     assert fluvial.methods.name_of(type(found.run.method)) == method
     assert found.run.data.validation == 0.05 and found.images == 76
 

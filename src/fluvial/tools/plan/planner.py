@@ -101,7 +101,7 @@ def plan(
         checkpoints=parameters * checkpoint.BYTES * (run.train.keep + 2),
     )
     if budget.minutes is not None and found.epochs < 1:
-        raise ValueError(too_short(found, budget.minutes))
+        raise ValueError(too_short(found, budget.minutes, costs))
     asked: dict[str, Any] = {"fixed": given if method == network.METHOD else {**given, "method": method}}
     asked |= {"size": size, "base": base, "measured": len(pace.precisions(device))}
     return replace(found, choices=tuple(choices(found, budget.minutes, **asked)))

@@ -1,11 +1,13 @@
 """The reasons of a plan: what was chosen, why, and the option that changes it."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fluvial.config import Run
 from fluvial.methods import method_of, name_of
+from fluvial.tools.plan import pace
 from fluvial.tools.plan.dataset import ASYMMETRY, Dataset
 from fluvial.tools.plan.draft import PIXELS
 from fluvial.tools.plan.result import Choice, Plan
@@ -50,10 +52,11 @@ def choices(
         yield choice("compilation", "yes", "quicker as measured here", "--train.no-compile", "train.compile")
 
 
-def too_short(plan: Plan, minutes: float) -> str:
+def too_short(plan: Plan, minutes: float, costs: pace.Costs) -> str:
     """The message for a time in which training does not see every image once."""
-    epochs = plan.epochs
-    needed = math.ceil(minutes / epochs * 1.1)
+    one = plan.seconds / plan.epochs  # seconds of steps
+    epochs = pace.usable(minutes, costs) / one
+    needed = next(n for n in itertools.count(math.ceil(one / 60)) if pace.usable(float(n), costs) >= 1.1 * one)
     return (
         f"--minutes {minutes:g} is too short for {plan.images:,} images: on this machine it is {epochs:.2g} epochs. "
         f"Give --minutes {needed} or more, or --epochs 1, or fewer images"
