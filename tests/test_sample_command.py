@@ -131,3 +131,13 @@ def test_a_budget_of_evaluations_is_spent(run, capsys, tmp_path):
     words = ["--features", "pixels", "--reference", "digits:test", "--out", str(tmp_path / "card.json")]
     assert main(["score", run, "--count", "20", "--nfe", "6", *words]) == 0
     assert json.loads((tmp_path / "card.json").read_bytes())["sampling"]["nfe"] == 3
+
+
+def test_samples_at_once_replace_no_set_and_no_samples_of_another_run(run, drawn, tmp_path):
+    assert drawn("--count", 5, "--form", "png", "--out", tmp_path / "set")[0] == 0
+    code, said = drawn("--count", 2, "--out", tmp_path / "set")
+    assert code == 1 and "holds samples that were made in parts; choose another folder" in said
+    assert main(["data", "verify", str(tmp_path / "set")]) == 0
+    assert drawn("--count", 2, "--out", tmp_path / "a")[0] == 0
+    code, said = drawn("--count", 2, "--out", tmp_path / "a", "--average", "raw")
+    assert code == 1 and "holds other samples" in said and "weights" in said

@@ -62,6 +62,13 @@ def files(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
+def without_batch(sampling):
+    """The record of sampling without the batch, which has no effect on the images of a set."""
+    values = json.loads(json.dumps(sampling))
+    values["settings"].pop("batch")
+    return values
+
+
 def png(content):
     return torch.from_numpy(np.array(Image.open(io.BytesIO(content)))).permute(2, 0, 1)
 
@@ -108,7 +115,7 @@ def test_an_npz_in_parts_is_the_one_that_is_saved_at_once(sampler, expected, tmp
     expected.save(tmp_path / "whole")
     assert files(tmp_path / "parts")["samples.npz"] == files(tmp_path / "whole")["samples.npz"]
     record, other = (json.loads((tmp_path / name / "samples.json").read_bytes()) for name in ("parts", "whole"))
-    assert record["sampling"] == other["sampling"] and record["file_sha256"] == other["file_sha256"]
+    assert record["sampling"] == without_batch(other["sampling"]) and record["file_sha256"] == other["file_sha256"]
 
 
 @pytest.mark.parametrize("form", ["npz", "png", "tar", "latents"])
@@ -117,9 +124,7 @@ def test_ranks_share_the_parts_and_the_files_are_the_same(sampler, tmp_path, for
     other = made(sampler, tmp_path / "two", form, rank=1, world=2, settings=replace(sampler.run.sample, batch=1))
     assert other.images == 4 and other.record is None  # part 1 of 3
     assert made(sampler, tmp_path / "two", form, rank=0, world=2).images == 7
-    one, two = files(tmp_path / "one"), files(tmp_path / "two")
-    same = {name for name in one if one[name] == two.get(name)}
-    assert set(one) == set(two) and set(one) - same <= {"samples.json"}  # which says the batch of who began
+    assert files(tmp_path / "one") == files(tmp_path / "two")
     assert sets.verify(tmp_path / "two") == []
 
 
@@ -174,7 +179,7 @@ def test_a_score_knows_how_the_images_of_a_set_were_sampled(sampler, expected, t
     found, labels = images.read([0, 9, 4])
     assert images.n == COUNT and torch.equal(found, expected.images[[0, 9, 4]])
     assert labels.tolist() == expected.labels[[0, 9, 4]].tolist()
-    assert images.about["sampling"] == json.loads(json.dumps(expected.about["sampling"])) and "set" not in images.about
+    assert images.about["sampling"] == without_batch(expected.about["sampling"]) and "set" not in images.about
 
 
 def test_latents_are_not_scored(sampler, tmp_path):
@@ -255,3 +260,99 @@ def test_an_error_in_the_thread_that_writes_ends_sampling(sampler, tmp_path, mon
     monkeypatch.setattr(module.sets, "write_part", full)
     with pytest.raises(OSError, match="No space left"):
         made(sampler, tmp_path, "png")
+
+
+@pytest.mark.parametrize("form", ["npz", "png", "tar", "latents"])
+def test_parts_are_as_long_on_any_number_of_ranks(sampler, tmp_path, form):
+    made(sampler, tmp_path / "one", form, shard=None, count=40)
+    made(sampler, tmp_path / "two", form, shard=None, count=40, rank=1, world=2)
+    made(sampler, tmp_path / "two", form, shard=None, count=40)  # alone
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    begun = sets.plan_of(tmp_path / "two")
+    assert begun is not None and begun.shard == 3
+
+
+def test_an_npz_that_is_gone_or_cut_short_is_made_again(sampler, tmp_path):
+    made(sampler, tmp_path, "npz")
+    before, file = files(tmp_path), tmp_path / "samples.npz"
+    for damage in (file.unlink, lambda: file.write_bytes(file.read_bytes()[:500])):
+        damage()
+        assert sets.verify(tmp_path) != []
+        assert made(sampler, tmp_path, "npz").images == COUNT and files(tmp_path) == before
+
+
+def test_ranks_that_begin_and_end_together(sampler, tmp_path, monkeypatch):
+    """Another rank writes plan.json, and ends the set, between this one's look and its own."""
+    empty = sets._check_empty
+
+    def late(folder, known=()):
+        monkeypatch.setattr(sets, "_check_empty", empty)
+        made(sampler, folder, "npz", rank=1, world=2)
+        empty(folder, known)
+
+    monkeypatch.setattr(sets, "_check_empty", late)
+    assert made(sampler, tmp_path / "a", "npz", rank=0, world=2).record is not None
+    monkeypatch.undo()
+    join = sets.forms.join
+
+    def beaten(parts, labels, out):
+        monkeypatch.setattr(sets.forms, "join", join)
+        sets.finish(out.parent, sets.plan_of(out.parent))
+        join(parts, labels, out)
+
+    monkeypatch.setattr(sets.forms, "join", beaten)
+    assert made(sampler, tmp_path / "b", "npz").record is not None
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_a_part_of_another_plan_is_made_again(sampler, tmp_path):
+    made(sampler, tmp_path / "right", "png")
+    made(sampler, tmp_path / "other", "png", seed=6, rank=0, world=2)
+    made(sampler, tmp_path / "mixed", "png", rank=1, world=2)
+    for path in (tmp_path / "other").glob("*0000[0-3].*"):
+        (tmp_path / "mixed" / path.name).write_bytes(path.read_bytes())
+    assert made(sampler, tmp_path / "mixed", "png").images == COUNT - SHARD
+    assert files(tmp_path / "mixed") == files(tmp_path / "right")
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", None])
+def test_a_damaged_or_lost_plan_is_written_again(sampler, tmp_path, damage):
+    made(sampler, tmp_path / "whole", "png")
+    made(sampler, tmp_path / "half", "png", rank=0, world=2)
+    plan = tmp_path / "half" / "plan.json"
+    plan.unlink() if damage is None else plan.write_bytes(damage)
+    with pytest.raises(ValueError, match="has not finished there"):
+        open_images(str(tmp_path / "half"))
+    assert made(sampler, tmp_path / "half", "png").images == SHARD
+    assert files(tmp_path / "half") == files(tmp_path / "whole")
+
+
+def test_a_plan_of_which_nothing_was_made_blocks_no_other(sampler, tmp_path, monkeypatch):
+    def stop(*_):
+        raise RuntimeError("the velocity is not finite")
+
+    monkeypatch.setattr(sets, "write_part", stop)
+    with pytest.raises(RuntimeError):
+        made(sampler, tmp_path, "png")
+    monkeypatch.undo()
+    assert made(sampler, tmp_path, "png", seed=9).images == COUNT
+
+
+def test_a_huge_count_is_refused_by_its_size_at_once(sampler, tmp_path):
+    with pytest.raises(ValueError, match="1,000,000,000,000 images need about .* MB, and the disk of"):
+        made(sampler, tmp_path / "huge", "png", count=10**12)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"shard": 0}, "shard must be a whole number of at least 1, got 0"),
+        ({"world": 0}, "world must be a whole number of at least 1"),
+        ({"rank": 5, "world": 2}, "rank must be below world, got 5 of 2"),
+        ({"rank": -1}, "rank must be a whole number of at least 0"),
+    ],
+)
+def test_wrong_arguments_are_refused_and_nothing_is_written(sampler, tmp_path, wrong, says):
+    with pytest.raises(ValueError, match=says):
+        made(sampler, tmp_path / "new", **{"form": "png", **wrong})
+    assert not (tmp_path / "new").exists()

@@ -84,7 +84,8 @@ def test_sampling_flops_are_those_of_the_evaluations(run, guidance, solver, monk
         assert any(name.startswith("null") for name in evaluations)
 
 
-def test_the_flops_of_a_batch_are_those_of_its_images(run):
+def test_the_flops_of_a_batch_are_those_of_its_images(run, monkeypatch):
+    monkeypatch.setattr("fluvial.nn.layers.FEW", 0)
     call, images = bench._sampling(run, CPU)
     assert images == 3
     assert counted(call) == 3 * estimate.sampling_flops(run, call())

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fluvial.training import distributed
 from fluvial.utils.checks import at_least
 from fluvial.utils.errors import UsageError
 from fluvial.utils.files import check_folder
+from fluvial.utils.tensors import tensors_checksum
 
 COUNT = 100  # images
 
@@ -47,7 +48,7 @@ class SampleOptions:
     latents: shards of tensors, not decoded. More than 1,000 images, and other forms than npz, are written in parts:
     started again, what is there is not made again."""
     shard: int | None = None
-    """Images in a part; 1,000 by default."""
+    """Images in a part; by default a sixteenth of all, and at most 1,000."""
     out: Path | None = None
     """Folder for the images; RUN/samples by default, RUN/samples-COUNT for a set that is written in parts."""
     step: int | None = None
@@ -110,9 +111,11 @@ def _guide(name: str, **options: Any) -> Sampler:  # noqa: ANN401 - those of `lo
 
 def _sample_at_once(sampler: Sampler, out: Path, wanted: dict[str, Any], options: SampleOptions) -> None:
     """Draws the images, and writes them with pictures."""
+    weights = {sets.WEIGHTS: tensors_checksum(sampler.model.state_dict())}
     if options.out:
-        sets.check_same(out, sampler.provenance(**_provenance(wanted)))
+        sets.check_same(out, {**sampler.provenance(**_provenance(wanted)), **weights})
     samples = sampler.sample(**wanted, trajectory=options.gif)
+    samples = replace(samples, about={**samples.about, **weights})
     saved = samples.save(out, columns=options.columns, npz=options.npz, gif=options.gif)
     if samples.images.shape[1] not in (1, 3):
         print(f"no pictures: they need 1 or 3 channels, the images have {samples.images.shape[1]}")

@@ -86,7 +86,8 @@ def _record(record: Path, path: Path, content: str) -> dict[str, Any]:
         if about.pop("sha256") != json_checksum(about):
             raise ValueError("its content is not what was written, the SHA-256 is another")
         told = about.pop("file_sha256")
-        about.pop("set", None)  # the plan and parts of images in parts
+        for name in ("set", "weights_sha256"):  # the plan and parts of images in parts, and their model
+            about.pop(name, None)
         if not isinstance(about["sampling"], dict):
             raise ValueError(f"sampling is {about['sampling']!r}")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:

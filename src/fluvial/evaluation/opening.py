@@ -33,7 +33,7 @@ def open_images(name: str, like: DataConfig | None = None, classes: Classes | No
     """
     path, like = Path(name).expanduser(), like or DataConfig()
     if path.is_dir() and sets.is_set(path):
-        plan = sets.plan_of(path)
+        plan, _ = sets.plan_of(path), sets.complete_record(path)
         if plan is not None and (plan.form != "npz" or not (path / SAMPLES).exists()):
             return _of_sampled(path, plan, grey=like.channels == 1)
     if path.is_dir() and (path / SAMPLES).exists():
@@ -65,7 +65,7 @@ def _of_sampled(folder: Path, plan: sets.Plan, *, grey: bool) -> Images:
         raise ValueError(f"{folder} holds latents, and a score needs images: sample again with another --form")
     if grey and plan.shape[0] == 3:
         raise ValueError(f"{folder}: the images are coloured and cannot be read as grey (--channels 1)")
-    parts = sets.records(record)
+    parts = sets.parts_of(record)
     every = plan.indices or range(plan.count)
 
     def read(wanted: Sequence[int]) -> tuple[Tensor, Tensor | None]:

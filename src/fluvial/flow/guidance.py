@@ -73,9 +73,8 @@ class Guidance:
                 f"got {self.parallel}, {self.norm} and {self.momentum}"
             )
         if min(self.weight, *self.scale_weights, 0.0) < 0:
-            raise ValueError(
-                f"guidance weight must be at least 0 (1 is no guidance), got {self.weight} {self.scale_weights}"
-            )
+            got = " ".join(map(str, (self.weight, *self.scale_weights)))
+            raise ValueError(f"guidance weight must be at least 0 (1 is no guidance), got {got}")
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"guided channels must be at least 1, or None for all, got {self.channels}")
 

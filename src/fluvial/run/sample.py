@@ -18,11 +18,12 @@ from fluvial.sampling import sets
 from fluvial.sampling.forms import FORMS, Form
 from fluvial.sampling.generate import Batch, batches, decoded
 from fluvial.sampling.settings import AnySolver, SampleConfig
+from fluvial.utils.checks import misfit
 from fluvial.utils.files import check_room
 from fluvial.utils.progress import Bar
 from fluvial.utils.tensors import tensors_checksum
 
-SHARD = 1000  # images in a part
+SHARD, PARTS = 1000, 16  # images in a part at most, and parts at least, so that ranks can share few images, too
 AHEAD = 2  # batches that wait to be decoded and written while the next one is sampled
 
 
@@ -44,10 +45,11 @@ def sample(
     rank: int = 0,
     world: int = 1,
 ) -> "Drawn":
-    """Samples images of a run into a folder, in parts of `shard` images; those that are there are not made again.
+    """Samples images of a run into a folder, in parts; those that are there are not made again.
 
     `form` is npz (one file, as ADM's evaluator takes it), png (one file an image), tar (shards of PNG files with class
-    ids) or latents (shards of tensors, not decoded); `sampling/sets.py` says what the folder holds. Process `rank` of
+    ids) or latents (shards of tensors, not decoded); `sampling/sets.py` says what the folder holds. A part has `shard`
+    images, by default a sixteenth of all and at most 1,000, or as many as parts that are there. Process `rank` of
     `world` makes every `world`-th part. The other arguments are those of `Sampler.sample`: image i depends on (seed,
     i), its class and the settings alone, and on a CPU it has the same bytes in any batch and on any number of ranks.
 
@@ -59,19 +61,28 @@ def sample(
     asked = sampler.asked(count, indices=indices, classes=classes, seed=seed)
     folder, wanted = Path(out), len(asked.indices)
     shape = _shape(sampler, form)
-    if len(set(asked.indices)) < wanted:
+    if indices is not None and len(set(asked.indices)) < wanted:
         raise ValueError(f"indices must differ, got {list(asked.indices)!r:.100}")
+    for name, value, least in (("shard", 1 if shard is None else shard, 1), ("rank", rank, 0), ("world", world, 1)):
+        if misfit(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if rank >= world:
+        raise ValueError(f"rank must be below world, got {rank} of {world}")
+    about = sampler.provenance(seed=seed, settings=settings, classes=None if classes is None else asked.classes)
+    about["sampling"]["settings"].pop("batch")  # of no effect on the images
+    there = sets.plan_of(folder)
+    if shard is None:
+        shard = min(SHARD, -(-wanted // PARTS)) if there is None else there.shard
     plan = sets.Plan(
         form=form,
         count=wanted,
-        shard=shard or min(SHARD, -(-wanted // world)),
+        shard=shard,
         shape=shape,
         indices=() if indices is None else tuple(asked.indices),
         classes=asked.classes,
         weights_sha256=tensors_checksum(sampler.model.state_dict()),
-        about=sampler.provenance(seed=seed, settings=settings, classes=None if classes is None else asked.classes),
+        about=about,
     )
-    there = sets.plan_of(folder)
     if there is None:
         check_room(folder, plan.bytes, what=f"{wanted:,} images", advice="or choose another disk with --out")
     plan = sets.begin(folder, plan)

@@ -35,6 +35,7 @@ from fluvial.utils.files import brief, check_folder, checksum, json_checksum, ma
 from fluvial.utils.progress import Bar
 
 PLAN = "plan.json"
+WEIGHTS = "weights_sha256"  # entry of samples.json: the SHA-256 of the model's weights
 PICTURES = (SAMPLES, "grid.png", "trajectory.gif", "scales.png")  # files beside samples.json, or without it
 RESTORE = "remove it and sample again with the same command, which makes what is missing"
 SUM = 8  # hexadecimal digits of a CRC-32
@@ -90,6 +91,8 @@ class Part:
     """The record of a part that is there."""
 
     number: int
+    plan: str
+    """The first digits of the SHA-256 of what determines the set."""
     bytes: int
     """The length of its files together."""
     files_sha256: str
@@ -103,11 +106,18 @@ class Part:
 def begin(folder: Path, plan: Plan) -> Plan:
     """Writes plan.json, or returns the equal plan that is there, whose parts may be of another length.
 
-    Raises ValueError if the folder holds anything else.
+    A plan of which no part was made is replaced, and so is a damaged one, whose parts are made again unless they are of
+    this plan. Raises ValueError if the folder holds anything else.
     """
     there = plan_of(folder)
-    if there is None:
-        _check_empty(folder)
+    if there is None and not any(folder.glob("part-*.json")):
+        try:
+            _check_empty(folder)
+        except ValueError:
+            if (there := plan_of(folder)) is None:  # else another rank has begun meanwhile
+                raise
+    begun = there is not None and (_is_complete(folder) or any(_visible(folder) - {PLAN}))
+    if there is None or not begun:
         make_folder(folder)
         _write(folder / PLAN, asdict(plan))
         return plan
@@ -119,16 +129,23 @@ def begin(folder: Path, plan: Plan) -> Plan:
 def _check_empty(folder: Path, known: Sequence[str] = ()) -> None:
     """Raises ValueError if the folder holds others than hidden or known files."""
     check_folder(folder)
-    names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    if others := sorted(name for name in names if not name.startswith(".") and name not in known):
+    if others := sorted(_visible(folder) - set(known)):
         raise ValueError(f"{folder} holds other files, such as {others[0]}; choose an empty folder, or a new one")
+
+
+def _visible(folder: Path) -> set[str]:
+    """The names in a folder, without hidden ones."""
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.exists() else set()
 
 
 def check_same(folder: Path, about: Mapping[str, Any]) -> None:
     """Raises ValueError if the folder holds files, or samples that were not drawn as `about` says."""
     if not (folder / RECORD).exists():
         return _check_empty(folder, PICTURES)
-    there, here = (_sampling(known) for known in (_read(folder / RECORD), json.loads(json.dumps(about))))
+    record = _read(folder / RECORD)
+    if "set" in record:
+        raise ValueError(f"{folder} holds samples that were made in parts; choose another folder, or remove that one")
+    there, here = (_sampling(known) for known in (record, json.loads(json.dumps(about))))
     if different := _differences(there, here):
         raise ValueError(f"{folder} {_other(different)}")
 
@@ -140,7 +157,10 @@ def _other(different: Sequence[str]) -> str:
 def plan_of(folder: Path) -> Plan | None:
     """The plan of a set, finished or not; None if there is none. Raises ValueError if it is damaged."""
     if (folder / PLAN).exists():
-        values = _read(folder / PLAN)
+        try:
+            values = _read(folder / PLAN)
+        except ValueError:  # it is written again
+            return None
     elif (folder / RECORD).exists() and "set" in (record := _read(folder / RECORD)):
         values = {**record.pop("set"), "about": record}
         values.pop("parts")
@@ -167,7 +187,8 @@ def _sampling(about: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a record that determine images."""
     sampling = {k: v for k, v in about["sampling"].items() if k not in NO_EFFECT}
     settings = {k: v for k, v in sampling.get("settings", {}).items() if k not in NO_EFFECT}
-    return {**sampling, "settings": settings, "labels": about["labels"]}
+    weights = {"weights_sha256": about[WEIGHTS]} if WEIGHTS in about else {}
+    return {**sampling, **weights, "settings": settings, "labels": about["labels"]}
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], at: str = "") -> list[str]:
@@ -190,11 +211,13 @@ def missing(folder: Path, plan: Plan) -> list[int]:
 def _parts(folder: Path, plan: Plan) -> list[Part | None]:
     """The record of every part that is there with its files; None for others."""
     complete = _read(folder / RECORD) if _is_complete(folder) else {}
-    known = [cattrs.structure(part, Part) for part in complete.get("set", {}).get("parts", [])]
+    known = parts_of(complete) if complete else []
     if complete and plan.form == "npz":
-        whole = (folder / SAMPLES).exists()
-        return [part if whole else None for part in known]
-    parts = [_part(folder / f"part-{number:05d}.json") for number in range(plan.parts)]
+        if (folder / SAMPLES).is_file() and (folder / SAMPLES).stat().st_size == complete["set"]["file_bytes"]:
+            return list(known)
+        known = []
+    mine = _mark(plan)
+    parts = [_part(folder / f"part-{number:05d}.json", mine) for number in range(plan.parts)]
     finished = {part.number: part for part in known}
     records = [part or finished.get(number) for number, part in enumerate(parts)]
     return [part if part and not _faults(folder, plan, part) else None for part in records]
@@ -222,6 +245,7 @@ def write_part(folder: Path, plan: Plan, number: int, values: Tensor, nfe: Mappi
     files = [folder / name for name in forms.names(plan.form, number, indices)]
     part = Part(
         number=number,
+        plan=_mark(plan),
         bytes=sum(file.stat().st_size for file in files),
         files_sha256=_sha256(files),
         crc32="".join(map(forms.crc32, values)),
@@ -242,9 +266,17 @@ def finish(folder: Path, plan: Plan) -> dict[str, Any] | None:
     record["sampling"] = {**record["sampling"], **evaluations_of(nfe)}
     if plan.form == "npz":
         every = [folder / forms.names("npz", number, ())[0] for number in range(plan.parts)]
-        forms.join(every, labels_for(plan.indices or range(plan.count), plan.classes), folder / SAMPLES)
+        try:
+            forms.join(every, labels_for(plan.indices or range(plan.count), plan.classes), folder / SAMPLES)
+        except FileNotFoundError:
+            if not _is_complete(folder):
+                raise
+            return _read(folder / RECORD)  # another rank has done it meanwhile
         record["file_sha256"] = checksum(folder / SAMPLES)
-    record["set"] = {**{k: v for k, v in asdict(plan).items() if k != "about"}, "parts": list(map(asdict, parts))}
+    about_set = {k: v for k, v in asdict(plan).items() if k != "about"}
+    if plan.form == "npz":
+        about_set["file_bytes"] = (folder / SAMPLES).stat().st_size
+    record["set"] = {**about_set, "parts": list(map(asdict, parts))}
     _write(folder / RECORD, record)
     for left_over in (*folder.glob("part-*.json"), *folder.glob("part-*.npy"), folder / PLAN):
         left_over.unlink(missing_ok=True)
@@ -253,7 +285,12 @@ def finish(folder: Path, plan: Plan) -> dict[str, Any] | None:
 
 def is_set(folder: Path) -> bool:
     """True for a folder with samples, or a part of a set of them."""
-    return (folder / RECORD).exists() or bool(list(folder.glob("part-*.json")))
+    if (folder / RECORD).exists() or any(folder.glob("part-*.json")):
+        return True
+    try:
+        return "form" in json.loads(read_bytes(folder / PLAN))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def verify(folder: Path) -> list[str]:
@@ -269,20 +306,20 @@ def verify(folder: Path) -> list[str]:
         return [] if checksum(file) == record["file_sha256"] else [f"{SAMPLES} was altered: its SHA-256 is another"]
     wrong, expected = list[str](), set[str]()
     with Bar(plan.parts, what="reading parts") as bar:
-        for part in records(record):
+        for part in parts_of(record):
             names = forms.names(plan.form, part.number, plan.part(part.number))
             expected |= set(names)
             faults = _faults(folder, plan, part)
             if not faults and _sha256([folder / name for name in names]) != part.files_sha256:
-                faults = _altered(folder, plan, part) or [f"{names[0]} was altered: its SHA-256 is another"]
+                of = names[0] if len(names) == 1 else f"one of {names[0]} to {names[-1]}"
+                faults = _altered(folder, plan, part) or [f"{of} was altered: the SHA-256 is another"]
             wrong += faults
             bar.show(part.number + 1)
-    kinds = {Path(name).suffix for name in expected}
-    others = [path.name for path in folder.iterdir() if path.suffix in kinds and path.name not in expected]
+    others = _visible(folder) - expected - {RECORD}
     return wrong + [f"{name} is not one of these samples" for name in sorted(others)]
 
 
-def records(record: Mapping[str, Any]) -> list[Part]:
+def parts_of(record: Mapping[str, Any]) -> list[Part]:
     """The parts of a finished set, of whose samples.json this is the content."""
     return [cattrs.structure(part, Part) for part in record["set"]["parts"]]
 
@@ -290,7 +327,7 @@ def records(record: Mapping[str, Any]) -> list[Part]:
 def complete_record(folder: Path) -> dict[str, Any]:
     """The content of samples.json. Raises ValueError if it is damaged, or not all samples are there yet."""
     if not _is_complete(folder):
-        begun = "; `fluvial sample` has not finished there: repeat its command" if (folder / PLAN).exists() else ""
+        begun = "; `fluvial sample` has not finished there: repeat its command" if is_set(folder) else ""
         raise ValueError(f"{folder} holds no samples: it has no {RECORD}{begun}")
     return _read(folder / RECORD)
 
@@ -298,7 +335,10 @@ def complete_record(folder: Path) -> dict[str, Any]:
 def image(folder: Path, plan: Plan, part: Part, row: int) -> Tensor:
     """Image number `row` of a part, (c, h, w) in uint8. Raises ValueError if it is not the one that was written."""
     index = plan.part(part.number)[row]
-    read = forms.read(plan.form, folder, part.number, index)
+    try:
+        read = forms.read(plan.form, folder, part.number, index)
+    except FileNotFoundError as error:
+        raise ValueError(f"{index:06d}.png in {folder} is missing; sample again with the same command") from error
     if forms.crc32(read) != part.crc32[SUM * row : SUM * (row + 1)]:
         raise ValueError(
             f"{index:06d}.png in {folder} is not the image that was written: it was altered or replaced; {RESTORE}"
@@ -327,13 +367,18 @@ def _sha256(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _part(file: Path) -> Part | None:
-    """The record of a part; None if it is missing or damaged."""
+def _mark(plan: Plan) -> str:
+    """The first digits of the SHA-256 of what determines a set and its parts."""
+    return json_checksum({**_determining(plan), "shard": plan.shard})[:16]
+
+
+def _part(file: Path, plan: str) -> Part | None:
+    """The record of a part; None if it is missing, damaged, or of another plan."""
     try:
         part = cattrs.structure(_read(file), Part)
     except (FileNotFoundError, *DAMAGE):
         return None
-    return part if file.stem == f"part-{part.number:05d}" else None
+    return part if file.stem == f"part-{part.number:05d}" and part.plan == plan else None
 
 
 def _write(file: Path, values: Mapping[str, Any]) -> None:
