@@ -323,6 +323,8 @@ def test_a_damaged_or_lost_plan_is_written_again(sampler, tmp_path, damage):
     plan.unlink() if damage is None else plan.write_bytes(damage)
     with pytest.raises(ValueError, match="has not finished there"):
         open_images(str(tmp_path / "half"))
+    with pytest.raises(ValueError, match="holds parts of other samples"):
+        made(sampler, tmp_path / "half", "png", seed=6)
     assert made(sampler, tmp_path / "half", "png").images == SHARD
     assert files(tmp_path / "half") == files(tmp_path / "whole")
 

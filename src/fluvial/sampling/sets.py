@@ -17,6 +17,7 @@ and whichever finds all parts there writes samples.json.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,10 @@ def begin(folder: Path, plan: Plan) -> Plan:
     A plan of which no part was made is replaced, and so is a damaged one, whose parts are made again unless they are of
     this plan. Raises ValueError if the folder holds anything else.
     """
-    there = plan_of(folder)
-    if there is None and not any(folder.glob("part-*.json")):
+    there, marks = plan_of(folder), _marks(folder)
+    if there is None and marks - {_mark(plan)}:
+        raise ValueError(f"{folder} holds parts of other samples; choose another folder, or remove that one")
+    if there is None and not marks:
         try:
             _check_empty(folder)
         except ValueError:
@@ -370,6 +373,15 @@ def _sha256(files: Sequence[Path]) -> str:
 def _mark(plan: Plan) -> str:
     """The first digits of the SHA-256 of what determines a set and its parts."""
     return json_checksum({**_determining(plan), "shard": plan.shard})[:16]
+
+
+def _marks(folder: Path) -> set[str]:
+    """The marks of the plans that the records of parts are of."""
+    found = set[str]()
+    for file in folder.glob("part-*.json"):
+        with suppress(OSError, ValueError):  # a damaged record is made again
+            found.add(str(_read(file).get("plan")))
+    return found
 
 
 def _part(file: Path, plan: str) -> Part | None:
