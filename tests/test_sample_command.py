@@ -10,6 +10,7 @@ import pytest
 import fluvial
 from fluvial import recipes
 from fluvial.cli import main
+from fluvial.flow.guidance import Guidance
 from fluvial.run.folder import RunFolder
 
 
@@ -141,3 +142,21 @@ def test_samples_at_once_replace_no_set_and_no_samples_of_another_run(run, drawn
     assert drawn("--count", 2, "--out", tmp_path / "a")[0] == 0
     code, said = drawn("--count", 2, "--out", tmp_path / "a", "--average", "raw")
     assert code == 1 and "holds other samples" in said and "weights" in said
+
+
+def test_a_run_without_label_drop_is_guided_by_another(tmp_path, capsys):
+    tiny = recipes.smoke(recipes.get("digits-sit"))
+    train = replace(tiny.train, steps=1, batch=2, validate_every=0, sample_every=0, first_sample=0)
+    alone = {"method": replace(tiny.method, label_drop=0.0), "sample": replace(tiny.sample, guidance=Guidance())}
+    fluvial.train(replace(tiny, train=train, **alone), tmp_path / "a", device="cpu")
+    words = ["sample", str(tmp_path / "a"), "--count", "2", "--steps", "2", "--guidance", "2"]
+    assert main(words) == 2 and "guidance needs a model that was trained without labels" in capsys.readouterr().err
+    assert main([*words, "--guide", str(tmp_path / "a")]) == 0
+    assert "NFE 4: 2 conditional, 2 null" in capsys.readouterr().out
+
+
+def test_a_set_whose_npz_is_gone_is_told_by_score(drawn, tmp_path, capsys):
+    assert drawn("--count", 4, "--shard", 2, "--out", tmp_path / "set")[0] == 0
+    (tmp_path / "set" / "samples.npz").unlink()
+    assert main(["score", str(tmp_path / "set"), "--reference", "digits:test", "--features", "pixels"]) == 1
+    assert "samples.npz" in capsys.readouterr().err

@@ -362,8 +362,9 @@ def of_a_run(kind: type[T], arguments: list[str], command: str, description: str
     name, rest = positional(arguments, command, "RUN", meaning)
     run = RunFolder(name).run()
     options: Any = parse(kind, default(sample=run.sample), rest, f"fluvial {command} RUN", description, run)
-    with plain_errors(lengthened(command, rest)[1]):
-        run.sampled_with(options.sample)
+    if not getattr(options, "guide", ""):  # guidance by another run needs neither classes nor a null branch
+        with plain_errors(lengthened(command, rest)[1]):
+            run.sampled_with(options.sample)
     return Path(name), run, options
 
 

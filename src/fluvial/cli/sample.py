@@ -14,7 +14,7 @@ from fluvial.run.folder import RunFolder
 from fluvial.run.load import Sampler, load
 from fluvial.run.sample import SHARD
 from fluvial.run.sample import sample as sample_set
-from fluvial.sampling import sets
+from fluvial.sampling import WEIGHTS, sets
 from fluvial.sampling.forms import Form
 from fluvial.sampling.settings import SampleConfig
 from fluvial.training import distributed
@@ -111,7 +111,7 @@ def _guide(name: str, **options: Any) -> Sampler:  # noqa: ANN401 - those of `lo
 
 def _sample_at_once(sampler: Sampler, out: Path, wanted: dict[str, Any], options: SampleOptions) -> None:
     """Draws the images, and writes them with pictures."""
-    weights = {sets.WEIGHTS: tensors_checksum(sampler.model.state_dict())}
+    weights = {WEIGHTS: tensors_checksum(sampler.model.state_dict())}
     if options.out:
         sets.check_same(out, {**sampler.provenance(**_provenance(wanted)), **weights})
     samples = sampler.sample(**wanted, trajectory=options.gif)

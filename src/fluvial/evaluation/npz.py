@@ -1,7 +1,6 @@
 """Images in .npz files as the ADM suite has them and `fluvial sample` writes."""
 
 import hashlib
-import json
 import struct
 import zipfile
 from collections.abc import Sequence
@@ -17,8 +16,8 @@ from torch import Tensor
 from fluvial.data.labels import Classes
 from fluvial.evaluation import archive
 from fluvial.evaluation.images import Images
-from fluvial.sampling import RECORD, SAMPLES
-from fluvial.utils.files import brief, checksum, json_checksum, named, read_bytes
+from fluvial.sampling import RECORD, SAMPLES, WEIGHTS
+from fluvial.utils.files import brief, checksum, named, read_checked
 
 
 def open_npz(path: Path, *, grey: bool = False) -> Images:
@@ -82,11 +81,9 @@ def open_npz(path: Path, *, grey: bool = False) -> Images:
 def _record(record: Path, path: Path, content: str) -> dict[str, Any]:
     """The sampling record that `fluvial sample` wrote beside the samples; `content` is the hash of their file."""
     try:
-        about = json.loads(read_bytes(record))
-        if about.pop("sha256") != json_checksum(about):
-            raise ValueError("its content is not what was written, the SHA-256 is another")
+        about = read_checked(record)
         told = about.pop("file_sha256")
-        for name in ("set", "weights_sha256"):  # the plan and parts of images in parts, and their model
+        for name in ("set", WEIGHTS):  # the plan and parts of images in parts, and their model
             about.pop(name, None)
         if not isinstance(about["sampling"], dict):
             raise ValueError(f"sampling is {about['sampling']!r}")

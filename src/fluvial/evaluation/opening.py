@@ -2,10 +2,10 @@
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -33,9 +33,10 @@ def open_images(name: str, like: DataConfig | None = None, classes: Classes | No
     """
     path, like = Path(name).expanduser(), like or DataConfig()
     if path.is_dir() and sets.is_set(path):
-        plan, _ = sets.plan_of(path), sets.complete_record(path)
-        if plan is not None and (plan.form != "npz" or not (path / SAMPLES).exists()):
-            return _of_sampled(path, plan, grey=like.channels == 1)
+        plan, record = sets.plan_of(path), sets.complete_record(path)
+        if plan is not None and plan.form != "npz":
+            return _of_sampled(path, plan, record, grey=like.channels == 1)
+        path = path / SAMPLES if plan is not None else path
     if path.is_dir() and (path / SAMPLES).exists():
         path = path / SAMPLES
     if path.suffix == ".npz":
@@ -58,9 +59,8 @@ def open_images(name: str, like: DataConfig | None = None, classes: Classes | No
     return of_set(images if classes is None else _labelled_as(images, classes, name), name, config)
 
 
-def _of_sampled(folder: Path, plan: sets.Plan, *, grey: bool) -> Images:
+def _of_sampled(folder: Path, plan: sets.Plan, record: Mapping[str, Any], *, grey: bool) -> Images:
     """The images of a set that `fluvial sample` wrote, each compared with its checksum when it is read."""
-    record = sets.complete_record(folder)
     if plan.form == "latents":
         raise ValueError(f"{folder} holds latents, and a score needs images: sample again with another --form")
     if grey and plan.shape[0] == 3:

@@ -2,3 +2,4 @@
 
 SAMPLES = "samples.npz"  # the images that `fluvial sample` writes
 RECORD = "samples.json"  # the record of how they were sampled
+WEIGHTS = "weights_sha256"  # its entry with the SHA-256 of the weights of the model

@@ -27,16 +27,24 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fluvial.sampling import RECORD, SAMPLES, forms
+from fluvial.sampling import RECORD, SAMPLES, WEIGHTS, forms
 from fluvial.sampling.forms import Form
 from fluvial.sampling.labels import labels_for
 from fluvial.utils.atomic import write_json
 from fluvial.utils.checks import at_least
-from fluvial.utils.files import brief, check_folder, checksum, json_checksum, make_folder, read_bytes, reading
+from fluvial.utils.files import (
+    brief,
+    check_folder,
+    checksum,
+    json_checksum,
+    make_folder,
+    read_bytes,
+    read_checked,
+    reading,
+)
 from fluvial.utils.progress import Bar
 
 PLAN = "plan.json"
-WEIGHTS = "weights_sha256"  # entry of samples.json: the SHA-256 of the model's weights
 PICTURES = (SAMPLES, "grid.png", "trajectory.gif", "scales.png")  # files beside samples.json, or without it
 RESTORE = "remove it and sample again with the same command, which makes what is missing"
 SUM = 8  # hexadecimal digits of a CRC-32
@@ -190,7 +198,7 @@ def _sampling(about: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a record that determine images."""
     sampling = {k: v for k, v in about["sampling"].items() if k not in NO_EFFECT}
     settings = {k: v for k, v in sampling.get("settings", {}).items() if k not in NO_EFFECT}
-    weights = {"weights_sha256": about[WEIGHTS]} if WEIGHTS in about else {}
+    weights = {WEIGHTS: about[WEIGHTS]} if WEIGHTS in about else {}
     return {**sampling, **weights, "settings": settings, "labels": about["labels"]}
 
 
@@ -401,12 +409,9 @@ def _write(file: Path, values: Mapping[str, Any]) -> None:
 def _read(file: Path) -> dict[str, Any]:
     """The content of a JSON file. Raises ValueError if it is not what was written."""
     try:
-        values = json.loads(read_bytes(file))
-        if values.pop("sha256") != json_checksum(values):
-            raise ValueError("its content is not what was written, the SHA-256 is another")
+        return read_checked(file)
     except DAMAGE as error:
         raise ValueError(f"{file} cannot be read: {brief(error)}; sample again, or move it away") from error
-    return values
 
 
 def evaluations_of(by_branch: Mapping[str, int]) -> dict[str, Any]:

@@ -95,6 +95,17 @@ def json_checksum(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+def read_checked(file: Path) -> dict[str, Any]:
+    """The values of a JSON file with the SHA-256 of its content, without that.
+
+    Raises ValueError, KeyError, AttributeError or TypeError if it is no such file, or not as it was written.
+    """
+    values = json.loads(read_bytes(file))
+    if values.pop("sha256") != json_checksum(values):
+        raise ValueError("its content is not what was written, the SHA-256 is another")
+    return values
+
+
 def check_zip(path: Path, *, unpacked: int) -> list[zipfile.ZipInfo]:
     """The members of a zip archive, whose CRC-32 are compared, as PyTorch does not.
 
