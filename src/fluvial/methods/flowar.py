@@ -220,6 +220,11 @@ def targets(config: FlowARConfig, latents: Float[Tensor, "n c h w"]) -> Sequence
     return list(zip(part_weights(config), pyramid(latents, config), strict=True))
 
 
+def ends(config: FlowARConfig, latents: Float[Tensor, "n c h w"]) -> Sequence[Float[Tensor, "n t p"]]:
+    """The tokens of every scale, coarse to fine."""
+    return [patchify(map_, config.patch) for map_ in pyramid(latents, config)]
+
+
 @torch.no_grad()
 def sample(
     model: nn.Module,
@@ -228,7 +233,7 @@ def sample(
     noise: Float[Tensor, "b n p"],
     times: Sequence[float] | Tensor | list[Tensor],
     guidance: Guidance = Guidance(),
-    solver: Solver = euler,
+    solver: Solver | Sequence[Solver] = euler,
     step_noise: StepNoise | None = None,
     on_step: OnStep | None = None,
     evaluations: Counter[str] | None = None,
@@ -242,11 +247,12 @@ def sample(
     For each scale: run the transformer, integrate the head's velocity from noise, upsample the map for the next scale.
     `noise` has the tokens of all scales (`config.noise_shape`), and so has `step_noise`, the noise of a stochastic
     solver, whose step numbers run on from scale to scale. `times` is one grid for all scales, or a list of one per
-    scale. Guidance follows `Guidance.at_scale`; the null branch is not evaluated where it has no effect. For a model
-    trained with context noise, `level_noise` is mixed into the transformer's inputs at the level `context_noise`.
-    `guide`, a smaller or less trained model, takes the place of the null branch, with the labels (autoguidance).
+    scale, and so is `solver`. Guidance follows `Guidance.at_scale`; the null branch is not evaluated where it has no
+    effect. For a model trained with context noise, `level_noise` is mixed into the transformer's inputs at the level
+    `context_noise`. `guide`, a smaller or less trained model, takes the place of the null branch, with the labels
+    (autoguidance).
     `on_step` gets the map of the current scale upsampled to the full latent; `evaluations` counts "transformer 4x4",
-    "conditional 4x4", "null 4x4" and so on. Raises ValueError if the list of times has not one grid per scale, if
+    "conditional 4x4", "null 4x4" and so on. Raises ValueError if a list of times or solvers has not one per scale, if
     guidance is limited to some channels, or for context noise with a model trained without; RuntimeError as `guided`.
     """
     assert isinstance(model, FlowAR)
@@ -260,8 +266,10 @@ def sample(
             f"context_noise {context_noise} needs a model trained with context_noise "
             f"({config.context_noise}) and the draws level_noise"
         )
-    if len(grids) != count:
-        raise ValueError(f"{count} scales need one grid of times, or a list of {count} grids, got {len(grids)}")
+    solvers = list(solver) if isinstance(solver, Sequence) else [solver] * count
+    for given, what in ((grids, "grid of times"), (solvers, "solver")):
+        if len(given) != count:
+            raise ValueError(f"{count} scales need one {what}, or a list of {count}, got {len(given)}")
     nulls = model.embed_label.null(len(noise))
     if labels is None:
         labels, guidance = nulls, guidance if guide is not None else Guidance()  # else both branches are equal
@@ -289,7 +297,7 @@ def sample(
             fields.append(_field(network.head, z, scales))
         calls = Counter(transformer=len(fields))
         scale, at = f"{size[0]}x{size[1]}", guidance.at_scale(i, count)
-        solution = solver(
+        solution = solvers[i](
             guided(fields[0], fields[-1], at, evaluations=calls, place=f" of scale {scale}", careful=careful),
             noise[:, span],
             grids[i],

@@ -194,3 +194,15 @@ class Proportioned(Protocol):
     ) -> Any:
         """The settings of a network of this depth and width, everything else in proportion to them."""
         ...
+
+
+@runtime_checkable
+class Editable(Protocol):
+    """A method that can draw parts of a known image, as `fluvial edit` needs it."""
+
+    def ends(self, config: Any, latents: Tensor) -> Sequence[Tensor]:
+        """The values that the solver ends with for latents (n, c, h, w): those of each scale, coarse to fine, or one.
+
+        They are in the shape that the solver has, and linear in the latents.
+        """
+        ...

@@ -20,6 +20,7 @@ from fluvial.methods.method import Draws
 from fluvial.nn.attention import Attention
 from fluvial.nn.dit import PRESETS as PRESETS
 from fluvial.nn.dit import DiTConfig, preset_settings
+from fluvial.nn.dit import ends as ends
 from fluvial.nn.dit import framed as framed
 from fluvial.nn.dit import resampled as resampled
 from fluvial.nn.dit import scales as scales

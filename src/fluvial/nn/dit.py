@@ -79,6 +79,11 @@ def targets(config: object, latents: Float[Tensor, "n c h w"]) -> Sequence[tuple
     return [(1.0, latents)]
 
 
+def ends(config: object, latents: Float[Tensor, "n c h w"]) -> Sequence[Float[Tensor, "n c h w"]]:
+    """The latents, as the end of the only integral."""
+    return [latents]
+
+
 def tokens(config: DiTConfig) -> int:
     """The number of patches of an image."""
     return (config.size[0] // config.patch) * (config.size[1] // config.patch)
