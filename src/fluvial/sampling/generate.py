@@ -15,13 +15,16 @@ from torch import Tensor, nn
 
 from fluvial.data.pixels import to_uint8
 from fluvial.flow.interpolant import INTERPOLANTS
-from fluvial.flow.solvers import OnStep, is_finite
+from fluvial.flow.solvers import OnStep, Solver, is_finite
 from fluvial.sampling.samples import Samples
 from fluvial.sampling.settings import SampleConfig
 from fluvial.utils.randomness import normal
 
 DIVERGED = 1e4  # latents and images are of about unit size; under strong guidance ten times that
 CONTEXT_STEP = 2**40  # the address of FlowAR's context noise, beyond any solver step
+
+Edit = Callable[..., Solver | Sequence[Solver]]  # edit(solver, positions=slice)
+"""From the solver of the settings to that of an edit, for the images at these positions; see `sampling/edit.py`."""
 
 
 def generate(
@@ -34,15 +37,16 @@ def generate(
     labels: Int[Tensor, "n"] | None,
     seed: int = 0,
     on_step: OnStep | None = None,
+    edit: Edit | None = None,
 ) -> Samples:
     """The images of these indices; image i depends on (seed, i), its label, and the settings.
 
     `sample` is a method's sampler; `decode` turns latents into images in [-1, 1]. `on_step` follows the solver within
-    each batch. Raises RuntimeError for images that are not finite.
+    each batch; `edit` replaces the solver by its own. Raises RuntimeError for images that are not finite.
     """
     images, nfe, seconds = list[Tensor](), Counter[str](), {"network": 0.0, "decoding": 0.0}
     whole = [] if labels is None else [labels]
-    for batch in batches(model, sample, settings, parts=[indices], labels=whole, seed=seed, on_step=on_step):
+    for batch in batches(model, sample, settings, parts=[indices], labels=whole, seed=seed, on_step=on_step, edit=edit):
         started = time.perf_counter()
         images.append(decoded(decode, batch.latents))
         seconds["decoding"] += time.perf_counter() - started
@@ -73,6 +77,7 @@ def batches(
     labels: Sequence[Int[Tensor, "_"]] = (),
     seed: int = 0,
     on_step: OnStep | None = None,
+    edit: Edit | None = None,
 ) -> Iterator[Batch]:
     """The latents of the indices of each part, batch by batch; `labels` are those of each part, or none.
 
@@ -85,8 +90,9 @@ def batches(
         while start < len(indices):
             positions = slice(start, min(start + size, len(indices)))
             ids = labels[number][positions] if labels else None
+            own = None if edit is None else partial(edit, positions=positions)
             try:
-                drawn = _drawn(model, sample, settings, indices[positions], ids, seed, on_step)
+                drawn = _drawn(model, sample, settings, indices[positions], ids, seed, on_step, own)
             except RuntimeError as error:
                 if not _lacks_memory(error) or size == 1:
                     raise
@@ -106,6 +112,7 @@ def _drawn(
     labels: Int[Tensor, "b"] | None,
     seed: int,
     on_step: OnStep | None,
+    edit: Callable[[Solver], Solver | Sequence[Solver]] | None,
 ) -> tuple[Tensor, Counter[str], float]:
     """The latents of one batch, the evaluations of the network for each, and the seconds it took."""
     device, config = next(model.parameters()).device, cast(Any, model.config)
@@ -120,6 +127,7 @@ def _drawn(
         extra["step_noise"] = lambda step: noise(step + 1)
     if settings.context_noise > 0:
         extra |= {"context_noise": settings.context_noise, "level_noise": noise(CONTEXT_STEP)}
+    solver = settings.solver_settings.bound(INTERPOLANTS[config.interpolant])
     draw = partial(
         sample,
         model,
@@ -127,7 +135,7 @@ def _drawn(
         noise=noise(0),
         times=settings.times(),
         guidance=settings.guidance,
-        solver=settings.solver_settings.bound(INTERPOLANTS[config.interpolant]),
+        solver=solver if edit is None else edit(solver),
         **extra,
     )
     evaluations: Counter[str] = Counter()
