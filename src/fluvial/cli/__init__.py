@@ -7,6 +7,7 @@ fluvial train RUN [options]           go on with a run folder, or start another 
 fluvial train FILE [options]          train the run that a file describes: my.yaml, my.py, run.json
 fluvial config RECIPE|RUN|FILE        print all settings as YAML, each with a comment: > my.yaml
 fluvial sample RUN [options]          draw images from a run folder
+fluvial edit KIND RUN [options]       inpaint, vary, grow, redraw or invert images; fork one, or show examples
 fluvial score RUN|IMAGES [options]    measure samples against real images: FID and its family, with provenance
 fluvial plot RUN [RUN ...] [options]  draw the curves of runs into one picture
 fluvial doctor RUN                    compare a run with what is expected: what is wrong, why, and what to do
@@ -52,6 +53,7 @@ COMMANDS = {  # by command, its module and function: torch is imported by those 
     "train": "train.train",
     "config": "config.config",
     "sample": "sample.sample",
+    "edit": "edit.edit",
     "score": "score.score",
     "plot": "health.plot",
     "doctor": "health.doctor",

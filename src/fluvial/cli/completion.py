@@ -18,6 +18,7 @@ from fluvial.utils.errors import UsageError
 OPTIONS = {  # by command, the module and class of its options
     "train": "train.TrainOptions",
     "sample": "sample.SampleOptions",
+    "edit": "edit.EditOptions",
     "score": "score.MeasuredRun",
     "plot": "health.PlotOptions",
     "doctor": "health.DoctorOptions",
@@ -52,7 +53,7 @@ def options() -> dict[str, Options]:
     solvers = [SampleConfig(solver=kind()) for kind in SOLVERS.values()]
     runs = [replace(recipe(), sample=sample) for recipe in recipes.RECIPES.values() for sample in solvers]
     given = {"train": [{"run": run} for run in runs], "bench": [{"run": run} for run in runs]}
-    given |= {command: [{"sample": sample} for sample in solvers] for command in ("sample", "score")}
+    given |= {command: [{"sample": sample} for sample in solvers] for command in ("sample", "edit", "score")}
     found = dict[str, Options]()
     for command, place in OPTIONS.items():
         module, _, name = place.partition(".")
@@ -87,6 +88,7 @@ def _arguments() -> dict[str, tuple[str, ...]]:
         "train": names,
         "bench": ("train", "sample", *names),
         "data": ("inspect", "verify"),
+        "edit": ("inpaint", "vary", "grow", "redraw", "invert", "context", "fork"),
         "compare": ("digits",),
     }
 

@@ -91,7 +91,11 @@ def sample(arguments: list[str]) -> None:
     if options.guide:
         sampler = sampler.guided_by(_guide(options.guide, device=device, autoencoder=options.autoencoder))
     wanted: dict[str, Any] = {"indices": options.indices} if options.indices else {"count": count}
-    wanted |= {"classes": _ids(options.classes, sampler.run) or None, "seed": options.seed, "settings": settings}
+    wanted |= {
+        "classes": class_ids_of(options.classes, sampler.run) or None,
+        "seed": options.seed,
+        "settings": settings,
+    }
     if in_parts:
         _sample_parts(sampler, out, wanted, options, rank, world)
     else:
@@ -153,7 +157,7 @@ def _told(count: int, nfe: Mapping[str, int], network: float, decoding: float) -
     return f"{count:,} images ({speed}: {seconds}); NFE {total}: {branches}"
 
 
-def _ids(words: tuple[str, ...], run: Run) -> tuple[int, ...]:
+def class_ids_of(words: tuple[str, ...], run: Run) -> tuple[int, ...]:
     """The ids of classes given by name, or by number: of the class that is called so, if all are called by numbers."""
     names = run.data.class_names
     values = numbers(names) if len(names) == run.method.classes else {}

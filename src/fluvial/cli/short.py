@@ -70,6 +70,24 @@ SHORT: dict[str, tuple[Short, ...]] = {
         Short("out", "out", "FOLDER", "folder for the pictures; RUN/samples by default"),
         DEVICE,
     ),
+    "edit": (
+        Short("images", "images", "PLACE", "images to edit: file, folder, NAME:SPLIT or .npz; or examples"),
+        Short("indices", "indices", "I ...", "which of these images; the first 16 by default"),
+        Short("fit", "fit", "", "crop and scale images and mask to the size of the run"),
+        Short("mask", "mask", "FILE", "inpaint: an image of the same size, white where to draw, black where to keep"),
+        Short("keep", "keep", "K", "vary: number of scales that are kept, from the coarsest"),
+        Short("agree", "agree", "", "grow: change the result so that, pooled, it is the small image again"),
+        Short("at", "at", "T", "redraw, fork: time between 0 (noise) and 1 (image) from which is drawn"),
+        Short("count", "count", "N", "context, fork: number of images (default: 16)"),
+        Short("classes", "classes", "NAME ...", "class to draw, or one for each image; none is without a class"),
+        Short("copies", "copies", "N", "results for each image"),
+        STEPS,
+        GUIDANCE,
+        SOLVER,
+        Short("seed", "seed", "N", "seed; the noise of result i depends on (seed, i) alone"),
+        Short("out", "out", "FOLDER", "folder for the results; RUN/edit-KIND by default"),
+        DEVICE,
+    ),
     "score": (
         Short("count", "count", "N", "number of images to draw and measure, of a run"),
         STEPS,
@@ -96,6 +114,12 @@ ABOUT = {
         "lists.",
     ),
     "sample": ("RUN", "Draw images from a run folder.", "RUN is a folder that `fluvial train` or `import` wrote."),
+    "edit": (
+        "KIND RUN",
+        "Draw parts of known images, or images like them.",
+        "KIND is inpaint (a mask), vary (other fine scales), grow (from small images), redraw (from noisy images), "
+        "invert (to noise and back), context (with examples), or fork (trajectories that begin as one).",
+    ),
     "score": (
         "WHAT",
         "Measure images against real ones, and write a card of scores.",

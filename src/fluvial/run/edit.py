@@ -1,0 +1,403 @@
+"""Edits of images by a trained run: inpainting, variations, super-resolution, SDEdit, inversion, examples, forks.
+
+Images are uint8 tensors (n, c, h, w), a mask is a bool tensor (h, w). Result i is an edit of image i // copies; its
+noise depends on (seed, i). An edit is a function of solvers in `sampling/edit.py`, which stand in place of the solver
+of the sampling settings.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fluvial.data.pixels import to_signed
+from fluvial.flow.guidance import Guidance
+from fluvial.flow.interpolant import INTERPOLANTS, Interpolant
+from fluvial.flow.solvers import Solver
+from fluvial.methods import method_of, name_of
+from fluvial.methods.method import Editable
+from fluvial.run.load import ADDRESSES, Sampler
+from fluvial.sampling import edit
+from fluvial.sampling.generate import Edit, batches, decoded
+from fluvial.sampling.samples import Samples
+from fluvial.sampling.settings import AnySolver, SampleConfig
+from fluvial.utils.checks import misfit
+from fluvial.utils.randomness import address, normal
+
+RESAMPLING, EXAMPLES = 2**41, 2**42  # addresses of noise, beyond those of solver steps
+CLASSES = int | str | Sequence[int | str] | np.ndarray | Tensor | None
+
+
+class How(TypedDict, total=False):
+    """The arguments that every edit takes."""
+
+    classes: CLASSES
+    """Class of all images, or of each; by name or id. None draws without a class."""
+    copies: int
+    """Results for each image."""
+    seed: int
+    settings: SampleConfig | None
+    """Sampling settings; the run's own by default, of which steps, guidance and solver replace some."""
+    steps: int | Sequence[int] | None
+    guidance: float | Guidance | None
+    solver: AnySolver | None
+
+
+def inpaint(
+    sampler: Sampler,
+    images: Tensor,
+    mask: Tensor,
+    *,
+    repeats: int = 4,
+    jump: int = 2,
+    passes: int = 3,
+    **how: Unpack[How],
+) -> Samples:
+    """The images with the pixels of the mask (True) drawn anew, to fit the others; also for what is outside of them.
+
+    Known pixels are kept exactly; in an autoencoder's latents, those are known whose pixels all are, and decoding
+    changes known pixels by as much as it does. `repeats` is how often steps are taken again, `jump` how many at a time
+    (see `inpainted`). Methods that draw by scales (FlowAR) have the mask at every scale. A coarse part is a mean of
+    known and unknown pixels, so all scales are drawn `passes` times, each time with the coarsest of the image so far.
+
+    Raises ValueError for a mask of another size, or one that leaves nothing to draw or nothing known.
+    """
+    work = _work(sampler, images, how)
+    free = _latent_mask(mask, work)
+    for name, value, least in (("repeats", repeats, 0), ("jump", jump, 1), ("passes", passes, 1)):
+        _at_least(least, name, value)
+    parts = work.ends(work.latents)
+    known = [part == 1 for part in work.ends((~free).float().expand(1, *work.latents.shape[1:]))]
+    passes = passes if len(parts) > 1 else 1
+    coarsest, nfe = None, Counter[str]()
+    drawn = work.latents
+    for last in reversed(range(passes)):
+        seed = address(work.seed, "inpaint", last) if last else work.seed
+
+        def solvers(
+            solver: Solver, positions: slice, coarsest: Tensor | None = coarsest, seed: int = seed
+        ) -> Solver | list[Solver]:
+            draws = work.noise(positions, RESAMPLING, seed)
+            fitted = [
+                edit.inpainted(solver, part[positions], fixed, draw, repeats=repeats, jump=jump, path=work.path)
+                for part, fixed, draw in zip(parts, known, draws, strict=True)
+            ]
+            return _one_or_all(fitted if coarsest is None else [edit.kept(coarsest[positions]), *fitted[1:]])
+
+        drawn, evaluated = work.drawn(solvers, seed=seed)
+        nfe += evaluated
+        coarsest = work.ends(drawn)[0]
+    return work.result(drawn, nfe, edit="inpaint", repeats=repeats, jump=jump, passes=passes)
+
+
+def vary(sampler: Sampler, images: Tensor, *, keep: int, **how: Unpack[How]) -> Samples:
+    """Variations: the `keep` coarsest scales of the images, the others drawn anew; of another class, if one is given.
+
+    Raises ValueError for a method without scales, or `keep` that is not from 0 to one below their number.
+    """
+    work = _work(sampler, images, how)
+    parts = work.ends(work.latents)
+    _by_scales(work, "variations")
+    if misfit(keep, int) or not 0 <= keep < len(parts):
+        raise ValueError(
+            f"keep must be from 0 to {len(parts) - 1}, as the model has {len(parts)} scales ({work.scales}), got {keep}"
+        )
+
+    def solvers(solver: Solver, positions: slice) -> list[Solver]:
+        return [edit.kept(part[positions]) if i < keep else solver for i, part in enumerate(parts)]
+
+    return work.samples(solvers, edit="vary", keep=keep)
+
+
+def grow(sampler: Sampler, images: Tensor, *, agree: bool = False, **how: Unpack[How]) -> Samples:
+    """Large images from small ones, of the size of one of the scales: the finer scales are drawn.
+
+    With `agree` the result is changed as little as needed so that, pooled by area, it is the small image again: in
+    latents and before pixels are rounded to 256 levels. Raises ValueError for a method without scales, or images of
+    another size than one of its scales but the last.
+    """
+    config: Any = sampler.run.method
+    method = method_of(config)
+    maps = [
+        tuple(clean.shape[-2:]) for _, clean in method.targets(config, torch.zeros(1, config.channels, *config.size))
+    ]
+    work = _work(sampler, images, how, sizes=maps[:-1])
+    _by_scales(work, "growing images")
+    size = (int(work.latents.shape[-2]), int(work.latents.shape[-1]))
+    last = maps.index(size)
+    parts = work.ends(edit.lifted(work.latents, config.size))
+
+    def solvers(solver: Solver, positions: slice) -> list[Solver]:
+        return [edit.kept(part[positions]) if i <= last else solver for i, part in enumerate(parts)]
+
+    drawn, nfe = work.drawn(solvers)
+    if agree:
+        bounds = (-1.0, 1.0) if sampler.autoencoder.identity == "pixels" else None
+        drawn = edit.agreeing(drawn, work.latents.to(drawn), bounds)
+    return work.result(drawn, nfe, edit="grow", from_size=list(size), agree=agree)
+
+
+def redraw(sampler: Sampler, images: Tensor, *, at: float, **how: Unpack[How]) -> Samples:
+    """The images with noise, at time `at` (0 all noise, 1 none), and drawn from there (SDEdit); at every scale.
+
+    Raises ValueError for a time that is not between 0 and 1.
+    """
+    work = _work(sampler, images, how)
+    _between(at)
+    parts = work.ends(work.latents)
+
+    def solvers(solver: Solver, positions: slice) -> Solver | list[Solver]:
+        return _one_or_all([edit.started(solver, part[positions], float(at), path=work.path) for part in parts])
+
+    return work.samples(solvers, edit="redraw", at=at)
+
+
+class Inverted(NamedTuple):
+    """The noise of images, and the way back from it."""
+
+    noise: Float[Tensor, "n c h w"]
+    """The noise that sampling without a history takes to the images."""
+    back: Samples
+    """The images that it takes this noise to."""
+    error: Float[Tensor, " n"]
+    """Root mean square difference of their latents from those of the images."""
+
+
+def invert(sampler: Sampler, images: Tensor, **how: Unpack[How]) -> Inverted:
+    """The noise of the images by the ODE run backwards, and the images that it leads to again.
+
+    Without guidance unless it is given. ARFlow is followed without its history. Raises ValueError for a method that
+    draws by scales, each of which has an ODE of its own.
+    """
+    how = {"guidance": 1.0, **how} if not how.get("settings") else how
+    work = _work(sampler, images, how)
+    if work.scales:
+        raise ValueError(f"{work.method} draws by scales ({work.scales}), and has no one ODE to run backwards")
+    noise, _ = work.drawn(lambda solver, positions: edit.placed(edit.inverted(solver), work.latents[positions]))
+    latents, nfe = work.drawn(lambda solver, positions: edit.placed(edit.unremembered(solver), noise[positions]))
+    error = (latents - work.latents.to(latents)).square().flatten(1).mean(1).sqrt()
+    return Inverted(noise, work.result(latents, nfe, edit="invert"), error)
+
+
+def in_context(
+    sampler: Sampler,
+    examples: Tensor,
+    count: int = 16,
+    *,
+    alone: bool = True,
+    **how: Unpack[How],
+) -> Samples:
+    """`count` images that are drawn with these examples as ARFlow's history; see `shown`.
+
+    Without classes it is the null label's, which leaves the class to the examples. Raises ValueError for a method
+    without a history.
+    """
+    _at_least(1, "count", count)
+    if sampler.run.method.images_per_sequence is None:
+        raise ValueError(
+            f"examples are shown in a history, which only ARFlow has, not {name_of(type(sampler.run.method))}"
+        )
+    work = replace(_work(sampler, examples, {**how, "copies": 1}), count=count)
+    labels = None if work.labels is None else work.labels[torch.arange(count) % len(work.labels)]
+    work, shape = replace(work, labels=labels), work.latents.shape
+
+    def solvers(solver: Solver, positions: slice) -> Solver:
+        rows = torch.arange(positions.start, positions.stop).unsqueeze(1) + torch.arange(shape[0])
+        noise = normal(work.seed, range(positions.start, positions.stop), tuple(shape), step=EXAMPLES)
+        return edit.shown(solver, work.latents[rows % shape[0]], noise, alone=alone, path=work.path)
+
+    return work.samples(solvers, edit="context", examples=shape[0], alone=alone)
+
+
+def fork(sampler: Sampler, index: int = 0, count: int = 16, *, at: float, **how: Unpack[How]) -> Samples:
+    """`count` images that share the trajectory of image `index` until time `at`, and its history.
+
+    Raises ValueError for a method that draws by scales, whose `vary` does the like.
+    """
+    _at_least(1, "count", count)
+    _at_least(0, "index", index)
+    _between(at)
+    work = replace(_work(sampler, None, {**how, "copies": 1}), count=count)
+    if work.scales:
+        raise ValueError(f"{work.method} draws by scales: for images that share the coarse ones take edit.vary")
+    if work.labels is not None:
+        work = replace(work, labels=work.labels[:1].expand(count))
+    trunk = normal(work.seed, [index], sampler.run.method.noise_shape)
+
+    def solvers(solver: Solver, positions: slice) -> Solver:
+        return edit.forked(
+            solver, trunk.expand(positions.stop - positions.start, *trunk.shape[1:]), float(at), path=work.path
+        )
+
+    return work.samples(solvers, edit="fork", index=index, at=at)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """Latents that are edited, and how."""
+
+    sampler: Sampler
+    settings: SampleConfig
+    latents: Float[Tensor, "n c h w"]
+    labels: Int[Tensor, " _"] | None
+    seed: int
+    count: int
+    chosen: tuple[int, ...] | None
+    """The classes that were asked for."""
+
+    @property
+    def path(self) -> Interpolant:
+        return INTERPOLANTS[self.sampler.run.method.interpolant]
+
+    @property
+    def method(self) -> str:
+        return name_of(type(self.sampler.run.method))
+
+    @property
+    def scales(self) -> str:
+        """The names of the scales, coarse to fine; "" for a method without."""
+        config: Any = self.sampler.run.method
+        return " ".join(method_of(config).scales(config))
+
+    def ends(self, latents: Tensor) -> Sequence[Tensor]:
+        """The values of latents in the shape of the solver, one tensor for each scale."""
+        config: Any = self.sampler.run.method
+        method: Any = method_of(config)
+        return method.ends(config, latents)
+
+    def noise(self, positions: slice, first: int, seed: int) -> list[Callable[[int], Tensor]]:
+        """Of each scale, draw number i = 0, 1, ... of further noise for these images, at the addresses from `first`."""
+        shape, rows = self.sampler.run.method.noise_shape, range(positions.start, positions.stop)
+        if not self.scales:
+            return [lambda i: normal(seed, rows, shape, step=first + i)]
+        ends = list(accumulate(part.shape[1] for part in self.ends(self.latents[:1])))
+        return [
+            lambda i, a=a, b=b, scale=scale: normal(seed, rows, shape, step=first + i * len(ends) + scale)[:, a:b]
+            for scale, (a, b) in enumerate(pairwise([0, *ends]))
+        ]
+
+    def drawn(self, solvers: Edit, *, seed: int | None = None) -> tuple[Float[Tensor, "n c h w"], Counter[str]]:
+        """The latents that these solvers end with, and the evaluations of the network for each."""
+        model, draw = self.sampler.computing(self.settings)
+        parts, labels = [range(self.count)], [] if self.labels is None else [self.labels]
+        seed, latents, nfe = self.seed if seed is None else seed, list[Tensor](), Counter[str]()
+        for batch in batches(model, draw, self.settings, parts=parts, labels=labels, seed=seed, edit=solvers):
+            latents.append(batch.latents.cpu())
+            nfe |= batch.nfe  # the largest over batches: dopri5 may differ
+        return torch.cat(latents), nfe
+
+    def samples(self, solvers: Edit, **about: Any) -> Samples:  # noqa: ANN401
+        """The images that these solvers end with; `about` is the entry of the edit in their record."""
+        return self.result(*self.drawn(solvers), **about)
+
+    def result(self, latents: Tensor, nfe: Counter[str], **about: Any) -> Samples:  # noqa: ANN401
+        """The images of these latents, with their record."""
+        device = next(self.sampler.model.parameters()).device
+        images = torch.cat(
+            [decoded(self.sampler.autoencoder.decode, part.to(device)) for part in latents.split(self.settings.batch)]
+        )
+        record = self.sampler.provenance(seed=self.seed, settings=self.settings, classes=self.chosen, evaluations=nfe)
+        return Samples(images=images, labels=self.labels, nfe=dict(nfe), about={**record, "edit": about})
+
+
+def _work(
+    sampler: Sampler, images: Tensor | None, how: How | dict[str, Any], sizes: Sequence[tuple[int, ...]] | None = None
+) -> _Work:
+    """The work of an edit. Raises ValueError for images or classes that do not fit the run, or a stochastic solver."""
+    given: dict[str, Any] = dict(how)
+    classes, copies, seed = given.pop("classes", None), given.pop("copies", 1), given.pop("seed", 0)
+    settings = sampler.settings(given.pop("settings", None), **given)
+    config: Any = sampler.run.method
+    if settings.solver_settings.is_stochastic:
+        raise ValueError(
+            f"edits need the solver of an ODE, got {settings.solver_settings.name}; take euler, ab2 or heun"
+        )
+    if not isinstance(method_of(config), Editable):
+        raise ValueError(f"the method {name_of(type(config))} has no function `ends`, which edits need")
+    _at_least(1, "copies", copies)
+    if misfit(seed, int) or not 0 <= seed < ADDRESSES:
+        raise ValueError(f"seed must be a whole number from 0, below 2^63, got {seed!r:.100}")
+    latents = torch.zeros(0, config.channels, *config.size)
+    if images is not None:
+        latents = _latents(sampler, images, sizes or [config.size]).repeat_interleave(copies, dim=0)
+    ids = None if classes is None else sampler.asked(1, classes=classes).classes
+    if ids is None and config.classes and not config.label_drop:
+        raise ValueError("the run was trained without label drop and draws nothing without a class: give classes")
+    count = len(images) if images is not None else 1
+    if ids is not None and images is not None and len(ids) not in (1, count):
+        raise ValueError(f"classes must be one, or one for each of {count} images, got {len(ids)}")
+    labels = None if ids is None else torch.tensor(ids if len(ids) > 1 else ids * count).repeat_interleave(copies)
+    return _Work(
+        sampler=sampler,
+        settings=settings,
+        latents=latents,
+        labels=labels,
+        seed=seed,
+        count=len(latents),
+        chosen=ids,
+    )
+
+
+def _latents(sampler: Sampler, images: Any, sizes: Sequence[tuple[int, ...]]) -> Tensor:  # noqa: ANN401
+    """The latents of images (the mean of a posterior). Raises ValueError for images that do not fit the model."""
+    config, coder = sampler.run.method, sampler.autoencoder
+    channels = coder.image_channels or config.channels
+    wanted = [(channels, h * coder.stride, w * coder.stride) for h, w in sizes]
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
+        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images must be a uint8 tensor (n, channels, height, width), at least one, got {got}")
+    if tuple(images.shape[1:]) not in wanted:
+        names, got = " or ".join(map(_dimensions, wanted)), _dimensions(images.shape[1:])
+        raise ValueError(f"images must be {names} (channels, height, width) for this run, got {got}")
+    device = next(sampler.model.parameters()).device
+    with torch.no_grad():
+        parts = [coder.latents(coder.moments(to_signed(part).to(device))).cpu() for part in images.split(64)]
+    return torch.cat(parts)
+
+
+def _dimensions(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def _latent_mask(mask: Any, work: _Work) -> Bool[Tensor, "h w"]:  # noqa: ANN401
+    """True for the latents with a masked pixel. Raises ValueError for a mask that does not fit the images."""
+    stride = work.sampler.autoencoder.stride
+    size = tuple(side * stride for side in work.latents.shape[-2:])
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 2:
+        raise ValueError(f"a mask must be a bool tensor (height, width), True where to draw, got {mask!r:.100}")
+    if tuple(mask.shape) != size:
+        raise ValueError(
+            f"the mask must be of the size of the images, {_dimensions(size)}, got {_dimensions(mask.shape)}"
+        )
+    if not mask.any():
+        raise ValueError("the mask is all black: nothing is to be drawn; make white what is to be drawn")
+    blocks = mask.unflatten(0, (-1, stride)).unflatten(2, (-1, stride))
+    free = blocks.any(dim=3).any(dim=1)
+    if free.all():
+        raise ValueError("the mask leaves no part of the images known; `fluvial sample` draws whole images")
+    return free
+
+
+def _by_scales(work: _Work, what: str) -> None:
+    if not work.scales:
+        raise ValueError(f"{what} need a method that draws by scales (flowar), and the run is of {work.method}")
+
+
+def _between(at: Any) -> None:  # noqa: ANN401
+    if (misfit(at, float) and misfit(at, int)) or not 0 < at < 1:
+        raise ValueError(f"at must be a time between 0 (noise) and 1 (image), got {at!r:.100}")
+
+
+def _at_least(least: int, name: str, value: Any) -> None:  # noqa: ANN401
+    if misfit(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r:.100}")
+
+
+def _one_or_all(solvers: list[Solver]) -> Solver | list[Solver]:
+    return solvers[0] if len(solvers) == 1 else solvers
