@@ -11,6 +11,7 @@ from fluvial import recipes
 from fluvial.cli import main
 from fluvial.cli.arguments import parse
 from fluvial.cli.completion import OPTIONS, SCRIPTS, options
+from fluvial.cli.edit import EditOptions
 from fluvial.cli.known import options_of
 from fluvial.cli.photos import BUDGETS, OF_IMAGES
 from fluvial.cli.sample import SampleOptions
@@ -72,6 +73,7 @@ def test_short_names_stand_for_options_that_there_are():
     kinds = {
         "train": options_of(TrainOptions, TrainOptions(run=recipes.get("digits-sit"))),
         "sample": options_of(SampleOptions, SampleOptions(sample=SampleConfig())),
+        "edit": options_of(EditOptions, EditOptions(sample=SampleConfig())),
         "score": options_of(MeasuredRun, MeasuredRun(sample=SampleConfig())),
     }
     for command, shorts in SHORT.items():

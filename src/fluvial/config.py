@@ -21,6 +21,7 @@ from fluvial.utils.run_format import upgraded
 NEEDS = {
     "scales": "a method with scales",
     "guided_channels": "a method that can guide some of the channels",
+    "history": "a method with a history (arflow)",
     "context_noise": "a method trained with method.context_noise",
     "steps": "a solver that does not choose its own steps",
 }
@@ -63,6 +64,7 @@ class Run:
         has = {
             "scales": len(methods.method_of(method).scales(method)) > 0,
             "guided_channels": method.guides_channels,
+            "history": method.images_per_sequence is not None,
             "context_noise": method.context_noise > 0,
             "steps": not self.sample.solver_settings.is_adaptive,
         }

@@ -179,6 +179,30 @@ def test_sampling_without_history_would_differ():
     assert (arflow.sample(model, labels, noise=noise, times=grid(2)) - x).abs().max() > 1e-3
 
 
+@torch.no_grad()
+def test_sampling_with_part_of_the_history():
+    """None is all of it, 0 the field of single images, and one point the history of the last one alone."""
+    model, labels, noise = tiny(), torch.tensor([1, 2]), torch.randn(2, 3, 4, 6)
+
+    def drawn(history, solver=it.euler, weight=2.0):
+        how = {"guidance": Guidance(weight=weight), "solver": solver, "history": history}
+        return arflow.sample(model, labels, noise=noise, times=grid(4), **how)
+
+    for solver in (it.euler, it.dopri5):
+        torch.testing.assert_close(drawn(100, solver), drawn(None, solver))
+    x = noise
+    for time in (0.0, 0.25, 0.5, 0.75):
+        x = x + 0.25 * model(x[:, None], torch.full((2, 1), time), labels)[0][:, 0]
+    torch.testing.assert_close(drawn(0, weight=1.0), x)
+    one = arflow.recent(model.config, 2, 1, "cpu")
+    x, state = noise, one
+    for time in (0.0, 0.25, 0.5, 0.75):
+        v, state = model(x[:, None], torch.full((2, 1), time), labels, state)
+        x = x + 0.25 * v[:, 0]
+    torch.testing.assert_close(drawn(1, weight=1.0), x)
+    assert len({drawn(history).numpy().tobytes() for history in (None, 0, 1, 2)}) == 4
+
+
 def test_labels_are_dropped_by_sequence_and_in_training_only():
     model = tiny()
     x, labels = torch.randn(3, 4, 3, 4, 6), torch.tensor([0, 1, 2])

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from conftest import randomise
-from fluvial.nn.attention import Attention, HybridLinearAttention
+from fluvial.nn.attention import Attention, HybridLinearAttention, Recent
 
 B, S, N, D, HEADS = 2, 4, 6, 12, 3
 K = D // HEADS
@@ -91,3 +91,23 @@ def test_softmax_attention_agrees_with_pytorch():
     theirs.out_proj.weight.copy_(ours.out.weight), theirs.out_proj.bias.copy_(ours.out.bias)
     x = torch.randn(2, 5, 12)
     torch.testing.assert_close(ours(x), theirs(x, x, x)[0], atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_recent_history_is_that_of_the_last_images():
+    """The history of a window is what the last images add, by the formula written out; a wide one is the whole."""
+    module, x, c, _ = build()
+    whole, _ = module(x, c)
+    wide, _ = module(x, c, Recent.empty(B, S, HEADS, K, "cpu"))
+    assert torch.allclose(wide, whole)
+    for images in (1, 2):
+        found, state = module(x, c, Recent.empty(B, images, HEADS, K, "cpu"))
+        for i in range(S):
+            alone, _ = module(x[:, max(0, i - images) : i + 1], c[:, max(0, i - images) : i + 1])
+            assert torch.allclose(found[:, i], alone[:, -1])  # in one layer, what an image adds needs no history
+        assert state.updates.shape[1] == images
+        halves, state = [], Recent.empty(B, images, HEADS, K, "cpu")
+        for part in (slice(0, 3), slice(3, S)):
+            out, state = module(x[:, part], c[:, part], state)
+            halves.append(out)
+        assert torch.allclose(torch.cat(halves, dim=1), found)

@@ -12,8 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
-from fluvial.cli.arguments import Device, device_of_rank, of_a_run
-from fluvial.cli.sample import class_ids_of
+from fluvial.cli.arguments import Device, class_ids_of, device_of_rank, of_a_run
 from fluvial.cli.short import short_help
 from fluvial.data.images import DataConfig
 from fluvial.data.labels import Classes

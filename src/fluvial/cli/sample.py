@@ -1,15 +1,12 @@
 """fluvial sample."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fluvial.cli.arguments import Device, device_of_rank, of_a_run, spent
+from fluvial.cli.arguments import Device, class_ids_of, device_of_rank, of_a_run, spent
 from fluvial.cli.output import next_commands
-from fluvial.config import Run
-from fluvial.data.labels import class_ids, numbers
 from fluvial.run.folder import RunFolder
 from fluvial.run.load import Sampler, load
 from fluvial.run.sample import SHARD
@@ -155,19 +152,3 @@ def _told(count: int, nfe: Mapping[str, int], network: float, decoding: float) -
     branches = ", ".join(f"{calls} {branch}" for branch, calls in nfe.items())
     total = sum(calls for branch, calls in nfe.items() if branch.startswith(("conditional", "null")))
     return f"{count:,} images ({speed}: {seconds}); NFE {total}: {branches}"
-
-
-def class_ids_of(words: tuple[str, ...], run: Run) -> tuple[int, ...]:
-    """The ids of classes given by name, or by number: of the class that is called so, if all are called by numbers."""
-    names = run.data.class_names
-    values = numbers(names) if len(names) == run.method.classes else {}
-
-    def meant(word: str) -> int | str:
-        if word in names or not re.fullmatch(r"-?\d+", word):
-            return word
-        return values.get(int(word), word) if values else int(word)
-
-    try:
-        return class_ids([meant(word) for word in words], names, run.method.classes)
-    except ValueError as error:
-        raise UsageError(f"--{error}") from error

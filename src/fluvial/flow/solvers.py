@@ -333,5 +333,6 @@ def _select(accept: Tensor, new: State, old: State) -> State:
     if isinstance(new, Tensor):
         return torch.where(expand(accept, new), new, old)
     if isinstance(new, tuple):
-        return tuple(_select(accept, n, o) for n, o in zip(new, old, strict=True))
+        parts = [_select(accept, n, o) for n, o in zip(new, old, strict=True)]
+        return tuple(parts) if type(new) is tuple else type(new)(*parts)
     return new

@@ -21,7 +21,7 @@ from fluvial.flow.interpolant import INTERPOLANTS, u_t, x_t
 from fluvial.flow.solvers import Field, OnStep, Solver, State, StepNoise, euler
 from fluvial.flow.timesteps import TIME_SAMPLINGS, sorted_along_sequence
 from fluvial.methods.method import Draws
-from fluvial.nn.attention import History, HistoryDecay, HybridLinearAttention, ImageDecay, QkvNorm
+from fluvial.nn.attention import History, HistoryDecay, HybridLinearAttention, ImageDecay, QkvNorm, Recent
 from fluvial.nn.dit import PRESETS as PRESETS
 from fluvial.nn.dit import DiTConfig, preset_settings
 from fluvial.nn.dit import ends as ends
@@ -94,8 +94,8 @@ class Block(nn.Module):
         self.mlp = Mlp(config.width, config.mlp_ratio)
 
     def forward(
-        self, x: Float[Tensor, "b s n d"], condition: Float[Tensor, "b s d"], history: History | None
-    ) -> tuple[Float[Tensor, "b s n d"], History]:
+        self, x: Float[Tensor, "b s n d"], condition: Float[Tensor, "b s d"], history: History | Recent | None
+    ) -> tuple[Float[Tensor, "b s n d"], History | Recent]:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
         attended, after = self.attention(modulate(layer_norm(x), shift1, scale1), condition, history)
         x = x + gate1.unsqueeze(-2) * attended
@@ -119,8 +119,8 @@ class ARFlow(nn.Module):
         x_t: Float[Tensor, "b s c h w"],
         t: Float[Tensor, "b s"],
         labels: Int[Tensor, "b"] | None = None,
-        state: tuple[History, ...] | None = None,
-    ) -> tuple[Float[Tensor, "b s c h w"], tuple[History, ...]]:
+        state: tuple[History | Recent, ...] | None = None,
+    ) -> tuple[Float[Tensor, "b s c h w"], tuple[History | Recent, ...]]:
         """The velocities of s images, and the history after them: one matrix per head and block, in float32.
 
         labels (b,) holds for the whole sequence: class ids, the null id `classes`, or None for no label at all.
@@ -129,7 +129,7 @@ class ARFlow(nn.Module):
         """
         x = self.embed(x_t)
         condition = self.embed_t(t) + self.embed_label(labels, len(x_t)).unsqueeze(1)
-        histories: list[History] = []
+        histories: list[History | Recent] = []
         for i, block in enumerate(self.blocks):
             x, history = block(x, condition, None if state is None else state[i])
             histories.append(history)
@@ -175,6 +175,12 @@ def part_weights(config: ARFlowConfig) -> Sequence[float]:
     return (1 / config.images_per_sequence,) * config.images_per_sequence
 
 
+def recent(config: ARFlowConfig, batch: int, images: int, device: torch.device | str) -> tuple[Recent, ...]:
+    """The empty history of every block that is to hold the last `images` images."""
+    one = Recent.empty(batch, images, config.heads, config.width // config.heads, device)
+    return (one,) * config.depth
+
+
 @torch.no_grad()
 def sample(
     model: nn.Module,
@@ -189,6 +195,7 @@ def sample(
     evaluations: Counter[str] | None = None,
     careful: bool = False,
     guide: nn.Module | None = None,
+    history: int | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Samples of latents: the solution at the end of `times`, integrated from `noise` along the guided velocity.
 
@@ -199,14 +206,17 @@ def sample(
     the release uses `euler_maruyama`, whose noise is `step_noise`.
     `guide`, a smaller or less trained model, takes the place of the null branch, with the labels and a history of its
     own (autoguidance).
-    `evaluations`, if given, counts the calls of each guidance branch. Raises RuntimeError for a velocity that is not
-    finite; on a GPU only if `careful`, which synchronises at every step.
+    `history` is the number of accepted points, the last ones, that the history holds: all for None, and with 0 every
+    point is the first of a sequence. `evaluations`, if given, counts the calls of each guidance branch. Raises
+    RuntimeError for a velocity that is not finite; on a GPU only if `careful`, which synchronises at every step.
     """
 
     def branch(model: nn.Module, labels: Tensor | None) -> Field:
         def field(x: Tensor, t: Tensor, state: State) -> tuple[Tensor, State]:
+            if state is None and history:
+                state = recent(cast(ARFlowConfig, model.config), len(x), history, x.device)
             velocity, state = model(x.unsqueeze(1), t.unsqueeze(1), labels, state)
-            return velocity.squeeze(1), state
+            return velocity.squeeze(1), None if history == 0 else state
 
         return field
 

@@ -1,6 +1,6 @@
 """Softmax attention, and ARFlow's hybrid: softmax inside an image, gated linear attention across images."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,19 @@ GATE_LOGIT_NORMALIZER = 16
 EPS = 1e-6
 
 History = Float[Tensor, "b heads k k"]
+
+
+class Recent(NamedTuple):
+    """The history of the last images only: what each of them adds to it, and its decay."""
+
+    updates: Float[Tensor, "b m heads k k"]
+    decays: Float[Tensor, "b m heads"]
+
+    @classmethod
+    def empty(cls, batch: int, images: int, heads: int, width: int, device: torch.device | str) -> "Recent":
+        """A history that is to hold the last `images` images, before the first one; width is that of a head."""
+        updates = torch.zeros(batch, images, heads, width, width, device=device)
+        return cls(updates, torch.ones(batch, images, heads, device=device))
 
 
 class HybridLinearAttention(nn.Module):
@@ -76,9 +89,12 @@ class HybridLinearAttention(nn.Module):
             nn.init.xavier_uniform_(weight)
 
     def forward(
-        self, x: Float[Tensor, "b s n d"], condition: Float[Tensor, "b s d"], history: History | None = None
-    ) -> tuple[Float[Tensor, "b s n d"], History]:
-        """The output for s images, and the history (float32 at least) for the images that follow them."""
+        self, x: Float[Tensor, "b s n d"], condition: Float[Tensor, "b s d"], history: History | Recent | None = None
+    ) -> tuple[Float[Tensor, "b s n d"], History | Recent]:
+        """The output for s images, and the history (float32 at least) for the images that follow them.
+
+        A history that is `Recent` holds the last images alone, and so does the one returned.
+        """
         wide = torch.promote_types(x.dtype, torch.float32)  # the dtype of gates and history, also under autocast
         qkv, g = self.qkvg(x).split([3 * x.shape[-1], x.shape[-1]], dim=-1)
         normed = x.shape[-1] // (1 if self.qkv_norm == "width" else self.heads)
@@ -91,7 +107,8 @@ class HybridLinearAttention(nn.Module):
             log_gate = F.logsigmoid(gate).transpose(-2, -1) / GATE_LOGIT_NORMALIZER  # b s heads n
             decay = log_gate.mean(dim=-1) if self.image_decay == "mean" else log_gate.sum(dim=-1)  # b s heads
             updates = k.to(wide).transpose(-2, -1) @ v.to(wide) * k.shape[-1] ** -0.5  # b s heads k k
-            before, after = scan(decay.exp(), updates, history)
+            carry = slid if isinstance(history, Recent) else scan
+            before, after = carry(decay.exp(), updates, history)  # type: ignore[arg-type]
             across = q.to(wide) @ before * self._read(log_gate, decay).exp().unsqueeze(-1)
         o = merge_heads(rms_norm(inside + across.to(inside.dtype)))
         return self.out(F.silu(g) * o), after
@@ -117,3 +134,18 @@ def scan(
         before.append(current)
         current = torch.addcmul(update, keep, current)
     return torch.stack(before, dim=1), current
+
+
+def slid(
+    decay: Float[Tensor, "b s heads"], updates: Float[Tensor, "b s heads k k"], recent: Recent
+) -> tuple[Float[Tensor, "b s heads k k"], Recent]:
+    """As `scan`, of the last images alone: every image that is added pushes out the oldest one."""
+    kept, decays = recent
+    before = []
+    for keep, update in zip(decay.unbind(1), updates.unbind(1), strict=True):
+        since = decays.flip(1).cumprod(1).flip(1)  # of every image with those after it
+        since = torch.cat([since[:, 1:], torch.ones_like(since[:, :1])], dim=1)
+        before.append((since[..., None, None] * kept).sum(1))
+        kept = torch.cat([kept[:, 1:], update.unsqueeze(1)], dim=1)
+        decays = torch.cat([decays[:, 1:], keep.unsqueeze(1)], dim=1)
+    return torch.stack(before, dim=1), Recent(kept, decays)

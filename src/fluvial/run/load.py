@@ -351,7 +351,7 @@ def within(run: Run, settings: SampleConfig, nfe: int) -> SampleConfig:
         raise ValueError(f"nfe {wrong}")
     method: Any = run.method
     scales = len(method_of(method).scales(method))
-    history = method.images_per_sequence is not None  # of the methods that are sampled as a sequence
+    history = method.images_per_sequence is not None and settings.history != 0
     return with_evaluations(settings, nfe, INTERPOLANTS[method.interpolant], scales=scales, history=history)
 
 

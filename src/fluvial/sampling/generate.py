@@ -125,6 +125,8 @@ def _drawn(
     extra: dict[str, Any] = {}
     if settings.solver_settings.is_stochastic:
         extra["step_noise"] = lambda step: noise(step + 1)
+    if settings.history is not None:
+        extra["history"] = settings.history
     if settings.context_noise > 0:
         extra |= {"context_noise": settings.context_noise, "level_noise": noise(CONTEXT_STEP)}
     solver = settings.solver_settings.bound(INTERPOLANTS[config.interpolant])

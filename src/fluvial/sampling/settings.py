@@ -126,6 +126,8 @@ class SampleConfig:
     """Classifier-free guidance."""
     context_noise: float = setting(0.0, needs="context_noise")
     """Noise level of the maps that a scale is drawn from, for models trained with method.context_noise."""
+    history: int | None = setting(None, needs="history")
+    """Points of the trajectory, the last ones, that ARFlow's history holds; all by default, 0 for no history."""
     batch: int = 250
     """Images drawn at a time; changes memory and speed, not the images."""
     precision: Precision = "fp32"
@@ -145,6 +147,10 @@ class SampleConfig:
         if self.grid == "two-piece" and self.shift != 1:
             raise ValueError(f"only a uniform grid can be shifted, got grid two-piece and shift {self.shift}")
         probabilities(self, "context_noise")
+        if self.history is not None:
+            at_least(0, self, "history")
+            if self.history > MOST_STEPS:
+                raise ValueError(f"history must be at most {MOST_STEPS:,} points, got {self.history}")
         if self._last_step_size and (self.shift != 1 or self.grid != "uniform"):
             raise ValueError(
                 f"euler-maruyama with a last step has its own grid: got shift {self.shift} and grid {self.grid!r}, "

@@ -1,0 +1,127 @@
+"""fluvial edit: what it writes and says, and what it refuses before work."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+import fluvial
+from fluvial import recipes
+from fluvial.cli import main
+
+RUNS = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def runs(tmp_path_factory):
+    for kind in ("sit", "arflow", "flowar"):
+        folder = tmp_path_factory.mktemp(kind) / "run"
+        tiny = recipes.smoke(recipes.get(f"digits-{kind}"))
+        train = replace(tiny.train, steps=1, batch=2, validate_every=0, sample_every=0, first_sample=0)
+        fluvial.train(replace(tiny, train=train), folder, device="cpu")
+        RUNS[kind] = str(folder)
+
+
+@pytest.fixture
+def mask(tmp_path):
+    """A PNG, white in the middle."""
+    pixels = np.zeros((8, 8), np.uint8)
+    pixels[2:6, 2:6] = 255
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    return tmp_path / "mask.png"
+
+
+def edited(capsys, kind, run, *words):
+    code = main(["edit", kind, RUNS[run], *map(str, words)])
+    captured = capsys.readouterr()
+    return code, captured.out if code == 0 else captured.err
+
+
+@pytest.mark.parametrize(
+    ("kind", "run", "words"),
+    [
+        ("inpaint", "sit", ("--steps", 4, "--copies", 2)),
+        ("inpaint", "flowar", ("--steps", 2)),
+        ("vary", "flowar", ("--keep", 2, "--steps", 2, "--classes", 7)),
+        ("redraw", "arflow", ("--at", 0.5, "--steps", 2)),
+        ("invert", "arflow", ("--steps", 2)),
+        ("context", "arflow", ("--steps", 2, "--count", 5)),
+        ("fork", "sit", ("--at", 0.5, "--steps", 2, "--count", 4, "--classes", 3)),
+    ],
+)
+def test_every_kind_writes_images_a_record_and_a_picture(capsys, mask, tmp_path, kind, run, words):
+    out = tmp_path / "out"
+    given = () if kind == "fork" else ("--images", "digits:test", "--indices", 0, 5, 7)
+    given += ("--mask", mask) if kind == "inpaint" else ()
+    code, said = edited(capsys, kind, run, *given, *words, "--out", out)
+    assert code == 0 and f"{out / 'edit.png'}\n" in said
+    images = np.load(out / "samples.npz")["arr_0"]
+    record = json.loads((out / "samples.json").read_text())
+    assert record["edit"]["edit"] == kind and record["sampling"]["nfe"] > 0
+    assert len(images) == {"context": 5, "fork": 4}.get(kind, 6 if "--copies" in words else 3)
+    assert (out / "noise.safetensors").exists() == (kind == "invert")
+    if kind == "inpaint":
+        real = fluvial.data.images.digits("test").pixels[[0, 5, 7]][:, 0].numpy()
+        known = np.asarray(Image.open(mask)) == 0
+        assert (images[:: len(images) // 3, :, :, 0][:, known] == real[:, known]).all()
+        assert "known pixels change by 0 levels" in said
+    if kind == "invert":
+        assert load_file(out / "noise.safetensors")["noise"].shape == (3, 1, 8, 8)
+    assert edited(capsys, kind, run, *given, *words, "--out", out)[0] == 0  # an earlier edit is replaced
+    (out / "samples.json").unlink()
+    code, said = edited(capsys, kind, run, *given, *words, "--out", out)
+    assert code == 1 and "holds other files" in said
+
+
+def test_small_images_are_grown_from_a_file(capsys, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 4), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "small.png")
+    code, said = edited(capsys, "grow", "flowar", "--images", tmp_path / "small.png", "--agree", "--steps", 2)
+    assert code == 0 and "pooled to 4 x 4, they differ from the images given by 0." in said
+    grown = np.load(Path(RUNS["flowar"]) / "edit-grow" / "samples.npz")["arr_0"][0, :, :, 0]
+    assert np.abs(grown.reshape(4, 2, 4, 2).mean((1, 3)) - pixels).max() <= 0.5
+
+
+def test_images_and_masks_are_fitted_if_asked(capsys, tmp_path):
+    large = np.zeros((40, 60, 3), np.uint8)
+    large[:, 10:30] = 255
+    Image.fromarray(large).save(tmp_path / "large.png")
+    words = ("--images", tmp_path / "large.png", "--mask", tmp_path / "large.png", "--steps", 2)
+    code, said = edited(capsys, "inpaint", "sit", *words)
+    assert code == 1 and "images must be 1 x 8 x 8 (channels, height, width) for this run, got 1 x 40 x 60" in said
+    assert edited(capsys, "inpaint", "sit", *words, "--fit")[0] == 0
+    drawn = np.load(Path(RUNS["sit"]) / "edit-inpaint" / "samples.npz")["arr_0"][0, :, :, 0]
+    assert (drawn[:, 4:] == 0).all()  # the square in the middle is white on its left half
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("paint", "sit"), "a kind, one of inpaint, vary"),
+        (("redraw", "sit", "--images", "digits:test"), "needs --at"),
+        (("redraw", "sit", "--at", 0.5), "needs --images"),
+        (("redraw", "sit", "--images", "digits:test", "--at", 0.5, "--keep", 1), "--keep is an option of vary, not of"),
+        (("fork", "sit", "--images", "digits:test", "--at", 0.5), "takes no --images"),
+        (
+            ("vary", "flowar", "--images", "digits:test", "--keep", 1, "--indices", 999),
+            "--indices must be from 0 to 296",
+        ),
+        (("redraw", "sit", "--images", "digits:test", "--at", 0.5, "--classes", 11), "--classes must be"),
+        (("redraw", "sit", "--images", "digits:test", "--at", 2), "between 0 (noise) and 1 (image), got 2"),
+        (("inpaint", "sit", "--images", "digits:test", "--mask", "no.png"), "no.png cannot be read as an image"),
+        (("redraw", "sit", "--images", "digits:test", "--at", 0.5, "--copies", 0), "copies"),
+    ],
+)
+def test_what_does_not_fit_is_refused(capsys, words, expected):
+    code, said = edited(capsys, *words)
+    assert code in (1, 2) and expected in said and "Traceback" not in said
+
+
+def test_the_kinds_are_in_the_help(capsys):
+    assert main(["edit", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(kind in said for kind in ("inpaint", "vary", "grow", "redraw", "invert", "context", "fork"))
