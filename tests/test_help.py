@@ -18,6 +18,7 @@ from fluvial.cli.sample import SampleOptions
 from fluvial.cli.score import MeasuredRun
 from fluvial.cli.short import FLAGS, SHORT
 from fluvial.cli.train import TrainOptions
+from fluvial.cli.walk import WalkOptions
 from fluvial.run.folder import RunFolder, record_of
 from fluvial.sampling.settings import SampleConfig
 
@@ -74,6 +75,7 @@ def test_short_names_stand_for_options_that_there_are():
         "train": options_of(TrainOptions, TrainOptions(run=recipes.get("digits-sit"))),
         "sample": options_of(SampleOptions, SampleOptions(sample=SampleConfig())),
         "edit": options_of(EditOptions, EditOptions(sample=SampleConfig())),
+        "walk": options_of(WalkOptions, WalkOptions(sample=SampleConfig())),
         "score": options_of(MeasuredRun, MeasuredRun(sample=SampleConfig())),
     }
     for command, shorts in SHORT.items():

@@ -8,6 +8,7 @@ fluvial train FILE [options]          train the run that a file describes: my.ya
 fluvial config RECIPE|RUN|FILE        print all settings as YAML, each with a comment: > my.yaml
 fluvial sample RUN [options]          draw images from a run folder
 fluvial edit KIND RUN [options]       inpaint, vary, grow, redraw or invert images; fork one, or show examples
+fluvial walk RUN --from A --to B      draw the images between two as a GIF, or between four as a grid
 fluvial score RUN|IMAGES [options]    measure samples against real images: FID and its family, with provenance
 fluvial plot RUN [RUN ...] [options]  draw the curves of runs into one picture
 fluvial doctor RUN                    compare a run with what is expected: what is wrong, why, and what to do
@@ -54,6 +55,7 @@ COMMANDS = {  # by command, its module and function: torch is imported by those 
     "config": "config.config",
     "sample": "sample.sample",
     "edit": "edit.edit",
+    "walk": "walk.walk_",
     "score": "score.score",
     "plot": "health.plot",
     "doctor": "health.doctor",

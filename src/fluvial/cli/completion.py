@@ -19,6 +19,7 @@ OPTIONS = {  # by command, the module and class of its options
     "train": "train.TrainOptions",
     "sample": "sample.SampleOptions",
     "edit": "edit.EditOptions",
+    "walk": "walk.WalkOptions",
     "score": "score.MeasuredRun",
     "plot": "health.PlotOptions",
     "doctor": "health.DoctorOptions",
@@ -32,7 +33,7 @@ OPTIONS = {  # by command, the module and class of its options
     "data": "data.InspectOptions",
     "encode": "data.EncodeOptions",
 }
-OF_RUNS = ("train", "sample", "score", "plot", "doctor", "report", "config", "ema", "export")
+OF_RUNS = ("train", "sample", "walk", "score", "plot", "doctor", "report", "config", "ema", "export")
 """Commands that take a run folder."""
 ALWAYS = {"--help": (), "--help-all": (), "--traceback": (), "--plugin": ()}
 Options = dict[str, tuple[str, ...]]
@@ -53,7 +54,7 @@ def options() -> dict[str, Options]:
     solvers = [SampleConfig(solver=kind()) for kind in SOLVERS.values()]
     runs = [replace(recipe(), sample=sample) for recipe in recipes.RECIPES.values() for sample in solvers]
     given = {"train": [{"run": run} for run in runs], "bench": [{"run": run} for run in runs]}
-    given |= {command: [{"sample": sample} for sample in solvers] for command in ("sample", "edit", "score")}
+    given |= {command: [{"sample": sample} for sample in solvers] for command in ("sample", "edit", "walk", "score")}
     found = dict[str, Options]()
     for command, place in OPTIONS.items():
         module, _, name = place.partition(".")

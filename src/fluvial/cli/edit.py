@@ -114,7 +114,7 @@ def edit(arguments: list[str]) -> None:
     out = options.out or folder / f"edit-{kind}"
     check_folder(out)
     if options.out:
-        _check_replaced(out)
+        check_replaced(out)
     device = device_of_rank(options.device)
     mask = None if options.mask is None else _mask(options.mask)
     sampler = load(folder, autoencoder=options.autoencoder, device=device, step=options.step, average=options.average)
@@ -132,7 +132,7 @@ def edit(arguments: list[str]) -> None:
     _write(kind, sampler, images, own, how, out)
 
 
-def _check_replaced(out: Path) -> None:
+def check_replaced(out: Path) -> None:
     """Raises ValueError if the folder holds anything but an earlier edit."""
     record = out / RECORD
     if out.exists() and any(out.iterdir()) and not (record.exists() and "edit" in json.loads(record.read_bytes())):

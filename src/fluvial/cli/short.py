@@ -88,6 +88,19 @@ SHORT: dict[str, tuple[Short, ...]] = {
         Short("out", "out", "FOLDER", "folder for the results; RUN/edit-KIND by default"),
         DEVICE,
     ),
+    "walk": (
+        Short("from", "start", "IMAGE", "image to begin with: CLASS:INDEX, or INDEX, such as cat:3"),
+        Short("to", "end", "IMAGE", "image to end with"),
+        Short("frames", "frames", "N", "images from one to the other, both included"),
+        Short("corners", "corners", "IMAGE ...", "four images in place of two: draws a plane between them"),
+        Short("side", "side", "N", "images along each side of the plane"),
+        STEPS,
+        GUIDANCE,
+        SOLVER,
+        Short("seed", "seed", "N", "seed of the noise that the indices stand for"),
+        Short("out", "out", "FOLDER", "folder for the pictures; RUN/walk by default"),
+        DEVICE,
+    ),
     "score": (
         Short("count", "count", "N", "number of images to draw and measure, of a run"),
         STEPS,
@@ -119,6 +132,12 @@ ABOUT = {
         "Draw parts of known images, or images like them.",
         "KIND is inpaint (a mask), vary (other fine scales), grow (from small images), redraw (from noisy images), "
         "invert (to noise and back), context (with examples), or fork (trajectories that begin as one).",
+    ),
+    "walk": (
+        "RUN",
+        "Draw the images between two, as a GIF, or between four, as a grid.",
+        "An image is CLASS:INDEX, or INDEX, as `fluvial sample --classes CLASS --indices INDEX` draws it. Noises are "
+        "mixed on the sphere, and classes by their label embeddings.",
     ),
     "score": (
         "WHAT",

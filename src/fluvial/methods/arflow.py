@@ -33,6 +33,7 @@ from fluvial.nn.dit import targets as targets
 from fluvial.nn.dit import tokens as tokens
 from fluvial.nn.layers import (
     LabelEmbedding,
+    Labels,
     Mlp,
     Modulation,
     PatchEmbedding,
@@ -118,7 +119,7 @@ class ARFlow(nn.Module):
         self,
         x_t: Float[Tensor, "b s c h w"],
         t: Float[Tensor, "b s"],
-        labels: Int[Tensor, "b"] | None = None,
+        labels: Labels | None = None,
         state: tuple[History | Recent, ...] | None = None,
     ) -> tuple[Float[Tensor, "b s c h w"], tuple[History | Recent, ...]]:
         """The velocities of s images, and the history after them: one matrix per head and block, in float32.
@@ -184,7 +185,7 @@ def recent(config: ARFlowConfig, batch: int, images: int, device: torch.device |
 @torch.no_grad()
 def sample(
     model: nn.Module,
-    labels: Int[Tensor, "b"] | None,
+    labels: Labels | None,
     *,
     noise: Float[Tensor, "b c h w"],
     times: Sequence[float] | Tensor,

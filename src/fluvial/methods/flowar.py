@@ -21,7 +21,7 @@ from fluvial.flow.solvers import Field, OnStep, Solver, Step, StepNoise, euler
 from fluvial.flow.timesteps import TIME_SAMPLINGS
 from fluvial.methods.method import Draws
 from fluvial.nn.flow_head import FlowHead
-from fluvial.nn.layers import LabelEmbedding, Linear, TimeEmbedding, patchify, unpatchify
+from fluvial.nn.layers import LabelEmbedding, Labels, Linear, TimeEmbedding, patchify, unpatchify
 from fluvial.nn.next_scale import PRESETS as PRESETS
 from fluvial.nn.next_scale import FlowARConfig
 from fluvial.nn.next_scale import framed as framed
@@ -108,7 +108,7 @@ class FlowAR(nn.Module):
         self,
         x_t: Float[Tensor, "b n p"],
         t: Float[Tensor, "b s"],
-        labels: Int[Tensor, "b"] | None,
+        labels: Labels | None,
         inputs: Float[Tensor, "b m p"],
         level: Float[Tensor, "b s"] | None = None,
     ) -> Float[Tensor, "b n p"]:
@@ -125,7 +125,7 @@ class FlowAR(nn.Module):
     def transformer(
         self,
         inputs: Float[Tensor, "b m p"] | None,
-        labels: Int[Tensor, "b"],
+        labels: Labels,
         scales: range,
         cache: Cache | None = None,
         level: Float[Tensor, "b s"] | None = None,
@@ -228,7 +228,7 @@ def ends(config: FlowARConfig, latents: Float[Tensor, "n c h w"]) -> Sequence[Fl
 @torch.no_grad()
 def sample(
     model: nn.Module,
-    labels: Int[Tensor, "b"] | None,
+    labels: Labels | None,
     *,
     noise: Float[Tensor, "b n p"],
     times: Sequence[float] | Tensor | list[Tensor],

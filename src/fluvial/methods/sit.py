@@ -29,6 +29,7 @@ from fluvial.nn.dit import targets as targets
 from fluvial.nn.dit import tokens as tokens
 from fluvial.nn.layers import (
     LabelEmbedding,
+    Labels,
     Mlp,
     Modulation,
     PatchEmbedding,
@@ -86,7 +87,7 @@ class SiT(nn.Module):
         self.head = VelocityHead(self.embed.grid, config.patch, config.channels, config.width)
 
     def forward(
-        self, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, "b"], labels: Int[Tensor, "b"] | None = None
+        self, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, "b"], labels: Labels | None = None
     ) -> Float[Tensor, "b c h w"]:
         """The velocity at x_t. labels are class ids, the null id `classes`, or None for no label at all."""
         x = self.embed(x_t)
@@ -135,7 +136,7 @@ def part_weights(config: SiTConfig) -> Sequence[float]:
 @torch.no_grad()
 def sample(
     model: nn.Module,
-    labels: Int[Tensor, "b"] | None,
+    labels: Labels | None,
     *,
     noise: Float[Tensor, "b c h w"],
     times: Sequence[float] | Tensor,

@@ -152,6 +152,10 @@ class TimeEmbedding(nn.Module):
             return self.out(F.silu(self.hidden(waves.to(self.hidden.weight.dtype))))
 
 
+Labels = Int[Tensor, "b"] | Float[Tensor, "b _"]
+"""Class ids in 0 ... classes, where `classes` is the null id; or weights of all of these, to mix their embeddings."""
+
+
 class LabelEmbedding(nn.Module):
     """The embedding of class ids; the last row, the null id, stands for an absent or dropped label."""
 
@@ -164,8 +168,10 @@ class LabelEmbedding(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.table.weight, std=0.02)
 
-    def forward(self, labels: Int[Tensor, "b"] | None, batch: int) -> Float[Tensor, "b d"]:
-        """The embedding of labels in 0 ... classes, where `classes` is the null id; labels None are all null ids."""
+    def forward(self, labels: Labels | None, batch: int) -> Float[Tensor, "b d"]:
+        """The embedding of labels; None are all null ids."""
+        if labels is not None and labels.is_floating_point():
+            return linear(labels, self.table.weight.T)
         return self.table(self.null(batch) if labels is None else labels)
 
     def null(self, batch: int) -> Int[Tensor, "b"]:

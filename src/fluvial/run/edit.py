@@ -6,47 +6,23 @@ of the sampling settings.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
-from typing import Any, NamedTuple, TypedDict, Unpack
+from dataclasses import replace
+from typing import Any, NamedTuple, Unpack
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fluvial.data.pixels import to_signed
-from fluvial.flow.guidance import Guidance
-from fluvial.flow.interpolant import INTERPOLANTS, Interpolant
 from fluvial.flow.solvers import Solver
 from fluvial.methods import method_of, name_of
-from fluvial.methods.method import Editable
-from fluvial.run.load import ADDRESSES, Sampler
+from fluvial.run.load import Sampler
+from fluvial.run.work import How, Work, begin, between, check_at_least, dimensions
 from fluvial.sampling import edit
-from fluvial.sampling.generate import Edit, batches, decoded
 from fluvial.sampling.samples import Samples
-from fluvial.sampling.settings import AnySolver, SampleConfig
 from fluvial.utils.checks import misfit
 from fluvial.utils.randomness import address, normal
 
 RESAMPLING, EXAMPLES = 2**41, 2**42  # addresses of noise, beyond those of solver steps
-CLASSES = int | str | Sequence[int | str] | np.ndarray | Tensor | None
-
-
-class How(TypedDict, total=False):
-    """The arguments that every edit takes."""
-
-    classes: CLASSES
-    """Class of all images, or of each; by name or id. None draws without a class."""
-    copies: int
-    """Results for each image."""
-    seed: int
-    settings: SampleConfig | None
-    """Sampling settings; the run's own by default, of which steps, guidance and solver replace some."""
-    steps: int | Sequence[int] | None
-    guidance: float | Guidance | None
-    solver: AnySolver | None
 
 
 def inpaint(
@@ -68,10 +44,10 @@ def inpaint(
 
     Raises ValueError for a mask of another size, or one that leaves nothing to draw or nothing known.
     """
-    work = _work(sampler, images, how)
+    work = begin(sampler, images, how)
     free = _latent_mask(mask, work)
     for name, value, least in (("repeats", repeats, 0), ("jump", jump, 1), ("passes", passes, 1)):
-        _at_least(least, name, value)
+        check_at_least(least, name, value)
     parts = work.ends(work.latents)
     known = [part == 1 for part in work.ends((~free).float().expand(1, *work.latents.shape[1:]))]
     passes = passes if len(parts) > 1 else 1
@@ -101,7 +77,7 @@ def vary(sampler: Sampler, images: Tensor, *, keep: int, **how: Unpack[How]) -> 
 
     Raises ValueError for a method without scales, or `keep` that is not from 0 to one below their number.
     """
-    work = _work(sampler, images, how)
+    work = begin(sampler, images, how)
     parts = work.ends(work.latents)
     _by_scales(work, "variations")
     if misfit(keep, int) or not 0 <= keep < len(parts):
@@ -127,7 +103,7 @@ def grow(sampler: Sampler, images: Tensor, *, agree: bool = False, **how: Unpack
     maps = [
         tuple(clean.shape[-2:]) for _, clean in method.targets(config, torch.zeros(1, config.channels, *config.size))
     ]
-    work = _work(sampler, images, how, sizes=maps[:-1])
+    work = begin(sampler, images, how, sizes=maps[:-1])
     _by_scales(work, "growing images")
     size = (int(work.latents.shape[-2]), int(work.latents.shape[-1]))
     last = maps.index(size)
@@ -148,8 +124,8 @@ def redraw(sampler: Sampler, images: Tensor, *, at: float, **how: Unpack[How]) -
 
     Raises ValueError for a time that is not between 0 and 1.
     """
-    work = _work(sampler, images, how)
-    _between(at)
+    work = begin(sampler, images, how)
+    between(at)
     parts = work.ends(work.latents)
 
     def solvers(solver: Solver, positions: slice) -> Solver | list[Solver]:
@@ -176,7 +152,7 @@ def invert(sampler: Sampler, images: Tensor, **how: Unpack[How]) -> Inverted:
     draws by scales, each of which has an ODE of its own.
     """
     how = {"guidance": 1.0, **how} if not how.get("settings") else how
-    work = _work(sampler, images, how)
+    work = begin(sampler, images, how)
     if work.scales:
         raise ValueError(f"{work.method} draws by scales ({work.scales}), and has no one ODE to run backwards")
     noise, _ = work.drawn(lambda solver, positions: edit.placed(edit.inverted(solver), work.latents[positions]))
@@ -198,12 +174,12 @@ def in_context(
     Without classes it is the null label's, which leaves the class to the examples. Raises ValueError for a method
     without a history.
     """
-    _at_least(1, "count", count)
+    check_at_least(1, "count", count)
     if sampler.run.method.images_per_sequence is None:
         raise ValueError(
             f"examples are shown in a history, which only ARFlow has, not {name_of(type(sampler.run.method))}"
         )
-    work = replace(_work(sampler, examples, {**how, "copies": 1}), count=count)
+    work = replace(begin(sampler, examples, {**how, "copies": 1}), count=count)
     labels = None if work.labels is None else work.labels[torch.arange(count) % len(work.labels)]
     work, shape = replace(work, labels=labels), work.latents.shape
 
@@ -220,10 +196,10 @@ def fork(sampler: Sampler, index: int = 0, count: int = 16, *, at: float, **how:
 
     Raises ValueError for a method that draws by scales, whose `vary` does the like.
     """
-    _at_least(1, "count", count)
-    _at_least(0, "index", index)
-    _between(at)
-    work = replace(_work(sampler, None, {**how, "copies": 1}), count=count)
+    check_at_least(1, "count", count)
+    check_at_least(0, "index", index)
+    between(at)
+    work = replace(begin(sampler, None, {**how, "copies": 1}), count=count)
     if work.scales:
         raise ValueError(f"{work.method} draws by scales: for images that share the coarse ones take edit.vary")
     if work.labels is not None:
@@ -238,134 +214,7 @@ def fork(sampler: Sampler, index: int = 0, count: int = 16, *, at: float, **how:
     return work.samples(solvers, edit="fork", index=index, at=at)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """Latents that are edited, and how."""
-
-    sampler: Sampler
-    settings: SampleConfig
-    latents: Float[Tensor, "n c h w"]
-    labels: Int[Tensor, " _"] | None
-    seed: int
-    count: int
-    chosen: tuple[int, ...] | None
-    """The classes that were asked for."""
-
-    @property
-    def path(self) -> Interpolant:
-        return INTERPOLANTS[self.sampler.run.method.interpolant]
-
-    @property
-    def method(self) -> str:
-        return name_of(type(self.sampler.run.method))
-
-    @property
-    def scales(self) -> str:
-        """The names of the scales, coarse to fine; "" for a method without."""
-        config: Any = self.sampler.run.method
-        return " ".join(method_of(config).scales(config))
-
-    def ends(self, latents: Tensor) -> Sequence[Tensor]:
-        """The values of latents in the shape of the solver, one tensor for each scale."""
-        config: Any = self.sampler.run.method
-        method: Any = method_of(config)
-        return method.ends(config, latents)
-
-    def noise(self, positions: slice, first: int, seed: int) -> list[Callable[[int], Tensor]]:
-        """Of each scale, draw number i = 0, 1, ... of further noise for these images, at the addresses from `first`."""
-        shape, rows = self.sampler.run.method.noise_shape, range(positions.start, positions.stop)
-        if not self.scales:
-            return [lambda i: normal(seed, rows, shape, step=first + i)]
-        ends = list(accumulate(part.shape[1] for part in self.ends(self.latents[:1])))
-        return [
-            lambda i, a=a, b=b, scale=scale: normal(seed, rows, shape, step=first + i * len(ends) + scale)[:, a:b]
-            for scale, (a, b) in enumerate(pairwise([0, *ends]))
-        ]
-
-    def drawn(self, solvers: Edit, *, seed: int | None = None) -> tuple[Float[Tensor, "n c h w"], Counter[str]]:
-        """The latents that these solvers end with, and the evaluations of the network for each."""
-        model, draw = self.sampler.computing(self.settings)
-        parts, labels = [range(self.count)], [] if self.labels is None else [self.labels]
-        seed, latents, nfe = self.seed if seed is None else seed, list[Tensor](), Counter[str]()
-        for batch in batches(model, draw, self.settings, parts=parts, labels=labels, seed=seed, edit=solvers):
-            latents.append(batch.latents.cpu())
-            nfe |= batch.nfe  # the largest over batches: dopri5 may differ
-        return torch.cat(latents), nfe
-
-    def samples(self, solvers: Edit, **about: Any) -> Samples:  # noqa: ANN401
-        """The images that these solvers end with; `about` is the entry of the edit in their record."""
-        return self.result(*self.drawn(solvers), **about)
-
-    def result(self, latents: Tensor, nfe: Counter[str], **about: Any) -> Samples:  # noqa: ANN401
-        """The images of these latents, with their record."""
-        device = next(self.sampler.model.parameters()).device
-        images = torch.cat(
-            [decoded(self.sampler.autoencoder.decode, part.to(device)) for part in latents.split(self.settings.batch)]
-        )
-        record = self.sampler.provenance(seed=self.seed, settings=self.settings, classes=self.chosen, evaluations=nfe)
-        return Samples(images=images, labels=self.labels, nfe=dict(nfe), about={**record, "edit": about})
-
-
-def _work(
-    sampler: Sampler, images: Tensor | None, how: How | dict[str, Any], sizes: Sequence[tuple[int, ...]] | None = None
-) -> _Work:
-    """The work of an edit. Raises ValueError for images or classes that do not fit the run, or a stochastic solver."""
-    given: dict[str, Any] = dict(how)
-    classes, copies, seed = given.pop("classes", None), given.pop("copies", 1), given.pop("seed", 0)
-    settings = sampler.settings(given.pop("settings", None), **given)
-    config: Any = sampler.run.method
-    if settings.solver_settings.is_stochastic:
-        raise ValueError(
-            f"edits need the solver of an ODE, got {settings.solver_settings.name}; take euler, ab2 or heun"
-        )
-    if not isinstance(method_of(config), Editable):
-        raise ValueError(f"the method {name_of(type(config))} has no function `ends`, which edits need")
-    _at_least(1, "copies", copies)
-    if misfit(seed, int) or not 0 <= seed < ADDRESSES:
-        raise ValueError(f"seed must be a whole number from 0, below 2^63, got {seed!r:.100}")
-    latents = torch.zeros(0, config.channels, *config.size)
-    if images is not None:
-        latents = _latents(sampler, images, sizes or [config.size]).repeat_interleave(copies, dim=0)
-    ids = None if classes is None else sampler.asked(1, classes=classes).classes
-    if ids is None and config.classes and not config.label_drop:
-        raise ValueError("the run was trained without label drop and draws nothing without a class: give classes")
-    count = len(images) if images is not None else 1
-    if ids is not None and images is not None and len(ids) not in (1, count):
-        raise ValueError(f"classes must be one, or one for each of {count} images, got {len(ids)}")
-    labels = None if ids is None else torch.tensor(ids if len(ids) > 1 else ids * count).repeat_interleave(copies)
-    return _Work(
-        sampler=sampler,
-        settings=settings,
-        latents=latents,
-        labels=labels,
-        seed=seed,
-        count=len(latents),
-        chosen=ids,
-    )
-
-
-def _latents(sampler: Sampler, images: Any, sizes: Sequence[tuple[int, ...]]) -> Tensor:  # noqa: ANN401
-    """The latents of images (the mean of a posterior). Raises ValueError for images that do not fit the model."""
-    config, coder = sampler.run.method, sampler.autoencoder
-    channels = coder.image_channels or config.channels
-    wanted = [(channels, h * coder.stride, w * coder.stride) for h, w in sizes]
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
-        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"images must be a uint8 tensor (n, channels, height, width), at least one, got {got}")
-    if tuple(images.shape[1:]) not in wanted:
-        names, got = " or ".join(map(_dimensions, wanted)), _dimensions(images.shape[1:])
-        raise ValueError(f"images must be {names} (channels, height, width) for this run, got {got}")
-    device = next(sampler.model.parameters()).device
-    with torch.no_grad():
-        parts = [coder.latents(coder.moments(to_signed(part).to(device))).cpu() for part in images.split(64)]
-    return torch.cat(parts)
-
-
-def _dimensions(sizes: Sequence[int]) -> str:
-    return " x ".join(map(str, sizes))
-
-
-def _latent_mask(mask: Any, work: _Work) -> Bool[Tensor, "h w"]:  # noqa: ANN401
+def _latent_mask(mask: Any, work: Work) -> Bool[Tensor, "h w"]:  # noqa: ANN401
     """True for the latents with a masked pixel. Raises ValueError for a mask that does not fit the images."""
     stride = work.sampler.autoencoder.stride
     size = tuple(side * stride for side in work.latents.shape[-2:])
@@ -373,7 +222,7 @@ def _latent_mask(mask: Any, work: _Work) -> Bool[Tensor, "h w"]:  # noqa: ANN401
         raise ValueError(f"a mask must be a bool tensor (height, width), True where to draw, got {mask!r:.100}")
     if tuple(mask.shape) != size:
         raise ValueError(
-            f"the mask must be of the size of the images, {_dimensions(size)}, got {_dimensions(mask.shape)}"
+            f"the mask must be of the size of the images, {dimensions(size)}, got {dimensions(mask.shape)}"
         )
     if not mask.any():
         raise ValueError("the mask is all black: nothing is to be drawn; make white what is to be drawn")
@@ -384,19 +233,9 @@ def _latent_mask(mask: Any, work: _Work) -> Bool[Tensor, "h w"]:  # noqa: ANN401
     return free
 
 
-def _by_scales(work: _Work, what: str) -> None:
+def _by_scales(work: Work, what: str) -> None:
     if not work.scales:
         raise ValueError(f"{what} need a method that draws by scales (flowar), and the run is of {work.method}")
-
-
-def _between(at: Any) -> None:  # noqa: ANN401
-    if (misfit(at, float) and misfit(at, int)) or not 0 < at < 1:
-        raise ValueError(f"at must be a time between 0 (noise) and 1 (image), got {at!r:.100}")
-
-
-def _at_least(least: int, name: str, value: Any) -> None:  # noqa: ANN401
-    if misfit(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r:.100}")
 
 
 def _one_or_all(solvers: list[Solver]) -> Solver | list[Solver]:

@@ -10,12 +10,13 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from fluvial.data.pixels import to_uint8
 from fluvial.flow.interpolant import INTERPOLANTS
 from fluvial.flow.solvers import OnStep, Solver, is_finite
+from fluvial.nn.layers import Labels
 from fluvial.sampling.samples import Samples
 from fluvial.sampling.settings import SampleConfig
 from fluvial.utils.randomness import normal
@@ -34,7 +35,7 @@ def generate(
     settings: SampleConfig,
     *,
     indices: Sequence[int],
-    labels: Int[Tensor, "n"] | None,
+    labels: Labels | None,
     seed: int = 0,
     on_step: OnStep | None = None,
     edit: Edit | None = None,
@@ -74,7 +75,7 @@ def batches(
     settings: SampleConfig,
     *,
     parts: Sequence[Sequence[int]],
-    labels: Sequence[Int[Tensor, "_"]] = (),
+    labels: Sequence[Labels] = (),
     seed: int = 0,
     on_step: OnStep | None = None,
     edit: Edit | None = None,
@@ -109,7 +110,7 @@ def _drawn(
     sample: Callable[..., Tensor],
     settings: SampleConfig,
     indices: Sequence[int],
-    labels: Int[Tensor, "b"] | None,
+    labels: Labels | None,
     seed: int,
     on_step: OnStep | None,
     edit: Callable[[Solver], Solver | Sequence[Solver]] | None,

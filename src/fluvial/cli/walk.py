@@ -1,0 +1,78 @@
+"""fluvial walk."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fluvial.cli.arguments import Device, device_of_rank, of_a_run
+from fluvial.cli.edit import check_replaced
+from fluvial.run.load import load
+from fluvial.run.walk import plane, walk
+from fluvial.sampling.settings import SampleConfig
+from fluvial.utils import pictures
+from fluvial.utils.checks import at_least
+from fluvial.utils.errors import UsageError
+from fluvial.utils.files import check_folder
+
+COLUMNS = 12  # of frames in walk.png
+DESCRIPTION = """Draw the images between two, as a GIF, or between four, as a grid.
+
+An image is CLASS:INDEX, or INDEX, as `fluvial sample --classes CLASS --indices INDEX` draws it. Noises are mixed on the
+sphere, and classes by their label embeddings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalkOptions:
+    start: str = ""
+    """Image to begin with: CLASS:INDEX, or INDEX."""
+    end: str = ""
+    """Image to end with."""
+    frames: int = 24
+    """Images from one to the other, both included."""
+    corners: tuple[str, ...] = ()
+    """Four images, in place of two: a plane between them is drawn, from the first two down to the last two."""
+    side: int = 8
+    """Images along each side of the plane."""
+    seed: int = 0
+    """Seed of the noise that the indices stand for."""
+    out: Path | None = None
+    """Folder for the pictures; RUN/walk by default."""
+    step: int | None = None
+    """Training step of the checkpoint; the newest by default."""
+    average: str = "ema"
+    """The weights: ema, the moving average; raw, as trained; or the length of a power-function average."""
+    autoencoder: str = ""
+    """Where the run's autoencoder is, if no longer where it was in training."""
+    device: Device = "auto"
+    """Where to compute: cpu, cuda, cuda:1 or mps; auto takes CUDA if it is there."""
+    sample: SampleConfig
+    """Settings of sampling; the run's own by default."""
+
+    def __post_init__(self) -> None:
+        at_least(2, self, "frames", "side")
+        at_least(0, self, "seed")
+
+
+def walk_(arguments: list[str]) -> None:
+    folder, _, options = of_a_run(WalkOptions, arguments, "walk", DESCRIPTION)
+    if bool(options.corners) == bool(options.start or options.end) or bool(options.start) != bool(options.end):
+        raise UsageError("fluvial walk needs --from and --to, such as cat:3 and dog:8, or four --corners")
+    if options.corners and len(options.corners) != 4:
+        raise UsageError(f"--corners takes four images, got {len(options.corners)}")
+    out = options.out or folder / "walk"
+    check_folder(out)
+    if options.out:
+        check_replaced(out)
+    device = device_of_rank(options.device)
+    sampler = load(folder, autoencoder=options.autoencoder, device=device, step=options.step, average=options.average)
+    if (channels := sampler.autoencoder.image_channels or sampler.run.method.channels) not in (1, 3):
+        raise ValueError(f"pictures need 1 or 3 channels, the images of {folder} have {channels}")
+    if options.corners:
+        found = plane(sampler, options.corners, options.side, seed=options.seed, settings=options.sample)
+        saved = [*found.save(out, columns=options.side, gif=False)]
+    else:
+        found = walk(sampler, options.start, options.end, options.frames, seed=options.seed, settings=options.sample)
+        saved = [*found.save(out, columns=COLUMNS, gif=False)]
+        frames = [*found.images.split(1)]
+        saved.append(pictures.save_gif([*frames, *frames[-2:0:-1]], out / "walk.gif", columns=1))  # there and back
+    for path in saved:
+        print(path)
