@@ -599,7 +599,10 @@ def test_an_object_decodes_with_the_shift_and_scale_of_the_run(given, tmp_path):
     assert torch.equal(resumed.sample(8).images, trained.sample(8).images)
 
 
-PUBLIC = ["Run", "Sampler", "Samples", "__version__", "load", "plan", "recipes", "sample", "score", "train", "weights"]
+PUBLIC = [
+    *("Run", "Sampler", "Samples", "__version__", "edit", "load", "plan", "recipes", "sample", "score", "train"),
+    *("walk", "weights"),
+]
 
 
 def test_the_public_names_are_these():
