@@ -108,7 +108,7 @@ def test_images_and_masks_are_fitted_if_asked(capsys, tmp_path):
         (("fork", "sit", "--images", "digits:test", "--at", 0.5), "takes no --images"),
         (
             ("vary", "flowar", "--images", "digits:test", "--keep", 1, "--indices", 999),
-            "--indices must be from 0 to 296",
+            "--indices must be from 0 to 539",
         ),
         (("redraw", "sit", "--images", "digits:test", "--at", 0.5, "--classes", 11), "--classes must be"),
         (("redraw", "sit", "--images", "digits:test", "--at", 2), "between 0 (noise) and 1 (image), got 2"),

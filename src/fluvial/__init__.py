@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fluvial import recipes as recipes
     from fluvial import weights as weights
-    from fluvial.run import edit as edit
     from fluvial.config import Run as Run
+    from fluvial.run import edit as edit
+    from fluvial.run.edit import walk as walk
     from fluvial.run.load import Sampler as Sampler
     from fluvial.run.load import load as load
     from fluvial.run.sample import sample as sample
     from fluvial.run.score import score as score
     from fluvial.run.train import train as train
-    from fluvial.run.walk import walk as walk
     from fluvial.sampling.samples import Samples as Samples
     from fluvial.tools.plan.planner import plan as plan
 
@@ -28,7 +28,7 @@ _MODULES |= {
     "sample": "run.sample",
     "score": "run.score",
     "train": "run.train",
-    "walk": "run.walk",
+    "walk": "run.edit",
     "plan": "tools.plan.planner",
 }
 

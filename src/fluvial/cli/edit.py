@@ -1,6 +1,5 @@
 """fluvial edit."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fluvial.cli.arguments import Device, class_ids_of, device_of_rank, of_a_run
-from fluvial.cli.short import short_help
+from fluvial.cli.output import check_replaced
+from fluvial.cli.short import HELP, short_help
 from fluvial.data.images import DataConfig
 from fluvial.data.labels import Classes
 from fluvial.evaluation.opening import open_images
 from fluvial.run import edit as edits
 from fluvial.run.load import Sampler, load
-from fluvial.sampling import RECORD
 from fluvial.sampling.edit import pooled
 from fluvial.sampling.samples import Samples
 from fluvial.sampling.settings import SampleConfig
@@ -105,7 +104,9 @@ class EditOptions:
 def edit(arguments: list[str]) -> None:
     kind = arguments[0] if arguments else ""
     if kind not in OWN:
-        if kind.startswith("-h") or kind == "--help":
+        if kind == "--help-all":
+            of_a_run(EditOptions, arguments, "edit", DESCRIPTION)  # which ends with the help
+        if kind in HELP:
             print(short_help("edit"))
             return
         raise UsageError(f"fluvial edit takes a kind, one of {', '.join(OWN)}, and then RUN; got {kind or 'nothing'}")
@@ -130,13 +131,6 @@ def edit(arguments: list[str]) -> None:
     elif not options.classes and kind != "context" and labels is not None and run.method.classes:
         how["classes"] = labels
     _write(kind, sampler, images, own, how, out)
-
-
-def check_replaced(out: Path) -> None:
-    """Raises ValueError if the folder holds anything but an earlier edit."""
-    record = out / RECORD
-    if out.exists() and any(out.iterdir()) and not (record.exists() and "edit" in json.loads(record.read_bytes())):
-        raise ValueError(f"{out} holds other files than those of an edit; choose another folder, or remove that one")
 
 
 def _own_options(kind: str, options: EditOptions) -> dict[str, Any]:

@@ -1,9 +1,12 @@
-"""The console that commands print tables with, and the commands to give next."""
+"""The console that commands print tables with, the commands to give next, and folders that results go to."""
 
+import json
 import shlex
 from pathlib import Path
 
 from rich.console import Console
+
+from fluvial.sampling import RECORD
 
 
 def console() -> Console:
@@ -23,3 +26,10 @@ def scaled(value: float | int) -> str:
 def next_commands(folder: Path | str, *commands: str) -> None:
     """Prints commands to give next, "sample" as `fluvial sample FOLDER`."""
     print("next: " + "  or  ".join(f"fluvial {command} {shlex.quote(str(folder))}" for command in commands))
+
+
+def check_replaced(out: Path) -> None:
+    """Raises ValueError if the folder holds anything but an earlier edit."""
+    record = out / RECORD
+    if out.exists() and any(out.iterdir()) and not (record.exists() and "edit" in json.loads(record.read_bytes())):
+        raise ValueError(f"{out} holds other files than those of an edit; choose another folder, or remove that one")

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluvial.cli.arguments import Device, device_of_rank, of_a_run
-from fluvial.cli.edit import check_replaced
+from fluvial.cli.output import check_replaced
+from fluvial.run.edit import plane, walk
 from fluvial.run.load import load
-from fluvial.run.walk import plane, walk
 from fluvial.sampling.settings import SampleConfig
 from fluvial.utils import pictures
 from fluvial.utils.checks import at_least

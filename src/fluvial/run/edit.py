@@ -1,4 +1,4 @@
-"""Edits of images by a trained run: inpainting, variations, super-resolution, SDEdit, inversion, examples, forks.
+"""Edits of images by a trained run: inpainting, variations, super-resolution, SDEdit, inversion, examples; walks.
 
 Images are uint8 tensors (n, c, h, w), a mask is a bool tensor (h, w). Result i is an edit of image i // copies; its
 noise depends on (seed, i). An edit is a function of solvers in `sampling/edit.py`, which stand in place of the solver
@@ -6,23 +6,50 @@ of the sampling settings.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Unpack
+from functools import partial
+from typing import Any, NamedTuple, TypedDict, Unpack
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
+from fluvial.flow.guidance import Guidance
 from fluvial.flow.solvers import Solver
 from fluvial.methods import method_of, name_of
-from fluvial.run.load import Sampler
-from fluvial.run.work import How, Work, begin, between, check_at_least, dimensions
+from fluvial.methods.method import Editable
+from fluvial.run.load import ADDRESSES, Sampler
 from fluvial.sampling import edit
 from fluvial.sampling.samples import Samples
+from fluvial.sampling.settings import AnySolver, SampleConfig
+from fluvial.sampling.walk import lerp, plane_of_classes, slerp
+from fluvial.sampling.walk import plane as plane_of_noise
+from fluvial.sampling.work import Work, check_at_least, check_between, latent_mask, latents_of
 from fluvial.utils.checks import misfit
 from fluvial.utils.randomness import address, normal
 
 RESAMPLING, EXAMPLES = 2**41, 2**42  # addresses of noise, beyond those of solver steps
+CLASSES = int | str | Sequence[int | str] | np.ndarray | Tensor | None
+Place = str | int | tuple[str | int, int]
+"""An image: its index, or its class and index: 3, ("cat", 3), "cat:3"."""
+
+
+class How(TypedDict, total=False):
+    """The arguments that every edit takes."""
+
+    classes: CLASSES
+    """Class of all images, or of each; by name or id. None draws without a class."""
+    copies: int
+    """Results for each image."""
+    seed: int
+    settings: SampleConfig | None
+    """Sampling settings; the run's own by default, of which steps, guidance and solver replace some."""
+    steps: int | Sequence[int] | None
+    guidance: float | Guidance | None
+    solver: AnySolver | None
 
 
 def inpaint(
@@ -44,8 +71,8 @@ def inpaint(
 
     Raises ValueError for a mask of another size, or one that leaves nothing to draw or nothing known.
     """
-    work = begin(sampler, images, how)
-    free = _latent_mask(mask, work)
+    work = _begin(sampler, images, how)
+    free = latent_mask(mask, sampler.autoencoder.stride, tuple(work.latents.shape[-2:]))
     for name, value, least in (("repeats", repeats, 0), ("jump", jump, 1), ("passes", passes, 1)):
         check_at_least(least, name, value)
     parts = work.ends(work.latents)
@@ -77,7 +104,7 @@ def vary(sampler: Sampler, images: Tensor, *, keep: int, **how: Unpack[How]) -> 
 
     Raises ValueError for a method without scales, or `keep` that is not from 0 to one below their number.
     """
-    work = begin(sampler, images, how)
+    work = _begin(sampler, images, how)
     parts = work.ends(work.latents)
     _by_scales(work, "variations")
     if misfit(keep, int) or not 0 <= keep < len(parts):
@@ -103,7 +130,7 @@ def grow(sampler: Sampler, images: Tensor, *, agree: bool = False, **how: Unpack
     maps = [
         tuple(clean.shape[-2:]) for _, clean in method.targets(config, torch.zeros(1, config.channels, *config.size))
     ]
-    work = begin(sampler, images, how, sizes=maps[:-1])
+    work = _begin(sampler, images, how, sizes=maps[:-1])
     _by_scales(work, "growing images")
     size = (int(work.latents.shape[-2]), int(work.latents.shape[-1]))
     last = maps.index(size)
@@ -124,8 +151,8 @@ def redraw(sampler: Sampler, images: Tensor, *, at: float, **how: Unpack[How]) -
 
     Raises ValueError for a time that is not between 0 and 1.
     """
-    work = begin(sampler, images, how)
-    between(at)
+    work = _begin(sampler, images, how)
+    check_between(at)
     parts = work.ends(work.latents)
 
     def solvers(solver: Solver, positions: slice) -> Solver | list[Solver]:
@@ -152,7 +179,7 @@ def invert(sampler: Sampler, images: Tensor, **how: Unpack[How]) -> Inverted:
     draws by scales, each of which has an ODE of its own.
     """
     how = {"guidance": 1.0, **how} if not how.get("settings") else how
-    work = begin(sampler, images, how)
+    work = _begin(sampler, images, how)
     if work.scales:
         raise ValueError(f"{work.method} draws by scales ({work.scales}), and has no one ODE to run backwards")
     noise, _ = work.drawn(lambda solver, positions: edit.placed(edit.inverted(solver), work.latents[positions]))
@@ -179,7 +206,7 @@ def in_context(
         raise ValueError(
             f"examples are shown in a history, which only ARFlow has, not {name_of(type(sampler.run.method))}"
         )
-    work = replace(begin(sampler, examples, {**how, "copies": 1}), count=count)
+    work = replace(_begin(sampler, examples, {**how, "copies": 1}), count=count)
     labels = None if work.labels is None else work.labels[torch.arange(count) % len(work.labels)]
     work, shape = replace(work, labels=labels), work.latents.shape
 
@@ -198,8 +225,8 @@ def fork(sampler: Sampler, index: int = 0, count: int = 16, *, at: float, **how:
     """
     check_at_least(1, "count", count)
     check_at_least(0, "index", index)
-    between(at)
-    work = replace(begin(sampler, None, {**how, "copies": 1}), count=count)
+    check_between(at)
+    work = replace(_begin(sampler, None, {**how, "copies": 1}), count=count)
     if work.scales:
         raise ValueError(f"{work.method} draws by scales: for images that share the coarse ones take edit.vary")
     if work.labels is not None:
@@ -214,23 +241,123 @@ def fork(sampler: Sampler, index: int = 0, count: int = 16, *, at: float, **how:
     return work.samples(solvers, edit="fork", index=index, at=at)
 
 
-def _latent_mask(mask: Any, work: Work) -> Bool[Tensor, "h w"]:  # noqa: ANN401
-    """True for the latents with a masked pixel. Raises ValueError for a mask that does not fit the images."""
-    stride = work.sampler.autoencoder.stride
-    size = tuple(side * stride for side in work.latents.shape[-2:])
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 2:
-        raise ValueError(f"a mask must be a bool tensor (height, width), True where to draw, got {mask!r:.100}")
-    if tuple(mask.shape) != size:
+def walk(sampler: Sampler, start: Place, end: Place, frames: int = 24, **how: Unpack[How]) -> Samples:
+    """`frames` images from one to another; the first and the last are those that `sample` draws of these indices.
+
+    Without a class, an image is of the class that `sample` gives its index. Raises ValueError for a class or an index
+    that there is not.
+    """
+    check_at_least(2, "frames", frames)
+    noise, weights, work = _ends(sampler, (start, end), how)
+    shares = torch.linspace(0, 1, frames)
+    between = None if weights is None else lerp(weights[0], weights[1], shares)
+    return _drawn(work, slerp(noise[0], noise[1], shares), between, walk=[str(start), str(end)], frames=frames)
+
+
+def plane(sampler: Sampler, corners: Sequence[Place], side: int = 8, **how: Unpack[How]) -> Samples:
+    """side x side images between four, row by row; the corners are those that `sample` draws. Raises as `walk`."""
+    check_at_least(2, "side", side)
+    if len(corners) != 4:
+        raise ValueError(f"a plane has 4 corners, got {len(corners)}")
+    noise, weights, work = _ends(sampler, corners, how)
+    between = None if weights is None else plane_of_classes(weights, side)
+    return _drawn(work, plane_of_noise(noise, side), between, corners=[str(corner) for corner in corners], side=side)
+
+
+def _ends(
+    sampler: Sampler, places: Sequence[Place], how: How
+) -> tuple[Float[Tensor, "k ..."], Float[Tensor, "k d"] | None, Work]:
+    """Noise and weights of classes of the images at these places."""
+    known = sampler.run.method.classes
+    found = [_class_and_index(sampler, place) for place in places]
+    work = _begin(sampler, None, {**how, "classes": [ids for ids, _ in found] if known else None})
+    noise = normal(work.seed, [index for _, index in found], sampler.run.method.noise_shape)
+    if not known:
+        return noise, None, work
+    return noise, F.one_hot(torch.tensor([ids for ids, _ in found]), known + 1).float(), work
+
+
+def _class_and_index(sampler: Sampler, place: Place) -> tuple[int, int]:
+    """Class id and index of an image; class 0 for a model without classes."""
+    name, index = (None, place) if not isinstance(place, tuple) else place
+    if isinstance(index, str):
+        named, colon, number = index.rpartition(":")
+        name, index = (named if colon else None), number
+    try:
+        index = int(index)
+    except ValueError:
+        raise ValueError(f"an image is INDEX or CLASS:INDEX, such as 3 or cat:3, got {place!r:.100}") from None
+    if isinstance(name, str) and name.isdecimal() and name not in sampler.run.data.class_names:
+        name = int(name)
+    asked = sampler.asked(None, indices=[index], classes=name)
+    if not asked.classes:
+        return 0, index
+    return asked.classes[index % len(asked.classes)], index
+
+
+def _drawn(work: Work, noise: Tensor, weights: Tensor | None, **about: object) -> Samples:
+    """The images of this noise and these weights of classes."""
+    parts = work.by_scale(noise)
+
+    def solvers(solver: Solver, positions: slice) -> Solver | list[Solver]:
+        placed = [edit.placed(solver, part[positions]) for part in parts]
+        return placed if work.scales else placed[0]
+
+    return replace(work, labels=weights, count=len(noise)).samples(solvers, edit="walk", **about)
+
+
+def _begin(
+    sampler: Sampler, images: Tensor | None, how: How | dict[str, Any], sizes: Sequence[tuple[int, ...]] | None = None
+) -> Work:
+    """The work of an edit. Raises ValueError for images or classes that do not fit the run, or a stochastic solver."""
+    given: dict[str, Any] = dict(how)
+    classes, copies, seed = given.pop("classes", None), given.pop("copies", 1), given.pop("seed", 0)
+    settings = sampler.settings(given.pop("settings", None), **given)
+    config: Any = sampler.run.method
+    if settings.solver_settings.is_stochastic:
         raise ValueError(
-            f"the mask must be of the size of the images, {dimensions(size)}, got {dimensions(mask.shape)}"
+            f"edits need the solver of an ODE, got {settings.solver_settings.name}; take euler, ab2 or heun"
         )
-    if not mask.any():
-        raise ValueError("the mask is all black: nothing is to be drawn; make white what is to be drawn")
-    blocks = mask.unflatten(0, (-1, stride)).unflatten(2, (-1, stride))
-    free = blocks.any(dim=3).any(dim=1)
-    if free.all():
-        raise ValueError("the mask leaves no part of the images known; `fluvial sample` draws whole images")
-    return free
+    if not isinstance(method_of(config), Editable):
+        raise ValueError(f"the method {name_of(type(config))} has no function `ends`, which edits need")
+    check_at_least(1, "copies", copies)
+    if misfit(seed, int) or not 0 <= seed < ADDRESSES:
+        raise ValueError(f"seed must be a whole number from 0, below 2^63, got {seed!r:.100}")
+    latents = torch.zeros(0, config.channels, *config.size)
+    if images is not None:
+        latents = latents_of(
+            sampler.autoencoder,
+            images,
+            channels=config.channels,
+            sizes=sizes or [config.size],
+            device=next(sampler.model.parameters()).device,
+        )
+        latents = latents.repeat_interleave(copies, dim=0)
+    ids = None if classes is None else sampler.asked(1, classes=classes).classes
+    if ids is None and config.classes and not config.label_drop:
+        raise ValueError("the run was trained without label drop and draws nothing without a class: give classes")
+    count = len(images) if images is not None else 1
+    if ids is not None and images is not None and len(ids) not in (1, count):
+        raise ValueError(f"classes must be one, or one for each of {count} images, got {len(ids)}")
+    labels = None if ids is None else torch.tensor(ids if len(ids) > 1 else ids * count).repeat_interleave(copies)
+    model, draw = sampler.computing(settings)
+    return Work(
+        model=model,
+        draw=draw,
+        autoencoder=sampler.autoencoder,
+        settings=settings,
+        latents=latents,
+        labels=labels,
+        seed=seed,
+        count=len(latents),
+        record=partial(_record, sampler, seed, settings, ids),
+    )
+
+
+def _record(
+    sampler: Sampler, seed: int, settings: SampleConfig, classes: tuple[int, ...] | None, nfe: Counter[str]
+) -> dict[str, Any]:
+    return sampler.provenance(seed=seed, settings=settings, classes=classes, evaluations=nfe)
 
 
 def _by_scales(work: Work, what: str) -> None:
