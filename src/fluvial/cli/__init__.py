@@ -8,6 +8,7 @@ fluvial train FILE [options]          train the run that a file describes: my.ya
 fluvial config RECIPE|RUN|FILE        print all settings as YAML, each with a comment: > my.yaml
 fluvial sample RUN [options]          draw images from a run folder
 fluvial score RUN|IMAGES [options]    measure samples against real images: FID and its family, with provenance
+fluvial likelihood RUN [IMAGES]       how likely images are under a model, in bits per dimension
 fluvial plot RUN [RUN ...] [options]  draw the curves of runs into one picture
 fluvial doctor RUN                    compare a run with what is expected: what is wrong, why, and what to do
 fluvial compare digits [options]      train all methods for the same time and put them side by side
@@ -53,6 +54,7 @@ COMMANDS = {  # by command, its module and function: torch is imported by those 
     "config": "config.config",
     "sample": "sample.sample",
     "score": "score.score",
+    "likelihood": "likelihood.likelihood",
     "plot": "health.plot",
     "doctor": "health.doctor",
     "compare": "runs.compare",

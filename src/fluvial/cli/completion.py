@@ -19,6 +19,7 @@ OPTIONS = {  # by command, the module and class of its options
     "train": "train.TrainOptions",
     "sample": "sample.SampleOptions",
     "score": "score.MeasuredRun",
+    "likelihood": "likelihood.LikelihoodOptions",
     "plot": "health.PlotOptions",
     "doctor": "health.DoctorOptions",
     "compare": "runs.CompareOptions",
@@ -31,7 +32,7 @@ OPTIONS = {  # by command, the module and class of its options
     "data": "data.InspectOptions",
     "encode": "data.EncodeOptions",
 }
-OF_RUNS = ("train", "sample", "score", "plot", "doctor", "report", "config", "ema", "export")
+OF_RUNS = ("train", "sample", "score", "likelihood", "plot", "doctor", "report", "config", "ema", "export")
 """Commands that take a run folder."""
 ALWAYS = {"--help": (), "--help-all": (), "--traceback": (), "--plugin": ()}
 Options = dict[str, tuple[str, ...]]

@@ -21,9 +21,7 @@ from fluvial.utils.randomness import numpy_generator
 LEVELS = 127.5  # of a pixel to a unit of the model's range
 
 
-def dequantised(
-    pixels: UInt8[Tensor, "b c h w"], indices: Sequence[int], *, seed: int = 0
-) -> Float[Tensor, "b c h w"]:
+def dequantised(pixels: UInt8[Tensor, "b c h w"], indices: Sequence[int], *, seed: int = 0) -> Float[Tensor, "b c h w"]:
     """Pixels as values in the model's range, each with noise within its level; that of image i depends on (seed, i)."""
     shape = tuple(pixels.shape[1:])
     noise = [numpy_generator(seed, "dequantise", i).random(shape, dtype="float32") - 0.5 for i in indices]

@@ -219,9 +219,7 @@ def sample(
     return solver(field, noise, times, on_step=on_step, **draws).x
 
 
-def flows(
-    model: nn.Module, latents: Float[Tensor, "b c h w"], labels: Int[Tensor, "b"] | None
-) -> Sequence[Flow]:
+def flows(model: nn.Module, latents: Float[Tensor, "b c h w"], labels: Int[Tensor, "b"] | None) -> Sequence[Flow]:
     """The ODE of the velocities with an empty history, which every point is given as the first of its sequence.
 
     It is another model than the one that is sampled: there a velocity also depends on the points before, and so on the

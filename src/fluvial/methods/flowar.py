@@ -302,9 +302,7 @@ def sample(
 
 
 @torch.no_grad()
-def flows(
-    model: nn.Module, latents: Float[Tensor, "b c h w"], labels: Int[Tensor, "b"] | None
-) -> Sequence[Flow]:
+def flows(model: nn.Module, latents: Float[Tensor, "b c h w"], labels: Int[Tensor, "b"] | None) -> Sequence[Flow]:
     """The ODE of the flow head at each scale, ending at the tokens of its map.
 
     The transformer reads the class and the coarser maps of the same latents (without context noise), as in training.

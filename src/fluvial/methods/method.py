@@ -210,7 +210,7 @@ class Reversible(Protocol):
     """A method that samples along ODEs, which can be followed back to the noise, as `fluvial likelihood` needs it."""
 
     def flows(self, model: nn.Module, latents: Tensor, labels: Tensor | None) -> Sequence[Flow]:
-        """The ODE that ends at these latents (b, c, h, w), or one for each scale that they are drawn in, coarse to fine.
+        """The ODE that ends at these latents (b, c, h, w), or one for each scale, coarse to fine.
 
         Those of a finer scale are given the coarser maps of the same latents. Labels None are no class. Where sampling
         reads a history of earlier points, as it does if the Config has images_per_sequence, the history is empty.

@@ -171,8 +171,6 @@ def sample(
     return solver(field, noise, times, on_step=on_step, **draws).x
 
 
-def flows(
-    model: nn.Module, latents: Float[Tensor, "b c h w"], labels: Int[Tensor, "b"] | None
-) -> Sequence[Flow]:
+def flows(model: nn.Module, latents: Float[Tensor, "b c h w"], labels: Int[Tensor, "b"] | None) -> Sequence[Flow]:
     """The one ODE that samples follow without guidance, ending at these latents."""
     return [Flow(lambda x, t: model(x, t, labels), latents)]

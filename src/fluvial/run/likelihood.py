@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -19,32 +19,39 @@ from fluvial.data.pixels import to_signed, to_uint8
 from fluvial.flow.guidance import Guidance
 from fluvial.flow.interpolant import INTERPOLANTS
 from fluvial.flow.likelihood import MOST, LogDensity, log_density, log_density_of_map
+from fluvial.flow.solvers import ODE_SOLVERS, Solver, SolverName, solver
 from fluvial.flow.timesteps import grid
 from fluvial.methods import METHODS, method_of, name_of
 from fluvial.methods.method import Flow, Reversible
 from fluvial.metrics import Estimate, mean
 from fluvial.metrics.report import sealed
 from fluvial.run.load import Sampler
-from fluvial.sampling.settings import AnySolver, Heun, SolverConfig, chosen_solver
+from fluvial.sampling.settings import AnySolver, SampleConfig
 from fluvial.utils.atomic import write_json
-from fluvial.utils.checks import as_declared, at_least
+from fluvial.utils.checks import as_declared, at_least, positive
+from fluvial.utils.files import make_folder
 from fluvial.utils.progress import Bar
 from fluvial.utils.randomness import normal, numpy_generator
 
 KIND = "fluvial likelihood 1"
-STEPS = 32  # of Heun: within 0.01 bits of four times as many for the digits and Fashion-MNIST
+TOLERANCE = 1e-4  # of dopri5: 0.01 bits from a tenth of it, at half the evaluations (docs/likelihood.md)
+STEPS, SHIFT = 64, 0.1  # of the other solvers: twice the evaluations for the same error
 PROBES = 2
 WHOLE = "image"  # the name of the one part of a method without scales
 
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodConfig:
-    """How the log density of images is computed."""
+    """The settings of a log density by the ODE: solver, estimate of the divergence, seed."""
 
-    steps: int = STEPS
-    """Solver steps from data to noise; dopri5 chooses its own."""
-    solver: AnySolver = Heun()
-    """Any solver of the ODE: heun, ab2, midpoint, euler or dopri5."""
+    solver: SolverName = "dopri5"
+    """A solver of the ODE: dopri5 chooses its own steps; the others, such as heun, take as many as are given."""
+    tolerance: float | None = None
+    """Absolute and relative tolerance of dopri5; 1e-4 by default."""
+    steps: int | None = None
+    """Steps of the other solvers from data to noise; 64 by default."""
+    shift: float | None = None
+    """Below 1 these steps are denser near the data, where the velocity changes fastest; 0.1 by default."""
     probes: int = PROBES
     """Probes of Hutchinson's estimate of the divergence, a backward pass each; 0 is the exact trace, of at most 1,024
     numbers."""
@@ -56,19 +63,33 @@ class LikelihoodConfig:
     """Images at a time; changes memory and speed only."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "solver", chosen_solver(self.solver))
         as_declared(self)
-        at_least(1, self, "steps", "batch")
+        at_least(1, self, "batch", *(["steps"] if self.steps is not None else []))
         at_least(0, self, "probes", "seed")
-        if self.solver_settings.is_stochastic:
+        positive(self, *(name for name in ("tolerance", "shift") if getattr(self, name) is not None))
+        if self.solver not in ODE_SOLVERS:
             raise ValueError(
-                f"{self.solver_settings.name} solves an SDE, along which a density does not follow; choose a solver of "
-                f"the ODE, such as heun"
+                f"solver {self.solver} is of an SDE, along which a density does not follow; choose one of "
+                f"{', '.join(ODE_SOLVERS)}"
             )
+        foreign = ("steps", "shift") if self.solver == "dopri5" else ("tolerance",)
+        if wrong := [name for name in foreign if getattr(self, name) is not None]:
+            advice = "leave it out, or choose heun" if self.solver == "dopri5" else "leave it out"
+            raise ValueError(f"{' and '.join(wrong)} has no effect with the solver {self.solver}: {advice}")
+
+    def bound(self) -> tuple[Solver, Tensor]:
+        """The solver with its settings, and the grid of times."""
+        if self.solver == "dopri5":
+            tolerance = TOLERANCE if self.tolerance is None else self.tolerance
+            return solver(self.solver, atol=tolerance, rtol=tolerance), grid(1)
+        return solver(self.solver), grid(self.steps or STEPS, shift_factor=SHIFT if self.shift is None else self.shift)
 
     @property
-    def solver_settings(self) -> SolverConfig:
-        return cast(SolverConfig, self.solver)
+    def described(self) -> dict[str, Any]:
+        """The solver and its settings, with the defaults in place of None."""
+        if self.solver == "dopri5":
+            return {"solver": self.solver, "tolerance": self.tolerance or TOLERANCE}
+        return {"solver": self.solver, "steps": self.steps or STEPS, "shift": self.shift or SHIFT}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +137,8 @@ class Likelihood:
         """The mean of the images' log densities of a part, in nats for each of its numbers, with its error."""
         return mean(self.nats[name] / self.numbers[name])
 
-    def record(self) -> dict[str, Any]:
-        """All of it as JSON, with its checksum."""
+    def record(self, images: str = "") -> dict[str, Any]:
+        """All of it as JSON, with the name of the images and a checksum."""
         per_number = {name: self.per_number(name)._asdict() for name in self.nats}
         each: dict[str, Any] = {"index": list(self.indices), "nats": {k: v.tolist() for k, v in self.nats.items()}}
         if self.labels is not None:
@@ -128,6 +149,7 @@ class Likelihood:
         return sealed(
             {
                 "kind": KIND,
+                "of": {"name": images, "count": len(self.indices)},
                 **bits,
                 "nats_per_number": per_number,
                 "numbers": self.numbers,
@@ -139,9 +161,11 @@ class Likelihood:
             }
         )
 
-    def save(self, path: Path) -> Path:
+    def save(self, path: Path | str, images: str = "") -> Path:
         """Writes the record; returns the path."""
-        write_json(path, self.record())
+        path = Path(path)
+        make_folder(path.parent)
+        write_json(path, self.record(images))
         return path
 
 
@@ -231,41 +255,51 @@ def likelihood_of_samples(
     Raises ValueError for a stochastic solver, large samples, or a method whose noise has more numbers than its samples.
     """
     settings = sampler.settings(steps=steps, solver=solver, guidance=Guidance())
-    run, method = sampler.run, method_of(sampler.run.method)
-    if settings.solver_settings.is_stochastic:
-        raise ValueError(f"{settings.solver_settings.name} adds noise of its own; choose a solver of the ODE")
-    config: Any = run.method
-    if prod(config.noise_shape) != config.channels * prod(config.size):
-        raise ValueError(
-            f"{name_of(type(config))} makes {config.channels * prod(config.size)} numbers from {prod(config.noise_shape)} "
-            f"numbers of noise: such a map has no Jacobian determinant"
-        )
-    _check_small(run, "the Jacobian of a sampler is computed", "measure images in place of samples")
+    _check_map(sampler.run, settings)
     asked = sampler.asked(count, classes=cast(Any, classes), seed=seed)
-    device, size = next(sampler.model.parameters()).device, prod(config.noise_shape)
-    bound = settings.solver_settings.bound(INTERPOLANTS[config.interpolant])
     ids = [asked.classes[i % len(asked.classes)] for i in asked.indices] if asked.classes else None
     drawn = []
     with Bar(count, what="likelihood of samples") as bar:
         for i in asked.indices:
-            labels = None if ids is None else torch.full((size,), ids[i], device=device)
-            draw = partial(method.sample, sampler.model, labels, times=settings.times(), solver=bound)
-            noise = normal(seed, [i], config.noise_shape)[0].to(device)
-            drawn.append(log_density_of_map(lambda x, draw=draw: draw(noise=x), noise))
+            drawn.append(_density_of_sample(sampler, settings, None if ids is None else ids[i], seed, i))
             bar.show(i + 1)
     values = torch.stack([value for _, value in drawn]).cpu()
     pixels = to_uint8(torch.stack([x for x, _ in drawn]).clamp(-1, 1)).cpu()
-    about = {**sampler.provenance(seed=seed, settings=settings, classes=asked.classes or None)["sampling"]}
+    about = sampler.provenance(seed=seed, settings=settings, classes=asked.classes or None)["sampling"]
     return Likelihood(
         nats={WHOLE: values},
         probe_errors={WHOLE: torch.zeros_like(values)},
-        numbers={WHOLE: size},
+        numbers={WHOLE: prod(sampler.run.method.noise_shape)},
         indices=asked.indices,
         labels=None if ids is None else torch.tensor(ids),
         images=pixels if sampler.autoencoder.hash == "pixels" else None,
         nfe=0,
         about={"density": "of the sampler, by its Jacobian, at its samples", **about},
     )
+
+
+def _check_map(run: Run, settings: SampleConfig) -> None:
+    """Raises ValueError, with the reason, for a sampler whose map from noise to samples has no density."""
+    if settings.solver_settings.is_stochastic:
+        raise ValueError(f"{settings.solver_settings.name} adds noise of its own; choose a solver of the ODE")
+    noise, numbers = prod(run.method.noise_shape), run.method.channels * prod(run.method.size)
+    if noise != numbers:
+        raise ValueError(
+            f"{name_of(type(run.method))} makes {numbers} numbers from {noise} numbers of noise: such a map has no "
+            f"Jacobian determinant"
+        )
+    _check_small(run, "the Jacobian of a sampler is computed", "measure images in place of samples")
+
+
+def _density_of_sample(
+    sampler: Sampler, settings: SampleConfig, label: int | None, seed: int, index: int
+) -> tuple[Tensor, Tensor]:
+    """Sample number `index`, and its log density in nats."""
+    config, device = sampler.run.method, next(sampler.model.parameters()).device
+    labels = None if label is None else torch.full((prod(config.noise_shape),), label, device=device)
+    bound = settings.solver_settings.bound(INTERPOLANTS[config.interpolant])
+    draw = partial(method_of(config).sample, sampler.model, labels, times=settings.times(), solver=bound)
+    return log_density_of_map(lambda x: draw(noise=x), normal(seed, [index], config.noise_shape)[0].to(device))
 
 
 def _values(sampler: Sampler, images: Tensor, indices: Sequence[int], seed: int) -> Tensor:
@@ -281,15 +315,14 @@ def _values(sampler: Sampler, images: Tensor, indices: Sequence[int], seed: int)
 
 def _density(flow: Flow, indices: Sequence[int], settings: LikelihoodConfig, name: str) -> LogDensity:
     """The log density of one flow, with probes that are the same in any batch."""
-    of, shape = settings.solver_settings, tuple(flow.clean.shape[1:])
-    times = grid(1) if of.is_adaptive else grid(settings.steps)
-    probes = None
+    bound, times = settings.bound()
+    shape, probes = tuple(flow.clean.shape[1:]), None
     if settings.probes:
         rows = [
             numpy_generator(settings.seed, "probes", i, name).integers(0, 2, (settings.probes, *shape)) for i in indices
         ]
         probes = torch.stack([torch.from_numpy(row) for row in rows], dim=1).to(flow.clean) * 2 - 1
-    return log_density(flow.velocity, flow.clean, times, probes=probes, solver=of.bound(INTERPOLANTS["linear"]))
+    return log_density(flow.velocity, flow.clean, times, probes=probes, solver=bound)
 
 
 def _check_small(run: Run, what: str, advice: str) -> None:
@@ -299,11 +332,9 @@ def _check_small(run: Run, what: str, advice: str) -> None:
 
 
 def _about(sampler: Sampler, settings: LikelihoodConfig) -> dict[str, Any]:
-    of = settings.solver_settings
     return {
         "density": "of the ODE" + ("" if settings.history else " without history, another model than the sampled one"),
-        "solver": {"name": of.name, **asdict(of)},
-        "steps": None if of.is_adaptive else settings.steps,
+        **settings.described,
         "divergence": f"Hutchinson, {settings.probes} probes of signs" if settings.probes else "exact",
         "seed": settings.seed,
         "dequantisation": "uniform within a level; of image i by (seed, i)",
