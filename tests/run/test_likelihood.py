@@ -97,6 +97,15 @@ def test_probes_agree_with_the_exact_trace_within_their_error():
     assert not exact.probe_errors["image"].any()
 
 
+def test_every_image_has_probes_of_its_own():
+    """Twice the same latents, so that nothing is dequantised: the estimates differ, the exact traces do not."""
+    sampler, twice = sampler_of("digits-sit", std=0.2), IMAGES[:1].float().repeat(2, 1, 1, 1) / 127.5 - 1
+    for probes in (0, 1):
+        found = it.likelihood(sampler, twice, LABELS[[0, 0]], settings=replace(whole_settings(), probes=probes))
+        first, second = found.nats["image"].tolist()
+        assert (abs(first - second) < 1e-3) == (probes == 0)
+
+
 def test_labels_matter_and_can_be_left_out():
     sampler = sampler_of("digits-sit")
     own, none = (it.likelihood(sampler, IMAGES, labels, settings=whole_settings()) for labels in (LABELS, None))
@@ -179,6 +188,21 @@ def test_gaussian_samples_have_the_density_of_the_data():
 def test_settings_that_do_not_go_together_are_refused(given, reason):
     with pytest.raises(ValueError, match=reason):
         it.LikelihoodConfig(**given)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "reason"),
+    [
+        (IMAGES[..., :4], LABELS, r"of \(8, 8\) pixels .*got 6 images of \(8, 4\)"),
+        (IMAGES[:0], LABELS[:0], "got 0 images"),
+        (IMAGES, LABELS + 10, "class ids from 0 to 9, got"),
+    ],
+)
+def test_images_and_labels_of_another_model_are_refused(images, labels, reason):
+    with pytest.raises(ValueError, match=reason):
+        it.likelihood(gaussian(), images, labels)
+    with pytest.raises(ValueError, match="6 images need as many labels and indices, got 6 and 1"):
+        it.likelihood(gaussian(), IMAGES, LABELS, indices=[0])
 
 
 def test_large_images_have_no_exact_trace():

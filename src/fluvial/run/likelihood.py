@@ -207,15 +207,15 @@ def likelihood(
     their latents, as it is for floats, which are latents themselves. Labels None are the unconditional model. The noise
     of image i depends on its index, by default its place.
 
-    Raises ValueError for what has no likelihood; RuntimeError for a velocity that is not finite.
+    Raises ValueError for what has no likelihood, or images and labels that are not of the model; RuntimeError for a
+    velocity that is not finite.
     """
     check_likelihood(sampler.run, settings, labelled=labels is not None)
     indices = range(len(images)) if indices is None else indices
-    of_pixels = sampler.autoencoder.hash == "pixels" and images.dtype == torch.uint8
+    _check_given(sampler, images, labels, indices)
     method: Any = method_of(sampler.run.method)
     names = method.scales(sampler.run.method) or (WHOLE,)
-    found: dict[str, list[LogDensity]] = {name: [] for name in names}
-    numbers: dict[str, int] = {}
+    found, numbers = {name: list[LogDensity]() for name in names}, dict[str, int]()
     with Bar(len(images), what="likelihood") as bar:
         for rows in torch.arange(len(images)).split(settings.batch):
             chosen = [indices[int(i)] for i in rows]
@@ -231,8 +231,8 @@ def likelihood(
         numbers=numbers,
         indices=indices,
         labels=labels,
-        images=images if of_pixels else None,
-        nfe=max(sum(parts[i].nfe for parts in found.values()) for i in range(len(found[names[0]]))),
+        images=images if _is_pixels(sampler, images) else None,
+        nfe=max(sum(part.nfe for part in of_batch) for of_batch in zip(*found.values(), strict=True)),
         about={**_about(sampler, settings), "labels": "none" if labels is None else "those of the images"},
     )
 
@@ -302,12 +302,32 @@ def _density_of_sample(
     return log_density_of_map(lambda x: draw(noise=x), normal(seed, [index], config.noise_shape)[0].to(device))
 
 
+def _is_pixels(sampler: Sampler, images: Tensor) -> bool:
+    """True if the density is one of pixels."""
+    return sampler.autoencoder.hash == "pixels" and images.dtype == torch.uint8
+
+
+def _check_given(sampler: Sampler, images: Tensor, labels: Tensor | None, indices: Sequence[int]) -> None:
+    """Raises ValueError for images, labels or indices that do not go together, or with the model."""
+    method, stride = sampler.run.method, sampler.autoencoder.stride if images.dtype == torch.uint8 else 1
+    size, expected = tuple(images.shape[2:]), tuple(side * stride for side in method.size)
+    if not len(images) or size != expected:
+        raise ValueError(f"the model is of {expected} pixels (height, width), got {len(images)} images of {size}")
+    if {len(images)} != {len(indices), len(images if labels is None else labels)}:
+        raise ValueError(
+            f"{len(images)} images need as many labels and indices, got {None if labels is None else len(labels)} and "
+            f"{len(indices)}"
+        )
+    if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < max(1, method.classes):
+        raise ValueError(f"labels are class ids from 0 to {method.classes - 1}, got {labels.unique().tolist()!r:.100}")
+
+
 def _values(sampler: Sampler, images: Tensor, indices: Sequence[int], seed: int) -> Tensor:
     """The points whose density is measured: dequantised pixels, or latents."""
     device = next(sampler.model.parameters()).device
     if images.dtype != torch.uint8:
         return images.to(device)
-    if sampler.autoencoder.hash == "pixels":
+    if _is_pixels(sampler, images):
         return dequantised(images, indices, seed=seed).to(device)
     with torch.no_grad():
         return sampler.autoencoder.latents(sampler.autoencoder.moments(to_signed(images.to(device))))

@@ -34,8 +34,7 @@ def images_of(sampler: Sampler, which: str, count: int, *, labels: Labels = "own
     """A fixed random choice of `count` images of "test" or "train", the parts of the run's own data, or of a place.
 
     Places are those of `open_images`; their images are cropped as those of the run. `labels` "none" leaves labels out.
-    Raises ValueError for a part that the run does not have, images of another size, or images without labels of a
-    model with classes.
+    Raises ValueError for a part that the run does not have, or images without labels of a model with classes.
     """
     data = sampler.run.data
     own = which in ("test", "train")
@@ -45,10 +44,6 @@ def images_of(sampler: Sampler, which: str, count: int, *, labels: Labels = "own
         images = _own(sampler, which) if own else _elsewhere(sampler, which)
         indices = _choice(images.n, count)
         found = Chosen(images.name, indices, *images.read(indices))
-        expected = (sampler.side, sampler.run.method.size[1] * sampler.autoencoder.stride)
-        if tuple(found.images.shape[2:]) != expected:
-            got, wanted = (f"{shape[1]} x {shape[0]}" for shape in (tuple(found.images.shape[2:]), expected))
-            raise ValueError(f"{images.name} has images of {got} pixels, the model is of {wanted}")
     if labels == "none" or not sampler.run.method.classes:
         return found._replace(labels=None)
     if found.labels is None:
