@@ -13,6 +13,7 @@ from fluvial.cli.arguments import parse
 from fluvial.cli.completion import OPTIONS, SCRIPTS, options
 from fluvial.cli.edit import EditOptions
 from fluvial.cli.known import options_of
+from fluvial.cli.likelihood import LikelihoodOptions
 from fluvial.cli.photos import BUDGETS, OF_IMAGES
 from fluvial.cli.sample import SampleOptions
 from fluvial.cli.score import MeasuredRun
@@ -46,7 +47,7 @@ def refused(capsys, *words):
     return said.removeprefix("fluvial: error: ").strip()
 
 
-@pytest.mark.parametrize("words", [("train",), ("sample",), ("score",), *(("train", name) for name in recipes.RECIPES)])
+@pytest.mark.parametrize("words", [*((each,) for each in SHORT), *(("train", name) for name in recipes.RECIPES)])
 def test_help_fits_a_screen(words, capsys):
     assert main([*words, "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -77,6 +78,7 @@ def test_short_names_stand_for_options_that_there_are():
         "edit": options_of(EditOptions, EditOptions(sample=SampleConfig())),
         "walk": options_of(WalkOptions, WalkOptions(sample=SampleConfig())),
         "score": options_of(MeasuredRun, MeasuredRun(sample=SampleConfig())),
+        "likelihood": options_of(LikelihoodOptions, LikelihoodOptions()),
     }
     for command, shorts in SHORT.items():
         for short in (short for short in shorts if short.setting not in OF_PLANS):

@@ -21,6 +21,7 @@ OPTIONS = {  # by command, the module and class of its options
     "edit": "edit.EditOptions",
     "walk": "walk.WalkOptions",
     "score": "score.MeasuredRun",
+    "likelihood": "likelihood.LikelihoodOptions",
     "plot": "health.PlotOptions",
     "doctor": "health.DoctorOptions",
     "compare": "runs.CompareOptions",
@@ -33,7 +34,7 @@ OPTIONS = {  # by command, the module and class of its options
     "data": "data.InspectOptions",
     "encode": "data.EncodeOptions",
 }
-OF_RUNS = ("train", "sample", "walk", "score", "plot", "doctor", "report", "config", "ema", "export")
+OF_RUNS = ("train", "sample", "walk", "score", "likelihood", "plot", "doctor", "report", "config", "ema", "export")
 """Commands that take a run folder."""
 ALWAYS = {"--help": (), "--help-all": (), "--traceback": (), "--plugin": ()}
 Options = dict[str, tuple[str, ...]]

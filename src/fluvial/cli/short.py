@@ -117,6 +117,21 @@ SHORT: dict[str, tuple[Short, ...]] = {
         Short("out", "out", "FILE", "where to write the card; RUN/score.json for a run by default"),
         DEVICE,
     ),
+    "likelihood": (
+        Short("count", "count", "N", "number of images, a fixed random choice"),
+        Short("solver", "solver", "NAME", "dopri5 (the default), heun, midpoint, ab2 or euler"),
+        Short("tolerance", "tolerance", "X", "absolute and relative tolerance of dopri5 (default: 1e-4)"),
+        Short("steps", "steps", "N", "steps of the other solvers (default: 64)"),
+        Short("probes", "probes", "N", "random probes of the divergence (default: 2)"),
+        Short("exact", "exact", "", "the exact divergence, of images of at most 1,024 numbers"),
+        Short("history", "history", "on|off", "off is for ARFlow: another model than the one that samples"),
+        Short("samples", "samples", "", "the run's own samples, by the Jacobian of its sampler"),
+        Short("labels", "labels", "own|none", "none is for the model without classes"),
+        Short("seed", "seed", "N", "seed of dequantisation and probes"),
+        Short("step", "step", "N", "training step of the checkpoint; the newest by default"),
+        Short("out", "out", "FILE", "where to write all numbers; RUN/likelihood.json by default"),
+        DEVICE,
+    ),
 }
 ABOUT = {
     "train": (
@@ -144,6 +159,13 @@ ABOUT = {
         "Measure images against real ones, and write a card of scores.",
         "WHAT is a run folder, whose samples are drawn; images: a folder, an .npz, what `fluvial sample` wrote, "
         "NAME:SPLIT; or a card, to put beside another with --against.",
+    ),
+    "likelihood": (
+        "RUN [IMAGES]",
+        "Measure how likely images are under a model: bits per dimension, the fewer the better.",
+        "RUN is a run folder; IMAGES are test (its validation images, the default), train (its training images), a "
+        "folder, an .npz or NAME:SPLIT. The density is that of the model without guidance, by the ODE that it samples "
+        "along. ARFlow needs --history off, or --samples; FlowAR has a density for each scale.",
     ),
 }
 """By command, its argument, what it does, and what the argument can be."""
@@ -222,4 +244,5 @@ def _wrapped(text: str) -> list[str]:
 def _more(command: str, what: str) -> str:
     """The line at the end of the help."""
     renamed = [f"--{s.name} is --{s.setting}" for s in SHORT[command] if s.name != s.setting]
-    return f"`fluvial {command} {what} --help all` lists every setting. In full, {', '.join(renamed)}."
+    in_full = f" In full, {', '.join(renamed)}." if renamed else ""
+    return f"`fluvial {command} {what} --help all` lists every setting.{in_full}"

@@ -20,7 +20,7 @@ from fluvial.flow.guidance import Guidance, guided
 from fluvial.flow.interpolant import INTERPOLANTS, u_t, x_t
 from fluvial.flow.solvers import Field, OnStep, Solver, State, StepNoise, euler
 from fluvial.flow.timesteps import TIME_SAMPLINGS, sorted_along_sequence
-from fluvial.methods.method import Draws
+from fluvial.methods.method import Draws, Flow
 from fluvial.nn.attention import History, HistoryDecay, HybridLinearAttention, ImageDecay, QkvNorm, Recent
 from fluvial.nn.dit import PRESETS as PRESETS
 from fluvial.nn.dit import DiTConfig, preset_settings
@@ -229,3 +229,12 @@ def sample(
     field = guided(branch(model, labels), null, guidance, interpolant=path, **told)
     draws = {} if step_noise is None else {"noise": step_noise}
     return solver(field, noise, times, on_step=on_step, **draws).x
+
+
+def flows(model: nn.Module, latents: Float[Tensor, "b c h w"], labels: Int[Tensor, "b"] | None) -> Sequence[Flow]:
+    """The ODE of the velocities with an empty history, which every point is given as the first of its sequence.
+
+    It is another model than the one that is sampled: there a velocity also depends on the points before, and so on the
+    steps of the solver, which makes the trajectory no solution of an ODE in x.
+    """
+    return [Flow(lambda x, t: model(x.unsqueeze(1), t.unsqueeze(1), labels)[0].squeeze(1), latents)]

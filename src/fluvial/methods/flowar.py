@@ -19,7 +19,7 @@ from fluvial.flow.guidance import Guidance, guided
 from fluvial.flow.interpolant import linear, u_t, x_t
 from fluvial.flow.solvers import Field, OnStep, Solver, Step, StepNoise, euler
 from fluvial.flow.timesteps import TIME_SAMPLINGS
-from fluvial.methods.method import Draws
+from fluvial.methods.method import Draws, Flow
 from fluvial.nn.flow_head import FlowHead
 from fluvial.nn.layers import LabelEmbedding, Labels, Linear, TimeEmbedding, patchify, unpatchify
 from fluvial.nn.next_scale import PRESETS as PRESETS
@@ -307,6 +307,26 @@ def sample(
         tally.update({f"{name} {scale}": n for name, n in calls.items()})
         latents, done = unpatchify(solution.x, config.patch, size), done + len(grids[i]) - 1
     return latents
+
+
+@torch.no_grad()
+def flows(model: nn.Module, latents: Float[Tensor, "b c h w"], labels: Int[Tensor, "b"] | None) -> Sequence[Flow]:
+    """The ODE of the flow head at each scale, ending at the tokens of its map.
+
+    The transformer reads the class and the coarser maps of the same latents (without context noise), as in training.
+    """
+    assert isinstance(model, FlowAR)
+    config, maps = model.config, pyramid(latents, model.config)
+    larger = [upsampled(coarser, config, i + 1) for i, coarser in enumerate(maps[:-1])]
+    inputs = packed(larger, config.patch) if larger else None
+    labels = model.embed_label.null(len(latents)) if labels is None else labels
+    z, _ = model.transformer(inputs, labels, range(len(maps)))
+    found = []
+    for i, of_scale in enumerate(maps):
+        scales = range(i, i + 1)
+        field = _field(model.head, z[:, config.span(scales)], scales)
+        found.append(Flow(lambda x, t, field=field: field(x, t, None)[0], patchify(of_scale, config.patch)))
+    return found
 
 
 def _field(head: FlowHead, z: Tensor, scales: range) -> Field:

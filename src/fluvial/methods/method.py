@@ -4,7 +4,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,6 +38,15 @@ class Draws:
     def _each(self: D, change: Callable[[Tensor], Tensor]) -> D:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: change(value) for name, value in values.items() if value is not None})
+
+
+class Flow(NamedTuple):
+    """An ODE from noise to clean values, which has a density at them: see `fluvial.flow.likelihood`."""
+
+    velocity: Callable[[Tensor, Tensor], Tensor]
+    """velocity(x, t) for x like the clean values and t (b,), shaped like x; that of a row depends on this row alone."""
+    clean: Float[Tensor, "b ..."]
+    """The values at t = 1."""
 
 
 @runtime_checkable
@@ -204,5 +213,18 @@ class Editable(Protocol):
         """The values that the solver ends with for latents (n, c, h, w): those of each scale, coarse to fine, or one.
 
         They are in the shape that the solver has, and linear in the latents.
+        """
+        ...
+
+
+@runtime_checkable
+class Reversible(Protocol):
+    """A method that samples along ODEs, which can be followed back to the noise, as `fluvial likelihood` needs it."""
+
+    def flows(self, model: nn.Module, latents: Tensor, labels: Tensor | None) -> Sequence[Flow]:
+        """The ODE that ends at these latents (b, c, h, w), or one for each scale, coarse to fine.
+
+        Those of a finer scale are given the coarser maps of the same latents. Labels None are no class. Where sampling
+        reads a history of earlier points, as it does if the Config has images_per_sequence, the history is empty.
         """
         ...

@@ -16,7 +16,7 @@ from fluvial.flow.guidance import Guidance, guided
 from fluvial.flow.interpolant import INTERPOLANTS, u_t, x_t
 from fluvial.flow.solvers import Field, OnStep, Solver, State, StepNoise, euler
 from fluvial.flow.timesteps import TIME_SAMPLINGS
-from fluvial.methods.method import Draws
+from fluvial.methods.method import Draws, Flow
 from fluvial.nn.attention import Attention
 from fluvial.nn.dit import PRESETS as PRESETS
 from fluvial.nn.dit import DiTConfig, preset_settings
@@ -171,3 +171,8 @@ def sample(
     field = guided(branch(model, labels), null, guidance, interpolant=path, **told)
     draws = {} if step_noise is None else {"noise": step_noise}
     return solver(field, noise, times, on_step=on_step, **draws).x
+
+
+def flows(model: nn.Module, latents: Float[Tensor, "b c h w"], labels: Int[Tensor, "b"] | None) -> Sequence[Flow]:
+    """The one ODE that samples follow without guidance, ending at these latents."""
+    return [Flow(lambda x, t: model(x, t, labels), latents)]

@@ -8,6 +8,7 @@ runs/digits-arflow/
   latents/        the cached latents of a run with data.cache
   samples/        grids drawn during training, and what `fluvial sample` writes
   score.json      what `fluvial score` measured
+  likelihood.json what `fluvial likelihood` measured, with a picture beside it
 """
 
 import json
