@@ -1,11 +1,13 @@
 import math
+from collections import Counter
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
 
 from fluvial.flow import solvers as it
-from fluvial.flow.interpolant import INTERPOLANTS, gvp, linear
+from fluvial.flow.interpolant import INTERPOLANTS, gvp, linear, velocity_from_data
 from fluvial.flow.timesteps import grid, grid_with_last_step
 
 
@@ -247,3 +249,40 @@ def test_a_point_that_overflows_where_velocities_do_not_is_said(name):
 
     with pytest.raises(RuntimeError, match="is not finite near t = "):
         it.solver(name, **SETTINGS.get(name, {}))(field, torch.full((2, 1), 3e38), [0.0, 4.0])
+
+
+def one_point(path, data):
+    """The exact velocity field when all data are this point: wherever x is, it leads there."""
+    return lambda x, t, state: (velocity_from_data(path, data.expand_as(x), x, t), state)
+
+
+@pytest.mark.parametrize("path", INTERPOLANTS)
+@pytest.mark.parametrize("name", ALL)
+def test_the_estimate_of_the_field_of_one_point_is_that_point(name, path):
+    data, steps = torch.tensor([[0.7, -1.2]], dtype=torch.float64), []
+    own = {"atol": 1e-3, "rtol": 1e-3} if name == "dopri5" else {}
+    if name == "euler-maruyama":
+        own = {"interpolant": INTERPOLANTS[path], "noise": torch.ones(5, 3, 2)}
+    x = torch.tensor([[0.3, 0.1], [-2.0, 1.0], [4.0, 0.5]], dtype=torch.float64)
+    times = grid(5, t0=0.05, t1=0.95)  # at t = 1 the field is undefined
+    it.solver(name, **own)(one_point(INTERPOLANTS[path], data), x, times, on_step=steps.append)
+    assert len(steps) >= 3 and torch.equal(steps[0].seen.x, x)
+    for step in steps:
+        torch.testing.assert_close(step.seen.data(INTERPOLANTS[path]), data.expand(3, 2))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_step_tells_the_accepted_point_that_it_began_with_and_its_velocity(name):
+    steps, count = [], Counter()
+
+    def field(x, t, state):
+        count["field"] += 1
+        return swing(x, t, state)
+
+    own = {"interpolant": linear, "noise": torch.ones(7, 2, 1)} if name == "euler-maruyama" else {}
+    solution = it.solver(name, **own)(field, X0, grid(7), on_step=steps.append)
+    assert count["field"] == solution.nfe  # and not one for the callback
+    for before, step in pairwise(steps):
+        assert torch.equal(step.seen.x, before.x) and float(step.seen.t.min()) == pytest.approx(before.t)
+    for step in steps:
+        torch.testing.assert_close(step.seen.velocity, swing(step.seen.x, step.seen.t, None)[0])

@@ -343,6 +343,27 @@ def test_the_callback_sees_full_latents_and_counts_over_the_scales():
     assert all(s.x.shape == (2, 2, 8, 8) for s in steps) and torch.equal(steps[-1].x, out)
     first = steps[1].x  # one token of 2 x 2 pixels, enlarged to 8 x 8
     assert torch.equal(first[:, :, :4, :4], first[:, :, :1, :1].expand(-1, -1, 4, 4))
+    assert [s.scale for s in steps] == ["1x1", "1x1", "2x2", "4x4", "4x4", "4x4"]
+    assert [s.nfe for s in steps] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_estimate_of_a_scale_is_that_of_its_tokens_upsampled():
+    model, tokens, steps = tiny(), [], []
+
+    def watched(field, x, times, *, on_step, **options):
+        def told(step):
+            tokens.append(step.seen.data(linear))
+            on_step(step)
+
+        return it.heun(field, x, times, on_step=told, **options)
+
+    flowar.sample(model, None, noise=torch.randn(2, 21, 8), times=grid(2), solver=watched, on_step=steps.append)
+    assert len(steps) == 6
+    for of_scale, step in zip(tokens, steps, strict=True):
+        side = math.isqrt(of_scale.shape[1])
+        small = flowar.unpatchify(of_scale, 2, (side, side))
+        larger = small.repeat_interleave(4 // side, dim=2).repeat_interleave(4 // side, dim=3)
+        torch.testing.assert_close(step.seen.data(linear), larger)
 
 
 @torch.no_grad()

@@ -38,6 +38,8 @@ class SampleOptions:
     """Images in a row of the grid."""
     gif: bool = True
     """Also draw the denoising trajectory as a GIF."""
+    preview: bool = False
+    """Also draw the estimate of the finished images at every step as a GIF."""
     npz: bool = True
     """Also write the images as an .npz for evaluators."""
     form: Form = "npz"
@@ -80,6 +82,11 @@ def sample(arguments: list[str]) -> None:
     device = device_of_rank(options.device)
     count = len(options.indices) or options.count or COUNT
     in_parts = options.form != "npz" or count > (options.shard or SHARD) or world > 1
+    if options.preview and in_parts:
+        raise UsageError(
+            f"--preview is drawn of at most {options.shard or SHARD:,} images, in one process and as npz; "
+            f"leave it out for images in parts"
+        )
     usual = RunFolder(folder).samples
     out = options.out or (usual.with_name(f"{usual.name}-{count}") if in_parts else usual)
     check_folder(out)  # before images are drawn for it
@@ -115,9 +122,9 @@ def _sample_at_once(sampler: Sampler, out: Path, wanted: dict[str, Any], options
     weights = {WEIGHTS: tensors_checksum(sampler.model.state_dict())}
     if options.out:
         sets.check_same(out, {**sampler.provenance(**_provenance(wanted)), **weights})
-    samples = sampler.sample(**wanted, trajectory=options.gif)
+    samples = sampler.sample(**wanted, trajectory=options.gif, preview=options.preview)
     samples = replace(samples, about={**samples.about, **weights})
-    saved = samples.save(out, columns=options.columns, npz=options.npz, gif=options.gif)
+    saved = samples.save(out, columns=options.columns, npz=options.npz, gif=options.gif or options.preview)
     if samples.images.shape[1] not in (1, 3):
         print(f"no pictures: they need 1 or 3 channels, the images have {samples.images.shape[1]}")
     print(_told(len(samples), samples.nfe, **samples.seconds))

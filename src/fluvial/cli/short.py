@@ -66,6 +66,7 @@ SHORT: dict[str, tuple[Short, ...]] = {
         SOLVER,
         SEED,
         Short("gif", "gif", "", "also draw how the images form, as a GIF; --no-gif leaves it out"),
+        Short("preview", "preview", "", "also draw the estimate of the images at every step, as preview.gif"),
         Short("step", "step", "N", "training step of the checkpoint; the newest by default"),
         Short("out", "out", "FOLDER", "folder for the pictures; RUN/samples by default"),
         DEVICE,

@@ -25,6 +25,18 @@ State = Any
 Field = Callable[[Tensor, Tensor, State], tuple[Tensor, State]]
 
 
+class Seen(NamedTuple):
+    """The accepted point x (b, ...) that a step began with, its times t (b,), and the velocity of the field there."""
+
+    x: Tensor
+    t: Tensor
+    velocity: Tensor
+
+    def data(self, interpolant: Interpolant) -> Tensor:
+        """The estimate of the clean data, shaped like x: the data that this velocity leads to along the path."""
+        return data_from_velocity(interpolant, self.velocity, self.x, self.t)
+
+
 class Step(NamedTuple):
     """The argument of the callback after each step (1, 2, ...); t is the smallest time in the batch."""
 
@@ -32,6 +44,10 @@ class Step(NamedTuple):
     t: float
     x: Tensor
     nfe: int
+    seen: Seen
+    """Where the step began. No evaluation is added for it."""
+    scale: str = ""
+    """The name of the scale, such as 4x4, in FlowAR."""
 
 
 class Solution(NamedTuple):
@@ -97,9 +113,10 @@ def euler(
     """Euler's method: first order, one evaluation per step, x + h v(x, t)."""
     steps = _steps(times)
     for i, (t, h) in enumerate(steps):
-        v, state = field(x, _at(t, x), state)
+        start, time = x, _at(t, x)
+        v, state = field(x, time, state)
         x = x + h * v
-        _report(on_step, i + 1, t + h, x, i + 1)
+        _report(on_step, i + 1, t + h, x, i + 1, Seen(start, time, v))
     return Solution(x, state, len(steps))
 
 
@@ -110,10 +127,11 @@ def heun(
     """Heun's method: second order, two evaluations per step, the mean velocity of both ends of an Euler step."""
     steps = _steps(times)
     for i, (t, h) in enumerate(steps):
-        v, state = field(x, _at(t, x), state)
+        start, time = x, _at(t, x)
+        v, state = field(x, time, state)
         v_end, _ = field(x + h * v, _at(t + h, x), state)
         x = x + h / 2 * (v + v_end)
-        _report(on_step, i + 1, t + h, x, 2 * i + 2)
+        _report(on_step, i + 1, t + h, x, 2 * i + 2, Seen(start, time, v))
     return Solution(x, state, 2 * len(steps))
 
 
@@ -124,10 +142,11 @@ def midpoint(
     """The midpoint method: second order, two evaluations per step, the velocity half an Euler step ahead."""
     steps = _steps(times)
     for i, (t, h) in enumerate(steps):
-        v, state = field(x, _at(t, x), state)
+        start, time = x, _at(t, x)
+        v, state = field(x, time, state)
         v_mid, _ = field(x + h / 2 * v, _at(t + h / 2, x), state)
         x = x + h * v_mid
-        _report(on_step, i + 1, t + h, x, 2 * i + 2)
+        _report(on_step, i + 1, t + h, x, 2 * i + 2, Seen(start, time, v))
     return Solution(x, state, 2 * len(steps))
 
 
@@ -139,11 +158,12 @@ def ab2(
     steps = _steps(times)
     previous: tuple[Tensor, float] | None = None
     for i, (t, h) in enumerate(steps):
-        v, state = field(x, _at(t, x), state)
+        start, time = x, _at(t, x)
+        v, state = field(x, time, state)
         slope = 0.0 if previous is None else (v - previous[0]) / previous[1]
         x = x + h * (v + h / 2 * slope)
         previous = v, h
-        _report(on_step, i + 1, t + h, x, i + 1)
+        _report(on_step, i + 1, t + h, x, i + 1, Seen(start, time, v))
     return Solution(x, state, len(steps))
 
 
@@ -209,6 +229,7 @@ def dopri5(
         if not bool(torch.isfinite(norm[active]).all()):
             raise RuntimeError(f"the velocity is not finite near t = {float(t[active].min()):.6g}")
         accept = active & (norm <= 1)
+        seen = Seen(x, t.to(_time_dtype(x)), v)
         x = torch.where(expand(accept, x), trial.to(x.dtype), x)
         v = torch.where(expand(accept, x), stages[-1], v)
         state = _select(accept, trial_state, state)
@@ -216,7 +237,7 @@ def dopri5(
         # the standard controller with safety factor 0.9; the step changes at most fivefold
         h = h * (0.9 * norm.clamp_min(1e-10) ** -0.2).clamp(0.2, 5.0)
         tried += 1
-        _report(on_step, tried, float(t.min()), x, nfe)
+        _report(on_step, tried, float(t.min()), x, nfe, seen)
 
 
 DiffusionForm = Literal["sigma", "constant", "linear", "sbdm", "decreasing", "increasing-decreasing"]
@@ -271,7 +292,7 @@ def euler_maruyama(
     """
     steps = _steps(times)
     for i, (t, h) in enumerate(steps):
-        time = _at(t, x)
+        start, time = x, _at(t, x)
         v, state = field(x, time, state)
         is_last = i == len(steps) - 1 and last_step != "none"
         if is_last and last_step == "tweedie":
@@ -286,7 +307,7 @@ def euler_maruyama(
             else:
                 draw = noise[i] if isinstance(noise, Tensor) else noise(i)
                 x = x_mean + (2 * h * w).sqrt() * draw.to(x)
-        _report(on_step, i + 1, t + h, x, i + 1)
+        _report(on_step, i + 1, t + h, x, i + 1, Seen(start, time, v))
     return Solution(x, state, len(steps))
 
 
@@ -323,9 +344,9 @@ def _at(t: float, x: Tensor) -> Tensor:
     return torch.full((len(x),), t, dtype=_time_dtype(x), device=x.device)
 
 
-def _report(on_step: OnStep | None, number: int, t: float, x: Tensor, nfe: int) -> None:
+def _report(on_step: OnStep | None, number: int, t: float, x: Tensor, nfe: int, seen: Seen) -> None:
     if on_step is not None:
-        on_step(Step(number, t, x, nfe))
+        on_step(Step(number, t, x, nfe, seen))
 
 
 def _select(accept: Tensor, new: State, old: State) -> State:

@@ -251,9 +251,10 @@ def sample(
     effect. For a model trained with context noise, `level_noise` is mixed into the transformer's inputs at the level
     `context_noise`. `guide`, a smaller or less trained model, takes the place of the null branch, with the labels
     (autoguidance).
-    `on_step` gets the map of the current scale upsampled to the full latent; `evaluations` counts "transformer 4x4",
-    "conditional 4x4", "null 4x4" and so on. Raises ValueError if a list of times or solvers has not one per scale, if
-    guidance is limited to some channels, or for context noise with a model trained without; RuntimeError as `guided`.
+    `on_step` gets the current scale's map and velocity upsampled to the full latent; `evaluations` counts "transformer
+    4x4", "conditional 4x4", "null 4x4" and so on. Raises ValueError if a list of times or solvers has not one per
+    scale, if guidance is limited to some channels, or for context noise with a model trained without; RuntimeError as
+    `guided`.
     """
     assert isinstance(model, FlowAR)
     config, count = model.config, len(model.config.maps)
@@ -280,7 +281,7 @@ def sample(
         cast(list[Cache | None], [None, None]),
     )
     latents, done, tally = noise[:0], 0, Counter[str]() if evaluations is None else evaluations
-    shown: Counter[int] = Counter()  # number of steps passed to on_step, by scale
+    shown: list[Step] = []
 
     for i, size in enumerate(config.maps):
         scales = range(i, i + 1)
@@ -335,14 +336,22 @@ def _field(head: FlowHead, z: Tensor, scales: range) -> Field:
     return lambda x, t, state: (head(x, t.unsqueeze(1), condition, scales), state)
 
 
-def _at_full_size(on_step: OnStep, config: FlowARConfig, scale: int, shown: Counter[int]) -> OnStep:
-    """A callback that passes tokens to `on_step` as latents of the full size; step numbers run on over the scales."""
-    before = shown.total()
+def _at_full_size(on_step: OnStep, config: FlowARConfig, scale: int, shown: list[Step]) -> OnStep:
+    """A callback that passes tokens to `on_step` as latents of the full size; step numbers and NFE run on over scales.
+
+    `shown` holds the last step that was passed on, if any.
+    """
+    number, nfe = (shown[0].number, shown[0].nfe) if shown else (0, 0)
+    height, width = config.maps[scale]
+
+    def full(tokens: Tensor) -> Tensor:
+        return F.interpolate(unpatchify(tokens, config.patch, (height, width)), size=config.size)
 
     def show(step: Step) -> None:
-        latents = F.interpolate(unpatchify(step.x, config.patch, config.maps[scale]), size=config.size)
-        shown[scale] = step.number
-        on_step(step._replace(x=latents, number=before + step.number))
+        seen = step.seen._replace(x=full(step.seen.x), velocity=full(step.seen.velocity))  # full is linear
+        counted = {"number": number + step.number, "nfe": nfe + step.nfe}
+        shown[:] = [step._replace(x=full(step.x), seen=seen, scale=f"{height}x{width}", **counted)]
+        on_step(shown[0])
 
     return show
 

@@ -2,10 +2,9 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +17,17 @@ from fluvial.config import Run, to_json
 from fluvial.data.labels import class_ids
 from fluvial.evaluation.images import Images
 from fluvial.flow.guidance import Guidance
-from fluvial.flow.interpolant import INTERPOLANTS
+from fluvial.flow.interpolant import INTERPOLANTS, Interpolant
 from fluvial.flow.solvers import OnStep, Step
 from fluvial.methods import empty_model, method_of, name_of
 from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import open_autoencoder
 from fluvial.sampling.budget import with_evaluations
 from fluvial.sampling.generate import generate
+from fluvial.sampling.given import ADDRESSES, guidance_of, in_python, indices_of
 from fluvial.sampling.labels import labels_for
 from fluvial.sampling.precision import computed_in, dtype_of, ready
+from fluvial.sampling.progress import Progress, followed
 from fluvial.sampling.samples import Frames, Samples
 from fluvial.sampling.sets import evaluations_of
 from fluvial.sampling.settings import AnySolver, SampleConfig
@@ -41,7 +42,6 @@ from fluvial.utils.tensors import tensors_checksum
 FRAMES = 100  # images in a trajectory at most,
 FRAMES_LARGE = 10  # of those with a side above LARGE, which take long to decode
 POWER = "power-"  # before the length, in names of averages
-ADDRESSES = 2**63  # seeds and indices are below: each has random numbers of its own
 
 
 class Asked(NamedTuple):
@@ -84,6 +84,7 @@ class Sampler:
         nfe: int | None = None,
         settings: SampleConfig | None = None,
         trajectory: bool = False,
+        preview: bool = False,
         on_step: OnStep | None = None,
     ) -> Samples:
         """`count` images, 16 by default, or those of `indices`; image i depends on (seed, i), its class and settings.
@@ -92,8 +93,8 @@ class Sampler:
         id (int), and may be given alone; ids may be an array or a tensor. steps (one number, or for FlowAR one for each
         scale), guidance (a weight) and solver replace those of `settings`, which are the run's own by default. `nfe`
         stands in place of steps: the evaluations of the network for an image that they may take.
-        `trajectory` keeps the first images after every step, for `Samples.gif`; `on_step` is called after every step
-        of the solver.
+        `trajectory` keeps the first images after every step, and `preview` the estimate of them at every step, for
+        `Samples.gif`; `on_step` is called after every step of the solver.
 
         Raises ValueError for a class that the model does not know, an index below 0, a count below 1, or settings that
         the method does not have; RuntimeError for images that are not finite.
@@ -102,21 +103,49 @@ class Sampler:
         asked = self.asked(count, indices=indices, classes=classes, seed=seed)
         wanted, ids = asked.indices, asked.classes
         kept = FRAMES_LARGE if self.side > pictures.LARGE else FRAMES
-        frames = Frames(self.autoencoder.decode, min(len(wanted), kept)) if trajectory else None
+        decode, kept = self.autoencoder.decode, min(len(wanted), kept)
+        frames = Frames(decode, kept) if trajectory else None
+        estimates = Frames(decode, kept, interpolant=self.path) if preview else None
         found = generate(
             *self.computing(settings),
-            self.autoencoder.decode,
+            decode,
             settings,
             indices=wanted,
             labels=labels_for(wanted, ids),
             seed=seed,
-            on_step=_both(frames, on_step),
+            on_step=_each(frames, estimates, on_step),
         )
         about = self.provenance(
             seed=seed, settings=settings, classes=None if classes is None else ids, evaluations=found.nfe
         )
-        kept_frames = {} if frames is None else {"trajectory": tuple(frames.images), "stages": tuple(frames.ends)}
-        return replace(found, about=about, **kept_frames)
+        found = replace(found, about=about)
+        if frames is not None:
+            found = replace(found, trajectory=tuple(frames.images), stages=tuple(frames.ends))
+        return found if estimates is None else replace(found, preview=(*estimates.images, found.images[:kept]))
+
+    def steps(
+        self,
+        count: int | None = None,
+        *,
+        indices: Sequence[int] | None = None,
+        classes: int | str | Sequence[int | str] | np.ndarray | Tensor | None = None,
+        seed: int = 0,
+        steps: int | Sequence[int] | None = None,
+        guidance: float | Guidance | None = None,
+        solver: AnySolver | None = None,
+        nfe: int | None = None,
+        settings: SampleConfig | None = None,
+    ) -> Iterator[Progress]:
+        """The estimate of the clean images at every step, then the images that `sample` draws with these arguments.
+
+        They are computed as they are asked for: what is left early, by `break` or `close()`, is not sampled to its
+        end. Raises ValueError at once, and RuntimeError on the way, as `sample`.
+        """
+        settings = self.settings(settings, steps=steps, guidance=guidance, solver=solver, nfe=nfe)
+        asked = self.asked(count, indices=indices, classes=classes, seed=seed)
+        chosen = {"classes": classes, "seed": seed, "settings": settings}
+        draw = partial(self.sample, indices=asked.indices, **chosen)
+        return followed(draw, self.autoencoder.decode, self.path)
 
     def asked(
         self,
@@ -127,7 +156,7 @@ class Sampler:
         seed: int = 0,
     ) -> "Asked":
         """The indices and classes of the images that these arguments of `sample` stand for. Raises ValueError as it."""
-        wanted = _indices(count, indices)
+        wanted = indices_of(count, indices)
         if type(seed) is not int or not 0 <= seed < ADDRESSES:
             raise ValueError(f"seed must be a whole number from 0, below 2^63, got {seed!r:.100}")
         return Asked(wanted, self._class_ids(classes))
@@ -166,7 +195,7 @@ class Sampler:
         if steps is not None:
             settings = replace(settings, steps=in_python(steps))
         if guidance is not None:
-            settings = replace(settings, guidance=_guidance(guidance, settings.guidance))
+            settings = replace(settings, guidance=guidance_of(guidance, settings.guidance))
         if solver is not None:
             settings = replace(settings, solver=solver)
         if nfe is not None:
@@ -189,6 +218,11 @@ class Sampler:
         if not classes:
             raise ValueError("classes are empty: give at least one, or leave them out for all classes in turn")
         return class_ids(classes, self.run.data.class_names, known)
+
+    @property
+    def path(self) -> Interpolant:
+        """The path from noise to data."""
+        return INTERPOLANTS[self.run.method.interpolant]
 
     @property
     def described(self) -> str:
@@ -367,49 +401,12 @@ def _space(sampler: Sampler) -> dict[str, Any]:
     }
 
 
-def in_python(given: Any) -> Any:  # noqa: ANN401
-    """Several values as a tuple, and those of arrays and tensors as Python's own numbers."""
-    if isinstance(given, np.ndarray | np.generic | Tensor):
-        given = given.tolist()
-    several = isinstance(given, Iterable) and not isinstance(given, str | bytes)
-    return tuple(map(in_python, given)) if several else given
-
-
-def _guidance(given: Any, own: Guidance) -> Guidance:  # noqa: ANN401
-    """Guidance given by its settings, or by its weight alone. Raises ValueError for anything else."""
-    if isinstance(given, Guidance):
-        return given
-    weight = in_python(given)
-    if wrong := misfit(weight, float):
-        raise ValueError(f"guidance {wrong}")
-    return replace(own, weight=float(weight), scale_weights=())
-
-
-def _indices(count: int | None, indices: Sequence[int] | None) -> Sequence[int]:
-    if indices is None:
-        if wrong := misfit(16 if count is None else count, int):
-            raise ValueError(f"count {wrong}")
-        if count is not None and count < 1:
-            raise ValueError(f"count must be at least 1, got {count}")
-        return range(16 if count is None else count)
-    if count is not None:
-        raise ValueError(f"give a count or indices, got count {count} and indices {indices!r:.100}")
-    try:
-        numbers = [index(one) for one in indices]
-    except TypeError as error:
-        raise ValueError(f"indices must be whole numbers from 0, got {indices!r:.100}") from error
-    if not numbers or not 0 <= min(numbers) <= max(numbers) < ADDRESSES:
-        raise ValueError(f"indices must be numbers from 0 on, at least one, got {numbers!r:.100}")
-    return numbers
-
-
-def _both(first: OnStep | None, second: OnStep | None) -> OnStep | None:
-    """One callback for two."""
-    if first is None or second is None:
-        return first or second
+def _each(*callbacks: OnStep | None) -> OnStep | None:
+    """One callback for those that there are; None if there are none."""
+    given = [callback for callback in callbacks if callback is not None]
 
     def call(step: Step) -> None:
-        first(step)
-        second(step)
+        for callback in given:
+            callback(step)
 
-    return call
+    return call if given else None

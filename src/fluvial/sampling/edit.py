@@ -190,14 +190,27 @@ def inverted(solver: Solver) -> Solver:
     It follows the field without a history, the only one that is an ODE in x; so must the way back (`unremembered`).
     """
 
-    def solve(field: Field, x: Tensor, times: Times, *, state: State = None, **options: Any) -> Solution:  # noqa: ANN401
+    def solve(
+        field: Field,
+        x: Tensor,
+        times: Times,
+        *,
+        state: State = None,
+        on_step: OnStep | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> Solution:
         points = _floats(times)
         end = points[-1]
 
         def back(x: Tensor, s: Tensor, _: State) -> tuple[Tensor, State]:
             return -field(x, end - s, state)[0], None
 
-        return solver(back, x, [end - t for t in reversed(points)], **options)
+        def told(step: Step) -> None:
+            assert on_step is not None
+            seen = step.seen._replace(t=end - step.seen.t, velocity=-step.seen.velocity)  # of the field, not of `back`
+            on_step(step._replace(seen=seen))
+
+        return solver(back, x, [end - t for t in reversed(points)], on_step=on_step and told, **options)
 
     return solve
 

@@ -150,18 +150,22 @@ def _drawn(
 
 
 @torch.no_grad()
-def decoded(decode: Callable[[Tensor], Tensor], latents: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b _ H W"]:
+def decoded(
+    decode: Callable[[Tensor], Tensor], latents: Float[Tensor, "b c h w"], *, checked: bool = True
+) -> UInt8[Tensor, "b _ H W"]:
     """The images of latents, on the CPU. Raises RuntimeError for what is not finite: no such image is rounded.
 
-    Where the memory does not suffice, the batch is decoded in halves.
+    With checked=False, for estimates on the way, it is rounded all the same. Where the memory does not suffice, the
+    batch is decoded in halves.
     """
     try:
         images = decode(latents)
     except RuntimeError as error:
         if not _lacks_memory(error) or len(latents) == 1:
             raise
-        return torch.cat([decoded(decode, half) for half in latents.tensor_split(2)])
-    check_drawn(images, "images")
+        return torch.cat([decoded(decode, half, checked=checked) for half in latents.tensor_split(2)])
+    if checked:
+        check_drawn(images, "images")
     return to_uint8(images).cpu()
 
 

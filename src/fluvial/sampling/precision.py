@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fluvial.flow.solvers import OnStep, Step
 from fluvial.sampling.settings import SampleConfig
 from fluvial.training.distributed import blocks
-from fluvial.utils.precision import Precision, matmul_precision
+from fluvial.utils.precision import Precision, float32_matmul, matmul_precision
 
 
 def ready(model: nn.Module, settings: SampleConfig) -> nn.Module:
@@ -35,14 +35,14 @@ def ready(model: nn.Module, settings: SampleConfig) -> nn.Module:
 
 
 def computed_in(precision: Precision, sample: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The sampler in this precision; `on_step`, which may decode, is called outside of autocast."""
+    """The sampler in this precision; `on_step`, which may decode, is called outside of it."""
 
     def drawn(model: nn.Module, labels: Tensor | None, *, noise: Tensor, on_step: OnStep | None, **rest: Any) -> Tensor:  # noqa: ANN401
-        device = noise.device.type
+        device, outside = noise.device.type, torch.get_float32_matmul_precision()
 
         def show(step: Step) -> None:
             assert on_step is not None
-            with torch.autocast(device, enabled=False):
+            with torch.autocast(device, enabled=False), float32_matmul(outside):
                 on_step(step)
 
         bf16 = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()

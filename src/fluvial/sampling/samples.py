@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from fluvial.data.pixels import to_uint8
+from fluvial.flow.interpolant import Interpolant
 from fluvial.flow.solvers import Step
 from fluvial.sampling import RECORD, SAMPLES
 from fluvial.utils import pictures
@@ -35,6 +36,8 @@ class Samples:
     """Solver, guidance, seed, weights, autoencoder and all other settings behind the images."""
     trajectory: tuple[UInt8[Tensor, "m c h w"], ...] = field(default=(), repr=False)
     """The first images after every solver step, if asked for."""
+    preview: tuple[UInt8[Tensor, "m c h w"], ...] = field(default=(), repr=False)
+    """The estimate of the first images at every solver step, then the images; if asked for."""
     stages: tuple[UInt8[Tensor, "m c h w"], ...] = field(default=(), repr=False)
     """The first images at the end of every integral: for FlowAR, one for each scale."""
 
@@ -45,30 +48,32 @@ class Samples:
         """The images row by row, small ones upsampled. Raises ValueError unless they have 1 or 3 channels."""
         return pictures.grid(self.images, columns)
 
-    def gif(self, columns: int = 10) -> Image.Image:
-        """An animation of the trajectory. Raises ValueError if it was not kept."""
-        if not self.trajectory:
-            raise ValueError("these samples have no trajectory: sample them with trajectory=True")
-        return Image.open(BytesIO(pictures.gif(self.trajectory, columns)))
+    def gif(self, columns: int = 10, *, preview: bool = False) -> Image.Image:
+        """An animation of the trajectory, or of the preview. Raises ValueError if it was not kept."""
+        name, frames = ("preview", self.preview) if preview else ("trajectory", self.trajectory)
+        if not frames:
+            raise ValueError(f"these samples have no {name}: sample them with {name}=True")
+        return Image.open(BytesIO(pictures.gif(frames, columns)))
 
     def save(self, folder: Path | str, *, columns: int = 10, npz: bool = True, gif: bool = True) -> list[Path]:
         """Writes the images and how they were sampled; returns the files, all written or none.
 
-        samples.npz and samples.json (with `npz`), grid.png, trajectory.gif (with `gif`, if a trajectory was kept) and
-        for FlowAR scales.png; no picture of images that have neither 1 nor 3 channels. Beside the record of
-        other samples, their trajectory.gif and scales.png are removed.
+        samples.npz and samples.json (with `npz`), grid.png, trajectory.gif and preview.gif (with `gif`, if they were
+        kept) and for FlowAR scales.png; no picture of images that have neither 1 nor 3 channels. Beside the record of
+        other samples, their trajectory.gif, preview.gif and scales.png are removed.
         """
         ours = (Path(folder) / RECORD).exists()
         with atomic_files(Path(folder)) as partial:
             saved = self._save_npz(partial) if npz else []
             if self.images.shape[1] in (1, 3):
                 saved.append(pictures.save_grid(self.images[:GRID], partial / "grid.png", columns))
-                if gif and self.trajectory:
-                    saved.append(pictures.save_gif(self.trajectory, partial / "trajectory.gif", columns))
+                for name, frames in (("trajectory", self.trajectory), ("preview", self.preview)) if gif else ():
+                    if frames:
+                        saved.append(pictures.save_gif(frames, partial / f"{name}.gif", columns))
                 if len(self.stages) > 1:
                     saved.append(pictures.save_strip(self.stages, partial / "scales.png"))
         names = {path.name for path in saved}
-        for stale in {"trajectory.gif", "scales.png"} - names if ours else ():  # of other samples
+        for stale in {"trajectory.gif", "preview.gif", "scales.png"} - names if ours else ():  # of other samples
             (Path(folder) / stale).unlink(missing_ok=True)
         return [Path(folder) / path.name for path in saved]
 
@@ -89,11 +94,19 @@ class Samples:
 class Frames:
     """An `on_step` that keeps the first `count` images of a run at every step, for a GIF of the trajectory.
 
-    With `ends_only` it decodes and keeps only the images that each integral ended with.
+    With `ends_only` it decodes and keeps only the images that each integral ended with. With the method's
+    `interpolant` it keeps the estimates of the clean images in place of the points of the trajectory.
     """
 
-    def __init__(self, decode: Callable[[Tensor], Tensor], count: int, *, ends_only: bool = False) -> None:
-        self.decode, self.count, self.ends_only = decode, count, ends_only
+    def __init__(
+        self,
+        decode: Callable[[Tensor], Tensor],
+        count: int,
+        *,
+        ends_only: bool = False,
+        interpolant: Interpolant | None = None,
+    ) -> None:
+        self.decode, self.count, self.ends_only, self.interpolant = decode, count, ends_only, interpolant
         self.images: list[UInt8[Tensor, "n c h w"]] = []
         self.ends: list[UInt8[Tensor, "n c h w"]] = []
         """The images that each integral ended with; in FlowAR the map of each scale."""
@@ -105,6 +118,7 @@ class Frames:
         self._last = step.number
         ended = step.t > 1 - 1e-9
         if self.count and (ended or not self.ends_only):
-            self.images.append(to_uint8(self.decode(step.x[: self.count])).cpu())
+            latents = step.x if self.interpolant is None else step.seen.data(self.interpolant).to(step.x.dtype)
+            self.images.append(to_uint8(self.decode(latents[: self.count])).cpu())
             if ended:
                 self.ends.append(self.images[-1])

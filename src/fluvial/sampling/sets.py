@@ -45,7 +45,13 @@ from fluvial.utils.files import (
 from fluvial.utils.progress import Bar
 
 PLAN = "plan.json"
-PICTURES = (SAMPLES, "grid.png", "trajectory.gif", "scales.png")  # files beside samples.json, or without it
+PICTURES = (
+    SAMPLES,
+    "grid.png",
+    "trajectory.gif",
+    "preview.gif",
+    "scales.png",
+)  # files beside samples.json, or without it
 RESTORE = "remove it and sample again with the same command, which makes what is missing"
 SUM = 8  # hexadecimal digits of a CRC-32
 NO_EFFECT = ("nfe", "nfe_null", "evaluations", "train_seconds", "batch")  # on the images: two plans may differ in them

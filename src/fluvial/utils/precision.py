@@ -16,8 +16,15 @@ def matmul_precision(precision: Precision) -> Iterator[None]:
     With bf16 this concerns the few multiplications outside autocast, such as ARFlow's history: most of their factors
     come from bfloat16, which TF32 represents exactly.
     """
+    with float32_matmul(torch.get_float32_matmul_precision() if precision == "fp32" else "high"):
+        yield
+
+
+@contextmanager
+def float32_matmul(name: str) -> Iterator[None]:
+    """A context with PyTorch's matmul precision of this name, such as "highest"; restored at its end."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(before if precision == "fp32" else "high")
+    torch.set_float32_matmul_precision(name)
     try:
         yield
     finally:
