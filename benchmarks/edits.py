@@ -21,6 +21,7 @@ from torch import Tensor
 from fluvial.data.images import DataConfig
 from fluvial.evaluation.images import Images
 from fluvial.evaluation.opening import open_images
+from fluvial.flow.solvers import SolverName
 from fluvial.methods import method_of, name_of
 from fluvial.metrics.accuracy import classifier
 from fluvial.metrics.features import Extractor, extractor
@@ -106,7 +107,8 @@ def edits(sampler: Sampler, images: Tensor, labels: Tensor, only: str | None) ->
             off = (pooled(drawn.float(), (int(maps[-2][0]), int(maps[-2][1]))) - small).abs().flatten(1).mean(1)
             yield f"grow{' --agree' * agree}", drawn, labels, f"pooled, off by {mean(off)} levels"
     if not names and only in (None, "invert"):
-        for solver, steps in (("ab2", 20), ("heun", 40)):
+        tried: tuple[tuple[SolverName, int], ...] = (("ab2", 20), ("heun", 40))
+        for solver, steps in tried:
             found = edit.invert(sampler, images[:100], classes=labels[:100], solver=solver, steps=steps)
             other = f"latents off by {mean(found.error)}, pixels by {mean(distance(found.back.images, images[:100]))}"
             yield f"invert, {solver} {steps}", found.back.images, labels[:100], f"{other} levels"
@@ -130,8 +132,8 @@ def inpainting(sampler: Sampler, images: Tensor, labels: Tensor) -> Iterator[Fou
         drawn = torch.empty_like(images)
         for i, mask in enumerate((hole, half)):
             rows = slice(i, None, 2)
-            passes = {"passes": 1} if not repeats else {}
-            found = edit.inpaint(sampler, images[rows], mask, repeats=repeats, classes=labels[rows], **passes)
+            passes = 5 if repeats else 1
+            found = edit.inpaint(sampler, images[rows], mask, repeats=repeats, passes=passes, classes=labels[rows])
             drawn[rows] = found.images
         yield f"inpaint, {'taken again' if repeats else 'replaced only'}", drawn, labels, told(drawn, images, masks)
 

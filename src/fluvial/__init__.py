@@ -19,8 +19,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    *("Run", "Sampler", "Samples", "__version__", "edit", "load", "plan", "recipes", "sample", "score", "train"),
-    *("walk", "weights"),
+    "Run",
+    "Sampler",
+    "Samples",
+    "__version__",
+    "edit",
+    "load",
+    "plan",
+    "recipes",
+    "sample",
+    "score",
+    "train",
+    "walk",
+    "weights",
 ]
 _MODULES = {"Run": "config", "Sampler": "run.load", "Samples": "sampling.samples"}
 _MODULES |= {

@@ -63,7 +63,7 @@ class EditOptions:
     jump: int | None = None
     """inpaint: steps that are taken again at a time; 2 by default."""
     passes: int | None = None
-    """inpaint: how often all scales are drawn, by methods that draw by scales (FlowAR); 3 by default."""
+    """inpaint: how often all scales are drawn, by methods that draw by scales (FlowAR); 5 by default."""
     keep: int | None = None
     """vary: number of scales that are kept, from the coarsest."""
     agree: bool | None = None

@@ -59,7 +59,7 @@ def inpaint(
     *,
     repeats: int = 4,
     jump: int = 2,
-    passes: int = 3,
+    passes: int = 5,
     **how: Unpack[How],
 ) -> Samples:
     """The images with the pixels of the mask (True) drawn anew, to fit the others; also for what is outside of them.
