@@ -160,3 +160,17 @@ def test_a_set_whose_npz_is_gone_is_told_by_score(drawn, tmp_path, capsys):
     (tmp_path / "set" / "samples.npz").unlink()
     assert main(["score", str(tmp_path / "set"), "--reference", "digits:test", "--features", "pixels"]) == 1
     assert "samples.npz" in capsys.readouterr().err
+
+
+def test_a_preview_is_drawn_beside_the_trajectory_or_alone(run, drawn, tmp_path):
+    assert drawn("--count", 3, "--preview", "--out", tmp_path / "a")[0] == 0
+    assert {"trajectory.gif", "preview.gif"} <= {path.name for path in (tmp_path / "a").iterdir()}
+    assert drawn("--count", 3, "--preview", "--no-gif", "--out", tmp_path / "b")[0] == 0
+    names = {path.name for path in (tmp_path / "b").iterdir()}
+    assert "preview.gif" in names and "trajectory.gif" not in names
+
+
+def test_a_preview_of_images_in_parts_is_refused_before_work(drawn, tmp_path):
+    for words in (["--form", "png"], ["--shard", 2], ["--count", 1001]):
+        code, said = drawn("--preview", "--out", tmp_path / "a", *words)
+        assert code == 2 and "--preview is drawn of at most" in said and not (tmp_path / "a").exists()
