@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fluvial.flow.interpolant import INTERPOLANTS, x_t
+from fluvial.flow.interpolant import INTERPOLANTS, velocity_from_data, x_t
 from fluvial.flow.solvers import ab2, euler, heun
 from fluvial.sampling.edit import (
     agreeing,
@@ -199,3 +199,20 @@ def test_agreeing_images_pool_to_the_small_ones_and_change_no_more_than_they_mus
     inside = agreeing(images.clamp(-1, 1), (small / 4).clamp(-0.9, 0.9), (-1.0, 1.0))
     assert float(inside.abs().max()) < 1 + 1e-2
     assert torch.allclose(pooled(inside, (4, 4)), (small / 4).clamp(-0.9, 0.9), atol=1e-5)
+
+
+def test_the_callback_of_an_inversion_sees_the_times_and_velocities_of_the_field():
+    data, steps = torch.tensor([0.7, -1.2], dtype=torch.float64).expand(3, 2), []
+    for path in INTERPOLANTS.values():
+        steps.clear()
+        times = [0.1, 0.4, 0.8]
+        field = one_point(path, data)
+        inverted(heun)(field, torch.randn(3, 2, dtype=torch.float64), times, on_step=steps.append)
+        assert [float(step.seen.t[0]) for step in steps] == pytest.approx([0.8, 0.4])
+        for step in steps:
+            torch.testing.assert_close(step.seen.data(path), data)
+
+
+def one_point(path, data):
+    """The exact velocity field when all data are this point."""
+    return lambda x, t, state: (velocity_from_data(path, data, x, t), state)
