@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 TIMES = ("time", "images_per_second", "seconds", "train_seconds")
+TIMES += ("seconds_network", "seconds_decoding")
 
 
 def content(root):

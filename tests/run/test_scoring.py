@@ -54,6 +54,9 @@ def test_a_card_says_what_the_numbers_depend_on(run):
     assert card["reference"]["count"] == 540 and card["reference"]["name"] == "digits, held out"
     assert len(card["reference"]["hash"]) == 64 and card["training"]["hash"] != card["reference"]["hash"]
     assert card["extractor"]["name"] == "pixels" and {"fluvial", "torch"} <= card["made_by"].keys()
+    wall = images["count"] / sampling["images_per_second"]
+    assert 0 < sampling["seconds_network"] <= wall + 0.05 and 0 <= sampling["seconds_decoding"] < wall
+    assert {"seconds", "drawn"}.isdisjoint(sampling)
     assert json.loads(json.dumps(card))["scores"] == card["scores"] and "NaN" not in json.dumps(card)
     found = card["scores"]
     assert {"frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"} <= found.keys()

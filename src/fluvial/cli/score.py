@@ -38,7 +38,7 @@ LINES = {  # of the printed card: what there is to say about the numbers
     "images": ("count", "shape", "cut", "rounding", "labels"),
     "sampling": (
         *("solver", "nfe", "nfe_null", "guidance", "guidance_interval", "weights", "dtype", "seed", "seed_rule"),
-        *("train_step", "train_seconds", "images_per_second"),
+        *("train_step", "train_seconds", "images_per_second", "seconds_network", "seconds_decoding"),
     ),
     "made_by": ("fluvial", "torch", "device", "ranks"),
 }

@@ -73,6 +73,8 @@ class FlowAR(nn.Module):
 
     rotary: Tensor
     head: FlowHead
+    evaluated = ("transformer", "head.forward")
+    """The functions that sampling evaluates: see `sampling/remember.py`."""
 
     def __init__(self, config: FlowARConfig) -> None:
         super().__init__()

@@ -239,13 +239,15 @@ class Sampler:
         """`count` images that are sampled when they are read; settings and seconds so far are in `about`."""
         about = self.provenance(seed=seed, settings=settings)
         sampling = about["sampling"]
-        sampling |= {"seconds": 0.0, "drawn": 0}
+        sampling |= {"seconds": 0.0, "drawn": 0, "seconds_network": 0.0, "seconds_decoding": 0.0}
 
         def read(wanted: Sequence[int]) -> tuple[Tensor, Tensor | None]:
             started = time.perf_counter()
             part = self.sample(indices=wanted, seed=seed, settings=settings)
             sampling["seconds"] += time.perf_counter() - started
             sampling["drawn"] += len(wanted)
+            for part_of, seconds in part.seconds.items():
+                sampling[f"seconds_{part_of}"] += seconds
             sampling.update(evaluations_of(Counter(sampling["evaluations"]) | Counter(part.nfe)))
             return part.images, part.labels
 
