@@ -10,6 +10,7 @@ fluvial sample RUN [options]          draw images from a run folder
 fluvial edit KIND RUN [options]       inpaint, vary, grow, redraw or invert images; fork one, or show examples
 fluvial walk RUN --from A --to B      draw the images between two as a GIF, or between four as a grid
 fluvial score RUN|IMAGES [options]    measure samples against real images: FID and its family, with provenance
+fluvial guide RUN [options]           find the guidance: weights, intervals and averages measured on few images
 fluvial plot RUN [RUN ...] [options]  draw the curves of runs into one picture
 fluvial doctor RUN                    compare a run with what is expected: what is wrong, why, and what to do
 fluvial compare digits [options]      train all methods for the same time and put them side by side
@@ -57,6 +58,7 @@ COMMANDS = {  # by command, its module and function: torch is imported by those 
     "edit": "edit.edit",
     "walk": "walk.walk_",
     "score": "score.score",
+    "guide": "guide.guide_",
     "plot": "health.plot",
     "doctor": "health.doctor",
     "compare": "runs.compare",

@@ -117,6 +117,21 @@ SHORT: dict[str, tuple[Short, ...]] = {
         Short("out", "out", "FILE", "where to write the card; RUN/score.json for a run by default"),
         DEVICE,
     ),
+    "guide": (
+        Short("weights", "weights", "W ...", "weights of guidance; 1 is none"),
+        Short("intervals", "intervals", "T T ...", "times between which it acts, 0 (noise) to 1: two for each"),
+        Short("averages", "averages", "A ...", "ema, raw, or lengths of averages that the run has stored"),
+        Short("steps", "steps", "N ...", "numbers of solver steps; the run's own by default"),
+        SOLVER,
+        Short("count", "count", "N", "images of each combination"),
+        Short("metric", "metric", "SCORE", "the score to rank by, such as precision or kernel_distance"),
+        Short("write", "write", "", "write the chosen settings into the run, as its defaults"),
+        SEED,
+        Short("reference", "reference", "PLACE", "what to measure against; test or train of the run's own data"),
+        Short("features", "features", "NAME", "pixels, inception, efficientnet-lite0, dinov2, clip, or a file"),
+        Short("extractor", "features", "NAME", ""),
+        DEVICE,
+    ),
 }
 ABOUT = {
     "train": (
@@ -144,6 +159,11 @@ ABOUT = {
         "Measure images against real ones, and write a card of scores.",
         "WHAT is a run folder, whose samples are drawn; images: a folder, an .npz, what `fluvial sample` wrote, "
         "NAME:SPLIT; or a card, to put beside another with --against.",
+    ),
+    "guide": (
+        "RUN",
+        "Find the guidance of a run: weights, intervals, averages and steps are measured on few images.",
+        "RUN is a run folder. All combinations are drawn from the same noise and kept in RUN/guide.",
     ),
 }
 """By command, its argument, what it does, and what the argument can be."""
