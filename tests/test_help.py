@@ -12,6 +12,7 @@ from fluvial.cli import main
 from fluvial.cli.arguments import parse
 from fluvial.cli.completion import OPTIONS, SCRIPTS, options
 from fluvial.cli.edit import EditOptions
+from fluvial.cli.guide import GuideOptions
 from fluvial.cli.known import options_of
 from fluvial.cli.likelihood import LikelihoodOptions
 from fluvial.cli.photos import BUDGETS, OF_IMAGES
@@ -79,6 +80,7 @@ def test_short_names_stand_for_options_that_there_are():
         "walk": options_of(WalkOptions, WalkOptions(sample=SampleConfig())),
         "score": options_of(MeasuredRun, MeasuredRun(sample=SampleConfig())),
         "likelihood": options_of(LikelihoodOptions, LikelihoodOptions()),
+        "guide": options_of(GuideOptions, GuideOptions()),
     }
     for command, shorts in SHORT.items():
         for short in (short for short in shorts if short.setting not in OF_PLANS):

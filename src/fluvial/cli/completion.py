@@ -22,6 +22,7 @@ OPTIONS = {  # by command, the module and class of its options
     "walk": "walk.WalkOptions",
     "score": "score.MeasuredRun",
     "likelihood": "likelihood.LikelihoodOptions",
+    "guide": "guide.GuideOptions",
     "plot": "health.PlotOptions",
     "doctor": "health.DoctorOptions",
     "compare": "runs.CompareOptions",
@@ -34,7 +35,9 @@ OPTIONS = {  # by command, the module and class of its options
     "data": "data.InspectOptions",
     "encode": "data.EncodeOptions",
 }
-OF_RUNS = ("train", "sample", "walk", "score", "likelihood", "plot", "doctor", "report", "config", "ema", "export")
+OF_RUNS = (
+    *("train", "sample", "walk", "score", "likelihood", "guide", "plot", "doctor", "report", "config", "ema", "export"),
+)
 """Commands that take a run folder."""
 ALWAYS = {"--help": (), "--help-all": (), "--traceback": (), "--plugin": ()}
 Options = dict[str, tuple[str, ...]]

@@ -134,6 +134,21 @@ SHORT: dict[str, tuple[Short, ...]] = {
         Short("out", "out", "FILE", "where to write all numbers; RUN/likelihood.json by default"),
         DEVICE,
     ),
+    "guide": (
+        Short("weights", "weights", "W ...", "weights of guidance; 1 is none"),
+        Short("intervals", "intervals", "T T ...", "times between which it acts, 0 (noise) to 1: two for each"),
+        Short("averages", "averages", "A ...", "ema, raw, or lengths of averages that the run has stored"),
+        Short("steps", "steps", "N ...", "numbers of solver steps; the run's own by default"),
+        SOLVER,
+        Short("count", "count", "N", "images of each combination"),
+        Short("metric", "metric", "SCORE", "the score to rank by, such as precision or kernel_distance"),
+        Short("write", "write", "", "write the chosen settings into the run, as its defaults"),
+        SEED,
+        Short("reference", "reference", "PLACE", "what to measure against; test or train of the run's own data"),
+        Short("features", "features", "NAME", "pixels, inception, efficientnet-lite0, dinov2, clip, or a file"),
+        Short("extractor", "features", "NAME", ""),
+        DEVICE,
+    ),
 }
 ABOUT = {
     "train": (
@@ -168,6 +183,11 @@ ABOUT = {
         "RUN is a run folder; IMAGES are test (its validation images, the default), train (its training images), a "
         "folder, an .npz or NAME:SPLIT. The density is that of the model without guidance, by the ODE that it samples "
         "along. ARFlow needs --history off, or --samples; FlowAR has a density for each scale.",
+    ),
+    "guide": (
+        "RUN",
+        "Find the guidance of a run: weights, intervals, averages and steps are measured on few images.",
+        "RUN is a run folder. All combinations are drawn from the same noise and kept in RUN/guide.",
     ),
 }
 """By command, its argument, what it does, and what the argument can be."""

@@ -83,24 +83,51 @@ def frechet(a: Gaussian, b: Gaussian, count: int, features: Float[Tensor, "n d"]
     `features` are those of the samples, or of some of them; without any, they are assumed to be Gaussian.
     """
     if features is not None and len(features) == count <= len(a.mean):
-        return _of_few(features.double() - a.mean, a.mean - b.mean, b.covariance)
+        distance, moved = _of_few(features.double() - a.mean, a.mean - b.mean, b.covariance)
+        return Estimate(distance, float((moved.var() / count).sqrt()))
+    distance, slope, curvature = _expanded(a, b)
+    if features is None:
+        spread = curvature @ a.covariance
+        variance = slope @ a.covariance @ slope + 2 * (spread * spread.T).sum()
+    else:
+        variance = _moved(features.double() - a.mean, slope, curvature).var()
+    return Estimate(distance, float((variance / count).sqrt()))
+
+
+def moves(a: Gaussian, b: Gaussian, features: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
+    """By how much each of the n samples that a was fitted to moves the distance, times n, up to a constant.
+
+    The standard deviation over sqrt(n) is the error of `frechet`. Of two sets of samples that were drawn from the same
+    noise, that of the difference of their moves is the error of the difference of their distances.
+    """
+    if len(features) <= len(a.mean):
+        return _of_few(features.double() - a.mean, a.mean - b.mean, b.covariance)[1]
+    _, slope, curvature = _expanded(a, b)
+    return _moved(features.double() - a.mean, slope, curvature)
+
+
+def _expanded(a: Gaussian, b: Gaussian) -> tuple[float, Float[Tensor, "d"], Float[Tensor, "d d"]]:
+    """The distance, 2 (m_a - m_b), and I - T of `frechet`."""
     values, vectors = _spectrum(a.covariance)
     root, inverse = (vectors * power @ vectors.T for power in (values.sqrt(), _inverse_root(values)))
     inner, axes = _spectrum(root @ b.covariance @ root)
     slope, traces = 2 * (a.mean - b.mean), a.covariance.trace() + b.covariance.trace()
     distance = slope.square().sum() / 4 + traces - 2 * inner.sqrt().sum()
     curvature = torch.eye(len(root)).to(root) - inverse @ (axes * inner.sqrt() @ axes.T) @ inverse
-    if features is None:
-        spread = curvature @ a.covariance
-        variance = slope @ a.covariance @ slope + 2 * (spread * spread.T).sum()
-    else:
-        apart = features.double() - a.mean
-        variance = (apart @ slope + ((apart @ curvature) * apart).sum(1)).var()
-    return Estimate(float(distance), float((variance / count).sqrt()))
+    return float(distance), slope, curvature
 
 
-def _of_few(apart: Float[Tensor, "n d"], between: Float[Tensor, "d"], covariance: Float[Tensor, "d d"]) -> Estimate:
-    """`frechet` of no more samples than features, which are given by their deviations from their mean.
+def _moved(
+    apart: Float[Tensor, "n d"], slope: Float[Tensor, "d"], curvature: Float[Tensor, "d d"]
+) -> Float[Tensor, "n"]:
+    """The moves of samples given by their deviations from their mean."""
+    return apart @ slope + ((apart @ curvature) * apart).sum(1)
+
+
+def _of_few(
+    apart: Float[Tensor, "n d"], between: Float[Tensor, "d"], covariance: Float[Tensor, "d d"]
+) -> tuple[float, Float[Tensor, "n"]]:
+    """The distance and moves of no more samples than features, which are given by their deviations from their mean.
 
     With F = apart / sqrt(n - 1), A = F^T F, and F B F^T has the eigenvalues of A^1/2 B A^1/2 that are not zero. On the
     deviations, which lie in the range of A, T is (n - 1) (F B F^T)^1/2. So an n x n matrix replaces the d x d ones.
@@ -109,8 +136,7 @@ def _of_few(apart: Float[Tensor, "n d"], between: Float[Tensor, "d"], covariance
     inner, axes = _spectrum(apart @ covariance @ apart.T / (n - 1))
     carried = (axes.square() * inner.sqrt()).sum(1) * (n - 1)
     distance = between.square().sum() + lengths.sum() / (n - 1) + covariance.trace() - 2 * inner.sqrt().sum()
-    variance = (2 * apart @ between + lengths - carried).var()
-    return Estimate(float(distance), float((variance / n).sqrt()))
+    return float(distance), 2 * apart @ between + lengths - carried
 
 
 def frechet_bias(a: Gaussian, count: int) -> float:

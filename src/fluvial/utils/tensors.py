@@ -23,6 +23,7 @@ class Lazy(NamedTuple):
 
 # names of dtypes in safetensors; its README describes the layout of a file
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
+DTYPES[torch.uint8] = "U8"
 NO_SHA256 = "0" * 64  # in the place of the checksum while it is computed
 HEAD = 128  # bytes of a file in which its checksum stands
 

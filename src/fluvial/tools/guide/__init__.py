@@ -1,0 +1,1 @@
+"""Guidance explored: a sweep of weights, intervals, averages and steps, measured on few images."""
