@@ -75,7 +75,7 @@ def batches(
     settings: SampleConfig,
     *,
     parts: Sequence[Sequence[int]],
-    labels: Sequence[Labels] = (),
+    labels: Sequence[Tensor] = (),  # not Labels: parts differ in length
     seed: int = 0,
     on_step: OnStep | None = None,
     edit: Edit | None = None,
