@@ -8,12 +8,12 @@ if TYPE_CHECKING:
     from fluvial import weights as weights
     from fluvial.config import Run as Run
     from fluvial.run import edit as edit
-    from fluvial.run.edit import walk as walk
     from fluvial.run.load import Sampler as Sampler
     from fluvial.run.load import load as load
     from fluvial.run.sample import sample as sample
     from fluvial.run.score import score as score
     from fluvial.run.train import train as train
+    from fluvial.run.walk import walk as walk
     from fluvial.sampling.samples import Samples as Samples
     from fluvial.tools.plan.planner import plan as plan
 
@@ -39,7 +39,7 @@ _MODULES |= {
     "sample": "run.sample",
     "score": "run.score",
     "train": "run.train",
-    "walk": "run.edit",
+    "walk": "run.walk",
     "plan": "tools.plan.planner",
 }
 

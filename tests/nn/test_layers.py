@@ -54,3 +54,18 @@ def test_no_label_is_the_last_row():
 def test_a_latent_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"8 x 8, got \(6, 8\)"):
         layers.PatchEmbedding((8, 8), 2, 3, 8)(torch.zeros(1, 3, 6, 8))
+
+
+def test_weights_of_one_class_are_embedded_as_its_id_bit_for_bit():
+    embed, ids = layers.LabelEmbedding(10, 37), torch.arange(11)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(embed(F.one_hot(ids, 11).float(), 11), embed(ids, 11))
+
+
+def test_weights_of_classes_mix_their_embeddings():
+    embed, weights = layers.LabelEmbedding(4, 6), torch.tensor([[0.25, 0, 0.75, 0, 0], [0, 0, 0, 0.5, 0.5]])
+    table = embed.table.weight
+    expected = torch.stack([0.25 * table[0] + 0.75 * table[2], (table[3] + table[4]) / 2])
+    torch.testing.assert_close(embed(weights, 2), expected)
+    with pytest.raises(ValueError, match="weights of classes must be of 5, the null id last, got 4"):
+        embed(weights[:, :4], 2)

@@ -7,7 +7,7 @@ import torch
 
 from conftest import randomise
 from fluvial import recipes
-from fluvial.autoencoders.pixels import Pixels
+from fluvial.autoencoders import Pixels, Vae
 from fluvial.data.pixels import to_signed
 from fluvial.flow.solvers import euler
 from fluvial.methods import method_of
@@ -164,3 +164,28 @@ def test_what_does_not_fit_is_refused_with_what_was_got_and_expected():
     refused(lambda: edit.fork(flowar, at=0.5), "draws by scales")
     never = sampler_of("sit", label_drop=0.0)
     refused(lambda: edit.redraw(never, IMAGES, at=0.5), "without label drop", "give classes")
+
+
+def test_in_latents_those_stay_whose_pixels_are_all_known(tiny):
+    vae = Vae(tiny("AutoencoderTiny"), "tiny", shift=(0.1,), scale=(2.0,))
+    side = 4 * vae.stride
+    sampler = sampler_of("sit", size=(4, 4), channels=vae.channels, patch=2)
+    sampler = replace(sampler, autoencoder=vae)
+    images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    mask = torch.zeros(side, side, dtype=torch.bool)
+    mask[0, 0] = mask[-1, -1] = True  # a pixel of the first and of the last latent
+    seen = {}
+    real = vae.decode
+
+    def decode(latents):
+        seen["latents"] = latents
+        return real(latents)
+
+    vae.decode = decode
+    drawn = edit.inpaint(sampler, images, mask, repeats=1)
+    before = vae.latents(vae.moments(to_signed(images)))
+    known = torch.ones(4, 4, dtype=torch.bool)
+    known[0, 0] = known[-1, -1] = False
+    assert torch.equal(seen["latents"][..., known], before[..., known])
+    assert not (seen["latents"] == before)[..., ~known].any()
+    assert drawn.images.shape == images.shape

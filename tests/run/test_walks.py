@@ -13,7 +13,7 @@ import fluvial
 from fluvial import recipes
 from fluvial.cli import main
 from fluvial.nn.layers import LabelEmbedding
-from fluvial.run.edit import plane, walk
+from fluvial.run.walk import plane, walk
 from fluvial.sampling.walk import plane as plane_of_noise
 from fluvial.sampling.walk import slerp
 from fluvial.utils.randomness import normal

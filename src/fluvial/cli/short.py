@@ -96,6 +96,7 @@ SHORT: dict[str, tuple[Short, ...]] = {
         Short("corners", "corners", "IMAGE ...", "four images in place of two: draws a plane between them"),
         Short("side", "side", "N", "images along each side of the plane"),
         STEPS,
+        NFE,
         GUIDANCE,
         SOLVER,
         Short("seed", "seed", "N", "seed of the noise that the indices stand for"),

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fluvial.cli.arguments import Device, device_of_rank, of_a_run
+from fluvial.cli.arguments import Device, device_of_rank, of_a_run, spent
 from fluvial.cli.output import check_replaced
-from fluvial.run.edit import plane, walk
+from fluvial.config import Run
 from fluvial.run.load import load
+from fluvial.run.walk import image_of, plane, walk
 from fluvial.sampling.settings import SampleConfig
 from fluvial.utils import pictures
 from fluvial.utils.checks import at_least
@@ -38,6 +39,8 @@ class WalkOptions:
     """Folder for the pictures; RUN/walk by default."""
     step: int | None = None
     """Training step of the checkpoint; the newest by default."""
+    nfe: int | None = None
+    """Evaluations of the network for an image, both branches of guidance together, in place of the steps."""
     average: str = "ema"
     """The weights: ema, the moving average; raw, as trained; or the length of a power-function average."""
     autoencoder: str = ""
@@ -53,11 +56,13 @@ class WalkOptions:
 
 
 def walk_(arguments: list[str]) -> None:
-    folder, _, options = of_a_run(WalkOptions, arguments, "walk", DESCRIPTION)
+    folder, run, options = of_a_run(WalkOptions, arguments, "walk", DESCRIPTION)
     if bool(options.corners) == bool(options.start or options.end) or bool(options.start) != bool(options.end):
         raise UsageError("fluvial walk needs --from and --to, such as cat:3 and dog:8, or four --corners")
     if options.corners and len(options.corners) != 4:
         raise UsageError(f"--corners takes four images, got {len(options.corners)}")
+    settings = options.sample if options.nfe is None else spent(run, options.sample, options.nfe)
+    _check_images(run, options)
     out = options.out or folder / "walk"
     check_folder(out)
     if options.out:
@@ -67,12 +72,22 @@ def walk_(arguments: list[str]) -> None:
     if (channels := sampler.autoencoder.image_channels or sampler.run.method.channels) not in (1, 3):
         raise ValueError(f"pictures need 1 or 3 channels, the images of {folder} have {channels}")
     if options.corners:
-        found = plane(sampler, options.corners, options.side, seed=options.seed, settings=options.sample)
+        found = plane(sampler, options.corners, options.side, seed=options.seed, settings=settings)
         saved = [*found.save(out, columns=options.side, gif=False)]
     else:
-        found = walk(sampler, options.start, options.end, options.frames, seed=options.seed, settings=options.sample)
+        found = walk(sampler, options.start, options.end, options.frames, seed=options.seed, settings=settings)
         saved = [*found.save(out, columns=COLUMNS, gif=False)]
         frames = [*found.images.split(1)]
         saved.append(pictures.save_gif([*frames, *frames[-2:0:-1]], out / "walk.gif", columns=1))  # there and back
     for path in saved:
         print(path)
+
+
+def _check_images(run: Run, options: WalkOptions) -> None:
+    """Raises UsageError, before weights are read, for images that there are not."""
+    corners = [("corners", place) for place in options.corners]
+    for option, place in corners or [("from", options.start), ("to", options.end)]:
+        try:
+            image_of(run, place)
+        except ValueError as error:
+            raise UsageError(f"--{option} {place}: {error}") from error

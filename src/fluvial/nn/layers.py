@@ -157,7 +157,11 @@ Labels = Int[Tensor, "b"] | Float[Tensor, "b _"]
 
 
 class LabelEmbedding(nn.Module):
-    """The embedding of class ids; the last row, the null id, stands for an absent or dropped label."""
+    """The embedding of class ids; the last row, the null id, stands for an absent or dropped label.
+
+    Weights of classes (b, classes + 1) are embedded as the weighted sum of the rows; those of one class alone as its id
+    is, bit for bit.
+    """
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
@@ -169,10 +173,18 @@ class LabelEmbedding(nn.Module):
         nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, labels: Labels | None, batch: int) -> Float[Tensor, "b d"]:
-        """The embedding of labels; None are all null ids."""
+        """The embedding of labels; None are all null ids. Raises ValueError for weights of other classes."""
         if labels is not None and labels.is_floating_point():
-            return linear(labels, self.table.weight.T)
+            return self._mixed(labels)
         return self.table(self.null(batch) if labels is None else labels)
+
+    def _mixed(self, weights: Float[Tensor, "b _"]) -> Float[Tensor, "b d"]:
+        rows = len(self.table.weight)
+        if weights.shape[-1] != rows:
+            raise ValueError(f"weights of classes must be of {rows}, the null id last, got {weights.shape[-1]}")
+        ids = torch.arange(rows, device=weights.device).expand(len(weights), -1)
+        # no matrix product, which TF32 or autocast would round
+        return F.embedding_bag(ids, self.table.weight, per_sample_weights=weights.to(self.table.weight), mode="sum")
 
     def null(self, batch: int) -> Int[Tensor, "b"]:
         """A batch of null ids."""

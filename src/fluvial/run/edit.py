@@ -1,4 +1,4 @@
-"""Edits of images by a trained run: inpainting, variations, super-resolution, SDEdit, inversion, examples; walks.
+"""Edits of images by a trained run: inpainting, variations, super-resolution, SDEdit, inversion, examples.
 
 Images are uint8 tensors (n, c, h, w), a mask is a bool tensor (h, w). Result i is an edit of image i // copies; its
 noise depends on (seed, i). An edit is a function of solvers in `sampling/edit.py`, which stand in place of the solver
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from fluvial.flow.guidance import Guidance
 from fluvial.flow.solvers import Solver
@@ -25,16 +24,12 @@ from fluvial.run.load import ADDRESSES, Sampler
 from fluvial.sampling import edit
 from fluvial.sampling.samples import Samples
 from fluvial.sampling.settings import AnySolver, SampleConfig
-from fluvial.sampling.walk import lerp, plane_of_classes, slerp
-from fluvial.sampling.walk import plane as plane_of_noise
 from fluvial.sampling.work import Work, check_at_least, check_between, latent_mask, latents_of
 from fluvial.utils.checks import misfit
 from fluvial.utils.randomness import address, normal
 
 RESAMPLING, EXAMPLES = 2**41, 2**42  # addresses of noise, beyond those of solver steps
 CLASSES = int | str | Sequence[int | str] | np.ndarray | Tensor | None
-Place = str | int | tuple[str | int, int]
-"""An image: its index, or its class and index: 3, ("cat", 3), "cat:3"."""
 
 
 class How(TypedDict, total=False):
@@ -239,71 +234,6 @@ def fork(sampler: Sampler, index: int = 0, count: int = 16, *, at: float, **how:
         )
 
     return work.samples(solvers, edit="fork", index=index, at=at)
-
-
-def walk(sampler: Sampler, start: Place, end: Place, frames: int = 24, **how: Unpack[How]) -> Samples:
-    """`frames` images from one to another; the first and the last are those that `sample` draws of these indices.
-
-    Without a class, an image is of the class that `sample` gives its index. Raises ValueError for a class or an index
-    that there is not.
-    """
-    check_at_least(2, "frames", frames)
-    noise, weights, work = _ends(sampler, (start, end), how)
-    shares = torch.linspace(0, 1, frames)
-    between = None if weights is None else lerp(weights[0], weights[1], shares)
-    return _drawn(work, slerp(noise[0], noise[1], shares), between, walk=[str(start), str(end)], frames=frames)
-
-
-def plane(sampler: Sampler, corners: Sequence[Place], side: int = 8, **how: Unpack[How]) -> Samples:
-    """side x side images between four, row by row; the corners are those that `sample` draws. Raises as `walk`."""
-    check_at_least(2, "side", side)
-    if len(corners) != 4:
-        raise ValueError(f"a plane has 4 corners, got {len(corners)}")
-    noise, weights, work = _ends(sampler, corners, how)
-    between = None if weights is None else plane_of_classes(weights, side)
-    return _drawn(work, plane_of_noise(noise, side), between, corners=[str(corner) for corner in corners], side=side)
-
-
-def _ends(
-    sampler: Sampler, places: Sequence[Place], how: How
-) -> tuple[Float[Tensor, "k ..."], Float[Tensor, "k d"] | None, Work]:
-    """Noise and weights of classes of the images at these places."""
-    known = sampler.run.method.classes
-    found = [_class_and_index(sampler, place) for place in places]
-    work = _begin(sampler, None, {**how, "classes": [ids for ids, _ in found] if known else None})
-    noise = normal(work.seed, [index for _, index in found], sampler.run.method.noise_shape)
-    if not known:
-        return noise, None, work
-    return noise, F.one_hot(torch.tensor([ids for ids, _ in found]), known + 1).float(), work
-
-
-def _class_and_index(sampler: Sampler, place: Place) -> tuple[int, int]:
-    """Class id and index of an image; class 0 for a model without classes."""
-    name, index = (None, place) if not isinstance(place, tuple) else place
-    if isinstance(index, str):
-        named, colon, number = index.rpartition(":")
-        name, index = (named if colon else None), number
-    try:
-        index = int(index)
-    except ValueError:
-        raise ValueError(f"an image is INDEX or CLASS:INDEX, such as 3 or cat:3, got {place!r:.100}") from None
-    if isinstance(name, str) and name.isdecimal() and name not in sampler.run.data.class_names:
-        name = int(name)
-    asked = sampler.asked(None, indices=[index], classes=name)
-    if not asked.classes:
-        return 0, index
-    return asked.classes[index % len(asked.classes)], index
-
-
-def _drawn(work: Work, noise: Tensor, weights: Tensor | None, **about: object) -> Samples:
-    """The images of this noise and these weights of classes."""
-    parts = work.by_scale(noise)
-
-    def solvers(solver: Solver, positions: slice) -> Solver | list[Solver]:
-        placed = [edit.placed(solver, part[positions]) for part in parts]
-        return placed if work.scales else placed[0]
-
-    return replace(work, labels=weights, count=len(noise)).samples(solvers, edit="walk", **about)
 
 
 def _begin(

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from fluvial.data.pixels import to_uint8
@@ -24,6 +24,8 @@ from fluvial.utils.randomness import normal
 DIVERGED = 1e4  # latents and images are of about unit size; under strong guidance ten times that
 CONTEXT_STEP = 2**40  # the address of FlowAR's context noise, beyond any solver step
 
+Noise = Callable[[Sequence[int], int], Tensor]  # noise(indices, step) -> (b, *noise_shape), on the CPU
+"""Standard normal draws for images: of step 0, where they start, and of step k of a stochastic solver."""
 Edit = Callable[..., Solver | Sequence[Solver]]  # edit(solver, positions=slice)
 """From the solver of the settings to that of an edit, for the images at these positions; see `sampling/edit.py`."""
 
@@ -39,21 +41,24 @@ def generate(
     seed: int = 0,
     on_step: OnStep | None = None,
     edit: Edit | None = None,
+    noise: Noise | None = None,
 ) -> Samples:
-    """The images of these indices; image i depends on (seed, i), its label, and the settings.
+    """The images of these indices; image i depends on (seed, i), or on its `noise`, its label, and the settings.
 
     `sample` is a method's sampler; `decode` turns latents into images in [-1, 1]. `on_step` follows the solver within
     each batch; `edit` replaces the solver by its own. Raises RuntimeError for images that are not finite.
     """
     images, nfe, seconds = list[Tensor](), Counter[str](), {"network": 0.0, "decoding": 0.0}
     whole = [] if labels is None else [labels]
-    for batch in batches(model, sample, settings, parts=[indices], labels=whole, seed=seed, on_step=on_step, edit=edit):
+    given = {"labels": whole, "seed": seed, "noise": noise, "on_step": on_step, "edit": edit}
+    for batch in batches(model, sample, settings, parts=[indices], **given):
         started = time.perf_counter()
         images.append(decoded(decode, batch.latents))
         seconds["decoding"] += time.perf_counter() - started
         seconds["network"] += batch.seconds
         nfe |= batch.nfe  # the largest over batches: dopri5 may differ
-    return Samples(images=torch.cat(images), labels=labels, nfe=dict(nfe), seconds=seconds)
+    ids = None if labels is None or labels.is_floating_point() else labels
+    return Samples(images=torch.cat(images), labels=ids, nfe=dict(nfe), seconds=seconds)
 
 
 @dataclass(frozen=True)
@@ -75,17 +80,21 @@ def batches(
     settings: SampleConfig,
     *,
     parts: Sequence[Sequence[int]],
-    labels: Sequence[Tensor] = (),  # not Labels: parts differ in length
+    labels: Sequence[Int[Tensor, "_"] | Float[Tensor, "_ _"]] = (),
     seed: int = 0,
     on_step: OnStep | None = None,
     edit: Edit | None = None,
+    noise: Noise | None = None,
 ) -> Iterator[Batch]:
     """The latents of the indices of each part, batch by batch; `labels` are those of each part, or none.
+
+    `noise` gives other draws than those of (seed, index).
 
     Where the memory does not suffice, the batch is halved from there on, with a line on stderr, and the images are the
     same. Raises RuntimeError for latents that are not finite.
     """
-    size = settings.batch
+    size, shape = settings.batch, cast(Any, model.config).noise_shape
+    noise = noise or (lambda indices, step: normal(seed, list(indices), shape, step=step))
     for number, indices in enumerate(parts):
         start = 0
         while start < len(indices):
@@ -93,7 +102,7 @@ def batches(
             ids = labels[number][positions] if labels else None
             own = None if edit is None else partial(edit, positions=positions)
             try:
-                drawn = _drawn(model, sample, settings, indices[positions], ids, seed, on_step, own)
+                drawn = _drawn(model, sample, settings, indices[positions], ids, noise, on_step, own)
             except RuntimeError as error:
                 if not _lacks_memory(error) or size == 1:
                     raise
@@ -111,7 +120,7 @@ def _drawn(
     settings: SampleConfig,
     indices: Sequence[int],
     labels: Labels | None,
-    seed: int,
+    noise: Noise,
     on_step: OnStep | None,
     edit: Callable[[Solver], Solver | Sequence[Solver]] | None,
 ) -> tuple[Tensor, Counter[str], float]:
@@ -119,23 +128,23 @@ def _drawn(
     device, config = next(model.parameters()).device, cast(Any, model.config)
     started = time.perf_counter()
 
-    def noise(step: int) -> Tensor:
-        drawn = normal(seed, list(indices), config.noise_shape, step=step)
+    def draws(step: int) -> Tensor:
+        drawn = noise(indices, step)
         return (drawn.pin_memory() if device.type == "cuda" else drawn).to(device, non_blocking=True)
 
     extra: dict[str, Any] = {}
     if settings.solver_settings.is_stochastic:
-        extra["step_noise"] = lambda step: noise(step + 1)
+        extra["step_noise"] = lambda step: draws(step + 1)
     if settings.history is not None:
         extra["history"] = settings.history
     if settings.context_noise > 0:
-        extra |= {"context_noise": settings.context_noise, "level_noise": noise(CONTEXT_STEP)}
+        extra |= {"context_noise": settings.context_noise, "level_noise": draws(CONTEXT_STEP)}
     solver = settings.solver_settings.bound(INTERPOLANTS[config.interpolant])
     draw = partial(
         sample,
         model,
         None if labels is None else labels.to(device),
-        noise=noise(0),
+        noise=draws(0),
         times=settings.times(),
         guidance=settings.guidance,
         solver=solver if edit is None else edit(solver),

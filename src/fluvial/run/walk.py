@@ -1,0 +1,134 @@
+"""Walks from one sampled image to another: between their noises on the sphere, and between their label embeddings."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypedDict, Unpack
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fluvial.config import Run
+from fluvial.data.labels import class_ids
+from fluvial.flow.guidance import Guidance
+from fluvial.nn.layers import LabelEmbedding, Labels
+from fluvial.run.load import Sampler
+from fluvial.sampling.generate import generate
+from fluvial.sampling.given import indices_of
+from fluvial.sampling.samples import Samples
+from fluvial.sampling.settings import AnySolver, SampleConfig
+from fluvial.sampling.walk import lerp, plane_of_classes, slerp
+from fluvial.sampling.walk import plane as plane_of_noise
+from fluvial.sampling.work import check_at_least
+from fluvial.utils.randomness import normal
+
+Place = str | int | tuple[str | int, int]
+"""An image: its index, or its class and index: 3, ("cat", 3), "cat:3"."""
+
+
+class How(TypedDict, total=False):
+    """The arguments of walks that `Sampler.sample` takes too."""
+
+    seed: int
+    settings: SampleConfig | None
+    """Sampling settings; the run's own by default, of which steps or nfe, guidance and solver replace some."""
+    steps: int | Sequence[int] | None
+    guidance: float | Guidance | None
+    solver: AnySolver | None
+    nfe: int | None
+
+
+def walk(sampler: Sampler, start: Place, end: Place, frames: int = 24, **how: Unpack[How]) -> Samples:
+    """`frames` images from one to another; the first and the last are those that `sample` draws of these indices.
+
+    Without a class, an image is of the class that `sample` gives its index. All noise is between that of both images:
+    that of the steps of a stochastic solver too. Raises ValueError for a class or an index that there is not.
+    """
+    check_at_least(2, "frames", frames)
+    shares = torch.linspace(0, 1, frames)
+
+    def between(way: Callable[..., Tensor], ends: Tensor) -> Tensor:
+        return way(ends[0], ends[1], shares)
+
+    record = {"walk": [str(start), str(end)], "frames": frames}
+    return _drawn(sampler, (start, end), partial(between, slerp), partial(between, lerp), record, how)
+
+
+def plane(sampler: Sampler, corners: Sequence[Place], side: int = 8, **how: Unpack[How]) -> Samples:
+    """side x side images between four, row by row; the corners are those that `sample` draws. Raises as `walk`."""
+    check_at_least(2, "side", side)
+    if len(corners) != 4:
+        raise ValueError(f"a plane has 4 corners, got {len(corners)}")
+    mix = partial(plane_of_noise, side=side), partial(plane_of_classes, side=side)
+    return _drawn(sampler, corners, *mix, {"corners": [str(corner) for corner in corners], "side": side}, how)
+
+
+def image_of(run: Run, place: Place) -> tuple[int, int]:
+    """Class id and index of an image; class 0 for a run without classes. Raises ValueError for what is no image."""
+    name, index = place if isinstance(place, tuple) else (None, place)
+    if isinstance(index, str):
+        named, colon, number = index.rpartition(":")
+        name, index = (named if colon else None), number
+    try:
+        index = int(index)
+    except ValueError:
+        raise ValueError(f"an image is INDEX or CLASS:INDEX, such as 3 or cat:3, got {place!r:.100}") from None
+    indices_of(None, [index])
+    names, known = run.data.class_names, run.method.classes
+    if name is None:
+        return (index % known if known else 0), index
+    if not known:
+        raise ValueError(f"the run is one without classes, give INDEX alone, got {place!r:.100}")
+    if isinstance(name, str) and name.isdecimal() and name not in names:
+        name = int(name)
+    return class_ids([name], names, known)[0], index
+
+
+Mix = Callable[[Tensor], Tensor]  # from values of the ends (k, ...) to those of all images (n, ...)
+
+
+def _drawn(
+    sampler: Sampler, places: Sequence[Place], noises: Mix, weights: Mix, record: dict[str, Any], how: How
+) -> Samples:
+    """The images between these, whose noise and weights of classes are mixed so."""
+    rest: dict[str, Any] = dict(how)
+    seed = rest.pop("seed", 0)
+    settings = sampler.settings(**rest)
+    ids, indices = zip(*(image_of(sampler.run, place) for place in places), strict=True)
+    sampler.asked(None, indices=indices, seed=seed)
+    labels, shape = _labels(sampler, ids, weights), sampler.run.method.noise_shape
+
+    def noise(images: Sequence[int], step: int) -> Tensor:
+        return noises(normal(seed, list(indices), shape, step=step))[list(images)]
+
+    drawn = generate(
+        *sampler.computing(settings),
+        sampler.autoencoder.decode,
+        settings,
+        indices=range(len(weights(torch.zeros(len(ids), 1)))),
+        labels=labels,
+        noise=noise,
+    )
+    chosen = None if labels is None else ids
+    about = sampler.provenance(seed=seed, settings=settings, classes=chosen, evaluations=drawn.nfe)
+    return replace(drawn, about={**about, "edit": {"edit": "walk", **record}})
+
+
+def _labels(sampler: Sampler, ids: Sequence[int], weights: Mix) -> Labels | None:
+    """Class ids of all images if they are of one class, else weights of the classes of the ends.
+
+    Raises ValueError for several classes and a model that takes only ids.
+    """
+    known = sampler.run.method.classes
+    mixed = weights(F.one_hot(torch.tensor(ids), known + 1).float())
+    if not known:
+        return None
+    if len(set(ids)) == 1:
+        return torch.full((len(mixed),), ids[0])
+    if not any(isinstance(module, LabelEmbedding) for module in sampler.model.modules()):
+        raise ValueError(
+            "the model embeds no weights of classes, as LabelEmbedding of fluvial.nn.layers does: a walk "
+            f"stays in one class, got the ids {', '.join(map(str, ids))}"
+        )
+    return mixed
