@@ -416,7 +416,7 @@ def test_impossible_configurations_are_refused(wrong, says):
 
 
 def test_a_list_of_times_has_to_fit_the_scales():
-    with pytest.raises(ValueError, match="3 scales need one grid of times, or a list of 3 grids, got 2"):
+    with pytest.raises(ValueError, match="3 scales need one grid of times, or a list of 3, got 2"):
         flowar.sample(tiny(), None, noise=torch.randn(1, 21, 8), times=[grid(2), grid(2)])
 
 
