@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 
@@ -28,6 +28,7 @@ from fluvial.utils.progress import phase
 OWN = ("", "test", "train")  # references that are parts of a run's own data
 
 
+@runtime_checkable
 class Drawing(Protocol):
     """A sampler, as far as the choice of real images depends on it."""
 
