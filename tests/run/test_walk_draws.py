@@ -9,12 +9,13 @@ from torch import nn
 from conftest import randomise
 from fluvial.autoencoders import Pixels
 from fluvial.cli import main
+from fluvial.cli.arguments import class_ids_of
 from fluvial.config import Run
 from fluvial.flow.guidance import Guidance
 from fluvial.methods import flowar, sit
 from fluvial.run.folder import RunFolder, record_of
 from fluvial.run.load import Sampler
-from fluvial.run.walk import plane, walk
+from fluvial.run.walk import image_of, plane, walk
 from fluvial.sampling.settings import Dopri5, SampleConfig
 
 SHAPE = {"size": (8, 8), "channels": 1, "classes": 4, "depth": 2, "width": 16, "heads": 2, "patch": 2}
@@ -62,6 +63,27 @@ def test_within_a_class_the_labels_are_ids_and_the_same_noise_changes_class_alon
     assert torch.equal(
         torch.stack([one, other]), torch.cat([sampler.sample(indices=[5], classes=c).images for c in (1, 3)])
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "place", "meant"),
+    [
+        ((), "2:5", 2),
+        (("cat", "dog", "hen", "2"), "2:5", 3),
+        (("cat", "dog", "hen", "7"), "2:5", 2),
+        (("00", "01", "02", "03"), "1:5", 1),
+        (("01", "02", "03", "04"), "1:5", 0),
+        (("01", "02", "03", "04"), (1, 5), 1),
+        (("a:1", "a", "b", "c"), "a:1:5", 0),
+        (("cat", "dog", "hen", "pig"), 6, 2),
+    ],
+)
+def test_a_class_is_meant_as_sample_means_it(names, place, meant):
+    run = Run(method=sit.Config(**SHAPE))
+    run = replace(run, data=replace(run.data, class_names=names))
+    assert image_of(run, place) == (meant, 6 if place == 6 else 5)
+    if isinstance(place, str):
+        assert class_ids_of((place.rpartition(":")[0],), run) == (meant,)
 
 
 class Named(nn.Module):
@@ -117,6 +139,7 @@ def run(tmp_path):
         (["--corners", "1", "2", "3", "pig:4"], "--corners pig:4: classes must be names"),
         (["--from", "1", "--to", "2", "--nfe", "8", "--steps", "3"], "give --steps or --nfe, got both"),
         (["--from", "1", "--to", "2", "--nfe", "0"], "--nfe must be at least 1"),
+        (["--from", "1", "--to", "2", "--nfe", "8", "--solver", "dopri5"], "error: the solver dopri5 chooses its own"),
     ],
 )
 def test_what_is_wrong_is_said_before_weights_are_read(run, words, says, capsys):

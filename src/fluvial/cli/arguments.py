@@ -25,7 +25,7 @@ from fluvial import methods
 from fluvial.cli.known import Known, negated, options_of, refuse_missing, refuse_unknown, switches
 from fluvial.cli.short import HELP, SHORT, is_option, lengthened, long_name, short_help
 from fluvial.config import Run
-from fluvial.data.labels import class_ids, numbers
+from fluvial.data.labels import ids_of_words
 from fluvial.flow.solvers import SolverName
 from fluvial.run.folder import RunFolder
 from fluvial.run.load import within
@@ -376,20 +376,12 @@ def spent(run: Run, settings: SampleConfig, nfe: int) -> SampleConfig:
     try:
         return within(run, settings, nfe)
     except ValueError as error:
-        raise UsageError(f"--{error}") from error
+        raise UsageError(re.sub(r"^nfe\b", "--nfe", str(error))) from error
 
 
 def class_ids_of(words: tuple[str, ...], run: Run) -> tuple[int, ...]:
     """The ids of classes given by name, or by number: of the class that is called so, if all are called by numbers."""
-    names = run.data.class_names
-    values = numbers(names) if len(names) == run.method.classes else {}
-
-    def meant(word: str) -> int | str:
-        if word in names or not re.fullmatch(r"-?\d+", word):
-            return word
-        return values.get(int(word), word) if values else int(word)
-
     try:
-        return class_ids([meant(word) for word in words], names, run.method.classes)
+        return ids_of_words(words, run.data.class_names, run.method.classes)
     except ValueError as error:
         raise UsageError(f"--{error}") from error

@@ -4,6 +4,7 @@ Labels are ids together with class names in the order of the ids, or whole numbe
 that are all digits are ordered by value and stand for these whole numbers. '1' and '01' are two names.
 """
 
+import re
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -59,6 +60,21 @@ def class_ids(wanted: Sequence[Any], names: Names, known: int) -> tuple[int, ...
     if not names and any(isinstance(one, str) and one.isdigit() for one in wanted):
         hint += " as names; these classes have none: give ids as whole numbers"
     raise ValueError(f"classes must be names or class ids of the model's {known} ({there}), got {got}{hint}")
+
+
+def ids_of_words(words: Sequence[str], names: Names, known: int) -> tuple[int, ...]:
+    """The ids of classes given as words: by name, or by number: of the class called so, if all are called by numbers.
+
+    Raises ValueError as `class_ids`.
+    """
+    values = numbers(names) if len(names) == known else {}
+
+    def meant(word: str) -> int | str:
+        if word in names or not re.fullmatch(r"-?\d+", word):
+            return word
+        return values.get(int(word), word) if values else int(word)
+
+    return class_ids([meant(word) for word in words], names, known)
 
 
 def own_classes(values: Sequence[Any] | None, names: Names, where: str) -> tuple[Labels | None, Names]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fluvial.config import Run
-from fluvial.data.labels import class_ids
+from fluvial.data.labels import class_ids, ids_of_words
 from fluvial.flow.guidance import Guidance
 from fluvial.nn.layers import LabelEmbedding, Labels
 from fluvial.run.load import Sampler
@@ -80,9 +80,8 @@ def image_of(run: Run, place: Place) -> tuple[int, int]:
         return (index % known if known else 0), index
     if not known:
         raise ValueError(f"the run is one without classes, give INDEX alone, got {place!r:.100}")
-    if isinstance(name, str) and name.isdecimal() and name not in names:
-        name = int(name)
-    return class_ids([name], names, known)[0], index
+    ids = ids_of_words([name], names, known) if isinstance(name, str) else class_ids([name], names, known)
+    return ids[0], index
 
 
 Mix = Callable[[Tensor], Tensor]  # from values of the ends (k, ...) to those of all images (n, ...)
