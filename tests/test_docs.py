@@ -153,7 +153,8 @@ def test_options_in_the_text_exist(folders):
         text += help_of("sample", folders("digits-arflow"), "--sample.solver", solver)
     for words in (["bench", "train", "digits-sit"], ["data", "inspect"], ["compare", "digits"], ["runs", "clean"]):
         text += help_of(*words)
-    for command in ("import", "export", "config", "ema", "encode", "likelihood", "plot", "doctor", "runs", "report"):
+    others = ("import", "export", "config", "ema", "encode", "plot", "doctor", "runs", "report")
+    for command in ("edit", "walk", "likelihood", "guide", *others):
         text += help_of(command)
     for path in PAGES:
         for span in spans(path):
