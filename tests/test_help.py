@@ -80,7 +80,7 @@ def test_short_names_stand_for_options_that_there_are():
         "walk": options_of(WalkOptions, WalkOptions(sample=SampleConfig())),
         "score": options_of(MeasuredRun, MeasuredRun(sample=SampleConfig())),
         "likelihood": options_of(LikelihoodOptions, LikelihoodOptions()),
-        "guide": options_of(GuideOptions, GuideOptions()),
+        "guide": options_of(GuideOptions, GuideOptions(sample=SampleConfig())),
     }
     for command, shorts in SHORT.items():
         for short in (short for short in shorts if short.setting not in OF_PLANS):

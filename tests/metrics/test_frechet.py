@@ -3,7 +3,7 @@ import pytest
 import scipy.linalg
 import torch
 
-from fluvial.metrics.frechet import Gaussian, fit, frechet, frechet_bias, frechet_distance, merged, moments
+from fluvial.metrics.frechet import Gaussian, fit, frechet, frechet_bias, frechet_distance, merged, moments, moves
 
 
 def test_commuting_covariances_have_a_closed_form():
@@ -89,3 +89,35 @@ def test_without_samples_the_error_and_the_bias_are_those_of_a_gaussian():
     assert float(values.std() / told.mean()) == pytest.approx(1, abs=0.12)
     apart = torch.tensor([frechet_distance(draw, truth) for draw in draws])
     assert float(apart.mean()) == pytest.approx(frechet_bias(truth, 500), rel=0.08)
+
+
+@pytest.mark.parametrize("n", [60, 4])
+def test_moves_are_the_derivatives_in_the_weights_of_samples(n):
+    """A sample counted a little more often moves the distance by its move over n, but for the mean of all."""
+    x, other, step = torch.randn(n, 5).double(), fit(torch.randn(90, 5) * 2 + 1), 1e-5
+
+    def distance(weights):
+        share = weights / weights.sum()
+        mean = share @ x
+        return frechet_distance(Gaussian(mean, ((x - mean).T * share) @ (x - mean) * n / (n - 1)), other)
+
+    found = moves(fit(x), other, x)
+    for i in range(3):
+        more, less = (distance(torch.ones(n).double().index_fill(0, torch.tensor([i]), 1 + d)) for d in (step, -step))
+        expected = n * (more - less) / (2 * step)
+        spread = (x - x.mean(0)).square().sum(1)[i] / (n - 1)  # the divisor n - 1 in place of n
+        assert float(found[i] - found.mean()) == pytest.approx(expected, rel=0.05, abs=0.05 + float(spread) * 2)
+    assert float(found.std()) / n**0.5 == pytest.approx(frechet(fit(x), other, n, x).error, rel=1e-6)
+
+
+def test_the_error_of_a_difference_is_that_of_many_pairs_from_the_same_noise():
+    n, other, tries = 200, fit(torch.randn(400, 3) + 1), []
+    for _ in range(300):
+        noise = torch.randn(n, 3)
+        pair = noise, 1.1 * noise + 0.1 * torch.randn(n, 3)
+        apart = [frechet(fit(x), other, n, x) for x in pair]
+        paired = (moves(fit(pair[0]), other, pair[0]) - moves(fit(pair[1]), other, pair[1])).std() / n**0.5
+        tries.append((apart[0].value - apart[1].value, float(paired), sum(each.error**2 for each in apart) ** 0.5))
+    differences, paired, independent = (torch.tensor(column) for column in zip(*tries, strict=True))
+    assert float(paired.mean()) == pytest.approx(float(differences.std()), rel=0.15)
+    assert float(independent.mean()) > 3 * float(differences.std())

@@ -1,9 +1,10 @@
 """The map of a sweep as a PNG: weights across, intervals down, a panel for each average and number of steps."""
 
+from collections.abc import Sequence
 from io import BytesIO
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,8 +48,8 @@ def figure(sweep: Sweep) -> "Figure":
     result = Figure(figsize=(max(5.2, wide * columns), high * rows + 1.0), dpi=130, layout="constrained")
     better = "lower" if sweep.lower else "higher"
     result.suptitle(
-        f"{sweep.metric.replace('_', ' ')} ({better} is better)\n"
-        f"thick frame: best; dashed: not told apart from it; *: of those the fewest evaluations",
+        f"{sweep.metric.replace('_', ' ')} ({better} is better) of {sweep.about}\n".replace("$", r"\$")
+        + "thick frame: best; dashed: not told apart from it; *: of those the fewest evaluations",
         fontsize=9,
     )
     for i, (average, steps) in enumerate(groups):
@@ -65,9 +66,11 @@ def _panel(panel: "Panel", sweep: Sweep, average: str, steps: Steps, *, titled: 
     ]
     colours = _colours(sweep)
     panel.imshow([[colours(row) for row in line] for line in grid], aspect="auto")
-    for y, line in enumerate(grid):
-        for x, row in enumerate(line):
-            _cell(panel, x, y, row, sweep, colours(row))
+    for x, weight in enumerate(axes.weights):
+        merged = weight == 1  # where the interval has no effect
+        for y in range(1 if merged else len(grid)):
+            middle, tall = ((len(grid) - 1) / 2, len(grid)) if merged else (y, 1)
+            _cell(panel, (float(x), float(middle)), tall, grid[y][x], sweep, colours(grid[y][x]))
     panel.set_xticks(range(len(axes.weights)), [f"{weight:g}" for weight in axes.weights], fontsize=8)
     panel.set_yticks(range(len(axes.intervals)), [f"{a:g} to {b:g}" for a, b in axes.intervals], fontsize=8)
     panel.set_xlabel("weight of guidance (1 is none)", fontsize=8)
@@ -89,23 +92,29 @@ def _colours(sweep: Sweep):  # noqa: ANN202 - a function of matplotlib's
     scale = LogNorm if low > 0 and high > LOG_FROM * low else Normalize
     norm, name = scale(low, max(high, low + 1e-12)), "viridis" if sweep.lower else "viridis_r"
     colours = matplotlib.colormaps[name]
-    return lambda row: (0.85, 0.85, 0.85) if row is None else colours(norm(row.value))[:3]
+    return lambda row: (0.85, 0.85, 0.85) if row is None else [float(part) for part in colours(norm(row.value))[:3]]
 
 
 def _cell(
-    panel: "Panel", x: int, y: int, row: Measured | None, sweep: Sweep, colour: tuple[float, float, float]
+    panel: "Panel",
+    at: tuple[float, float],
+    tall: int,
+    row: Measured | None,
+    sweep: Sweep,
+    colour: Sequence[float],
 ) -> None:
-    """Writes the value and the error into a cell, and frames it."""
+    """Writes the value and the error into a cell, `tall` intervals high, and frames it."""
     from matplotlib.patches import Rectangle
 
-    luminance = float(np.dot(colour, (0.299, 0.587, 0.114)))
+    x, y = at
     if row is None:
-        panel.text(x, y, "diverged", ha="center", va="center", fontsize=7)
+        panel.text(x, y, "not drawn", ha="center", va="center", fontsize=7)
         return
-    star = " *" if row.setting == sweep.chosen.setting else ""
+    luminance = float(np.dot(colour, (0.299, 0.587, 0.114)))
+    star = " *" if row is sweep.chosen else ""
     text = f"{row.value:.3g}{star}\n±{row.error:.2g}, NFE {row.nfe}"
     panel.text(x, y, text, ha="center", va="center", fontsize=7, color="white" if luminance < DARK else "black")
     if row in sweep.alike:
-        best = row.setting == sweep.best.setting
-        frame = {"fill": False, "edgecolor": "#D55E00", "linewidth": 3.0 if best else 1.2}
-        panel.add_patch(Rectangle((x - 0.47, y - 0.46), 0.94, 0.92, linestyle="-" if best else "--", **frame))
+        style: dict[str, Any] = {"linewidth": 3.0} if row is sweep.best else {"linewidth": 1.2, "linestyle": "--"}
+        corner = x - 0.47, y - tall / 2 + 0.04
+        panel.add_patch(Rectangle(corner, 0.94, tall - 0.08, fill=False, edgecolor="#D55E00", **style))

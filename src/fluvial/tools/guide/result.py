@@ -56,6 +56,8 @@ class Sweep:
     metric: str
     lower: bool
     """True if lower is better."""
+    about: str
+    """The run, the number of images, the features and the reference."""
     seconds: float
     folder: Path
 

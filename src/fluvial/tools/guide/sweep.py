@@ -82,42 +82,58 @@ def guide(
     if wrong := misfit(count, int) or misfit(seed, int):
         raise ValueError(f"count and seed {wrong}")
     better.check_count(metric, count)
-    place = there.path / "guide"
-    check_folder(place)
     make = partial(load, there.path, device=target, step=step, autoencoder=autoencoder)
-    sampler, opened = open_for_run(
-        run,
-        lambda: make(average=axes.averages[0]),
-        reference=str(reference),
-        training=str(training),
-        features=features,
-        weights=feature_weights,
-        size=size,
-        channels=channels,
-        given=image_sets(data, validation),
-        device=target,
-        world=ALONE,
-    )
-    checksums = {average: tensors_checksum(make(average=average).model.state_dict()) for average in axes.averages}
-    name = better.of_extractor(metric, opened.look.name)
-    real = against(opened.which, opened.real, opened.look)
-    check_measurable(name, opened.look, real, labelled=run.method.classes > 0)
-    rows = _Rows(place, base, checksums, count, seed, sampler.asked(count, seed=seed).classes, opened, real)
+    measuring = {
+        "reference": str(reference),
+        "training": str(training),
+        "features": features,
+        "weights": feature_weights,
+        "size": size,
+        "channels": channels,
+        "given": image_sets(data, validation),
+        "device": target,
+        "world": ALONE,
+    }
+    rows = _opened(there, axes, make, base, metric, count, seed, measuring)
     started = time.perf_counter()
-    with only_one(place):
+    with only_one(rows.place):
         cards, failed = _measured(rows, axes, make)
+        name, look = rows.metric, rows.opened.look
         sweep = Sweep(
             axes=axes,
             rows=tuple(Measured.of(setting, card, name) for setting, card in cards.items() if name in card["scores"]),
             failed=failed,
             metric=name,
-            lower=better.is_lower_better(metric),
+            lower=better.is_lower_better(name),
+            about=f"{there}, {count:,} images each, features of {look.name}, against {rows.real.reference.name}",
             seconds=time.perf_counter() - started,
-            folder=place,
+            folder=rows.place,
         )
-        kept.clear(place)
-        write_json(place / "guide.json", _record(sweep, cards, there))
+        kept.clear(rows.place)
+        write_json(rows.place / "guide.json", _record(sweep, cards, there))
     return sweep
+
+
+def _opened(
+    there: RunFolder,
+    axes: Axes,
+    make: Callable[..., Sampler],
+    base: SampleConfig,
+    metric: str,
+    count: int,
+    seed: int,
+    measuring: dict[str, Any],
+) -> "_Rows":
+    """All that the rows have in common. Raises ValueError for averages that the run has not, and for the metric."""
+    place, run = there.path / "guide", there.run()
+    check_folder(place)
+    sampler, opened = open_for_run(run, lambda: make(average=axes.averages[0]), **measuring)
+    checksums = {average: tensors_checksum(make(average=average).model.state_dict()) for average in axes.averages}
+    name = better.of_extractor(metric, opened.look.name)
+    real = against(opened.which, opened.real, opened.look)
+    check_measurable(name, opened.look, real, labelled=run.method.classes > 0)
+    classes = sampler.asked(count, seed=seed).classes
+    return _Rows(place, base, name, checksums, count, seed, classes, opened, real)
 
 
 def check_guidable(run: Run, axes: Axes, base: SampleConfig) -> None:
@@ -159,6 +175,8 @@ class _Rows:
 
     place: Path
     base: SampleConfig
+    metric: str
+    """The score to rank by, as cards name it."""
     checksums: Mapping[str, str]
     count: int
     seed: int
@@ -260,7 +278,7 @@ def _card(rows: _Rows, sampler: Sampler, setting: Setting, place: kept.Row) -> d
     nfe = {name: max(part.nfe.get(name, 0) for part in parts) for part in parts for name in part.nfe}
     about = sampler.provenance(seed=rows.seed, settings=setting.of(rows.base), evaluations=nfe)
     images = kept.images_of(parts, rows.classes, about)._replace(name=str(sampler.folder or "samples"))
-    card, here = card_of(images, rows.opened.look, rows.real, quiet=True, why=rows.opened.why)
+    card, here = card_of(images, rows.opened.look, rows.real, batch=rows.base.batch, quiet=True, why=rows.opened.why)
     calls = {"asked": sum(part.asked for part in parts), "made": sum(part.made for part in parts)}
     moved = moves(here.pooled, rows.real.reference.statistics.pooled, here.features)
     return {**card, "guide": {**asdict(setting), **calls, "moves": [float(f"{move:.6g}") for move in moved.tolist()]}}
@@ -272,6 +290,7 @@ def _record(sweep: Sweep, cards: Cards, there: RunFolder) -> dict[str, Any]:
     values = {
         "kind": "fluvial guide 1",
         "run": str(there),
+        "about": sweep.about,
         "metric": sweep.metric,
         "better": "lower" if sweep.lower else "higher",
         "best": None if not sweep.rows else asdict(sweep.best.setting),
