@@ -58,7 +58,8 @@ def options() -> dict[str, Options]:
     solvers = [SampleConfig(solver=kind()) for kind in SOLVERS.values()]
     runs = [replace(recipe(), sample=sample) for recipe in recipes.RECIPES.values() for sample in solvers]
     given = {"train": [{"run": run} for run in runs], "bench": [{"run": run} for run in runs]}
-    given |= {command: [{"sample": sample} for sample in solvers] for command in ("sample", "edit", "walk", "score", "guide")}
+    sampling = ("sample", "edit", "walk", "score", "guide")
+    given |= {command: [{"sample": sample} for sample in solvers] for command in sampling}
     found = dict[str, Options]()
     for command, place in OPTIONS.items():
         module, _, name = place.partition(".")

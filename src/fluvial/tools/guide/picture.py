@@ -1,5 +1,6 @@
 """The map of a sweep as a PNG: weights across, intervals down, a panel for each average and number of steps."""
 
+import textwrap
 from collections.abc import Sequence
 from io import BytesIO
 from itertools import product
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CELL = 0.95, 0.62  # inches
+LETTERS = 13  # of the title in an inch
 COLUMNS = 2  # panels side by side
 LOG_FROM = 4.0  # colours are on a log scale if the values span more than this factor
 DARK = 0.55  # luminance below which text is white
@@ -47,11 +49,10 @@ def figure(sweep: Sweep) -> "Figure":
     wide, high = 1.9 + CELL[0] * len(axes.weights), 1.0 + CELL[1] * len(axes.intervals)
     result = Figure(figsize=(max(5.2, wide * columns), high * rows + 1.0), dpi=130, layout="constrained")
     better = "lower" if sweep.lower else "higher"
-    result.suptitle(
-        f"{sweep.metric.replace('_', ' ')} ({better} is better) of {sweep.about}\n".replace("$", r"\$")
-        + "thick frame: best; dashed: not told apart from it; *: of those the fewest evaluations",
-        fontsize=9,
-    )
+    about = f"{sweep.metric.replace('_', ' ')} ({better} is better) of {sweep.about}".replace("$", r"\$")
+    legend = "thick frame: best; dashed: not told apart from it; *: of those the fewest evaluations"
+    letters = int(LETTERS * result.get_figwidth())
+    result.suptitle("\n".join(textwrap.fill(text, letters) for text in (about, legend)), fontsize=9)
     for i, (average, steps) in enumerate(groups):
         panel = result.add_subplot(rows, columns, i + 1)
         _panel(panel, sweep, average, steps, titled=len(groups) > 1)
