@@ -23,16 +23,17 @@ def squares(done, last=5):
 
 
 def test_the_items_are_those_that_are_emitted_and_made_when_asked_for():
-    done = []
+    done, threads = [], threading.active_count()
     items = iterated(squares(done))
-    assert done == [] and threading.active_count() == 1
+    assert done == [] and threading.active_count() == threads
     assert next(items) == 0 and done == [0]
     assert next(items) == 1 and done == [0, 1]
     assert list(items) == [4, 9, 16] and done == [0, 1, 2, 3, 4]
-    assert list(items) == [] and threading.active_count() == 1
+    assert list(items) == [] and threading.active_count() == threads
 
 
 def test_what_is_left_early_ends_at_once_with_its_thread():
+    threads = threading.active_count()
     for leave in (lambda items: items.close(), lambda items: None):
         done = []
         items = iterated(squares(done))
@@ -40,7 +41,7 @@ def test_what_is_left_early_ends_at_once_with_its_thread():
         leave(items)
         del items
         gc.collect()
-        assert done == [0, 1, GeneratorExit] and threading.active_count() == 1
+        assert done == [0, 1, GeneratorExit] and threading.active_count() == threads
 
 
 def test_an_error_comes_after_the_items_before_it_with_its_traceback():
@@ -48,12 +49,13 @@ def test_an_error_comes_after_the_items_before_it_with_its_traceback():
         emit("first")
         raise KeyError("second")
 
+    threads = threading.active_count()
     items = iterated(breaks)
     assert next(items) == "first"
     with pytest.raises(KeyError, match="second") as caught:
         next(items)
     assert "breaks" in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
-    assert threading.active_count() == 1
+    assert threading.active_count() == threads
 
 
 def test_several_at_a_time_do_not_mix():
