@@ -192,9 +192,10 @@ def test_only_options_with_an_effect_are_offered(run, capsys):
     flowar, sit = (offered(capsys, "train", f"digits-{name}") for name in ("flowar", "sit"))
     assert of_scales <= flowar and not of_scales & sit
     assert "--sample.guidance.channels" in sit - flowar and "--sample.context-noise" not in sit | flowar
-    for of_a_run in (offered(capsys, command, str(run)) for command in ("sample", "score")):
+    assert "--sample.history" not in sit | flowar
+    for of_a_run in (offered(capsys, command, str(run)) for command in ("sample", "score")):  # of arflow
         sampling = {name for name in of_a_run if name.startswith("--sample.")}
-        assert sampling == {name for name in sit if name.startswith("--sample.")}
+        assert sampling == {"--sample.history"} | {name for name in sit if name.startswith("--sample.")}
     found = {"--data.digest", "--data.names-given", "--autoencoder.hash"}
     assert not found & sit and {"--data.class-names", "--autoencoder.shift"} <= sit
 
