@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
 import fluvial
 from fluvial import recipes
 from fluvial.cli import main
+from fluvial.cli.edit import _read
+from fluvial.data.images import DataConfig
+from fluvial.evaluation.opening import open_images
 
 RUNS = {}
 
@@ -93,9 +97,24 @@ def test_images_and_masks_are_fitted_if_asked(capsys, tmp_path):
     words = ("--images", tmp_path / "large.png", "--mask", tmp_path / "large.png", "--steps", 2)
     code, said = edited(capsys, "inpaint", "sit", *words)
     assert code == 1 and "images must be 1 x 8 x 8 (channels, height, width) for this run, got 1 x 40 x 60" in said
+    exact = np.zeros((16, 24, 3), np.uint8)  # which is halved, and not interpolated
+    exact[:, 4:12] = 255
+    Image.fromarray(exact).save(tmp_path / "exact.png")
+    words = ("--images", tmp_path / "exact.png", "--mask", tmp_path / "exact.png", "--steps", 2)
     assert edited(capsys, "inpaint", "sit", *words, "--fit")[0] == 0
     drawn = np.load(Path(RUNS["sit"]) / "edit-inpaint" / "samples.npz")["arr_0"][0, :, :, 0]
     assert (drawn[:, 4:] == 0).all()  # the square in the middle is white on its left half
+
+
+def test_a_file_is_read_as_in_a_folder_of_images(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 3  # upside down
+    (tmp_path / "folder").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "folder" / "image.png", exif=turned)
+    for channels in (1, 3):
+        there = open_images(str(tmp_path / "folder"), DataConfig(size=8, crop="centre", channels=channels)).read([0])[0]
+        assert torch.equal(_read(tmp_path / "folder" / "image.png", channels, 8), there[0])
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def _arguments() -> dict[str, tuple[str, ...]]:
         "train": names,
         "bench": ("train", "sample", *names),
         "data": ("inspect", "verify"),
-        "edit": ("inpaint", "vary", "grow", "redraw", "invert", "context", "fork"),
+        "edit": tuple(import_module("fluvial.cli.edit").OWN),
         "compare": ("digits",),
     }
 

@@ -3,17 +3,19 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from fluvial.cli.arguments import Device, class_ids_of, device_of_rank, of_a_run
 from fluvial.cli.output import check_replaced
 from fluvial.cli.short import HELP, short_help
+from fluvial.data import crop
 from fluvial.data.images import DataConfig
 from fluvial.data.labels import Classes
 from fluvial.evaluation.opening import open_images
@@ -31,6 +33,7 @@ from fluvial.utils.tensors import write_tensors
 NOISE = "noise.safetensors"
 MOST = 16  # images that are edited, if no indices are given
 SHOWN = 10  # of them in edit.png
+WHITE = 128  # level from which a mask is drawn anew
 DESCRIPTION = """Draw parts of known images, or images like them: inpaint, vary, grow, redraw, invert, context, fork.
 
 inpaint draws the white part of a mask anew, and keeps the rest; vary keeps the coarse scales of images and draws the
@@ -117,9 +120,9 @@ def edit(arguments: list[str]) -> None:
     if options.out:
         check_replaced(out)
     device = device_of_rank(options.device)
-    mask = None if options.mask is None else _mask(options.mask)
+    mask = None if options.mask is None else _read(options.mask, 1)[0] >= WHITE
     sampler = load(folder, autoencoder=options.autoencoder, device=device, step=options.step, average=options.average)
-    images, labels = _images(sampler, options, kind)
+    images, labels = _images(sampler, options)
     if mask is not None:
         own["mask"] = _fitted(mask, sampler) if options.fit else mask
     how: dict[str, Any] = {"seed": options.seed, "settings": options.sample}
@@ -150,7 +153,7 @@ def _own_options(kind: str, options: EditOptions) -> dict[str, Any]:
     return given
 
 
-def _images(sampler: Sampler, options: EditOptions, kind: str) -> tuple[Tensor | None, list[int] | None]:
+def _images(sampler: Sampler, options: EditOptions) -> tuple[Tensor | None, list[int] | None]:
     """The images to edit, and their class ids if they have some."""
     if not options.images:
         return None, None
@@ -158,10 +161,7 @@ def _images(sampler: Sampler, options: EditOptions, kind: str) -> tuple[Tensor |
     channels = 1 if 1 in (sampler.autoencoder.image_channels, run.method.channels) else 3
     side = sampler.side if options.fit else 0
     if Path(options.images).is_file() and Path(options.images).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
-        image = _opened(Path(options.images)).convert("L" if channels == 1 else "RGB")
-        image = _square(image, side) if side else image
-        array = torch.from_numpy(np.array(image).reshape(image.height, image.width, -1))
-        return array.permute(2, 0, 1)[None].contiguous(), None
+        return _read(Path(options.images), channels, side)[None], None
     names = run.data.class_names
     known = Classes(names, names, False) if run.method.classes and names else None
     there = open_images(options.images, DataConfig(size=side, crop="centre", channels=channels), known)
@@ -174,31 +174,23 @@ def _images(sampler: Sampler, options: EditOptions, kind: str) -> tuple[Tensor |
     return images, labels.tolist()
 
 
-def _opened(path: Path) -> Image.Image:
+def _read(path: Path, channels: Literal[1, 3], side: int = 0) -> UInt8[Tensor, "c h w"]:
+    """An image as data sets read it: upright, and with a side cropped to a square of it."""
+
+    def use(image: Image.Image) -> np.ndarray:
+        image = crop.upright(image, channels)
+        return crop.to_array(crop.square(image, side, "centre") if side else image)
+
     try:
-        image = Image.open(path)
-        image.load()
-        return image
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
-
-
-def _mask(path: Path) -> Tensor:
-    """A mask, True where it is white."""
-    return torch.from_numpy(np.array(_opened(path).convert("L")) >= 128)
+        return torch.from_numpy(crop.decode(path, str(path), use))
+    except crop.UnreadableImage as error:
+        raise ValueError(f"{path} cannot be read as an image: {error.reason}") from error
 
 
 def _fitted(mask: Tensor, sampler: Sampler) -> Tensor:
     """The mask, cropped and scaled as images are."""
-    image = _square(Image.fromarray(mask.numpy().astype(np.uint8) * 255), sampler.side)
-    return torch.from_numpy(np.array(image) >= 128)
-
-
-def _square(image: Image.Image, side: int) -> Image.Image:
-    """The square in the middle, scaled to this side."""
-    short = min(image.size)
-    left, top = (image.width - short) // 2, (image.height - short) // 2
-    return image.resize((side, side), Image.Resampling.BOX, box=(left, top, left + short, top + short))
+    image = Image.fromarray(mask.numpy().astype(np.uint8) * 255)
+    return torch.from_numpy(crop.to_array(crop.square(image, sampler.side, "centre")))[0] >= WHITE
 
 
 def _write(

@@ -20,7 +20,7 @@ from fluvial.flow.guidance import Guidance
 from fluvial.flow.solvers import Solver
 from fluvial.methods import method_of, name_of
 from fluvial.methods.method import Editable
-from fluvial.run.load import ADDRESSES, Sampler
+from fluvial.run.load import Sampler
 from fluvial.sampling import edit
 from fluvial.sampling.samples import Samples
 from fluvial.sampling.settings import AnySolver, SampleConfig
@@ -251,8 +251,7 @@ def _begin(
     if not isinstance(method_of(config), Editable):
         raise ValueError(f"the method {name_of(type(config))} has no function `ends`, which edits need")
     check_at_least(1, "copies", copies)
-    if misfit(seed, int) or not 0 <= seed < ADDRESSES:
-        raise ValueError(f"seed must be a whole number from 0, below 2^63, got {seed!r:.100}")
+    asked = sampler.asked(1, classes=classes, seed=seed)
     latents = torch.zeros(0, config.channels, *config.size)
     if images is not None:
         latents = latents_of(
@@ -263,7 +262,7 @@ def _begin(
             device=next(sampler.model.parameters()).device,
         )
         latents = latents.repeat_interleave(copies, dim=0)
-    ids = None if classes is None else sampler.asked(1, classes=classes).classes
+    ids = None if classes is None else asked.classes
     if ids is None and config.classes and not config.label_drop:
         raise ValueError("the run was trained without label drop and draws nothing without a class: give classes")
     count = len(images) if images is not None else 1

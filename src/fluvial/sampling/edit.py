@@ -14,7 +14,7 @@ the noise, except for `inverted`.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -241,10 +241,15 @@ def pooled(images: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Ten
 def lifted(images: Float[Tensor, "b c h w"], size: tuple[int, int]) -> Float[Tensor, "b c _ _"]:
     """The smallest images (in L2 norm) of this height and width that `pooled` takes to `images`."""
     rows, columns = (
-        torch.linalg.pinv(F.adaptive_avg_pool1d(torch.eye(large, dtype=torch.float64), small).T)
-        for large, small in zip(size, images.shape[-2:], strict=True)
+        _lifting(large, small).to(images.device) for large, small in zip(size, images.shape[-2:], strict=True)
     )
     return (rows @ images.double() @ columns.T).to(images.dtype)
+
+
+@cache
+def _lifting(large: int, small: int) -> Float[Tensor, "l s"]:
+    """The pseudo-inverse of pooling a row of pixels, in float64."""
+    return torch.linalg.pinv(F.adaptive_avg_pool1d(torch.eye(large, dtype=torch.float64), small).T)
 
 
 def agreeing(

@@ -3,18 +3,17 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fluvial.autoencoders import Autoencoder
 from fluvial.data.pixels import to_signed
 from fluvial.flow.interpolant import INTERPOLANTS, Interpolant
 from fluvial.methods import method_of, name_of
-from fluvial.nn.layers import Labels
 from fluvial.sampling.generate import Edit, batches, decoded
 from fluvial.sampling.samples import Samples
 from fluvial.sampling.settings import SampleConfig
@@ -32,7 +31,7 @@ class Work:
     autoencoder: Autoencoder
     settings: SampleConfig
     latents: Float[Tensor, "n c h w"]
-    labels: Labels | None
+    labels: Int[Tensor, "_"] | None
     seed: int
     count: int
     """Results, for each of which the latents have a row, if there are any."""
@@ -73,9 +72,12 @@ class Work:
 
     def by_scale(self, noise: Float[Tensor, "b ..."]) -> Sequence[Float[Tensor, "b ..."]]:
         """The noise of each scale."""
-        if not self.scales:
-            return [noise]
-        return noise.split([part.shape[1] for part in self.ends(self.latents[:1])], dim=1)
+        return noise.split(self.sizes, dim=1) if self.scales else [noise]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The number of tokens of each scale, for a method that draws by scales."""
+        return [part.shape[1] for part in self.ends(self.latents[:1])]
 
     def drawn(self, solvers: Edit, *, seed: int | None = None) -> tuple[Float[Tensor, "n c h w"], Counter[str]]:
         """The latents that these solvers end with, and the evaluations of the network for each."""
@@ -96,8 +98,7 @@ class Work:
         images = torch.cat(
             [decoded(self.autoencoder.decode, part.to(device)) for part in latents.split(self.settings.batch)]
         )
-        ids = None if self.labels is None or self.labels.is_floating_point() else self.labels
-        return Samples(images=images, labels=ids, nfe=dict(nfe), about={**self.record(nfe), "edit": about})
+        return Samples(images=images, labels=self.labels, nfe=dict(nfe), about={**self.record(nfe), "edit": about})
 
 
 def latents_of(
