@@ -4,7 +4,8 @@ import os
 import resource
 import signal
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +53,13 @@ def shared(name: str) -> Path:
     if not (SHARED / name).exists():
         pytest.skip(f"{SHARED / name} is not there")
     return SHARED / name
+
+
+@pytest.fixture
+def new_threads() -> Callable[[], set[threading.Thread]]:
+    """The threads that a test has started and that still run; those of the tests before it do not count."""
+    before = set(threading.enumerate())
+    return lambda: set(threading.enumerate()) - before
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Sampling step by step: `Sampler.steps`, previews, and what a callback sees."""
 
-import threading
 from dataclasses import replace
 
 import pytest
@@ -43,7 +42,7 @@ def sampler(request):
 
 
 @pytest.mark.parametrize("solver", ["heun", "euler-maruyama"])
-def test_the_steps_end_with_the_images_of_sample(sampler, solver):
+def test_the_steps_end_with_the_images_of_sample(sampler, solver, new_threads):
     how = {"indices": [4, 2, 9], "classes": ["c", "a"], "seed": 3, "solver": solver}
     seen = []
     whole = sampler.sample(**how, on_step=seen.append)
@@ -55,7 +54,7 @@ def test_the_steps_end_with_the_images_of_sample(sampler, solver):
         assert torch.equal(item.images, to_uint8(estimate)) and item.samples is None
         assert (item.number, item.t, item.nfe, item.scale) == (step.number, step.t, step.nfe, step.scale)
     assert (last.number, last.t, last.nfe, last.scale) == (len(seen), seen[-1].t, seen[-1].nfe, seen[-1].scale)
-    assert threading.active_count() == 1
+    assert not new_threads()
 
 
 def test_the_scales_are_named_and_evaluations_are_counted_over_them():
@@ -64,17 +63,17 @@ def test_the_scales_are_named_and_evaluations_are_counted_over_them():
     assert [item.nfe for item in items] == [2, 4, 6, 8, 8]
 
 
-def test_what_is_left_early_is_not_sampled_to_its_end(sampler):
+def test_what_is_left_early_is_not_sampled_to_its_end(sampler, new_threads):
     calls = []
     sampler.model.head.register_forward_hook(lambda *_: calls.append(1))
     for item in sampler.steps(2, steps=4, guidance=1.0):
         assert len(calls) == item.nfe
         if item.number == 2:
             break
-    assert len(calls) == 2 and threading.active_count() == 1
+    assert len(calls) == 2 and not new_threads()
 
 
-def test_impossible_requests_are_refused_at_once(sampler):
+def test_impossible_requests_are_refused_at_once(sampler, new_threads):
     for wrong, message in (
         ({"classes": "k"}, "got k"),
         ({"count": 0}, "count must be at least 1"),
@@ -84,7 +83,7 @@ def test_impossible_requests_are_refused_at_once(sampler):
     ):
         with pytest.raises(ValueError, match=message):
             sampler.steps(**wrong)
-    assert threading.active_count() == 1
+    assert not new_threads()
 
 
 def test_a_model_that_diverges_says_so_on_the_way():

@@ -1,5 +1,4 @@
 import gc
-import threading
 import traceback
 
 import pytest
@@ -22,18 +21,17 @@ def squares(done, last=5):
     return work
 
 
-def test_the_items_are_those_that_are_emitted_and_made_when_asked_for():
-    done, threads = [], threading.active_count()
+def test_the_items_are_those_that_are_emitted_and_made_when_asked_for(new_threads):
+    done = []
     items = iterated(squares(done))
-    assert done == [] and threading.active_count() == threads
+    assert done == [] and not new_threads()
     assert next(items) == 0 and done == [0]
     assert next(items) == 1 and done == [0, 1]
     assert list(items) == [4, 9, 16] and done == [0, 1, 2, 3, 4]
-    assert list(items) == [] and threading.active_count() == threads
+    assert list(items) == [] and not new_threads()
 
 
-def test_what_is_left_early_ends_at_once_with_its_thread():
-    threads = threading.active_count()
+def test_what_is_left_early_ends_at_once_with_its_thread(new_threads):
     for leave in (lambda items: items.close(), lambda items: None):
         done = []
         items = iterated(squares(done))
@@ -41,21 +39,20 @@ def test_what_is_left_early_ends_at_once_with_its_thread():
         leave(items)
         del items
         gc.collect()
-        assert done == [0, 1, GeneratorExit] and threading.active_count() == threads
+        assert done == [0, 1, GeneratorExit] and not new_threads()
 
 
-def test_an_error_comes_after_the_items_before_it_with_its_traceback():
+def test_an_error_comes_after_the_items_before_it_with_its_traceback(new_threads):
     def breaks(emit):
         emit("first")
         raise KeyError("second")
 
-    threads = threading.active_count()
     items = iterated(breaks)
     assert next(items) == "first"
     with pytest.raises(KeyError, match="second") as caught:
         next(items)
     assert "breaks" in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
-    assert threading.active_count() == threads
+    assert not new_threads()
 
 
 def test_several_at_a_time_do_not_mix():
