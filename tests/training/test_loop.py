@@ -78,7 +78,10 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("stop_at", [5, 13])
-def test_a_run_that_stopped_ends_as_one_that_did_not(tmp_path, stop_at):
+def test_a_run_that_stopped_ends_as_one_that_did_not(tmp_path, stop_at, monkeypatch):
+    """Also where the first checkpoint is still being written when an error ends the training."""
+    publish = checkpoint._publish
+    monkeypatch.setattr(checkpoint, "_publish", lambda *a: (time.sleep(0.3), publish(*a)))
     whole, whole_average = run(tmp_path / "whole", log_every=2)
 
     class Killed(Exception):

@@ -67,6 +67,17 @@ class Saver:
         self.pending: Future[None] | None = None
         self.step = 0
 
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits, also after an error, for what is being written, so that the next training in this process finds it.
+
+        Not with several ranks: a rank that has failed is no longer there to write its part.
+        """
+        if self.world.size == 1 and self.pending is not None:
+            self.pending.exception()
+
     def save(self, step: int, parts: Mapping[str, Tensors], meta: Mapping[str, Any]) -> None:
         """Begins to write checkpoints/step-<step>. Raises CheckpointError if that, or the one before, cannot be."""
         self.wait()

@@ -61,6 +61,7 @@ def train(
         torch.random.fork_rng([device] if device.type == "cuda" else []),
         matmul_precision(config.precision),
         stop_requests() as stop,
+        run.saver,
     ):
         if run.resumed and run.at.step and world.first:
             print(f"going on from step {run.at.step:,}", flush=True)
