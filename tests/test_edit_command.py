@@ -75,10 +75,9 @@ def test_every_kind_writes_images_a_record_and_a_picture(capsys, mask, tmp_path,
         assert "known pixels change by 0 levels" in said
     if kind == "invert":
         assert load_file(out / "noise.safetensors")["noise"].shape == (3, 1, 8, 8)
-    assert edited(capsys, kind, run, *given, *words, "--out", out)[0] == 0  # an earlier edit is replaced
-    (out / "samples.json").unlink()
+    assert (record["labels"] == "none") == (kind == "context")  # the others have the classes of the images, or one
     code, said = edited(capsys, kind, run, *given, *words, "--out", out)
-    assert code == 1 and "holds other files" in said
+    assert code == 1 and "holds files already" in said
 
 
 def test_small_images_are_grown_from_a_file(capsys, tmp_path):
@@ -96,7 +95,7 @@ def test_images_and_masks_are_fitted_if_asked(capsys, tmp_path):
     Image.fromarray(large).save(tmp_path / "large.png")
     words = ("--images", tmp_path / "large.png", "--mask", tmp_path / "large.png", "--steps", 2)
     code, said = edited(capsys, "inpaint", "sit", *words)
-    assert code == 1 and "images must be 1 x 8 x 8 (channels, height, width) for this run, got 1 x 40 x 60" in said
+    assert code == 2 and "is 40 x 60 (height, width), and the run draws 8 x 8: --fit crops and scales to that" in said
     exact = np.zeros((16, 24, 3), np.uint8)  # which is halved, and not interpolated
     exact[:, 4:12] = 255
     Image.fromarray(exact).save(tmp_path / "exact.png")
@@ -133,6 +132,12 @@ def test_a_file_is_read_as_in_a_folder_of_images(tmp_path):
         (("redraw", "sit", "--images", "digits:test", "--at", 2), "between 0 (noise) and 1 (image), got 2"),
         (("inpaint", "sit", "--images", "digits:test", "--mask", "no.png"), "no.png cannot be read as an image"),
         (("redraw", "sit", "--images", "digits:test", "--at", 0.5, "--copies", 0), "copies"),
+        (("context", "arflow", "--images", "digits:test", "--copies", 2), "--copies is an option of inpaint and"),
+        (("context", "arflow", "--images", "digits:test", "--steps", 1), "give more steps"),
+        (("context", "arflow", "--images", "digits:test", "--sample.history", 0), "sample.history 0 leaves none"),
+        (("fork", "sit", "--at", 0.5, "--classes", 1, 2), "are of one class, got 2 classes"),
+        (("grow", "flowar", "--images", "digits:test", "--fit"), "--fit is an option of inpaint and"),
+        (("redraw", "sit", "--images", "digits:test", "--at", "nan"), "--at: must be finite or None, got nan"),
     ],
 )
 def test_what_does_not_fit_is_refused(capsys, words, expected):
@@ -140,7 +145,55 @@ def test_what_does_not_fit_is_refused(capsys, words, expected):
     assert code in (1, 2) and expected in said and "Traceback" not in said
 
 
-def test_the_kinds_are_in_the_help(capsys):
-    assert main(["edit", "--help"]) == 0
+@pytest.mark.parametrize("words", [["--help"], ["inpaint", "--help"], ["inpaint", "--help", "all"]])
+def test_the_kinds_are_in_the_help(capsys, words):
+    try:
+        assert main(["edit", *words]) == 0
+    except SystemExit as end:
+        assert not end.code
     said = capsys.readouterr().out
+    assert "usage: fluvial edit KIND RUN" in said
     assert all(kind in said for kind in ("inpaint", "vary", "grow", "redraw", "invert", "context", "fork"))
+
+
+def test_masks_that_leave_nothing_to_do_are_refused(capsys, mask):
+    words = ("--images", "digits:test", "--mask", mask)
+    Image.fromarray(np.full((8, 8), 100, np.uint8)).save(mask)
+    code, said = edited(capsys, "inpaint", "sit", *words)
+    assert code == 2 and "no pixel is white (at least 128 of 255)" in said
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(mask)
+    code, said = edited(capsys, "inpaint", "sit", *words)
+    assert code == 1 and "leaves no part of the images known" in said
+    Image.fromarray(np.full((9, 8), 255, np.uint8)).save(mask)
+    code, said = edited(capsys, "inpaint", "sit", *words)
+    assert code == 2 and "mask.png is 9 x 8 (height, width)" in said
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(mask)
+    code, said = edited(capsys, "inpaint", "sit", *words, "--passes", 2)
+    assert code == 1 and "passes need a method that draws by scales" in said
+    code, said = edited(capsys, "inpaint", "sit", *words, "--repeats", 0, "--jump", 2)
+    assert code == 2 and "--repeats 0 takes none again" in said
+
+
+def test_class_ids_that_the_run_has_not_are_refused_unless_others_are_given(capsys, tmp_path):
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "three.npz", images, np.array([1, 30]))
+    words = ("--images", tmp_path / "three.npz", "--at", 0.5, "--steps", 2)
+    code, said = edited(capsys, "redraw", "sit", *words)
+    assert code == 2 and "class ids up to 30, and the run 10 classes" in said
+    for classes in ("none", 3):
+        assert edited(capsys, "redraw", "sit", *words, "--classes", classes)[0] == 0
+        record = json.loads((Path(RUNS["sit"]) / "edit-redraw" / "samples.json").read_text())
+        assert record["labels"] == ("none" if classes == "none" else "3 classes in turn")
+
+
+def test_other_samples_leave_no_file_in_the_usual_folder(capsys, tmp_path):
+    """What only an edit or a walk has goes when other samples take its place; other files stay."""
+    folder = Path(RUNS["sit"]) / "walk"
+    steps = ("--steps", 2)
+    assert main(["walk", RUNS["sit"], "--from", "3:1", "--to", "5:2", "--frames", "3", *map(str, steps)]) == 0
+    (folder / "mine.txt").write_text("")
+    (folder / "noise.safetensors").write_bytes(b"")
+    assert (folder / "walk.gif").exists()
+    assert main(["walk", RUNS["sit"], "--corners", "1", "2", "3", "4", "--side", "2", *map(str, steps)]) == 0
+    assert {path.name for path in folder.iterdir()} == {"samples.npz", "samples.json", "grid.png", "mine.txt"}
+    capsys.readouterr()

@@ -171,7 +171,10 @@ def test_one_line_says_everything_that_is_missing(base_install, run, tmp_path, c
         score(run, features="dinov2", **where)
     capsys.readouterr()
     assert main(["score", str(tmp_path), "--features", "inception"]) == 2
-    assert "images need a --reference; and Inception is not" in capsys.readouterr().err
+    assert (
+        "images need a --reference: real images, such as digits:test or a folder; and Inception is not"
+        in capsys.readouterr().err
+    )
 
 
 def test_features_follow_what_is_compared_with(base_install, run, tmp_path):

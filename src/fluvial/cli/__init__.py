@@ -25,7 +25,7 @@ fluvial ema RUN --length 0.1          a run folder with another average of a run
 fluvial export RUN --to FORM          files of a run to publish: safetensors, diffusers, or the Hugging Face hub
 fluvial data inspect DATA [options]   what is in a folder or data set: counts, sizes, classes, a contact sheet
 fluvial encode DATA [options]         write the latents of all images, to train on
-fluvial data verify LATENTS           check what `fluvial encode` wrote against its checksums
+fluvial data verify LATENTS           check what `fluvial encode` or `sample` wrote
 
 fluvial COMMAND --help lists the usual options of a command with their defaults, --help all every one of them.
 fluvial --completion bash|zsh|fish prints a script that completes commands, options, recipes and runs with TAB.
@@ -125,8 +125,8 @@ def _run(arguments: list[str]) -> int:
                 raise UsageError(f"unknown command {command!r}.{hint} There are: {', '.join(COMMANDS)}")
     except Stopped as stopped:  # as schedulers expect of a job that was asked to end
         return _say(str(stopped), 0)
-    except KeyboardInterrupt:
-        return _say("interrupted", 130)
+    except KeyboardInterrupt as stop:
+        return _say(str(stop) or "interrupted", 130)
     except SystemExit as stop:  # tyro has printed the help or what is wrong
         if isinstance(stop.code, str):
             return _say(f"fluvial: {stop.code}", 1)

@@ -246,13 +246,23 @@ def _options(info: StructTypeInfo, *, hidden: Callable[[Field[Any]], bool]) -> S
     assert isinstance(spec, StructConstructorSpec)
     left_out = {field.name for field in fields(info.type) if hidden(field)}
     options = tuple(
-        replace(field, type=Annotated[field.type, tyro.conf.Suppress]) if field.name in left_out else field
-        for field in spec.fields
+        replace(field, type=Annotated[field.type, tyro.conf.Suppress] if field.name in left_out else field.type)
+        for field in (_unwrapped(field) for field in spec.fields)
     )
     if info.type is not SampleConfig:
         return replace(spec, fields=options)
     parts = [_of_solver(field) if field.name == "solver" else [field] for field in options]
     return StructConstructorSpec(instantiate=_sampling, fields=tuple(field for part in parts for field in part))
+
+
+def _unwrapped(field: StructFieldSpec) -> StructFieldSpec:
+    """The option, its help without the line breaks of the source, since the help has another width."""
+    text = field.helptext
+
+    def on_one_line() -> str:
+        return " ".join(((text() if callable(text) else text) or "").split())
+
+    return replace(field, helptext=on_one_line)
 
 
 def _of_solver(field: StructFieldSpec) -> list[StructFieldSpec]:
@@ -354,15 +364,20 @@ def device_of_rank(name: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if str(device) == "cuda" else device
 
 
-def of_a_run(kind: type[T], arguments: list[str], command: str, description: str) -> tuple[Path, Run, T]:
-    """The run folder that a command names, its run, and the options, whose sampling fits the run's method."""
+def of_a_run(
+    kind: type[T], arguments: list[str], command: str, description: str, *, what: str = "RUN"
+) -> tuple[Path, Run, T]:
+    """The run folder that a command names, its run, and the options, whose sampling fits the run's method.
+
+    `what` is what the command takes, in its usage; the last of it is the run.
+    """
     meaning = "a folder that `fluvial train` or `fluvial import` wrote, such as runs/digits-arflow"
     default: Any = kind
     if arguments[:1] == ["--help-all"]:
-        parse(kind, default(sample=SampleConfig()), arguments, f"fluvial {command} RUN", description)
-    name, rest = positional(arguments, command, "RUN", meaning)
+        parse(kind, default(sample=SampleConfig()), arguments, f"fluvial {command} {what}", description)
+    name, rest = positional(arguments, f"{command} {what}".removesuffix(" RUN"), "RUN", meaning)
     run = RunFolder(name).run()
-    options: Any = parse(kind, default(sample=run.sample), rest, f"fluvial {command} RUN", description, run)
+    options: Any = parse(kind, default(sample=run.sample), rest, f"fluvial {command} {what}", description, run)
     if not getattr(options, "guide", ""):  # guidance by another run needs neither classes nor a null branch
         with plain_errors(lengthened(command, rest)[1]):
             run.sampled_with(options.sample)

@@ -213,7 +213,8 @@ def _verify_samples(folder: Path) -> None:
     if wrong := sets.verify(folder):
         more = [f"and {len(wrong) - MOST:,} more"] if len(wrong) > MOST else []
         listed = "\n  ".join([*wrong[:MOST], *more])
-        raise ValueError(f"{folder} is damaged:\n  {listed}\nRemove these, and sample again with the same command")
+        again = "Remove those that are there, and sample again with the same command"
+        raise ValueError(f"{folder} is damaged:\n  {listed}\n{again}")
     print(f"{folder}: all images are as they were written")
 
 

@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fluvial.cli.arguments import Device, class_ids_of, device_of_rank, of_a_run
-from fluvial.cli.output import check_replaced
+from fluvial.cli.output import check_unused
 from fluvial.cli.short import HELP, short_help
 from fluvial.data import crop
 from fluvial.data.images import DataConfig
 from fluvial.data.labels import Classes
+from fluvial.data.left_out import is_image
 from fluvial.evaluation.opening import open_images
 from fluvial.run import edit as edits
 from fluvial.run.load import Sampler, load
@@ -41,12 +42,12 @@ finer ones (FlowAR); grow makes large images from small ones (FlowAR); redraw ad
 invert finds the noise of images, and draws them again; context draws images with others as examples in the history
 (ARFlow); fork draws images that begin as one (SiT, ARFlow)."""
 OWN = {  # by kind, the options of its own, and whether it needs them
-    "inpaint": {"mask": True, "repeats": False, "jump": False, "passes": False},
-    "vary": {"keep": True},
-    "grow": {"agree": False},
-    "redraw": {"at": True},
-    "invert": {},
-    "context": {"count": False, "alone": False},
+    "inpaint": {"mask": True, "repeats": False, "jump": False, "passes": False, "copies": False, "fit": False},
+    "vary": {"keep": True, "copies": False, "fit": False},
+    "grow": {"agree": False, "copies": False},
+    "redraw": {"at": True, "copies": False, "fit": False},
+    "invert": {"copies": False, "fit": False},
+    "context": {"count": False, "alone": False, "fit": False},
     "fork": {"at": True, "count": False, "index": False},
 }
 
@@ -57,8 +58,9 @@ class EditOptions:
     """Images to edit: a file, a folder, a data set (NAME:SPLIT) or an .npz; for context, the examples."""
     indices: tuple[int, ...] = ()
     """Which of these images; the first 16 by default."""
-    fit: bool = False
-    """Crop and scale images, and the mask, to the size of the run; else they have to be of that size."""
+    fit: bool | None = None
+    """inpaint, vary, redraw, invert, context: crop and scale images, and the mask, to the size of the run; else they
+    have to be of that size."""
     mask: Path | None = None
     """inpaint: an image of the same size, white where to draw and black where to keep."""
     repeats: int | None = None
@@ -82,8 +84,8 @@ class EditOptions:
     classes: tuple[str, ...] = ()
     """Class to draw, or one for each image: names or ids; none draws without a class. By default those of the images;
     for context none."""
-    copies: int = 1
-    """Results for each image."""
+    copies: int | None = None
+    """inpaint, vary, grow, redraw, invert: results for each image; 1 by default."""
     seed: int = 0
     """Seed; the noise of result i depends on (seed, i) alone."""
     out: Path | None = None
@@ -100,33 +102,40 @@ class EditOptions:
     """Settings of sampling; the run's own by default."""
 
     def __post_init__(self) -> None:
-        at_least(1, self, "copies", *(name for name in ("count", "jump", "passes") if getattr(self, name) is not None))
+        at_least(1, self, *(name for name in ("copies", "count", "jump", "passes") if getattr(self, name) is not None))
         at_least(0, self, "seed", *(name for name in ("repeats", "keep", "index") if getattr(self, name) is not None))
 
 
 def edit(arguments: list[str]) -> None:
     kind = arguments[0] if arguments else ""
+    asked = next((word for word in arguments[:2] if word in HELP), "")
+    if asked == "--help-all":
+        of_a_run(EditOptions, [asked], "edit", DESCRIPTION, what="KIND RUN")  # which ends with the help
+    if asked:
+        print(short_help("edit"))
+        return
     if kind not in OWN:
-        if kind == "--help-all":
-            of_a_run(EditOptions, arguments, "edit", DESCRIPTION)  # which ends with the help
-        if kind in HELP:
-            print(short_help("edit"))
-            return
         raise UsageError(f"fluvial edit takes a kind, one of {', '.join(OWN)}, and then RUN; got {kind or 'nothing'}")
-    folder, run, options = of_a_run(EditOptions, arguments[1:], "edit", DESCRIPTION)
+    folder, run, options = of_a_run(EditOptions, arguments[1:], "edit", DESCRIPTION, what=f"{kind} RUN")
     own = _own_options(kind, options)
     out = options.out or folder / f"edit-{kind}"
     check_folder(out)
     if options.out:
-        check_replaced(out)
+        check_unused(out)
     device = device_of_rank(options.device)
     mask = None if options.mask is None else _read(options.mask, 1)[0] >= WHITE
+    if mask is not None and not mask.any():
+        raise UsageError(
+            f"--mask {options.mask}: no pixel is white (at least {WHITE} of 255), so nothing is to be drawn"
+        )
     sampler = load(folder, autoencoder=options.autoencoder, device=device, step=options.step, average=options.average)
     images, labels = _images(sampler, options)
+    if images is not None and kind != "grow":
+        _check_size(options.images, tuple(images.shape[-2:]), sampler)
     if mask is not None:
         own["mask"] = _fitted(mask, sampler) if options.fit else mask
+        _check_size(f"--mask {options.mask}", tuple(own["mask"].shape), sampler)
     how: dict[str, Any] = {"seed": options.seed, "settings": options.sample}
-    how |= {} if kind in ("context", "fork") else {"copies": options.copies}
     if kind == "invert" and options.sample.guidance == run.sample.guidance:
         how["guidance"] = 1.0  # unless it is asked for: the ODE of the model itself
     if options.classes and options.classes != ("none",):
@@ -148,9 +157,20 @@ def _own_options(kind: str, options: EditOptions) -> dict[str, Any]:
         raise UsageError(f"fluvial edit {kind} needs {' and '.join(lacking)}; --help says what it is")
     if kind != "fork" and not options.images:
         raise UsageError(f"fluvial edit {kind} needs --images: a file, a folder, or a data set such as digits:test")
-    if kind == "fork" and (options.images or options.indices or options.fit):
+    if kind == "fork" and (options.images or options.indices):
         raise UsageError("fluvial edit fork draws from noise: it takes no --images")
-    return given
+    if options.repeats == 0 and options.jump is not None:
+        raise UsageError("--jump is how many steps are taken again at a time, and --repeats 0 takes none again")
+    return {name: value for name, value in given.items() if name != "fit"}
+
+
+def _check_size(what: str, size: tuple[int, ...], sampler: Sampler) -> None:
+    """Raises UsageError for images or a mask of another size than the run's."""
+    stride, latent = sampler.autoencoder.stride, sampler.run.method.size
+    wanted = [side * stride for side in latent]
+    if list(size) != wanted:
+        here, there = (" x ".join(map(str, sides)) for sides in (size, wanted))
+        raise UsageError(f"{what} is {here} (height, width), and the run draws {there}: --fit crops and scales to that")
 
 
 def _images(sampler: Sampler, options: EditOptions) -> tuple[Tensor | None, list[int] | None]:
@@ -160,7 +180,7 @@ def _images(sampler: Sampler, options: EditOptions) -> tuple[Tensor | None, list
     run = sampler.run
     channels = 1 if 1 in (sampler.autoencoder.image_channels, run.method.channels) else 3
     side = sampler.side if options.fit else 0
-    if Path(options.images).is_file() and Path(options.images).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
+    if Path(options.images).is_file() and is_image(options.images):
         return _read(Path(options.images), channels, side)[None], None
     names = run.data.class_names
     known = Classes(names, names, False) if run.method.classes and names else None
@@ -169,8 +189,13 @@ def _images(sampler: Sampler, options: EditOptions) -> tuple[Tensor | None, list
     if not all(0 <= row < there.n for row in rows):
         raise UsageError(f"--indices must be from 0 to {there.n - 1} in {options.images}, got {rows}")
     images, labels = there.read(rows)
-    if labels is None or int(labels.max()) >= run.method.classes:
+    if labels is None or options.classes or not run.method.classes:
         return images, None
+    if int(labels.max()) >= run.method.classes:
+        raise UsageError(
+            f"{options.images} has class ids up to {int(labels.max())}, and the run {run.method.classes} classes: "
+            f"give the classes to draw with --classes, or --classes none"
+        )
     return images, labels.tolist()
 
 
@@ -202,7 +227,7 @@ def _write(
     if images is None:
         drawn = edits.fork(sampler, **own, **how)
     elif kind == "invert":
-        noise, drawn, error = edits.invert(sampler, images, **how)
+        noise, drawn, error = edits.invert(sampler, images, **own, **how)
         told = f"root mean square error of the latents drawn again: {error.mean():.2g}"
     elif kind == "context":
         drawn = edits.in_context(sampler, images, **own, **how)
@@ -216,7 +241,7 @@ def _write(
     if images is not None and kind == "inpaint":
         rows["masked"] = torch.where(own["mask"], torch.full_like(images, 128), images)
     if drawn.images.shape[1] in (1, 3):
-        saved.append(_picture(rows, drawn, how.get("copies", 1), out / "edit.png"))
+        saved.append(_picture(rows, drawn, own.get("copies", 1), out / "edit.png"))
     print(f"{len(drawn):,} images" + (f"; {told}" if told else ""))
     for path in saved:
         print(path)

@@ -1,12 +1,9 @@
 """The console that commands print tables with, the commands to give next, and folders that results go to."""
 
-import json
 import shlex
 from pathlib import Path
 
 from rich.console import Console
-
-from fluvial.sampling import RECORD
 
 
 def console() -> Console:
@@ -28,8 +25,7 @@ def next_commands(folder: Path | str, *commands: str) -> None:
     print("next: " + "  or  ".join(f"fluvial {command} {shlex.quote(str(folder))}" for command in commands))
 
 
-def check_replaced(out: Path) -> None:
-    """Raises ValueError if the folder holds anything but an earlier edit."""
-    record = out / RECORD
-    if out.exists() and any(out.iterdir()) and not (record.exists() and "edit" in json.loads(record.read_bytes())):
-        raise ValueError(f"{out} holds other files than those of an edit; choose another folder, or remove that one")
+def check_unused(out: Path) -> None:
+    """Raises ValueError if the folder holds anything."""
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} holds files already; choose another folder, or remove that one")

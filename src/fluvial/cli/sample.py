@@ -104,7 +104,8 @@ def sample(arguments: list[str]) -> None:
         _sample_parts(sampler, out, wanted, options, rank, world)
     else:
         _sample_at_once(sampler, out, wanted, options)
-        next_commands(folder, "score")
+        if options.out is None:
+            next_commands(folder, "score")
 
 
 def _guide(name: str, **options: Any) -> Sampler:  # noqa: ANN401 - those of `load`
@@ -142,7 +143,10 @@ def _sample_parts(
     """Draws the images that are not there yet, in parts; of several ranks, those of this one."""
     if not options.npz:
         raise UsageError("--no-npz leaves out samples.npz beside pictures; of images in parts choose the --form")
-    drawn = sample_set(sampler, out, form=options.form, shard=options.shard, rank=rank, world=world, **wanted)
+    try:
+        drawn = sample_set(sampler, out, form=options.form, shard=options.shard, rank=rank, world=world, **wanted)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted: finished parts stay in {out}; the same command goes on") from None
     of = f"rank {rank} of {world}: " if world > 1 else ""
     if drawn.images:
         print(f"{of}{_told(drawn.images, drawn.nfe, drawn.network, drawn.decoding)}", flush=True)

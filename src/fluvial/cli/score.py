@@ -125,7 +125,7 @@ def score(arguments: list[str]) -> None:
     if not is_run and not options.reference:
         state = "is not a run folder (it has no run.json)" if path.exists() else f"does not exist{closest(name)}"
         wrong = [
-            f"{name} {state}, and images need a --reference",
+            f"{name} {state}, and images need a --reference: real images, such as digits:test or a folder",
             lacking(options.features) if options.features else "",
         ]
         raise UsageError("; and ".join(filter(None, wrong)))

@@ -74,7 +74,7 @@ SHORT: dict[str, tuple[Short, ...]] = {
     "edit": (
         Short("images", "images", "PLACE", "images to edit: file, folder, NAME:SPLIT or .npz; or examples"),
         Short("indices", "indices", "I ...", "which of these images; the first 16 by default"),
-        Short("fit", "fit", "", "crop and scale images and mask to the size of the run"),
+        Short("fit", "fit", "", "crop and scale images and mask to the size of the run; not for grow"),
         Short("mask", "mask", "FILE", "inpaint: an image of the same size, white where to draw, black where to keep"),
         Short("keep", "keep", "K", "vary: number of scales that are kept, from the coarsest"),
         Short("agree", "agree", "", "grow: change the result so that, pooled, it is the small image again"),

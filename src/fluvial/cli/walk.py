@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluvial.cli.arguments import Device, device_of_rank, of_a_run, spent
-from fluvial.cli.output import check_replaced
+from fluvial.cli.output import check_unused
 from fluvial.config import Run
 from fluvial.run.load import load
 from fluvial.run.walk import image_of, plane, walk
@@ -66,7 +66,7 @@ def walk_(arguments: list[str]) -> None:
     out = options.out or folder / "walk"
     check_folder(out)
     if options.out:
-        check_replaced(out)
+        check_unused(out)
     device = device_of_rank(options.device)
     sampler = load(folder, autoencoder=options.autoencoder, device=device, step=options.step, average=options.average)
     if (channels := sampler.autoencoder.image_channels or sampler.run.method.channels) not in (1, 3):

@@ -239,7 +239,7 @@ class Files(ImageReader):
             if array.shape != expected:
                 raise UnreadableImage(
                     "", f"{array.shape[2]} x {array.shape[1]} pixels where the first image has {expected[2]} x "
-                    f"{expected[1]}; crop them all to one (data.size, --size of score)"
+                    f"{expected[1]}; crop them all to one (data.size, --size of score, --fit of edit)"
                 )  # fmt: skip
             return array
 

@@ -57,7 +57,7 @@ def open_npz(path: Path, *, grey: bool = False) -> Images:
             rows.append(np.frombuffer(content, dtype).reshape(shape[1:]))
         pixels = np.stack(rows) if dtype == np.uint8 else _rounded(np.stack(rows), path)
         if grey and (pixels != pixels[..., :1]).any():
-            raise ValueError(f"{path}: the images are coloured and cannot be read as grey (--channels 1)")
+            raise ValueError(f"{path}: the images are coloured and cannot be read as grey")
         pixels = pixels[..., :1] if grey else pixels
         part = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 1)))
         return part, None if labels is None else labels[torch.tensor(wanted)]

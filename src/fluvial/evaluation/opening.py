@@ -32,6 +32,7 @@ def open_images(name: str, like: DataConfig | None = None, classes: Classes | No
     of that name, or it holds no images.
     """
     path, like = Path(name).expanduser(), like or DataConfig()
+    _refuse_latents(name, path)
     if path.is_dir() and sets.is_set(path):
         plan, record = sets.plan_of(path), sets.complete_record(path)
         if plan is not None and plan.form != "npz":
@@ -41,8 +42,6 @@ def open_images(name: str, like: DataConfig | None = None, classes: Classes | No
         path = path / SAMPLES
     if path.suffix == ".npz":
         return open_npz(path, grey=like.channels == 1)
-    if is_cache(name):
-        raise ValueError(f"{name} holds latents, and a score needs images: give the images that were encoded")
     place, split = _place(name)
     config = DataConfig(size=like.size, crop=like.crop, channels=like.channels)
     part: data_images.Split = "train"  # for a folder, `split` decides
@@ -61,10 +60,8 @@ def open_images(name: str, like: DataConfig | None = None, classes: Classes | No
 
 def _of_sampled(folder: Path, plan: sets.Plan, record: Mapping[str, Any], *, grey: bool) -> Images:
     """The images of a set that `fluvial sample` wrote, each compared with its checksum when it is read."""
-    if plan.form == "latents":
-        raise ValueError(f"{folder} holds latents, and a score needs images: sample again with another --form")
     if grey and plan.shape[0] == 3:
-        raise ValueError(f"{folder}: the images are coloured and cannot be read as grey (--channels 1)")
+        raise ValueError(f"{folder}: the images are coloured and cannot be read as grey")
     parts = sets.parts_of(record)
     every = plan.indices or range(plan.count)
 
@@ -84,10 +81,20 @@ def _of_sampled(folder: Path, plan: sets.Plan, record: Mapping[str, Any], *, gre
 
 
 def check_images(name: str) -> None:
-    """Raises ValueError if there is no such path or data set; the hub is not asked."""
+    """Raises ValueError if there is no such path or data set, or it holds latents; the hub is not asked."""
     place, _ = _place(name)
     if place not in data_images.BUILT_IN:
         check_there(place)
+        _refuse_latents(name, Path(name).expanduser())
+
+
+def _refuse_latents(name: str, path: Path) -> None:
+    """Raises ValueError for what `fluvial encode` wrote, and for sampled latents."""
+    if is_cache(name):
+        raise ValueError(f"{name} holds latents, and a score needs images: give the images that were encoded")
+    plan = sets.plan_of(path) if path.is_dir() and sets.is_set(path) else None
+    if plan is not None and plan.form == "latents":
+        raise ValueError(f"{name} holds latents, and a score needs images: sample again with another --form")
 
 
 def _place(name: str) -> tuple[str, str]:

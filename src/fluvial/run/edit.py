@@ -28,6 +28,7 @@ from fluvial.sampling.work import Work, check_at_least, check_between, latent_ma
 from fluvial.utils.checks import misfit
 from fluvial.utils.randomness import address, normal
 
+PASSES = 5  # of inpainting by scales
 RESAMPLING, EXAMPLES = 2**41, 2**42  # addresses of noise, beyond those of solver steps
 CLASSES = int | str | Sequence[int | str] | np.ndarray | Tensor | None
 
@@ -54,7 +55,7 @@ def inpaint(
     *,
     repeats: int = 4,
     jump: int = 2,
-    passes: int = 5,
+    passes: int | None = None,
     **how: Unpack[How],
 ) -> Samples:
     """The images with the pixels of the mask (True) drawn anew, to fit the others; also for what is outside of them.
@@ -62,17 +63,25 @@ def inpaint(
     Known pixels are kept exactly; in an autoencoder's latents, those are known whose pixels all are, and decoding
     changes known pixels by as much as it does. `repeats` is how often steps are taken again, `jump` how many at a time
     (see `inpainted`). Methods that draw by scales (FlowAR) have the mask at every scale. A coarse part is a mean of
-    known and unknown pixels, so all scales are drawn `passes` times, each time with the coarsest of the image so far.
+    known and unknown pixels, so all scales are drawn `passes` times (5 by default), each time with the coarsest of the
+    image so far.
 
-    Raises ValueError for a mask of another size, or one that leaves nothing to draw or nothing known.
+    Raises ValueError for a mask of another size, or one that leaves nothing to draw or nothing known, and for passes
+    with a method that does not draw by scales.
     """
+    free = latent_mask(mask, sampler.autoencoder.stride, sampler.run.method.size)
     work = _begin(sampler, images, how)
-    free = latent_mask(mask, sampler.autoencoder.stride, tuple(work.latents.shape[-2:]))
-    for name, value, least in (("repeats", repeats, 0), ("jump", jump, 1), ("passes", passes, 1)):
+    for name, value, least in (
+        ("repeats", repeats, 0),
+        ("jump", jump, 1),
+        ("passes", 1 if passes is None else passes, 1),
+    ):
         check_at_least(least, name, value)
+    if passes is not None:
+        _by_scales(work, "passes")
     parts = work.ends(work.latents)
     known = [part == 1 for part in work.ends((~free).float().expand(1, *work.latents.shape[1:]))]
-    passes = passes if len(parts) > 1 else 1
+    passes = 1 if len(parts) == 1 else PASSES if passes is None else passes
     coarsest, nfe = None, Counter[str]()
     drawn = work.latents
     for last in reversed(range(passes)):
@@ -201,7 +210,12 @@ def in_context(
         raise ValueError(
             f"examples are shown in a history, which only ARFlow has, not {name_of(type(sampler.run.method))}"
         )
-    work = replace(_begin(sampler, examples, {**how, "copies": 1}), count=count)
+    _no_copies(how)
+    work = replace(_begin(sampler, examples, how), count=count)
+    if work.settings.history == 0:
+        raise ValueError("examples are shown in the history, and sample.history 0 leaves none; give another number")
+    if not work.settings.solver_settings.is_adaptive and max(work.settings.each_steps) < 2:
+        raise ValueError("examples are shown after the first step, and 1 step leaves none to see them; give more steps")
     labels = None if work.labels is None else work.labels[torch.arange(count) % len(work.labels)]
     work, shape = replace(work, labels=labels), work.latents.shape
 
@@ -221,11 +235,14 @@ def fork(sampler: Sampler, index: int = 0, count: int = 16, *, at: float, **how:
     check_at_least(1, "count", count)
     check_at_least(0, "index", index)
     check_between(at)
-    work = replace(_begin(sampler, None, {**how, "copies": 1}), count=count)
+    _no_copies(how)
+    work = replace(_begin(sampler, None, how), count=count)
     if work.scales:
         raise ValueError(f"{work.method} draws by scales: for images that share the coarse ones take edit.vary")
     if work.labels is not None:
-        work = replace(work, labels=work.labels[:1].expand(count))
+        if len(work.labels) > 1:
+            raise ValueError(f"images that begin as one are of one class, got {len(work.labels)} classes")
+        work = replace(work, labels=work.labels.expand(count))
     trunk = normal(work.seed, [index], sampler.run.method.noise_shape)
 
     def solvers(solver: Solver, positions: slice) -> Solver:
@@ -286,7 +303,13 @@ def _begin(
 def _record(
     sampler: Sampler, seed: int, settings: SampleConfig, classes: tuple[int, ...] | None, nfe: Counter[str]
 ) -> dict[str, Any]:
-    return sampler.provenance(seed=seed, settings=settings, classes=classes, evaluations=nfe)
+    about = sampler.provenance(seed=seed, settings=settings, classes=classes, evaluations=nfe)
+    return about if classes is not None else {**about, "labels": "none"}  # not all classes in turn
+
+
+def _no_copies(how: How) -> None:
+    if (copies := how.get("copies", 1)) != 1:
+        raise ValueError(f"the number of images is count; copies are of images that are edited, got {copies}")
 
 
 def _by_scales(work: Work, what: str) -> None:

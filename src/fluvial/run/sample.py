@@ -86,10 +86,12 @@ def sample(
     if there is None:
         check_room(folder, plan.bytes, what=f"{wanted:,} images", advice="or choose another disk with --out")
     plan = sets.begin(folder, plan)
-    mine = [number for number in sets.missing(folder, plan) if number % world == rank]
+    mine = range(rank, -(-wanted // shard), world)
+    lacking = sorted(set(mine) & set(sets.missing(folder, plan)))
     drawn = Drawn(folder, plan)
-    if mine:
-        _make(sampler, settings, seed, drawn, mine, quiet=rank > 0)
+    if lacking:
+        there = sum(len(plan.part(number)) for number in set(mine) - set(lacking))
+        _make(sampler, settings, seed, drawn, lacking, there=there, quiet=rank > 0)
     drawn.record = sets.finish(folder, plan)
     return drawn
 
@@ -127,9 +129,19 @@ def _shape(sampler: Sampler, form: Form) -> tuple[int, int, int]:
 
 
 def _make(
-    sampler: Sampler, settings: SampleConfig, seed: int, drawn: Drawn, numbers: Sequence[int], *, quiet: bool
+    sampler: Sampler,
+    settings: SampleConfig,
+    seed: int,
+    drawn: Drawn,
+    numbers: Sequence[int],
+    *,
+    there: int,
+    quiet: bool,
 ) -> None:
-    """Samples the parts of these numbers. A second thread writes them, and on a GPU decodes them too."""
+    """Samples the parts of these numbers; `there` images are made already.
+
+    A second thread writes them, and on a GPU decodes them too.
+    """
     plan, held, nfe = drawn.plan, list[Tensor](), Counter[str]()  # of the part that is being made
     parts = [plan.part(number) for number in numbers]
     labels = [ids for ids in map(plan.labels, numbers) if ids is not None]
@@ -157,10 +169,10 @@ def _make(
             held.clear()
             nfe = Counter()
         drawn.images += batch.positions.stop - batch.positions.start
-        bar.show(drawn.images)
+        bar.show(there + drawn.images)
 
     waiting = deque[Future[None]]()
-    with Bar(total, what="sampling", quiet=quiet) as bar, ThreadPoolExecutor(1) as writer:
+    with Bar(there + total, there, what="sampling", quiet=quiet) as bar, ThreadPoolExecutor(1) as writer:
         try:
             for batch in batches(model, draw, settings, parts=parts, labels=labels, seed=seed):
                 drawn.network += batch.seconds

@@ -105,12 +105,13 @@ def _of_images(
 ) -> dict[str, Any]:
     """The card of images. Raises ValueError if no reference is named, or something is missing."""
     if not reference:
-        raise ValueError(f"{name} is not a run folder (it has no run.json), and images need a reference")
+        raise ValueError(f"{name} is not a run folder (it has no run.json), and images need a reference: real images")
     weights, device, world = choosing["weights"], choosing["device"], choosing["world"]
-    choice, real, _ = together(
+    choice, real, *_ = together(
         lambda: choice_of(choosing["features"], weights, reference, world, name.partition(":")[0]),
         lambda: Real(open_images(training, like), None) if training else None,
         lambda: check_images(reference),
+        lambda: check_images(name),
     )
     look = extractor(announced(choice, world).name, weights=weights, device=device)
     classes = None if real is None else real.training.classes

@@ -18,6 +18,8 @@ from fluvial.utils import pictures
 from fluvial.utils.atomic import atomic_files, write_json
 from fluvial.utils.files import checksum, json_checksum
 
+BESIDE = {"trajectory.gif", "preview.gif", "scales.png", "edit.png", "noise.safetensors", "walk.gif"}
+"""The files beside samples that only some have: of a trajectory, of scales, of an edit, of a walk."""
 GRID = 1000  # images in a saved grid at most; the .npz has all
 
 
@@ -60,7 +62,7 @@ class Samples:
 
         samples.npz and samples.json (with `npz`), grid.png, trajectory.gif and preview.gif (with `gif`, if they were
         kept) and for FlowAR scales.png; no picture of images that have neither 1 nor 3 channels. Beside the record of
-        other samples, their trajectory.gif, preview.gif and scales.png are removed.
+        other samples, the files that only some samples have (BESIDE) are removed.
         """
         ours = (Path(folder) / RECORD).exists()
         with atomic_files(Path(folder)) as partial:
@@ -73,7 +75,7 @@ class Samples:
                 if len(self.stages) > 1:
                     saved.append(pictures.save_strip(self.stages, partial / "scales.png"))
         names = {path.name for path in saved}
-        for stale in {"trajectory.gif", "preview.gif", "scales.png"} - names if ours else ():  # of other samples
+        for stale in BESIDE - names if ours else ():  # of other samples
             (Path(folder) / stale).unlink(missing_ok=True)
         return [Path(folder) / path.name for path in saved]
 

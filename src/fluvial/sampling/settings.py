@@ -115,7 +115,7 @@ class SampleConfig:
     solver: AnySolver = Euler()
     """euler and ab2 evaluate the model once a step, heun and midpoint twice, dopri5 chooses its own steps;
     euler-maruyama is the SDE sampler of the releases, once a step. heun and dopri5 also evaluate it at t = 1, where
-    models are least sure. A name stands for the solver with its default settings, and is replaced by it."""
+    models are least sure. Named alone, a solver has its default settings."""
     steps: int | tuple[int, ...] = setting(50, needs="steps")
     """Solver steps from noise to data: one number, or for FlowAR also one for each scale, coarse to fine."""
     grid: Literal["uniform", "two-piece"] = setting("uniform", needs="steps")

@@ -67,7 +67,8 @@ def misfit(value: Any, kind: Any) -> str:  # noqa: ANN401
         return "" if fits else f"must be one of {', '.join(map(str, parts))}, got {value!r:.100}"
     if origin in (Union, UnionType):
         reasons = [misfit(value, part) for part in parts]
-        return "" if "" in reasons else " or ".join(reasons)
+        wanted = [reason.removeprefix("must be ").rpartition(", got ")[0] for reason in reasons]
+        return "" if "" in reasons else f"must be {' or '.join(wanted)}, got {reasons[0].rpartition(', got ')[2]}"
     if origin is tuple:
         if not isinstance(value, (tuple, list)):
             return f"must be several values, got {value!r:.100}"
