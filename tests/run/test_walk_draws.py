@@ -138,6 +138,8 @@ def run(tmp_path):
         (["--from", "cat:-3", "--to", "dog:1"], "--from cat:-3: indices must be numbers from 0 on"),
         (["--corners", "1", "2", "3", "pig:4"], "--corners pig:4: classes must be names"),
         (["--from", "1", "--to", "2", "--nfe", "8", "--steps", "3"], "give --steps or --nfe, got both"),
+        (["--from", "1", "--to", "2", "--side", "3"], "--side for --corners"),
+        (["--corners", "1", "2", "3", "4", "--frames", "3"], "--frames is for --from and --to"),
         (["--from", "1", "--to", "2", "--nfe", "0"], "--nfe must be at least 1"),
         (["--from", "1", "--to", "2", "--nfe", "8", "--solver", "dopri5"], "error: the solver dopri5 chooses its own"),
     ],

@@ -80,6 +80,9 @@ def test_what_is_no_image_is_refused():
         plane(sampler, [1, 2, 3])
     with pytest.raises(ValueError, match="frames must be a whole number of at least 2, got 1"):
         walk(sampler, 1, 2, 1)
+    for long in (lambda: walk(sampler, 1, 2, 10**6), lambda: plane(sampler, [1, 2, 3, 4], 33)):
+        with pytest.raises(ValueError, match="must be at most"):
+            long()
 
 
 def test_the_command_draws_there_and_back(tmp_path, capsys):

@@ -92,9 +92,9 @@ SHORT: dict[str, tuple[Short, ...]] = {
     "walk": (
         Short("from", "start", "IMAGE", "image to begin with: CLASS:INDEX, or INDEX, such as cat:3"),
         Short("to", "end", "IMAGE", "image to end with"),
-        Short("frames", "frames", "N", "images from one to the other, both included"),
+        Short("frames", "frames", "N", "images from one to the other, both included (default: 24)"),
         Short("corners", "corners", "IMAGE ...", "four images in place of two: draws a plane between them"),
-        Short("side", "side", "N", "images along each side of the plane"),
+        Short("side", "side", "N", "images along each side of the plane (default: 8)"),
         STEPS,
         NFE,
         GUIDANCE,

@@ -14,6 +14,7 @@ from fluvial.utils.checks import at_least
 from fluvial.utils.errors import UsageError
 from fluvial.utils.files import check_folder
 
+FRAMES, SIDE = 24, 8
 COLUMNS = 12  # of frames in walk.png
 DESCRIPTION = """Draw the images between two, as a GIF, or between four, as a grid.
 
@@ -27,12 +28,12 @@ class WalkOptions:
     """Image to begin with: CLASS:INDEX, or INDEX."""
     end: str = ""
     """Image to end with."""
-    frames: int = 24
-    """Images from one to the other, both included."""
+    frames: int | None = None
+    """Images from one to the other, both included; 24 by default."""
     corners: tuple[str, ...] = ()
     """Four images, in place of two: a plane between them is drawn, from the first two down to the last two."""
-    side: int = 8
-    """Images along each side of the plane."""
+    side: int | None = None
+    """Images along each side of the plane; 8 by default."""
     seed: int = 0
     """Seed of the noise that the indices stand for."""
     out: Path | None = None
@@ -51,7 +52,7 @@ class WalkOptions:
     """Settings of sampling; the run's own by default."""
 
     def __post_init__(self) -> None:
-        at_least(2, self, "frames", "side")
+        at_least(2, self, *(name for name in ("frames", "side") if getattr(self, name) is not None))
         at_least(0, self, "seed")
 
 
@@ -61,6 +62,8 @@ def walk_(arguments: list[str]) -> None:
         raise UsageError("fluvial walk needs --from and --to, such as cat:3 and dog:8, or four --corners")
     if options.corners and len(options.corners) != 4:
         raise UsageError(f"--corners takes four images, got {len(options.corners)}")
+    if (options.frames if options.corners else options.side) is not None:
+        raise UsageError("--frames is for --from and --to, and --side for --corners")
     settings = options.sample if options.nfe is None else spent(run, options.sample, options.nfe)
     _check_images(run, options)
     out = options.out or folder / "walk"
@@ -72,13 +75,15 @@ def walk_(arguments: list[str]) -> None:
     if (channels := sampler.autoencoder.image_channels or sampler.run.method.channels) not in (1, 3):
         raise ValueError(f"pictures need 1 or 3 channels, the images of {folder} have {channels}")
     if options.corners:
-        found = plane(sampler, options.corners, options.side, seed=options.seed, settings=settings)
-        saved = [*found.save(out, columns=options.side, gif=False)]
+        side = options.side or SIDE
+        found = plane(sampler, options.corners, side, seed=options.seed, settings=settings)
+        saved = [*found.save(out, columns=side, gif=False)]
     else:
-        found = walk(sampler, options.start, options.end, options.frames, seed=options.seed, settings=settings)
+        frames = options.frames or FRAMES
+        found = walk(sampler, options.start, options.end, frames, seed=options.seed, settings=settings)
         saved = [*found.save(out, columns=COLUMNS, gif=False)]
-        frames = [*found.images.split(1)]
-        saved.append(pictures.save_gif([*frames, *frames[-2:0:-1]], out / "walk.gif", columns=1))  # there and back
+        there = [*found.images.split(1)]
+        saved.append(pictures.save_gif([*there, *there[-2:0:-1]], out / "walk.gif", columns=1))  # there and back
     for path in saved:
         print(path)
 

@@ -59,7 +59,9 @@ def class_ids(wanted: Sequence[Any], names: Names, known: int) -> tuple[int, ...
     got = ", ".join(map(str, wanted))
     if not names and any(isinstance(one, str) and one.isdigit() for one in wanted):
         hint += " as names; these classes have none: give ids as whole numbers"
-    raise ValueError(f"classes must be names or class ids of the model's {known} ({there}), got {got}{hint}")
+    raise ValueError(
+        f"classes must be names or class ids of the model's {known} ({there}), got {got or repr(got)}{hint}"
+    )
 
 
 def ids_of_words(words: Sequence[str], names: Names, known: int) -> tuple[int, ...]:

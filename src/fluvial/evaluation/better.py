@@ -18,7 +18,7 @@ def ranking(score: str) -> str:
     if score not in known:
         close = get_close_matches(score, known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"there is no score {score!r:.100} to rank by{hint} There are {', '.join(known)}")
+        raise ValueError(f"there is no score {score!r:.100} to rank by{hint}; there are {', '.join(known)}")
     return OF_INCEPTION.get(score, score)
 
 

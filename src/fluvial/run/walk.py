@@ -1,5 +1,6 @@
 """Walks from one sampled image to another: between their noises on the sphere, and between their label embeddings."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,6 +28,9 @@ Place = str | int | tuple[str | int, int]
 """An image: its index, or its class and index: 3, ("cat", 3), "cat:3"."""
 
 
+MOST = 1024  # images of a walk: all are held at once, for one picture
+
+
 class How(TypedDict, total=False):
     """The arguments of walks that `Sampler.sample` takes too."""
 
@@ -45,7 +49,7 @@ def walk(sampler: Sampler, start: Place, end: Place, frames: int = 24, **how: Un
     Without a class, an image is of the class that `sample` gives its index. All noise is between that of both images:
     that of the steps of a stochastic solver too. Raises ValueError for a class or an index that there is not.
     """
-    check_at_least(2, "frames", frames)
+    _check_count("frames", frames, MOST)
     shares = torch.linspace(0, 1, frames)
 
     def between(way: Callable[..., Tensor], ends: Tensor) -> Tensor:
@@ -57,11 +61,17 @@ def walk(sampler: Sampler, start: Place, end: Place, frames: int = 24, **how: Un
 
 def plane(sampler: Sampler, corners: Sequence[Place], side: int = 8, **how: Unpack[How]) -> Samples:
     """side x side images between four, row by row; the corners are those that `sample` draws. Raises as `walk`."""
-    check_at_least(2, "side", side)
+    _check_count("side", side, math.isqrt(MOST))
     if len(corners) != 4:
         raise ValueError(f"a plane has 4 corners, got {len(corners)}")
     mix = partial(plane_of_noise, side=side), partial(plane_of_classes, side=side)
     return _drawn(sampler, corners, *mix, {"corners": [str(corner) for corner in corners], "side": side}, how)
+
+
+def _check_count(name: str, value: int, most: int) -> None:
+    check_at_least(2, name, value)
+    if value > most:
+        raise ValueError(f"{name} must be at most {most:,}, got {value:,}")
 
 
 def image_of(run: Run, place: Place) -> tuple[int, int]:

@@ -47,5 +47,5 @@ def indices_of(count: int | None, indices: Sequence[int] | None) -> Sequence[int
     except TypeError as error:
         raise ValueError(f"indices must be whole numbers from 0, got {indices!r:.100}") from error
     if not numbers or not 0 <= min(numbers) <= max(numbers) < ADDRESSES:
-        raise ValueError(f"indices must be numbers from 0 on, at least one, got {numbers!r:.100}")
+        raise ValueError(f"indices must be numbers from 0 on (below 2^63), at least one, got {numbers!r:.100}")
     return numbers
