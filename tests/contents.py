@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 TIMES = ("time", "images_per_second", "seconds", "train_seconds")
 TIMES += ("seconds_network", "seconds_decoding")
+TIMES += ("made",)  # evaluations of a sweep: what an interrupted one knew from other rows is made again
 
 
 def content(root):

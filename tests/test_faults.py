@@ -28,6 +28,9 @@ COMMANDS = {  # by name, in a folder {}; the first trains with keep 2, and is go
     "resume": f"{TRAIN} --train.steps 6 --train.keep 1 --out {{}}/run",
     "encode": "encode {}/photos --autoencoder pixels --image-size 8 --shard 4 --out {}/latents",
     "sample": "sample {}/run --count 2 --seed 1",
+    "parts": "sample {}/run --count 5 --shard 2 --form png --out {}/parts",
+    "one file of parts": "sample {}/run --count 5 --shard 2 --form npz --out {}/parts",
+    "guide": "guide {}/run --count 4 --weights 1 2 --intervals 0 1 --steps 2 --write",
     "score": "score {}/run/samples --reference {}/photos --size 8 --channels 1 --extractor pixels --out {}/card.json "
     "--keep {}/kept.safetensors",
     "export": "export {}/run --to safetensors --out {}/exported",
@@ -44,7 +47,7 @@ BEFORE = (  # what there is already
     "plot {}/run --out {}/curves.png",
 )
 AT_ONCE = ("exported", "imported", "averaged")  # folders that are there with all their files, or not at all
-PASSING = ("latents/plan.json", "latents/shard-")  # what is there while latents are encoded
+PASSING = ("latents/plan.json", "latents/shard-", "parts/plan.json", "parts/part-", "run/guide/parts")  # in between
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +187,7 @@ class Undisturbed:
     def _check_done(self, removing):
         found = content(self.root)
         if removing:
-            found = {path: value for path, value in found.items() if not temporary(path)}
+            found = {path: value for path, value in found.items() if not (temporary(path) or path.startswith(PASSING))}
         different = {p for p in found.keys() | self.after.keys() if p not in found or p not in self.after}
         if removing:  # an old checkpoint that could not be removed was named, and is left
             different = {path for path in different if not (path in self.before and "/checkpoints/" in path)}

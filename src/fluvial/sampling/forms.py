@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fluvial.utils.atomic import atomic_file, atomic_files
-from fluvial.utils.files import reading
+from fluvial.utils.files import named, reading
 from fluvial.utils.tensors import write_tensors
 
 Form = Literal["npz", "png", "tar", "latents"]
@@ -84,7 +84,10 @@ def read(form: Form, folder: Path, number: int, index: int) -> UInt8[Tensor, "c 
 
 def join(parts: Sequence[Path], labels: Int[Tensor, "n"] | None, out: Path) -> None:
     """Writes the .npz of images in .npy files as `pictures.save_npz` would; only one of them is in memory at a time."""
-    opened = [np.load(part, mmap_mode="r") for part in parts]
+    opened = []
+    for part in parts:
+        with named(part):
+            opened.append(np.load(part, mmap_mode="r"))
     shape = (sum(len(part) for part in opened), *opened[0].shape[1:])
     with atomic_file(out) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
