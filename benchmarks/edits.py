@@ -14,6 +14,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,7 +121,8 @@ def distance(drawn: Tensor, images: Tensor) -> Tensor:
 
 
 def inpainting(sampler: Sampler, images: Tensor, labels: Tensor) -> Iterator[Found]:
-    side = images.shape[-1]
+    side, method = images.shape[-1], sampler.run.method
+    by_scales = len(method_of(method).scales(method)) > 0
     hole, half = (torch.zeros(side, side, dtype=torch.bool) for _ in range(2))
     hole[side // 4 : side - side // 4, side // 4 : side - side // 4] = True
     half[:, side // 2 :] = True
@@ -132,8 +134,8 @@ def inpainting(sampler: Sampler, images: Tensor, labels: Tensor) -> Iterator[Fou
         drawn = torch.empty_like(images)
         for i, mask in enumerate((hole, half)):
             rows = slice(i, None, 2)
-            passes = 5 if repeats else 1
-            found = edit.inpaint(sampler, images[rows], mask, repeats=repeats, passes=passes, classes=labels[rows])
+            once: dict[str, Any] = {"passes": 1} if by_scales and not repeats else {}
+            found = edit.inpaint(sampler, images[rows], mask, repeats=repeats, classes=labels[rows], **once)
             drawn[rows] = found.images
         yield f"inpaint, {'taken again' if repeats else 'replaced only'}", drawn, labels, told(drawn, images, masks)
 

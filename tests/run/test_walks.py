@@ -100,7 +100,7 @@ def test_the_command_draws_there_and_back(tmp_path, capsys):
         (["--from", "3:5"], "needs --from and --to"),
         (["--corners", "1", "2"], "--corners takes four images, got 2"),
         (["--from", "11:5", "--to", "3:2"], "got 11"),
-        (["--from", "1:5", "--to", "3:2", "--out", run], "holds other files"),
+        (["--from", "1:5", "--to", "3:2", "--out", run], "holds files already"),
     ):
         assert main(["walk", run, *words]) in (1, 2)
         assert expected in capsys.readouterr().err

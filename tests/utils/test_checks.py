@@ -71,7 +71,7 @@ def test_a_choice_that_is_none_is_refused_with_those_there_are(config, wrong):
         ((0.0, math.inf), tuple[float, ...], "finite, got inf"),
         ("cat", tuple[str, ...], "several values"),
         (None, int | None, ""),
-        (math.nan, float | None, "finite, got nan or must be None"),
+        (math.nan, float | None, "must be finite or None, got nan"),
         (True, Literal[1, 3], "one of 1, 3, got True"),
         ("a", Literal["a", "b"], ""),
     ],

@@ -262,7 +262,7 @@ def _fault(reason: str, path: str, settings: Settings) -> Fault:
     hint = ""
     if isinstance(value, str) and "must be True or False" in reason:
         hint = "; write true or false"
-    elif isinstance(value, str) and "must be None" in reason and value.lower() == "none":
+    elif isinstance(value, str) and " or None, got" in reason and value.lower() == "none":
         hint = "; write null for None"
     elif isinstance(value, str) and " number, " in reason:
         hint = "; write it without quotes" if _is_number(value) else ""
