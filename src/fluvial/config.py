@@ -48,7 +48,7 @@ class Run:
     def __post_init__(self) -> None:
         as_declared(self)
         at_most(MANY, self.method, "classes")
-        self._check_sampling()
+        self._check_parts()
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
 
@@ -70,20 +70,28 @@ class Run:
         }
         return {name for name in NEEDS if not has[name]}
 
-    def _check_sampling(self) -> None:
-        """Raises ValueError for sampling settings that this method would ignore."""
-        sample, guidance, method = self.sample, self.sample.guidance, self.method
+    def _check_parts(self) -> None:
+        """Raises ValueError for settings of sampling and guidance that this method would ignore."""
+        sample, method = self.sample, self.method
         unmet = self.unmet - {"steps"}  # which stay as they are when another solver is tried
-        for prefix, part in (("sample", sample), ("sample.guidance", guidance)):
+        guidances = {"sample.guidance": sample.guidance, "train.guidance": self.train.guidance}
+        for prefix, part in {"sample": sample, **guidances}.items():
             for field in dataclasses.fields(part):
                 value, need = getattr(part, field.name), field.metadata.get("needs")
                 if need in unmet and value != field.default:
                     raise ValueError(f"{prefix}.{field.name} needs {NEEDS[need]}, got {value!r}")
         scales = len(methods.method_of(method).scales(method))
-        for name, values in (("steps", sample.steps), ("guidance.scale_weights", guidance.scale_weights or 0)):
+        weights = {f"{name}.scale_weights": guidance.scale_weights or 0 for name, guidance in guidances.items()}
+        for name, values in {"sample.steps": sample.steps, **weights}.items():
             if isinstance(values, tuple) and len(values) != scales:
                 expected = f"one for each of the method's {scales} scales" if scales else "one number, without scales"
-                raise ValueError(f"sample.{name} must be {expected}, got {values}")
+                raise ValueError(f"{name} must be {expected}, got {values}")
+        learned = self.train.guidance
+        if not learned.is_off and not (method.classes and method.label_drop):
+            raise ValueError(
+                f"guidance is learned from labels, some of which are dropped: got train.{learned.told}, "
+                f"method.classes {method.classes} and method.label_drop {method.label_drop:g}"
+            )
 
     def check_guidance(self) -> None:
         """Raises ValueError for guidance that the model has no null branch or not enough channels for.
@@ -91,13 +99,18 @@ class Run:
         This is for who is about to sample: a run may say so, as long as nothing is drawn from it. Without classes
         there is one branch only, and guidance changes nothing.
         """
-        guidance, method = self.sample.guidance, self.method
+        guidance, method, learned = self.sample.guidance, self.method, self.train.guidance
         if guidance.is_off or not method.classes:
             return
+        if not learned.is_off:
+            raise ValueError(
+                f"the model has learned guidance (train.{learned.told}) and is sampled without: "
+                f"got sample.{guidance.told}; set sample.guidance.weight 1"
+            )
         if not method.label_drop:
             raise ValueError(
                 f"guidance needs a model that was trained without labels too: got method.label_drop 0 and "
-                f"{guidance.told}; set sample.guidance.weight 1, or train with method.label_drop 0.1"
+                f"sample.{guidance.told}; set sample.guidance.weight 1, or train with method.label_drop 0.1"
             )
         if guidance.channels is not None and guidance.channels > method.channels:
             raise ValueError(
@@ -112,7 +125,7 @@ class Run:
         asked = sample.guidance
         if not self.method.classes and not asked.is_off and asked != self.sample.guidance:
             raise ValueError(
-                f"guidance needs a model with classes: got method.classes 0 and {asked.told}; "
+                f"guidance needs a model with classes: got method.classes 0 and sample.{asked.told}; "
                 f"set sample.guidance.weight 1"
             )
         return run

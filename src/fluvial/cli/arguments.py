@@ -26,6 +26,7 @@ from fluvial.cli.known import Known, negated, options_of, refuse_missing, refuse
 from fluvial.cli.short import HELP, SHORT, is_option, lengthened, long_name, short_help
 from fluvial.config import Run
 from fluvial.data.labels import ids_of_words
+from fluvial.flow.guidance import Guidance
 from fluvial.flow.solvers import SolverName
 from fluvial.run.folder import RunFolder
 from fluvial.run.load import within
@@ -164,15 +165,27 @@ class _Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Weight:
+    weight: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Train:
+    guidance: _Weight = _Weight()
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Given:
     """Options that decide on others: None where they are not given."""
 
     sample: _Sample = _Sample()
     data: _Data = _Data()
+    train: _Train = _Train()
 
 
 def _in_place(default: Any, arguments: list[str]) -> Any:  # noqa: ANN401 - options of any command
-    """The defaults with what an option stands in place of: the solver of that name, and data.name of data.path."""
+    """The defaults with what an option stands in place of: the solver of that name, data.name of data.path, and learned
+    guidance of guidance in sampling."""
     given, _ = tyro.cli(_Given, args=arguments, return_unknown_args=True, add_help=False)
     if hasattr(default, "run"):
         return replace(default, run=_replaced(default.run, given))
@@ -181,6 +194,8 @@ def _in_place(default: Any, arguments: list[str]) -> Any:  # noqa: ANN401 - opti
 
 def _replaced(default: Any, given: _Given) -> Any:  # noqa: ANN401
     sample, data = given.sample, given.data
+    if hasattr(default, "train") and given.train.guidance.weight not in (None, "1", "1.0"):
+        default = replace(default, sample=replace(default.sample, guidance=Guidance()))
     if hasattr(default, "sample"):
         if sample.solver in SOLVERS and sample.solver != default.sample.solver_settings.name:
             default = replace(default, sample=replace(default.sample, solver=sample.solver))

@@ -10,7 +10,7 @@ in t (2404.13040); the difference may be projected (APG, 2410.02416), and the re
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,22 +19,84 @@ from fluvial.flow.interpolant import Interpolant, data_from_velocity, expand, li
 from fluvial.flow.solvers import Field, State, check_finite, checks_are_free, is_finite
 from fluvial.utils.checks import as_declared, setting
 
+G = TypeVar("G", bound="GuidanceWeight")
 DATA_SHARE = 1e-3  # of the velocity in the predicted data, at least: it is 0 at t = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guidance:
-    """Settings of guidance: its weight, the times at which and the channels on which it acts."""
+class GuidanceWeight:
+    """The weight of guidance over times and scales."""
 
     weight: float = 1.0
     """1 is no guidance, 0 is unconditional, above 1 strengthens the condition."""
     interval: tuple[float, float] = (0.0, 1.0)
     """Times t (0 noise, 1 data) between which guidance acts; elsewhere the weight is 1 (arXiv 2404.07724)."""
-    log_snr: tuple[float, float] | None = None
-    """The same interval in the logarithm of the signal-to-noise ratio alpha^2 / sigma^2, in place of times."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """The weight over t: the same, or growing from 1 at noise to 2 weight - 1 at data, linearly or as 1 - cos(pi t)
     (arXiv 2404.13040)."""
+    ramp: Literal["constant", "linear"] = setting("constant", needs="scales")
+    """The same weight at every scale, or a linear ramp from 1 at the coarsest scale to `weight` at the finest
+    (release)."""
+    scale_weights: tuple[float, ...] = setting((), needs="scales")
+    """One weight per scale, coarse to fine, in place of weight and ramp."""
+
+    def __post_init__(self) -> None:
+        as_declared(self)
+        low, high = self.interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance interval must be two ascending times inside [0, 1], got {self.interval}")
+        if min(self.weight, *self.scale_weights, 0.0) < 0:
+            got = " ".join(map(str, (self.weight, *self.scale_weights)))
+            raise ValueError(f"guidance weight must be at least 0 (1 is no guidance), got {got}")
+
+    @property
+    def is_off(self) -> bool:
+        """True if every weight is 1, so that the null branch has no effect."""
+        return all(weight == 1 for weight in self.scale_weights or (self.weight,))
+
+    def weight_at(self, t: Tensor) -> Tensor:
+        """The weight at times t inside the interval, shaped like t."""
+        match self.schedule:
+            case "constant":
+                return torch.full_like(t, self.weight)
+            case "linear":
+                return 1 + (self.weight - 1) * 2 * t
+            case "cosine":
+                return 1 + (self.weight - 1) * (1 - torch.cos(math.pi * t))
+
+    @property
+    def told(self) -> str:
+        """The setting that decides on the weight, with its value, for messages."""
+        if self.scale_weights:
+            return f"guidance.scale_weights {' '.join(map(str, self.scale_weights))}"
+        return f"guidance.weight {self.weight:g}"
+
+    @property
+    def by_scale(self) -> bool:
+        """True if the scales have weights of their own."""
+        return self.ramp != "constant" or bool(self.scale_weights)
+
+    def at_scale(self: G, scale: int, scales: int) -> G:
+        """The guidance of scale number `scale` (0 is the coarsest) out of `scales`: its weight, without a ramp.
+
+        Raises ValueError if scale_weights has not one weight per scale.
+        """
+        weight = self.weight
+        if self.scale_weights:
+            if len(self.scale_weights) != scales:
+                raise ValueError(f"{scales} scales need {scales} guidance weights, got {self.scale_weights}")
+            weight = self.scale_weights[scale]
+        elif self.ramp == "linear" and scales > 1:
+            weight = 1 + (self.weight - 1) * scale / (scales - 1)
+        return replace(self, weight=weight, ramp="constant", scale_weights=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guidance(GuidanceWeight):
+    """Settings of guidance in sampling: its weight, and what becomes of the difference of both branches."""
+
+    log_snr: tuple[float, float] | None = None
+    """An interval in the logarithm of the signal-to-noise ratio alpha^2 / sigma^2, in place of times."""
     rescale: float = 0.0
     """Share in which the guided velocity is rescaled to the standard deviation of the conditional one, from 0 (off) to
     1 (arXiv 2305.08891)."""
@@ -49,17 +111,8 @@ class Guidance:
     """Number of channels that are guided, from the first; the others stay conditional. None is all, SiT's and ARFlow's
     releases use 3."""
 
-    ramp: Literal["constant", "linear"] = setting("constant", needs="scales")
-    """The same weight at every scale, or a linear ramp from 1 at the coarsest scale to `weight` at the finest
-    (release)."""
-    scale_weights: tuple[float, ...] = setting((), needs="scales")
-    """One weight per scale, coarse to fine, in place of weight and ramp."""
-
     def __post_init__(self) -> None:
-        as_declared(self)
-        low, high = self.interval
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"guidance interval must be two ascending times inside [0, 1], got {self.interval}")
+        super().__post_init__()
         if self.log_snr is not None:
             if self.interval != (0, 1):
                 raise ValueError(f"give the interval in t or in log_snr, got {self.interval} and {self.log_snr}")
@@ -72,52 +125,13 @@ class Guidance:
                 f"guidance parallel and norm must be at least 0, momentum between -1 and 1, "
                 f"got {self.parallel}, {self.norm} and {self.momentum}"
             )
-        if min(self.weight, *self.scale_weights, 0.0) < 0:
-            got = " ".join(map(str, (self.weight, *self.scale_weights)))
-            raise ValueError(f"guidance weight must be at least 0 (1 is no guidance), got {got}")
         if self.channels is not None and self.channels < 1:
             raise ValueError(f"guided channels must be at least 1, or None for all, got {self.channels}")
-
-    @property
-    def is_off(self) -> bool:
-        """True if every weight is 1, so that the null branch has no effect."""
-        return all(weight == 1 for weight in self.scale_weights or (self.weight,))
 
     @property
     def projects(self) -> bool:
         """True if the difference of both branches is changed before it is added (APG)."""
         return (self.parallel, self.norm, self.momentum) != (1.0, 0.0, 0.0)
-
-    def weight_at(self, t: Tensor) -> Tensor:
-        """The weight at times t inside the interval, shaped like t."""
-        match self.schedule:
-            case "constant":
-                return torch.full_like(t, self.weight)
-            case "linear":
-                return 1 + (self.weight - 1) * 2 * t
-            case "cosine":
-                return 1 + (self.weight - 1) * (1 - torch.cos(math.pi * t))
-
-    @property
-    def told(self) -> str:
-        """The option that sets the weight, with its value, for messages."""
-        if self.scale_weights:
-            return f"sample.guidance.scale_weights {' '.join(map(str, self.scale_weights))}"
-        return f"sample.guidance.weight {self.weight:g}"
-
-    def at_scale(self, scale: int, scales: int) -> "Guidance":
-        """The guidance of scale number `scale` (0 is the coarsest) out of `scales`: its weight, without a ramp.
-
-        Raises ValueError if scale_weights has not one weight per scale.
-        """
-        weight = self.weight
-        if self.scale_weights:
-            if len(self.scale_weights) != scales:
-                raise ValueError(f"{scales} scales need {scales} guidance weights, got {self.scale_weights}")
-            weight = self.scale_weights[scale]
-        elif self.ramp == "linear" and scales > 1:
-            weight = 1 + (self.weight - 1) * scale / (scales - 1)
-        return replace(self, weight=weight, ramp="constant", scale_weights=())
 
 
 def guided(

@@ -124,6 +124,10 @@ class FlowAR(nn.Module):
         z, _ = self.transformer(inputs, labels, scales, level=level)
         return self.head(x_t, t, self.head.condition(z, scales), scales)
 
+    def of_parts(self, values: Float[Tensor, "b s"]) -> Float[Tensor, "b n 1"]:
+        """A number for each scale, as it multiplies a velocity of all scales."""
+        return per_token(values, self.config.sizes).unsqueeze(-1)
+
     def transformer(
         self,
         inputs: Float[Tensor, "b m p"] | None,

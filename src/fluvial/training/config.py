@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from fluvial.flow.guidance import GuidanceWeight
 from fluvial.training import power_ema
 from fluvial.training.distributed import Parallel
 from fluvial.training.log import LogTo
@@ -21,6 +22,9 @@ class TrainConfig:
     precision: Precision = "fp32"
     """tf32 allows it in matrix products on a GPU (released ARFlow and FlowAR); bf16 runs them under autocast, while
     weights, residual streams, time embeddings and ARFlow's history stay float32, with products in tf32 on a GPU."""
+    guidance: GuidanceWeight = GuidanceWeight()
+    """Guidance that the model learns to have by itself, so that sampling needs no null branch (arXiv 2502.12154); every
+    weight is at least 1, which is none."""
     compile: bool = False
     """Compile each block with torch.compile: a minute at the start, faster steps after."""
     activation_checkpointing: int = setting(0, changeable=True)
@@ -79,6 +83,8 @@ class TrainConfig:
         at_least(2, self, "score_count")
         at_least(0, self, "ema_every", "activation_checkpointing")
         power_ema.check_lengths(self.ema_lengths)
+        if min(self.guidance.weight, *self.guidance.scale_weights, 1.0) < 1:
+            raise ValueError(f"guidance is learned with weights of at least 1 (none), got {self.guidance.told}")
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} cannot be split evenly into accumulate {self.accumulate}")
         if not all(0 <= decay < 1 for decay in (self.ema_decay, *self.ema_decays)):
