@@ -130,7 +130,7 @@ def _show(sweep: Sweep, folder: Path) -> None:
         beside = "" if row is sweep.best else f"{row.value - sweep.best.value:+.2g}"
         beside += "" if row is sweep.best or error is None else f" ±{error:.2g}"
         cells = {"average": at.average, "steps": _steps(row), "weight": f"{at.weight:g}", "interval": interval}
-        cells |= {"NFE": str(row.nfe), "value": f"{row.value:.4g}", "error": f"{row.error:.2g}"}
+        cells |= {"NFE": str(row.nfe), "value": f"{row.value:#.4g}", "error": f"{row.error:.2g}"}
         table.add_row(*(cells[column] for column in columns), beside, _note(row, sweep))
     printer = console()
     printer.print(table)

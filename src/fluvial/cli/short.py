@@ -265,6 +265,6 @@ def _wrapped(text: str) -> list[str]:
 
 def _more(command: str, what: str) -> str:
     """The line at the end of the help."""
-    renamed = [f"--{s.name} is --{s.setting}" for s in SHORT[command] if s.name != s.setting]
+    renamed = [f"--{s.name} is --{s.setting}" for s in SHORT[command] if s.about and s.name != s.setting]
     in_full = f" In full, {', '.join(renamed)}." if renamed else ""
     return f"`fluvial {command} {what} --help all` lists every setting.{in_full}"
