@@ -14,6 +14,7 @@ from fluvial.data.images import DataConfig
 from fluvial.flow.solvers import SolverName
 from fluvial.sampling.settings import SOLVERS, AnySolver, SampleConfig, SolverConfig
 from fluvial.training.config import TrainConfig
+from fluvial.training.guidance import with_guidance
 from fluvial.training.optim import OptimConfig
 from fluvial.utils.checks import MANY, as_declared, at_most, misfit, setting
 from fluvial.utils.run_format import upgraded
@@ -56,6 +57,11 @@ class Run:
     def images_per_step(self) -> int:
         """Images in the batch of one training step."""
         return self.train.batch * (self.method.images_per_sequence or 1)
+
+    @property
+    def objective(self) -> Any:  # noqa: ANN401 - a method's module, or one like it
+        """The run's method, with guidance in its errors if that is learned: what training and validation measure."""
+        return with_guidance(methods.method_of(self.method), self.train.guidance)
 
     @property
     def unmet(self) -> set[str]:

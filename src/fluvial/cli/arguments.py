@@ -262,7 +262,7 @@ def _options(info: StructTypeInfo, *, hidden: Callable[[Field[Any]], bool]) -> S
     left_out = {field.name for field in fields(info.type) if hidden(field)}
     options = tuple(
         replace(field, type=Annotated[field.type, tyro.conf.Suppress] if field.name in left_out else field.type)
-        for field in (_unwrapped(field) for field in spec.fields)
+        for field in map(_unwrapped, spec.fields)
     )
     if info.type is not SampleConfig:
         return replace(spec, fields=options)

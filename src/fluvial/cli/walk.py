@@ -7,14 +7,13 @@ from fluvial.cli.arguments import Device, device_of_rank, of_a_run, spent
 from fluvial.cli.output import check_unused
 from fluvial.config import Run
 from fluvial.run.load import load
-from fluvial.run.walk import image_of, plane, walk
+from fluvial.run.walk import FRAMES, SIDE, image_of, plane, walk
 from fluvial.sampling.settings import SampleConfig
 from fluvial.utils import pictures
 from fluvial.utils.checks import at_least
 from fluvial.utils.errors import UsageError
 from fluvial.utils.files import check_folder
 
-FRAMES, SIDE = 24, 8
 COLUMNS = 12  # of frames in walk.png
 DESCRIPTION = """Draw the images between two, as a GIF, or between four, as a grid.
 

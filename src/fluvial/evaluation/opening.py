@@ -32,9 +32,9 @@ def open_images(name: str, like: DataConfig | None = None, classes: Classes | No
     of that name, or it holds no images.
     """
     path, like = Path(name).expanduser(), like or DataConfig()
-    _refuse_latents(name, path)
+    plan = _sampled(name, path)
     if path.is_dir() and sets.is_set(path):
-        plan, record = sets.plan_of(path), sets.complete_record(path)
+        record = sets.complete_record(path)
         if plan is not None and plan.form != "npz":
             return _of_sampled(path, plan, record, grey=like.channels == 1)
         path = path / SAMPLES if plan is not None else path
@@ -85,16 +85,17 @@ def check_images(name: str) -> None:
     place, _ = _place(name)
     if place not in data_images.BUILT_IN:
         check_there(place)
-        _refuse_latents(name, Path(name).expanduser())
+        _sampled(name, Path(name).expanduser())
 
 
-def _refuse_latents(name: str, path: Path) -> None:
-    """Raises ValueError for what `fluvial encode` wrote, and for sampled latents."""
+def _sampled(name: str, path: Path) -> sets.Plan | None:
+    """The plan of images that `fluvial sample` wrote in parts, if there is one. Raises ValueError for latents."""
     if is_cache(name):
         raise ValueError(f"{name} holds latents, and a score needs images: give the images that were encoded")
     plan = sets.plan_of(path) if path.is_dir() and sets.is_set(path) else None
     if plan is not None and plan.form == "latents":
         raise ValueError(f"{name} holds latents, and a score needs images: sample again with another --form")
+    return plan
 
 
 def _place(name: str) -> tuple[str, str]:

@@ -71,13 +71,10 @@ def inpaint(
     """
     free = latent_mask(mask, sampler.autoencoder.stride, sampler.run.method.size)
     work = _begin(sampler, images, how)
-    for name, value, least in (
-        ("repeats", repeats, 0),
-        ("jump", jump, 1),
-        ("passes", 1 if passes is None else passes, 1),
-    ):
-        check_at_least(least, name, value)
+    check_at_least(0, "repeats", repeats)
+    check_at_least(1, "jump", jump)
     if passes is not None:
+        check_at_least(1, "passes", passes)
         _by_scales(work, "passes")
     parts = work.ends(work.latents)
     known = [part == 1 for part in work.ends((~free).float().expand(1, *work.latents.shape[1:]))]

@@ -86,7 +86,7 @@ def sample(
     if there is None:
         check_room(folder, plan.bytes, what=f"{wanted:,} images", advice="or choose another disk with --out")
     plan = sets.begin(folder, plan)
-    mine = range(rank, -(-wanted // shard), world)
+    mine = range(rank, plan.parts, world)
     lacking = sorted(set(mine) & set(sets.missing(folder, plan)))
     drawn = Drawn(folder, plan)
     if lacking:

@@ -24,7 +24,6 @@ from fluvial.run.inputs import Inputs, batches_of, check_data, on_the_hub, open_
 from fluvial.run.load import Sampler, sampler_of
 from fluvial.training import checkpoint, distributed, loop
 from fluvial.training.distributed import whole
-from fluvial.training.guidance import with_guidance
 from fluvial.training.health import check_finite_weights
 from fluvial.training.log import rows_of, validated
 from fluvial.training.loop import OnStep
@@ -182,7 +181,7 @@ def learner_of(run: Run, model: nn.Module, world: distributed.World) -> Learner:
     """The learner of a run at step 0."""
     return begin(
         model,
-        method=with_guidance(method_of(run.method), run.train.guidance),
+        method=run.objective,
         config=run.train,
         optim=run.optim,
         seed=run.seed,
@@ -232,8 +231,7 @@ def validation_of(inputs: Inputs, device: torch.device) -> loop.Measure | None:
     run = inputs.run
     batch = batches_of(inputs, inputs.held_out, EXAMPLES, device, seed=0, small_classes="repeat")
     size = run.train.batch // run.train.accumulate
-    method = with_guidance(method_of(run.method), run.train.guidance)
-    return validation_losses(method, run.method, batch, size, device)
+    return validation_losses(run.objective, run.method, batch, size, device)
 
 
 def scorer(inputs: Inputs, device: torch.device) -> loop.Measure:

@@ -27,8 +27,8 @@ from fluvial.utils.randomness import normal
 Place = str | int | tuple[str | int, int]
 """An image: its index, or its class and index: 3, ("cat", 3), "cat:3"."""
 
-
 MOST = 1024  # images of a walk: all are held at once, for one picture
+FRAMES, SIDE = 24, 8  # by default
 
 
 class How(TypedDict, total=False):
@@ -43,7 +43,7 @@ class How(TypedDict, total=False):
     nfe: int | None
 
 
-def walk(sampler: Sampler, start: Place, end: Place, frames: int = 24, **how: Unpack[How]) -> Samples:
+def walk(sampler: Sampler, start: Place, end: Place, frames: int = FRAMES, **how: Unpack[How]) -> Samples:
     """`frames` images from one to another; the first and the last are those that `sample` draws of these indices.
 
     Without a class, an image is of the class that `sample` gives its index. All noise is between that of both images:
@@ -59,7 +59,7 @@ def walk(sampler: Sampler, start: Place, end: Place, frames: int = 24, **how: Un
     return _drawn(sampler, (start, end), partial(between, slerp), partial(between, lerp), record, how)
 
 
-def plane(sampler: Sampler, corners: Sequence[Place], side: int = 8, **how: Unpack[How]) -> Samples:
+def plane(sampler: Sampler, corners: Sequence[Place], side: int = SIDE, **how: Unpack[How]) -> Samples:
     """side x side images between four, row by row; the corners are those that `sample` draws. Raises as `walk`."""
     _check_count("side", side, math.isqrt(MOST))
     if len(corners) != 4:

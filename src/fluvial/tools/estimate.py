@@ -24,7 +24,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from fluvial.config import Run
 from fluvial.methods import method_of
 from fluvial.training.distributed import blocks, checkpointed_blocks
-from fluvial.training.guidance import with_guidance
 from fluvial.training.living import Living, Moments
 from fluvial.training.step import MicroBatch, errors_in, loss_of, split
 
@@ -202,7 +201,7 @@ def _batch(run: Run, size: int | None = None) -> MicroBatch:
 
 
 def _loss(run: Run, model: nn.Module, batch: MicroBatch) -> Tensor:
-    method = with_guidance(method_of(run.method), run.train.guidance)
+    method = run.objective
     errors = errors_in(run.train.precision, method, model, batch)
     return loss_of(errors, torch.tensor(method.part_weights(run.method)))
 

@@ -11,7 +11,6 @@ from torch import nn
 from fluvial.config import Run
 from fluvial.methods import method_of
 from fluvial.tools import estimate
-from fluvial.training.guidance import with_guidance
 from fluvial.training.health import Health
 from fluvial.training.step import begin, step
 from fluvial.utils.precision import matmul_precision
@@ -40,7 +39,7 @@ def training_call(run: Run, device: torch.device) -> tuple[Call, int]:
     """A function that takes a training step, and its number of images."""
     learner = begin(
         model_of(run, device),
-        method=with_guidance(method_of(run.method), run.train.guidance),
+        method=run.objective,
         config=run.train,
         optim=run.optim,
         seed=run.seed,
