@@ -105,14 +105,10 @@ class Run:
         This is for who is about to sample: a run may say so, as long as nothing is drawn from it. Without classes
         there is one branch only, and guidance changes nothing.
         """
-        guidance, method, learned = self.sample.guidance, self.method, self.train.guidance
+        guidance, method = self.sample.guidance, self.method
+        self.check_guided_once()
         if guidance.is_off or not method.classes:
             return
-        if not learned.is_off:
-            raise ValueError(
-                f"the model has learned guidance (train.{learned.told}) and is sampled without: "
-                f"got sample.{guidance.told}; set sample.guidance.weight 1"
-            )
         if not method.label_drop:
             raise ValueError(
                 f"guidance needs a model that was trained without labels too: got method.label_drop 0 and "
@@ -122,6 +118,15 @@ class Run:
             raise ValueError(
                 f"sample.guidance.channels must be at most the model's {method.channels} channels, "
                 f"got {guidance.channels}; None guides all"
+            )
+
+    def check_guided_once(self) -> None:
+        """Raises ValueError for guidance in sampling, by whatever branch, of a model that has learned guidance."""
+        guidance, learned = self.sample.guidance, self.train.guidance
+        if not guidance.is_off and not learned.is_off:
+            raise ValueError(
+                f"the model has learned guidance (train.{learned.told}) and is sampled without: "
+                f"got sample.{guidance.told}; set sample.guidance.weight 1"
             )
 
     def sampled_with(self, sample: SampleConfig) -> "Run":

@@ -10,13 +10,16 @@ from torch import nn
 
 from conftest import randomise
 from fluvial import recipes
+from fluvial.autoencoders import Pixels
 from fluvial.flow.guidance import Guidance, GuidanceWeight
 from fluvial.flow.interpolant import linear, u_t, x_t
 from fluvial.methods import arflow, flowar, method_of, sit
 from fluvial.methods.method import Draws
+from fluvial.run.load import Sampler
 from fluvial.run.train import build, learner_of
 from fluvial.training.distributed import ALONE
 from fluvial.training.guidance import share_of, with_guidance
+from fluvial.weights.description import described
 
 SHAPE = {"size": (4, 4), "channels": 2, "classes": 3, "width": 16, "heads": 2, "depth": 2}
 CONFIGS = {
@@ -127,6 +130,22 @@ def test_a_run_learns_guidance_and_without_it_the_method_is_itself():
     run = replace(run, train=replace(run.train, guidance=GuidanceWeight(weight=1.5)), sample=no_guidance(run.sample))
     assert learner_of(run, build(run), ALONE).method.errors is not sit.errors
     assert learner_of(run, build(run), ALONE).method.draws is sit.draws
+
+
+def test_what_is_learned_is_told_and_no_other_branch_guides_over_it():
+    run = recipes.smoke(recipes.get("digits-sit"))
+    plain = Sampler(model=build(run).eval(), run=run, autoencoder=Pixels())
+    learned = replace(
+        run, train=replace(run.train, guidance=GuidanceWeight(weight=1.5)), sample=no_guidance(run.sample)
+    )
+    sampler = replace(plain, run=learned)
+    assert sampler.provenance()["sampling"]["guidance_learned"] == "guidance.weight 1.5"
+    assert "guidance_learned" not in plain.provenance()["sampling"]
+    assert described(learned)["guidance"] == "1; learned, and in the weights: guidance.weight 1.5"
+    assert plain.guided_by(plain).settings(guidance=2.0).guidance.weight == 2
+    for guided in (sampler, sampler.guided_by(plain)):
+        with pytest.raises(ValueError, match="has learned guidance"):
+            guided.settings(guidance=2.0)
 
 
 def no_guidance(sample):

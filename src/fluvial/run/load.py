@@ -203,7 +203,9 @@ class Sampler:
                 raise ValueError(f"give steps or nfe, got {steps!r:.100} and {nfe!r:.100}")
             settings = within(self.run, settings, nfe)
         if self.guide is not None:  # which needs no null branch
-            return replace(self.run, sample=settings).sample
+            run = replace(self.run, sample=settings)
+            run.check_guided_once()
+            return run.sample
         return self.run.sampled_with(settings).sample
 
     def _class_ids(self, classes: Any) -> tuple[int, ...]:  # noqa: ANN401 - as it was given
@@ -263,7 +265,7 @@ class Sampler:
     ) -> dict[str, Any]:
         """The entries of a card for images sampled so."""
         settings, known = settings or self.run.sample, self.run.method.classes
-        guided = bool(known) or self.guide is not None
+        guided, learned = bool(known) or self.guide is not None, self.run.train.guidance
         chosen = "all" if classes is None else " ".join(map(str, classes))
         sampling = {
             "seed": seed,
@@ -274,6 +276,7 @@ class Sampler:
             "guidance_interval": list(settings.guidance.interval),
             "guidance_channels": settings.guidance.channels,
             **({} if self.guide is None else {"guide": self.guide.described}),
+            **({} if learned.is_off else {"guidance_learned": learned.told}),
             "weights": self.average,
             "dtype": dtype_of(self.model, settings),
             "autoencoder": f"{self.run.autoencoder.name} {self.run.autoencoder.hash}".strip(),

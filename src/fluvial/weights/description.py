@@ -41,6 +41,8 @@ def described(run: Run) -> dict[str, str]:
     words["guidance"] = f"{guidance.weight:g}"
     if method.classes and not method.label_drop:
         words["guidance"] += ", no other: the model was trained without label drop, and has no null branch"
+    if not run.train.guidance.is_off:
+        words["guidance"] += f"; learned, and in the weights: {run.train.guidance.told}"
     if guidance.ramp != "constant":
         words["guidance"] += f", {guidance.ramp} over the scales"
     words["guided"] = "all channels" if guidance.channels is None else f"the first {guidance.channels} channels"
