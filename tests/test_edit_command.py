@@ -197,3 +197,35 @@ def test_other_samples_leave_no_file_in_the_usual_folder(capsys, tmp_path):
     assert main(["walk", RUNS["sit"], "--corners", "1", "2", "3", "4", "--side", "2", *map(str, steps)]) == 0
     assert {path.name for path in folder.iterdir()} == {"samples.npz", "samples.json", "grid.png", "mine.txt"}
     capsys.readouterr()
+
+
+def test_inverting_follows_guidance_if_it_is_asked_for(capsys, tmp_path):
+    own = json.loads((Path(RUNS["sit"]) / "run.json").read_text())["run"]["sample"]["guidance"]["weight"]
+    for given, used in (((), 1.0), (("--guidance", own), own)):
+        code, _ = edited(capsys, "invert", "sit", "--images", "digits:test", "--indices", 1, "--steps", 2, *given)
+        record = json.loads((Path(RUNS["sit"]) / "edit-invert" / "samples.json").read_text())["sampling"]
+        assert code == 0 and own != 1 and record["guidance"] == used and (record["nfe_null"] > 0) == (used != 1)
+
+
+def test_transparent_parts_of_a_mask_are_kept(capsys, mask, tmp_path):
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[2:6, 2:6] = 255
+    Image.fromarray(pixels).save(tmp_path / "alpha.png")
+    drawn = []
+    for file in (mask, tmp_path / "alpha.png"):
+        words = ("--images", "digits:test", "--indices", 3, "--steps", 2, "--mask", file)
+        assert edited(capsys, "inpaint", "sit", *words)[0] == 0
+        drawn.append(np.load(Path(RUNS["sit"]) / "edit-inpaint" / "samples.npz")["arr_0"])
+    assert (drawn[0] == drawn[1]).all()
+
+
+def test_an_archive_is_fitted_like_a_folder(capsys, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 28, 1), np.uint8).repeat(3, 2)
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    np.savez(tmp_path / "one.npz", pixels[None])
+    given = []
+    for name in ("one.png", "one.npz"):
+        words = ("--images", tmp_path / name, "--fit", "--at", 0.9, "--steps", 2, "--classes", 3)
+        assert edited(capsys, "redraw", "sit", *words)[0] == 0
+        given.append(json.loads((Path(RUNS["sit"]) / "edit-redraw" / "samples.json").read_text())["edit"])
+    assert given[0] == given[1]

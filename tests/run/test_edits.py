@@ -189,3 +189,21 @@ def test_in_latents_those_stay_whose_pixels_are_all_known(tiny):
     assert torch.equal(seen["latents"][..., known], before[..., known])
     assert not (seen["latents"] == before)[..., ~known].any()
     assert drawn.images.shape == images.shape
+
+
+def test_the_record_says_what_was_edited():
+    sampler, other = sampler_of("sit"), IMAGES.flip(0)
+    first, again, mask = (
+        edit.inpaint(sampler, *x).about["edit"] for x in ((IMAGES, HOLE), (other, HOLE), (IMAGES, ~HOLE))
+    )
+    assert first["images_sha256"] == mask["images_sha256"] != again["images_sha256"]
+    assert first["mask_sha256"] == again["mask_sha256"] != mask["mask_sha256"]
+
+
+def test_what_are_no_images_is_named():
+    with pytest.raises(ValueError, match="images must be a uint8 tensor .* got torch.float32 .3, 1, 8, 8."):
+        edit.redraw(sampler_of("sit"), IMAGES.float(), at=0.5)
+    with pytest.raises(ValueError, match="images must be a uint8 tensor .* got NoneType"):
+        edit._begin(sampler_of("sit"), None, {})
+    with pytest.raises(ValueError, match="a mask must be a bool tensor .* got torch.float32 .8, 8."):
+        edit.inpaint(sampler_of("sit"), IMAGES, HOLE.float())

@@ -358,3 +358,14 @@ def test_wrong_arguments_are_refused_and_nothing_is_written(sampler, tmp_path, w
     with pytest.raises(ValueError, match=says):
         made(sampler, tmp_path / "new", **{"form": "png", **wrong})
     assert not (tmp_path / "new").exists()
+
+
+def test_a_process_that_ends_after_the_set_was_finished_leaves_nothing_of_its_own(tmp_path):
+    """Two processes that make the same npz set: the parts that the second wrote after the first had joined them."""
+    sampler = sampler_of()
+    sample(sampler, tmp_path / "set", 6, shard=2, steps=1)
+    before = {path.name for path in (tmp_path / "set").iterdir()}
+    plan = sets.plan_of(tmp_path / "set")
+    sets.write_part(tmp_path / "set", plan, 1, torch.zeros(2, *plan.shape, dtype=torch.uint8), {"conditional": 1})
+    assert sets.finish(tmp_path / "set", plan) == sets.complete_record(tmp_path / "set")
+    assert {path.name for path in (tmp_path / "set").iterdir()} == before

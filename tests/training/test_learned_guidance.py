@@ -17,6 +17,8 @@ from fluvial.methods import arflow, flowar, method_of, sit
 from fluvial.methods.method import Draws
 from fluvial.run.load import Sampler
 from fluvial.run.train import build, learner_of
+from fluvial.tools.guide.settings import axes_of
+from fluvial.tools.guide.sweep import check_guidable
 from fluvial.training.distributed import ALONE
 from fluvial.training.guidance import share_of, with_guidance
 from fluvial.weights.description import described
@@ -143,6 +145,8 @@ def test_what_is_learned_is_told_and_no_other_branch_guides_over_it():
     assert "guidance_learned" not in plain.provenance()["sampling"]
     assert described(learned)["guidance"] == "1; learned, and in the weights: guidance.weight 1.5"
     assert plain.guided_by(plain).settings(guidance=2.0).guidance.weight == 2
+    with pytest.raises(ValueError, match="has learned its guidance .* none to find"):
+        check_guidable(learned, axes_of((1.0, 2.0), ((0.0, 1.0),), ("ema",), (), learned.sample), learned.sample)
     for guided in (sampler, sampler.guided_by(plain)):
         with pytest.raises(ValueError, match="has learned guidance"):
             guided.settings(guidance=2.0)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fluvial.cli.arguments import Device, class_ids_of, device_of_rank, of_a_run
 from fluvial.cli.output import check_unused
-from fluvial.cli.short import HELP, short_help
+from fluvial.cli.short import HELP, lengthened, short_help
 from fluvial.data import crop
 from fluvial.data.images import DataConfig
 from fluvial.data.labels import Classes
@@ -123,7 +123,7 @@ def edit(arguments: list[str]) -> None:
     if options.out:
         check_unused(out)
     device = device_of_rank(options.device)
-    mask = None if options.mask is None else _read(options.mask, 1)[0] >= WHITE
+    mask = None if options.mask is None else _read(options.mask, 1, behind="black")[0] >= WHITE
     if mask is not None and not mask.any():
         raise UsageError(
             f"--mask {options.mask}: no pixel is white (at least {WHITE} of 255), so nothing is to be drawn"
@@ -133,11 +133,12 @@ def edit(arguments: list[str]) -> None:
     if images is not None and kind != "grow":
         _check_size(options.images, tuple(images.shape[-2:]), sampler)
     if mask is not None:
-        own["mask"] = _fitted(mask, sampler) if options.fit else mask
+        own["mask"] = _squared(mask[None].to(torch.uint8) * 255, sampler.side)[0] >= WHITE if options.fit else mask
         _check_size(f"--mask {options.mask}", tuple(own["mask"].shape), sampler)
     how: dict[str, Any] = {"seed": options.seed, "settings": options.sample}
-    if kind == "invert" and options.sample.guidance == run.sample.guidance:
-        how["guidance"] = 1.0  # unless it is asked for: the ODE of the model itself
+    asked_for = any(name.startswith("--sample.guidance") for name in lengthened("edit", arguments)[1])
+    if kind == "invert" and not asked_for:
+        how["guidance"] = 1.0  # the ODE of the model itself
     if options.classes and options.classes != ("none",):
         how["classes"] = class_ids_of(options.classes, run)
     elif not options.classes and kind != "context" and labels is not None and run.method.classes:
@@ -189,6 +190,8 @@ def _images(sampler: Sampler, options: EditOptions) -> tuple[Tensor | None, list
     if not all(0 <= row < there.n for row in rows):
         raise UsageError(f"--indices must be from 0 to {there.n - 1} in {options.images}, got {rows}")
     images, labels = there.read(rows)
+    if side and tuple(images.shape[-2:]) != (side, side):  # an .npz is as it is
+        images = torch.stack([_squared(image, side) for image in images])
     if labels is None or options.classes or not run.method.classes:
         return images, None
     if int(labels.max()) >= run.method.classes:
@@ -199,11 +202,11 @@ def _images(sampler: Sampler, options: EditOptions) -> tuple[Tensor | None, list
     return images, labels.tolist()
 
 
-def _read(path: Path, channels: Literal[1, 3], side: int = 0) -> UInt8[Tensor, "c h w"]:
+def _read(path: Path, channels: Literal[1, 3], side: int = 0, *, behind: str = "white") -> UInt8[Tensor, "c h w"]:
     """An image as data sets read it: upright, and with a side cropped to a square of it."""
 
     def use(image: Image.Image) -> np.ndarray:
-        image = crop.upright(image, channels)
+        image = crop.upright(image, channels, behind=behind)
         return crop.to_array(crop.square(image, side, "centre") if side else image)
 
     try:
@@ -212,10 +215,10 @@ def _read(path: Path, channels: Literal[1, 3], side: int = 0) -> UInt8[Tensor, "
         raise ValueError(f"{path} cannot be read as an image: {error.reason}") from error
 
 
-def _fitted(mask: Tensor, sampler: Sampler) -> Tensor:
-    """The mask, cropped and scaled as images are."""
-    image = Image.fromarray(mask.numpy().astype(np.uint8) * 255)
-    return torch.from_numpy(crop.to_array(crop.square(image, sampler.side, "centre")))[0] >= WHITE
+def _squared(image: UInt8[Tensor, "c h w"], side: int) -> UInt8[Tensor, "c side side"]:
+    """The image, cropped and scaled as data sets are."""
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy() if len(image) > 1 else image[0].numpy())
+    return torch.from_numpy(crop.to_array(crop.square(picture, side, "centre")))
 
 
 def _write(

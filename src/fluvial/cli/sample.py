@@ -78,6 +78,8 @@ class SampleOptions:
 def sample(arguments: list[str]) -> None:
     folder, run, options = of_a_run(SampleOptions, arguments, "sample", "Draw images from a run folder.")
     settings = options.sample if options.nfe is None else spent(run, options.sample, options.nfe)
+    if options.guide and settings.guidance.is_off:
+        raise UsageError("--guide has an effect at other weights of guidance than 1: give --guidance, such as 2")
     rank, world = distributed.ranks()
     device = device_of_rank(options.device)
     count = len(options.indices) or options.count or COUNT

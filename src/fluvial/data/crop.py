@@ -162,8 +162,9 @@ def _has_sixteen_bits(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
 
 
-def upright(image: Image.Image, channels: int) -> Image.Image:
-    """The image as a viewer shows it, in RGB (3 channels) or grey (1): rotated by EXIF, transparency on white.
+def upright(image: Image.Image, channels: int, *, behind: str = "white") -> Image.Image:
+    """The image as a viewer shows it, in RGB (3 channels) or grey (1): rotated by EXIF, transparency on white, or on
+    the colour `behind`.
 
     The releases only convert to RGB, which shows the colours of transparent pixels and ignores EXIF.
     """
@@ -177,7 +178,7 @@ def upright(image: Image.Image, channels: int) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("LA") if image.mode == "La" else image  # Pillow converts La to nothing else
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, behind), image)
     if image.mode == "LAB":
         image = image.convert("RGB")
     return image.convert("RGB" if channels == 3 else "L")

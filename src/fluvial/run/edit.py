@@ -27,6 +27,7 @@ from fluvial.sampling.settings import AnySolver, SampleConfig
 from fluvial.sampling.work import Work, check_at_least, check_between, latent_mask, latents_of
 from fluvial.utils.checks import misfit
 from fluvial.utils.randomness import address, normal
+from fluvial.utils.tensors import tensors_checksum
 
 PASSES = 5  # of inpainting by scales
 RESAMPLING, EXAMPLES = 2**41, 2**42  # addresses of noise, beyond those of solver steps
@@ -97,7 +98,8 @@ def inpaint(
         drawn, evaluated = work.drawn(solvers, seed=seed)
         nfe += evaluated
         coarsest = work.ends(drawn)[0]
-    return work.result(drawn, nfe, edit="inpaint", repeats=repeats, jump=jump, passes=passes)
+    how_often = {"repeats": repeats, "jump": jump, "passes": passes}
+    return work.result(drawn, nfe, edit="inpaint", mask_sha256=tensors_checksum({"mask": mask}), **how_often)
 
 
 def vary(sampler: Sampler, images: Tensor, *, keep: int, **how: Unpack[How]) -> Samples:
@@ -233,7 +235,7 @@ def fork(sampler: Sampler, index: int = 0, count: int = 16, *, at: float, **how:
     check_at_least(0, "index", index)
     check_between(at)
     _no_copies(how)
-    work = replace(_begin(sampler, None, how), count=count)
+    work = replace(_begin(sampler, None, how, from_noise=True), count=count)
     if work.scales:
         raise ValueError(f"{work.method} draws by scales: for images that share the coarse ones take edit.vary")
     if work.labels is not None:
@@ -251,7 +253,12 @@ def fork(sampler: Sampler, index: int = 0, count: int = 16, *, at: float, **how:
 
 
 def _begin(
-    sampler: Sampler, images: Tensor | None, how: How | dict[str, Any], sizes: Sequence[tuple[int, ...]] | None = None
+    sampler: Sampler,
+    images: Tensor | None,
+    how: How | dict[str, Any],
+    sizes: Sequence[tuple[int, ...]] | None = None,
+    *,
+    from_noise: bool = False,
 ) -> Work:
     """The work of an edit. Raises ValueError for images or classes that do not fit the run, or a stochastic solver."""
     given: dict[str, Any] = dict(how)
@@ -267,7 +274,7 @@ def _begin(
     check_at_least(1, "copies", copies)
     asked = sampler.asked(1, classes=classes, seed=seed)
     latents = torch.zeros(0, config.channels, *config.size)
-    if images is not None:
+    if not from_noise:
         latents = latents_of(
             sampler.autoencoder,
             images,
@@ -293,6 +300,7 @@ def _begin(
         labels=labels,
         seed=seed,
         count=len(latents),
+        given={} if images is None else {"images_sha256": tensors_checksum({"images": images})},
         record=partial(_record, sampler, seed, settings, ids),
     )
 

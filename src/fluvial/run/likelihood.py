@@ -182,8 +182,8 @@ def check_likelihood(run: Run, settings: LikelihoodConfig, *, labelled: bool) ->
     if has_history and settings.history:
         raise ValueError(
             f"a velocity of {name} depends on the points before, so that its trajectory solves no ODE in x, and has no "
-            f"likelihood by one. History off measures the ODE of velocities without history, which is another model "
-            f"than the one that samples; the sampler's own density it has at its samples (--samples)"
+            f"likelihood by one. History off (--history off) measures the ODE of velocities without history, which is "
+            f"another model than the one that samples; the sampler's own density it has at its samples (--samples)"
         )
     if not has_history and not settings.history:
         raise ValueError(f"{name} has no history that could be off; leave it out")

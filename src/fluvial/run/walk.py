@@ -76,13 +76,13 @@ def _check_count(name: str, value: int, most: int) -> None:
 
 def image_of(run: Run, place: Place) -> tuple[int, int]:
     """Class id and index of an image; class 0 for a run without classes. Raises ValueError for what is no image."""
-    name, index = place if isinstance(place, tuple) else (None, place)
-    if isinstance(index, str):
-        named, colon, number = index.rpartition(":")
-        name, index = (named if colon else None), number
     try:
+        name, index = place if isinstance(place, tuple) else (None, place)
+        if isinstance(index, str):
+            named, colon, number = index.rpartition(":")
+            name, index = (named if colon else None), number
         index = int(index)
-    except ValueError:
+    except (ValueError, TypeError):
         raise ValueError(f"an image is INDEX or CLASS:INDEX, such as 3 or cat:3, got {place!r:.100}") from None
     indices_of(None, [index])
     names, known = run.data.class_names, run.method.classes

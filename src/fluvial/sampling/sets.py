@@ -288,16 +288,22 @@ def finish(folder: Path, plan: Plan) -> dict[str, Any] | None:
         except FileNotFoundError:
             if not _is_complete(folder):
                 raise
-            return _read(folder / RECORD)  # another rank has done it meanwhile
+            _remove_parts(folder)  # another process has done it meanwhile
+            return _read(folder / RECORD)
         record["file_sha256"] = checksum(folder / SAMPLES)
     about_set = {k: v for k, v in asdict(plan).items() if k != "about"}
     if plan.form == "npz":
         about_set["file_bytes"] = (folder / SAMPLES).stat().st_size
     record["set"] = {**about_set, "parts": list(map(asdict, parts))}
     _write(folder / RECORD, record)
+    _remove_parts(folder)
+    return record
+
+
+def _remove_parts(folder: Path) -> None:
+    """Removes what only an unfinished set needs."""
     for left_over in (*folder.glob("part-*.json"), *folder.glob("part-*.npy"), folder / PLAN):
         left_over.unlink(missing_ok=True)
-    return record
 
 
 def is_set(folder: Path) -> bool:
@@ -417,7 +423,9 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         return read_checked(file)
     except DAMAGE as error:
-        raise ValueError(f"{file} cannot be read: {brief(error)}; sample again, or move it away") from error
+        raise ValueError(
+            f"{file} cannot be read: {brief(error)}; remove the folder, or sample to another one"
+        ) from error
 
 
 def evaluations_of(by_branch: Mapping[str, int]) -> dict[str, Any]:

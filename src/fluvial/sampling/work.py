@@ -1,7 +1,7 @@
 """The work of an edit: latents and labels, and the solvers that stand in place of the one of the settings."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -37,6 +37,8 @@ class Work:
     """Results, for each of which the latents have a row, if there are any."""
     record: Callable[[Counter[str]], dict[str, Any]]
     """How the run samples, given the evaluations of the network, for the record of the results."""
+    given: Mapping[str, str]
+    """Checksums of what is edited, for the record."""
 
     @property
     def config(self) -> Any:  # noqa: ANN401 - of any method
@@ -98,7 +100,12 @@ class Work:
         images = torch.cat(
             [decoded(self.autoencoder.decode, part.to(device)) for part in latents.split(self.settings.batch)]
         )
-        return Samples(images=images, labels=self.labels, nfe=dict(nfe), about={**self.record(nfe), "edit": about})
+        return Samples(
+            images=images,
+            labels=self.labels,
+            nfe=dict(nfe),
+            about={**self.record(nfe), "edit": {**about, **self.given}},
+        )
 
 
 def latents_of(
@@ -113,7 +120,7 @@ def latents_of(
     channels = coder.image_channels or channels
     wanted = [(channels, h * coder.stride, w * coder.stride) for h, w in sizes]
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
-        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        got = _kind_of(images)
         raise ValueError(f"images must be a uint8 tensor (n, channels, height, width), at least one, got {got}")
     if tuple(images.shape[1:]) not in wanted:
         names, got = " or ".join(map(_dimensions, wanted)), _dimensions(images.shape[1:])
@@ -127,7 +134,7 @@ def latent_mask(mask: Any, stride: int, latent: tuple[int, ...]) -> Bool[Tensor,
     """True for the latents with a masked pixel. Raises ValueError for a mask that does not fit the images."""
     size = tuple(side * stride for side in latent)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 2:
-        raise ValueError(f"a mask must be a bool tensor (height, width), True where to draw, got {mask!r:.100}")
+        raise ValueError(f"a mask must be a bool tensor (height, width), True where to draw, got {_kind_of(mask)}")
     if tuple(mask.shape) != size:
         raise ValueError(
             f"the mask must be of the size of the images, {_dimensions(size)}, got {_dimensions(mask.shape)}"
@@ -139,6 +146,10 @@ def latent_mask(mask: Any, stride: int, latent: tuple[int, ...]) -> Bool[Tensor,
     if free.all():
         raise ValueError("the mask leaves no part of the images known; `fluvial sample` draws whole images")
     return free
+
+
+def _kind_of(value: Any) -> str:  # noqa: ANN401
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _dimensions(sizes: Sequence[int]) -> str:

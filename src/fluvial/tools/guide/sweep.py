@@ -138,6 +138,11 @@ def _opened(
 
 def check_guidable(run: Run, axes: Axes, base: SampleConfig) -> None:
     """Raises ValueError for a run without a null branch, and for sampling settings that it cannot follow."""
+    if not run.train.guidance.is_off:
+        raise ValueError(
+            f"this run has learned its guidance (train.{run.train.guidance.told}) and is sampled without: "
+            f"there is none to find"
+        )
     why = ""
     if not run.method.classes:
         why = "it was trained without classes, so its branches are the same"
