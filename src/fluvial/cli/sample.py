@@ -12,7 +12,7 @@ from fluvial.run.load import Sampler, load
 from fluvial.run.sample import SHARD
 from fluvial.run.sample import sample as sample_set
 from fluvial.sampling import WEIGHTS, sets
-from fluvial.sampling.forms import Form
+from fluvial.sampling.plan import Form
 from fluvial.sampling.settings import SampleConfig
 from fluvial.training import distributed
 from fluvial.utils.checks import at_least

@@ -20,6 +20,7 @@ from fluvial.evaluation.images import Images
 from fluvial.evaluation.npz import open_npz
 from fluvial.sampling import SAMPLES, sets
 from fluvial.sampling.labels import labels_for
+from fluvial.sampling.plan import Plan
 from fluvial.utils.files import json_checksum
 from fluvial.utils.places import HUB
 
@@ -58,7 +59,7 @@ def open_images(name: str, like: DataConfig | None = None, classes: Classes | No
     return of_set(images if classes is None else _labelled_as(images, classes, name), name, config)
 
 
-def _of_sampled(folder: Path, plan: sets.Plan, record: Mapping[str, Any], *, grey: bool) -> Images:
+def _of_sampled(folder: Path, plan: Plan, record: Mapping[str, Any], *, grey: bool) -> Images:
     """The images of a set that `fluvial sample` wrote, each compared with its checksum when it is read."""
     if grey and plan.shape[0] == 3:
         raise ValueError(f"{folder}: the images are coloured and cannot be read as grey")
@@ -88,7 +89,7 @@ def check_images(name: str) -> None:
         _sampled(name, Path(name).expanduser())
 
 
-def _sampled(name: str, path: Path) -> sets.Plan | None:
+def _sampled(name: str, path: Path) -> Plan | None:
     """The plan of images that `fluvial sample` wrote in parts, if there is one. Raises ValueError for latents."""
     if is_cache(name):
         raise ValueError(f"{name} holds latents, and a score needs images: give the images that were encoded")

@@ -26,10 +26,10 @@ from fluvial.sampling.budget import with_evaluations
 from fluvial.sampling.generate import generate
 from fluvial.sampling.given import ADDRESSES, guidance_of, in_python, indices_of
 from fluvial.sampling.labels import labels_for
+from fluvial.sampling.plan import evaluations_of
 from fluvial.sampling.precision import computed_in, dtype_of, ready
 from fluvial.sampling.progress import Progress, followed
 from fluvial.sampling.samples import Frames, Samples
-from fluvial.sampling.sets import evaluations_of
 from fluvial.sampling.settings import AnySolver, SampleConfig
 from fluvial.training import checkpoint, power_ema
 from fluvial.training.health import check_finite_weights

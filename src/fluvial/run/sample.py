@@ -15,8 +15,8 @@ from torch import Tensor
 from fluvial.flow.guidance import Guidance
 from fluvial.run.load import Sampler, load
 from fluvial.sampling import sets
-from fluvial.sampling.forms import FORMS, Form
 from fluvial.sampling.generate import Batch, batches, decoded
+from fluvial.sampling.plan import FORMS, Form, Plan
 from fluvial.sampling.settings import AnySolver, SampleConfig
 from fluvial.utils.checks import misfit
 from fluvial.utils.files import check_room
@@ -73,7 +73,7 @@ def sample(
     there = sets.plan_of(folder)
     if shard is None:
         shard = min(SHARD, -(-wanted // PARTS)) if there is None else there.shard
-    plan = sets.Plan(
+    plan = Plan(
         form=form,
         count=wanted,
         shard=shard,
@@ -101,7 +101,7 @@ class Drawn:
     """The images that a call of `sample` has made."""
 
     folder: Path
-    plan: sets.Plan
+    plan: Plan
     images: int = 0
     """Images made by this call; the others were there."""
     nfe: Counter[str] = field(default_factory=Counter)

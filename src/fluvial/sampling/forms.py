@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,12 +15,11 @@ from numpy.lib import format as npy
 from PIL import Image
 from torch import Tensor
 
+from fluvial.sampling.plan import Form
 from fluvial.utils.atomic import atomic_file, atomic_files
 from fluvial.utils.files import named, reading
 from fluvial.utils.tensors import write_tensors
 
-Form = Literal["npz", "png", "tar", "latents"]
-FORMS: tuple[Form, ...] = get_args(Form)
 OPEN_TARS = 8  # kept open, with the places of their members
 
 

@@ -23,15 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import cattrs
-import torch
-from jaxtyping import Int
 from torch import Tensor
 
-from fluvial.sampling import RECORD, SAMPLES, WEIGHTS, forms
-from fluvial.sampling.forms import Form
+from fluvial.sampling import RECORD, SAMPLES, forms
 from fluvial.sampling.labels import labels_for
+from fluvial.sampling.plan import Plan, determining, differences, evaluations_of
 from fluvial.utils.atomic import write_json
-from fluvial.utils.checks import at_least
 from fluvial.utils.files import (
     brief,
     check_folder,
@@ -54,51 +51,7 @@ PICTURES = (
 )  # files beside samples.json, or without it
 RESTORE = "remove it and sample again with the same command, which makes what is missing"
 SUM = 8  # hexadecimal digits of a CRC-32
-NO_EFFECT = ("nfe", "nfe_null", "evaluations", "train_seconds", "batch")  # on the images: two plans may differ in them
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, cattrs.BaseValidationError)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The settings that determine a set: sets of equal plans have the same images."""
-
-    form: Form
-    count: int
-    shard: int
-    """Images in a part."""
-    shape: tuple[int, int, int]
-    """Channels, height and width of an image, or of its latent."""
-    indices: tuple[int, ...] = ()
-    """The indices of the images; () for 0 to count - 1."""
-    classes: tuple[int, ...] = ()
-    """Image i is of class classes[i mod len(classes)]; () for a model without classes."""
-    weights_sha256: str
-    """Of the model."""
-    about: dict[str, Any]
-    """How the images are sampled, as samples.json says it."""
-
-    def __post_init__(self) -> None:
-        at_least(1, self, "count", "shard")
-
-    @property
-    def parts(self) -> int:
-        """The number of parts."""
-        return -(-self.count // self.shard)
-
-    def part(self, number: int) -> Sequence[int]:
-        """The indices of the images of a part."""
-        every: Sequence[int] = self.indices or range(self.count)
-        return every[number * self.shard : (number + 1) * self.shard]
-
-    def labels(self, number: int) -> Int[Tensor, "n"] | None:
-        """The class ids of the images of a part; None for a model without classes."""
-        return labels_for(self.part(number), self.classes)
-
-    @property
-    def bytes(self) -> int:
-        """About as many bytes as the set needs on the disk while it is made: at most, as PNG compresses."""
-        values = self.count * torch.Size(self.shape).numel()
-        return values * {"png": 1, "tar": 1, "npz": 2 * (3 if self.shape[0] == 1 else 1), "latents": 4}[self.form]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +78,7 @@ def begin(folder: Path, plan: Plan) -> Plan:
     this plan. Raises ValueError if the folder holds anything else.
     """
     there, marks = plan_of(folder), _marks(folder)
-    if there is None and marks - {_mark(plan)}:
+    if there is None and marks - {plan.mark}:
         raise ValueError(f"{folder} holds parts of other samples; choose another folder, or remove that one")
     if there is None and not marks:
         try:
@@ -138,7 +91,7 @@ def begin(folder: Path, plan: Plan) -> Plan:
         make_folder(folder)
         _write(folder / PLAN, asdict(plan))
         return plan
-    if different := _differences(_determining(there), _determining(plan)):
+    if different := differences(there.determining(), plan.determining()):
         raise ValueError(f"{folder} {_other(different)}")
     return there
 
@@ -162,8 +115,8 @@ def check_same(folder: Path, about: Mapping[str, Any]) -> None:
     record = _read(folder / RECORD)
     if "set" in record:
         raise ValueError(f"{folder} holds samples that were made in parts; choose another folder, or remove that one")
-    there, here = (_sampling(known) for known in (record, json.loads(json.dumps(about))))
-    if different := _differences(there, here):
+    there, here = (determining(known) for known in (record, json.loads(json.dumps(about))))
+    if different := differences(there, here):
         raise ValueError(f"{folder} {_other(different)}")
 
 
@@ -191,35 +144,6 @@ def plan_of(folder: Path) -> Plan | None:
         ) from error
 
 
-def _determining(plan: Plan) -> dict[str, Any]:
-    """The values of a plan that determine its images and files."""
-    values = json.loads(json.dumps(asdict(plan)))
-    about = values.pop("about")
-    if plan.form in ("npz", "png"):
-        values.pop("shard")
-    return {**values, **_sampling(about)}
-
-
-def _sampling(about: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a record that determine images."""
-    sampling = {k: v for k, v in about["sampling"].items() if k not in NO_EFFECT}
-    settings = {k: v for k, v in sampling.get("settings", {}).items() if k not in NO_EFFECT}
-    weights = {WEIGHTS: about[WEIGHTS]} if WEIGHTS in about else {}
-    return {**sampling, **weights, "settings": settings, "labels": about["labels"]}
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any], at: str = "") -> list[str]:
-    """The values that two plans differ in, in words."""
-    found = list[str]()
-    for name in sorted(there.keys() | here.keys()):
-        a, b = there.get(name), here.get(name)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += _differences(a, b, f"{name}.")
-        elif a != b:
-            found.append(f"{at}{name} is {json.dumps(a):.60} there and {json.dumps(b):.60} here")
-    return found
-
-
 def missing(folder: Path, plan: Plan) -> list[int]:
     """The numbers of the parts that are not there, or whose files are not of their length."""
     return [number for number, part in enumerate(_parts(folder, plan)) if part is None]
@@ -233,7 +157,7 @@ def _parts(folder: Path, plan: Plan) -> list[Part | None]:
         if (folder / SAMPLES).is_file() and (folder / SAMPLES).stat().st_size == complete["set"]["file_bytes"]:
             return list(known)
         known = []
-    mine = _mark(plan)
+    mine = plan.mark
     parts = [_part(folder / f"part-{number:05d}.json", mine) for number in range(plan.parts)]
     finished = {part.number: part for part in known}
     records = [part or finished.get(number) for number, part in enumerate(parts)]
@@ -262,7 +186,7 @@ def write_part(folder: Path, plan: Plan, number: int, values: Tensor, nfe: Mappi
     files = [folder / name for name in forms.names(plan.form, number, indices)]
     part = Part(
         number=number,
-        plan=_mark(plan),
+        plan=plan.mark,
         bytes=sum(file.stat().st_size for file in files),
         files_sha256=_sha256(files),
         crc32="".join(map(forms.crc32, values)),
@@ -390,11 +314,6 @@ def _sha256(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _mark(plan: Plan) -> str:
-    """The first digits of the SHA-256 of what determines a set and its parts."""
-    return json_checksum({**_determining(plan), "shard": plan.shard})[:16]
-
-
 def _marks(folder: Path) -> set[str]:
     """The marks of the plans that the records of parts are of."""
     found = set[str]()
@@ -426,12 +345,3 @@ def _read(file: Path) -> dict[str, Any]:
         raise ValueError(
             f"{file} cannot be read: {brief(error)}; remove the folder, or sample to another one"
         ) from error
-
-
-def evaluations_of(by_branch: Mapping[str, int]) -> dict[str, Any]:
-    """Evaluations of the network for one image: conditional, unconditional, and by branch."""
-    totals = {
-        key: sum(n for name, n in by_branch.items() if name.startswith(branch))
-        for key, branch in (("nfe", "conditional"), ("nfe_null", "null"))
-    }
-    return {**totals, "evaluations": dict(by_branch)}
