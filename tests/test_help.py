@@ -11,6 +11,7 @@ from fluvial import recipes
 from fluvial.cli import main
 from fluvial.cli.arguments import parse
 from fluvial.cli.completion import OPTIONS, SCRIPTS, options
+from fluvial.cli.distill import DistillOptions
 from fluvial.cli.edit import EditOptions
 from fluvial.cli.guide import GuideOptions
 from fluvial.cli.known import options_of
@@ -81,6 +82,7 @@ def test_short_names_stand_for_options_that_there_are():
         "score": options_of(MeasuredRun, MeasuredRun(sample=SampleConfig())),
         "likelihood": options_of(LikelihoodOptions, LikelihoodOptions()),
         "guide": options_of(GuideOptions, GuideOptions(sample=SampleConfig())),
+        "distill": options_of(DistillOptions, DistillOptions(sample=SampleConfig())),
     }
     for command, shorts in SHORT.items():
         for short in (short for short in shorts if short.setting not in OF_PLANS):

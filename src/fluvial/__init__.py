@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from fluvial import weights as weights
     from fluvial.config import Run as Run
     from fluvial.run import edit as edit
+    from fluvial.run.distill import distill as distill
     from fluvial.run.load import Sampler as Sampler
     from fluvial.run.load import load as load
     from fluvial.run.sample import sample as sample
@@ -23,6 +24,7 @@ __all__ = [
     "Sampler",
     "Samples",
     "__version__",
+    "distill",
     "edit",
     "load",
     "plan",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 _MODULES = {"Run": "config", "Sampler": "run.load", "Samples": "sampling.samples"}
 _MODULES |= {
+    "distill": "run.distill",
     "load": "run.load",
     "sample": "run.sample",
     "score": "run.score",

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass, replace
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import cattrs
 from cattrs.v import format_exception
@@ -12,8 +12,10 @@ from fluvial import methods
 from fluvial.autoencoders import AutoencoderConfig
 from fluvial.data.images import DataConfig
 from fluvial.flow.solvers import SolverName
+from fluvial.methods.method import Distillable
 from fluvial.sampling.settings import SOLVERS, AnySolver, SampleConfig, SolverConfig
 from fluvial.training.config import TrainConfig
+from fluvial.training.distillation import following
 from fluvial.training.guidance import with_guidance
 from fluvial.training.optim import OptimConfig
 from fluvial.utils.checks import MANY, as_declared, at_most, misfit, setting
@@ -60,8 +62,9 @@ class Run:
 
     @property
     def objective(self) -> Any:  # noqa: ANN401 - a method's module, or one like it
-        """The run's method, with guidance in its errors if that is learned: what training and validation measure."""
-        return with_guidance(methods.method_of(self.method), self.train.guidance)
+        """The run's method with what it learns besides: guidance in its errors, or trajectories in place of images."""
+        method, steps = methods.method_of(self.method), self.train.distillation.steps
+        return following(cast(Distillable, method), steps) if steps else with_guidance(method, self.train.guidance)
 
     @property
     def unmet(self) -> set[str]:
@@ -106,7 +109,7 @@ class Run:
         there is one branch only, and guidance changes nothing.
         """
         guidance, method = self.sample.guidance, self.method
-        self.check_guided_once()
+        self.check_learned()
         if guidance.is_off or not method.classes:
             return
         if not method.label_drop:
@@ -120,13 +123,42 @@ class Run:
                 f"got {guidance.channels}; None guides all"
             )
 
-    def check_guided_once(self) -> None:
-        """Raises ValueError for guidance in sampling, by whatever branch, of a model that has learned guidance."""
-        guidance, learned = self.sample.guidance, self.train.guidance
-        if not guidance.is_off and not learned.is_off:
+    def check_learned(self) -> None:
+        """Raises ValueError for sampling that leaves what the model has learned: its guidance, or its steps.
+
+        Guidance by whatever branch, over guidance that is in the weights, is one; so are other steps than those of a
+        model that was distilled.
+        """
+        sample, learned, steps = self.sample, self.train.guidance, self.train.distillation.steps
+        if steps and not sample.guidance.is_off:
+            raise ValueError(
+                f"the model has its teacher's guidance, as it was distilled, and is sampled without: "
+                f"got sample.{sample.guidance.told}; set sample.guidance.weight 1, or distill with other guidance"
+            )
+        if not sample.guidance.is_off and not learned.is_off:
             raise ValueError(
                 f"the model has learned guidance (train.{learned.told}) and is sampled without: "
-                f"got sample.{guidance.told}; set sample.guidance.weight 1"
+                f"got sample.{sample.guidance.told}; set sample.guidance.weight 1"
+            )
+        if not steps:
+            return
+        if sample.solver_settings.name != "euler" or sample.grid != "uniform" or sample.shift != 1:
+            raise ValueError(
+                f"the model was distilled to equal steps of euler: got sample.solver {sample.solver_settings.name}, "
+                f"sample.grid {sample.grid} and sample.shift {sample.shift:g}"
+            )
+        if set(sample.each_steps) != {steps}:
+            raise ValueError(
+                f"the model was distilled to {steps} step{'s' if steps > 1 else ''} and is sampled in as many: got "
+                f"sample.steps {' '.join(map(str, sample.each_steps))}; distill its teacher again for another number"
+            )
+
+    def check_ode(self) -> None:
+        """Raises ValueError if samples follow no ODE: a model that was distilled has the slopes of its jumps."""
+        if self.train.distillation.steps:
+            raise ValueError(
+                f"the model was distilled ({self.train.distillation.told}): its velocities are the slopes of its steps "
+                f"and make no ODE that could be followed otherwise; take its teacher"
             )
 
     def sampled_with(self, sample: SampleConfig) -> "Run":

@@ -23,6 +23,7 @@ OPTIONS = {  # by command, the module and class of its options
     "score": "score.MeasuredRun",
     "likelihood": "likelihood.LikelihoodOptions",
     "guide": "guide.GuideOptions",
+    "distill": "distill.DistillOptions",
     "plot": "health.PlotOptions",
     "doctor": "health.DoctorOptions",
     "compare": "runs.CompareOptions",
@@ -36,7 +37,8 @@ OPTIONS = {  # by command, the module and class of its options
     "encode": "data.EncodeOptions",
 }
 OF_RUNS = (
-    *("train", "sample", "walk", "score", "likelihood", "guide", "plot", "doctor", "report", "config", "ema", "export"),
+    *("train", "sample", "walk", "score", "likelihood", "guide", "distill"),
+    *("plot", "doctor", "report", "config", "ema", "export"),
 )
 """Commands that take a run folder."""
 ALWAYS = {"--help": (), "--help-all": (), "--traceback": (), "--plugin": ()}
@@ -58,7 +60,7 @@ def options() -> dict[str, Options]:
     solvers = [SampleConfig(solver=kind()) for kind in SOLVERS.values()]
     runs = [replace(recipe(), sample=sample) for recipe in recipes.RECIPES.values() for sample in solvers]
     given = {"train": [{"run": run} for run in runs], "bench": [{"run": run} for run in runs]}
-    sampling = ("sample", "edit", "walk", "score", "guide")
+    sampling = ("sample", "edit", "walk", "score", "guide", "distill")
     given |= {command: [{"sample": sample} for sample in solvers] for command in sampling}
     found = dict[str, Options]()
     for command, place in OPTIONS.items():

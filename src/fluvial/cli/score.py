@@ -44,6 +44,7 @@ LINES = {  # of the printed card: what there is to say about the numbers
             "guidance",
             "guidance_interval",
             "guidance_learned",
+            "distilled",
             "weights",
             "dtype",
             "seed",

@@ -71,6 +71,17 @@ SHORT: dict[str, tuple[Short, ...]] = {
         Short("out", "out", "FOLDER", "folder for the pictures; RUN/samples by default"),
         DEVICE,
     ),
+    "distill": (
+        Short("steps", "steps", "N", "steps that the new run samples in (default: 4); of FlowAR, at each scale"),
+        Short("minutes", "minutes", "M", "time for it in all; by default 10,000 trajectories, 5,000 training steps"),
+        Short("trajectories", "trajectories", "N", "trajectories to draw and store; 0: new ones in every step"),
+        Short("updates", "updates", "N", "training steps, in place of minutes"),
+        GUIDANCE,
+        SOLVER,
+        Short("step", "step", "N", "training step of the checkpoint; the newest by default"),
+        Short("out", "out", "FOLDER", "folder of the new run; RUN-N-steps by default"),
+        DEVICE,
+    ),
     "edit": (
         Short("images", "images", "PLACE", "images to edit: file, folder, NAME:SPLIT or .npz; or examples"),
         Short("indices", "indices", "I ...", "which of these images; the first 16 by default"),
@@ -183,6 +194,12 @@ ABOUT = {
         "RUN is a run folder; IMAGES are test (its validation images, the default), train (its training images), a "
         "folder, an .npz or NAME:SPLIT. The density is that of the model without guidance, by the ODE that it samples "
         "along. ARFlow needs --history off, or --samples; FlowAR has a density for each scale.",
+    ),
+    "distill": (
+        "RUN",
+        "Make a run that samples in a few steps, without guidance beside it, what RUN draws in many.",
+        "RUN is a run folder, which draws trajectories with its own settings of sampling. The new run learns to follow "
+        "them in --steps. The same command goes on where it stopped.",
     ),
     "guide": (
         "RUN",

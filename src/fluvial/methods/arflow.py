@@ -9,7 +9,7 @@ sequence is the trajectory of the solver: every accepted point is the next image
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -25,6 +25,7 @@ from fluvial.nn.attention import History, HistoryDecay, HybridLinearAttention, I
 from fluvial.nn.dit import PRESETS as PRESETS
 from fluvial.nn.dit import DiTConfig, preset_settings
 from fluvial.nn.dit import ends as ends
+from fluvial.nn.dit import followed as followed
 from fluvial.nn.dit import framed as framed
 from fluvial.nn.dit import resampled as resampled
 from fluvial.nn.dit import scales as scales
@@ -169,6 +170,27 @@ def errors(
     path = INTERPOLANTS[config.interpolant]
     velocity, _ = model(x_t(path, draws.noise, latents, draws.t), draws.t, labels)
     return (velocity.float() - u_t(path, draws.noise, latents, draws.t)).square().mean(dim=(-3, -2, -1))
+
+
+def errors_along(
+    model: nn.Module,
+    x: Float[Tensor, "b s c h w"],
+    t: Float[Tensor, "b s"],
+    labels: Int[Tensor, "b"] | None,
+    slopes: Float[Tensor, "b s c h w"],
+    ends: Float[Tensor, "b c h w"],
+) -> Float[Tensor, "b s"]:
+    """The mean squared difference of the velocities from these slopes, at points of trajectories.
+
+    As in sampling, the points of a trajectory are the images of a sequence.
+    """
+    velocity, _ = model(x, t, labels)
+    return (velocity.float() - slopes).square().mean(dim=(-3, -2, -1))
+
+
+def follower(config: ARFlowConfig, steps: int) -> ARFlowConfig:
+    """The settings with sequences as long as a trajectory of this many steps."""
+    return replace(config, images_per_sequence=steps)
 
 
 def part_weights(config: ARFlowConfig) -> Sequence[float]:

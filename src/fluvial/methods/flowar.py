@@ -208,17 +208,58 @@ def errors(
         labels = labels.masked_fill(draws.drop, config.classes)
 
     maps = pyramid(latents, config)
-    x1 = packed(maps, config.patch)
-    larger = [upsampled(coarser, config, i + 1) for i, coarser in enumerate(maps[:-1])]
-    inputs = packed(larger, config.patch) if larger else x1[:, :0]
+    x1, inputs = packed(maps, config.patch), inputs_of(maps, config)
 
     if draws.level is not None and draws.level_noise is not None:
         mix = per_token(draws.level, config.sizes)[:, config.sizes[0] :, None]
         inputs = (1 - mix) * inputs + mix * draws.level_noise[:, config.sizes[0] :]
     time = per_token(draws.t, config.sizes)
     velocity = model(x_t(linear, draws.noise, x1, time), draws.t, labels, inputs, draws.level)
-    error = (velocity.float() - u_t(linear, draws.noise, x1, time)).square().mean(dim=2)
-    return torch.stack([of_scale.mean(dim=1) for of_scale in error.split(config.sizes, dim=1)], dim=1)
+    return _by_scale(velocity.float() - u_t(linear, draws.noise, x1, time), config)
+
+
+def errors_along(
+    model: nn.Module,
+    x: Float[Tensor, "b k n p"],
+    t: Float[Tensor, "b k"],
+    labels: Int[Tensor, "b"] | None,
+    slopes: Float[Tensor, "b k n p"],
+    ends: Float[Tensor, "b n p"],
+) -> Float[Tensor, "b s"]:
+    """The mean squared difference of the velocities from these slopes, at k points of the trajectories of all scales.
+
+    As in sampling, the condition of a scale is that of the maps that the coarser trajectories end with.
+    """
+    config, count = cast(FlowARConfig, model.config), x.shape[1]
+    tokens = ends.split(config.sizes, dim=1)
+    maps = [unpatchify(part, config.patch, size) for part, size in zip(tokens, config.maps, strict=True)]
+    inputs = inputs_of(maps, config).repeat_interleave(count, dim=0)
+    each = None if labels is None else labels.repeat_interleave(count)
+    time = t.flatten().unsqueeze(1).expand(-1, len(config.sizes))
+    velocity = model(x.flatten(0, 1), time, each, inputs)
+    return _by_scale(velocity.float() - slopes.flatten(0, 1), config).unflatten(0, (-1, count)).mean(dim=1)
+
+
+def follower(config: FlowARConfig, steps: int) -> FlowARConfig:
+    """The settings without dropout in the transformer, which stays as it is."""
+    return replace(config, dropout=0.0)
+
+
+def followed(model: nn.Module) -> nn.Module:
+    """The flow head, which alone is sampled in many steps."""
+    return model.get_submodule("head")
+
+
+def inputs_of(maps: Sequence[Float[Tensor, "b c _ _"]], config: FlowARConfig) -> Float[Tensor, "b m p"]:
+    """The tokens of the transformer's inputs for all scales but the first: the maps before them, upsampled."""
+    larger = [upsampled(coarser, config, i + 1) for i, coarser in enumerate(maps[:-1])]
+    return packed(larger, config.patch) if larger else patchify(maps[0], config.patch)[:, :0]
+
+
+def _by_scale(difference: Float[Tensor, "b n p"], config: FlowARConfig) -> Float[Tensor, "b s"]:
+    """The mean squares of the tokens of each scale."""
+    squares = difference.square().mean(dim=2)
+    return torch.stack([of_scale.mean(dim=1) for of_scale in squares.split(config.sizes, dim=1)], dim=1)
 
 
 def targets(config: FlowARConfig, latents: Float[Tensor, "n c h w"]) -> Sequence[tuple[float, Tensor]]:
@@ -324,8 +365,7 @@ def flows(model: nn.Module, latents: Float[Tensor, "b c h w"], labels: Int[Tenso
     """
     assert isinstance(model, FlowAR)
     config, maps = model.config, pyramid(latents, model.config)
-    larger = [upsampled(coarser, config, i + 1) for i, coarser in enumerate(maps[:-1])]
-    inputs = packed(larger, config.patch) if larger else None
+    inputs = inputs_of(maps, config)
     labels = model.embed_label.null(len(latents)) if labels is None else labels
     z, _ = model.transformer(inputs, labels, range(len(maps)))
     found = []

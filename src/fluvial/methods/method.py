@@ -228,3 +228,26 @@ class Reversible(Protocol):
         reads a history of earlier points, as it does if the Config has images_per_sequence, the history is empty.
         """
         ...
+
+
+@runtime_checkable
+class Distillable(Protocol):
+    """A method that can learn to follow trajectories in few steps, as `fluvial distill` needs it."""
+
+    def errors_along(
+        self, model: nn.Module, x: Tensor, t: Tensor, labels: Tensor | None, slopes: Tensor, ends: Tensor
+    ) -> Float[Tensor, "b parts"]:
+        """The mean squared difference of the model's velocities from the slopes of trajectories, for each part.
+
+        x (b, k, ...) are k points of each trajectory at the times t (b, k), ascending, in the shape of the noise;
+        slopes are shaped like x, and ends (b, ...) are the points at t = 1.
+        """
+        ...
+
+    def follower(self, config: Any, steps: int) -> Any:
+        """The settings to train a model with that follows trajectories in this many steps."""
+        ...
+
+    def followed(self, model: nn.Module) -> nn.Module:
+        """The part of the model that is trained to do so."""
+        ...

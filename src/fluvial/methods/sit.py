@@ -21,6 +21,7 @@ from fluvial.nn.attention import Attention
 from fluvial.nn.dit import PRESETS as PRESETS
 from fluvial.nn.dit import DiTConfig, preset_settings
 from fluvial.nn.dit import ends as ends
+from fluvial.nn.dit import followed as followed
 from fluvial.nn.dit import framed as framed
 from fluvial.nn.dit import resampled as resampled
 from fluvial.nn.dit import scales as scales
@@ -126,6 +127,25 @@ def errors(
     velocity = model(x_t(path, draws.noise, latents, draws.t), draws.t, labels)
     error = (velocity.float() - u_t(path, draws.noise, latents, draws.t)).square()
     return error.mean(dim=(-3, -2, -1)).unsqueeze(-1)
+
+
+def errors_along(
+    model: nn.Module,
+    x: Float[Tensor, "b k c h w"],
+    t: Float[Tensor, "b k"],
+    labels: Int[Tensor, "b"] | None,
+    slopes: Float[Tensor, "b k c h w"],
+    ends: Float[Tensor, "b c h w"],
+) -> Float[Tensor, "b 1"]:
+    """The mean squared difference of the velocities at k points of each trajectory from these slopes."""
+    each = None if labels is None else labels.repeat_interleave(x.shape[1])
+    error = (model(x.flatten(0, 1), t.flatten(), each).float().view_as(x) - slopes).square()
+    return error.flatten(1).mean(dim=1, keepdim=True)
+
+
+def follower(config: SiTConfig, steps: int) -> SiTConfig:
+    """The settings as they are, for any number of steps."""
+    return config
 
 
 def part_weights(config: SiTConfig) -> Sequence[float]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from fluvial.flow.interpolant import InterpolantName
 from fluvial.flow.timesteps import TimeSampling
@@ -92,6 +92,11 @@ def tokens(config: DiTConfig) -> int:
 def small(config: C) -> C:
     """The settings with two narrow blocks, for a quick trial."""
     return replace(config, width=64, heads=2, depth=2)
+
+
+def followed(model: nn.Module) -> nn.Module:
+    """The whole model, all of which learns to follow trajectories in few steps."""
+    return model
 
 
 def framed(config: C, start: C) -> C:

@@ -5,6 +5,7 @@ noise depends on (seed, i). An edit is a function of solvers in `sampling/edit.p
 of the sampling settings.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -155,7 +156,7 @@ def redraw(sampler: Sampler, images: Tensor, *, at: float, **how: Unpack[How]) -
     Raises ValueError for a time that is not between 0 and 1.
     """
     work = _begin(sampler, images, how)
-    check_between(at)
+    _check_time(sampler, at)
     parts = work.ends(work.latents)
 
     def solvers(solver: Solver, positions: slice) -> Solver | list[Solver]:
@@ -181,6 +182,7 @@ def invert(sampler: Sampler, images: Tensor, **how: Unpack[How]) -> Inverted:
     Without guidance unless it is given. ARFlow is followed without its history. Raises ValueError for a method that
     draws by scales, each of which has an ODE of its own.
     """
+    sampler.run.check_ode()
     how = {"guidance": 1.0, **how} if not how.get("settings") else how
     work = _begin(sampler, images, how)
     if work.scales:
@@ -233,7 +235,7 @@ def fork(sampler: Sampler, index: int = 0, count: int = 16, *, at: float, **how:
     """
     check_at_least(1, "count", count)
     check_at_least(0, "index", index)
-    check_between(at)
+    _check_time(sampler, at)
     _no_copies(how)
     work = replace(_begin(sampler, None, how, from_noise=True), count=count)
     if work.scales:
@@ -310,6 +312,15 @@ def _record(
 ) -> dict[str, Any]:
     about = sampler.provenance(seed=seed, settings=settings, classes=classes, evaluations=nfe)
     return about if classes is not None else {**about, "labels": "none"}  # not all classes in turn
+
+
+def _check_time(sampler: Sampler, at: float) -> None:
+    """Raises ValueError for a time that is not between 0 and 1, or that a model that was distilled has no step from."""
+    check_between(at)
+    steps = sampler.run.train.distillation.steps
+    if steps and not math.isclose(at * steps, round(at * steps), abs_tol=1e-6):
+        known = " ".join(f"{i / steps:g}" for i in range(1, steps)) or "none between 0 and 1"
+        raise ValueError(f"the model was distilled to {steps} steps, which begin at the times {known}: got at {at:g}")
 
 
 def _no_copies(how: How) -> None:

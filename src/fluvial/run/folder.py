@@ -6,6 +6,7 @@ runs/digits-arflow/
   checkpoints/    the newest few: model, moving average, optimizer
   ema/            snapshots of power-function averages, if the run keeps them
   latents/        the cached latents of a run with data.cache
+  trajectories/   what a distilled model learns from: the points of its teacher's trajectories
   samples/        grids drawn during training, and what `fluvial sample` writes
   score.json      what `fluvial score` measured
   likelihood.json what `fluvial likelihood` measured, with a picture beside it
@@ -61,6 +62,10 @@ class RunFolder:
     @property
     def latents(self) -> Path:
         return self.path / "latents"
+
+    @property
+    def trajectories(self) -> Path:
+        return self.path / "trajectories"
 
     @property
     def averages(self) -> Path:

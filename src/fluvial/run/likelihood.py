@@ -178,6 +178,7 @@ def check_likelihood(run: Run, settings: LikelihoodConfig, *, labelled: bool) ->
             f"the method {name} does not tell the ODE that it samples along, as {able} do; for a likelihood it needs "
             f"the function `flows` of Reversible in fluvial/methods/method.py"
         )
+    run.check_ode()
     has_history = run.method.images_per_sequence is not None
     if has_history and settings.history:
         raise ValueError(

@@ -204,7 +204,7 @@ class Sampler:
             settings = within(self.run, settings, nfe)
         if self.guide is not None:  # which needs no null branch
             run = replace(self.run, sample=settings)
-            run.check_guided_once()
+            run.check_learned()
             return run.sample
         return self.run.sampled_with(settings).sample
 
@@ -266,6 +266,7 @@ class Sampler:
         """The entries of a card for images sampled so."""
         settings, known = settings or self.run.sample, self.run.method.classes
         guided, learned = bool(known) or self.guide is not None, self.run.train.guidance
+        distilled = self.run.train.distillation
         chosen = "all" if classes is None else " ".join(map(str, classes))
         sampling = {
             "seed": seed,
@@ -277,6 +278,7 @@ class Sampler:
             "guidance_channels": settings.guidance.channels,
             **({} if self.guide is None else {"guide": self.guide.described}),
             **({} if learned.is_off else {"guidance_learned": learned.told}),
+            **({"distilled": distilled.told} if distilled.steps else {}),
             "weights": self.average,
             "dtype": dtype_of(self.model, settings),
             "autoencoder": f"{self.run.autoencoder.name} {self.run.autoencoder.hash}".strip(),
@@ -363,6 +365,15 @@ def sampler_of(
         kind = "as imported"
     far = {"step": meta["step"], "seconds": meta["seconds"]}
     return Sampler(model=model, run=run, autoencoder=autoencoder, average=kind, folder=folder, **far)
+
+
+def draw_preview(run: Run, autoencoder: Autoencoder, model: nn.Module, file: Path) -> None:
+    """A PNG of a few samples, unless images have neither 1 nor 3 channels."""
+    if (autoencoder.image_channels or run.method.channels) not in (1, 3):
+        return
+    sampler = Sampler(model=model, run=run, autoencoder=autoencoder)
+    images = sampler.sample(pictures.preview(sampler.side)).images
+    pictures.save_grid(images, file, columns=round(len(images) ** 0.5))
 
 
 def _part_of(average: str | float) -> str:

@@ -16,20 +16,18 @@ from fluvial.data.given import Given, image_sets, is_place
 from fluvial.data.images import ImageSet
 from fluvial.evaluation.against import against
 from fluvial.evaluation.statistics import statistics
-from fluvial.methods import empty_model, method_of, name_of
+from fluvial.methods import name_of
 from fluvial.metrics.features import extractor
 from fluvial.run import by_heart, finetune
 from fluvial.run.folder import RunFolder
 from fluvial.run.inputs import Inputs, batches_of, check_data, on_the_hub, open_autoencoder, open_inputs
-from fluvial.run.load import Sampler, sampler_of
+from fluvial.run.learner import build, check_trained, learner_of
+from fluvial.run.load import Sampler, draw_preview, sampler_of
 from fluvial.training import checkpoint, distributed, loop
-from fluvial.training.distributed import whole
-from fluvial.training.health import check_finite_weights
 from fluvial.training.log import rows_of, validated
 from fluvial.training.loop import OnStep
-from fluvial.training.step import Batches, Learner, begin
+from fluvial.training.step import Batches
 from fluvial.training.validation import EXAMPLES, validation_losses
-from fluvial.utils import pictures
 from fluvial.utils.atomic import check_unlocked, only_one
 from fluvial.utils.devices import device_of
 from fluvial.utils.files import check_room
@@ -99,11 +97,9 @@ def train(
                 on_step=on_step,
                 start_over=start_over,
             )
-            weights = {name: whole(p.detach()) for name, p in model.named_parameters()}
-            check_finite_weights(weights, f"the weights that training in {folder} ended with")
-            check_finite_weights(average.state_dict(), f"the averaged weights that training in {folder} ended with")
             if run.train.keep_best and world.first and (told := best_of(folder)):
                 say(told)
+            check_trained(folder, model, average)
             return checkpoint.read(folder.path, lambda place: sampler_of(folder, place, average, run, decoder))
 
 
@@ -170,26 +166,6 @@ def about(inputs: Inputs, model: nn.Module, device: torch.device) -> str:
     )
 
 
-def build(run: Run, device: torch.device | str = "cpu") -> nn.Module:
-    """The run's model with the initial weights of its seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(run.seed)
-        return method_of(run.method).Model(run.method).to(device)
-
-
-def learner_of(run: Run, model: nn.Module, world: distributed.World) -> Learner:
-    """The learner of a run at step 0."""
-    return begin(
-        model,
-        method=run.objective,
-        config=run.train,
-        optim=run.optim,
-        seed=run.seed,
-        world=world,
-        empty=lambda: empty_model(run.method).to(next(model.parameters()).device),
-    )
-
-
 def with_data(
     run: Run, data: Given | Path | str | None, validation: Given | Path | str | None
 ) -> tuple[Run, ImageSet | None, ImageSet | None]:
@@ -209,6 +185,11 @@ def with_data(
 
 def continued(run: Run, folder: RunFolder, start: Path | str | None) -> Run:
     """The run as it goes on in the folder, or as weights start it. Raises ValueError if the folder is not for it."""
+    if run.train.distillation.steps:
+        raise ValueError(
+            f"a model that was distilled ({run.train.distillation.told}) is not trained on images: `fluvial distill` "
+            f"trains it, and goes on where it stopped; to train on, take its teacher"
+        )
     if start is not None:
         run = finetune.fitted(run, RunFolder(start).run())
     run = folder.completed(run)
@@ -254,15 +235,6 @@ def scorer(inputs: Inputs, device: torch.device) -> loop.Measure:
 def some_samples(inputs: Inputs, model: nn.Module, count: int) -> Tensor:
     """Images of a model that is being trained, uint8."""
     return Sampler(model=model, run=inputs.run, autoencoder=inputs.autoencoder).sample(count).images
-
-
-def draw_preview(run: Run, autoencoder: Autoencoder, model: nn.Module, file: Path) -> None:
-    """A PNG of a few samples, unless images have neither 1 nor 3 channels."""
-    if (autoencoder.image_channels or run.method.channels) not in (1, 3):
-        return
-    sampler = Sampler(model=model, run=run, autoencoder=autoencoder)
-    images = sampler.sample(pictures.preview(sampler.side)).images
-    pictures.save_grid(images, file, columns=round(len(images) ** 0.5))
 
 
 def write_first(

@@ -129,6 +129,8 @@ def sampling_flops(run: Run, evaluations: Mapping[str, int]) -> int:
 def batch_shape(run: Run, size: int | None = None) -> tuple[int, ...]:
     """The shape of a batch of latents with `size` examples, by default of a whole training step."""
     method = run.method
+    if run.train.distillation.steps:
+        return size or run.train.batch, run.train.distillation.steps + 1, *method.noise_shape
     sequence = (method.images_per_sequence,) if method.images_per_sequence else ()
     return size or run.train.batch, *sequence, method.channels, *method.size
 

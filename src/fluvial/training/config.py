@@ -12,6 +12,27 @@ from fluvial.utils.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """The number of steps that a model was distilled to, and its teacher, as `fluvial distill` sets them."""
+
+    steps: int = 0
+    """Steps that it samples in; 0 for a model that is trained on images."""
+    trajectories: int = 0
+    """Number of trajectories it learns from; 0 for new ones in every step."""
+    teacher: str = ""
+    """Folder, step and weights of the model that drew them."""
+
+    def __post_init__(self) -> None:
+        as_declared(self)
+        at_least(0, self, "steps", "trajectories")
+
+    @property
+    def told(self) -> str:
+        """The number of steps and the teacher, in words."""
+        return f"to {self.steps} step{'s' if self.steps > 1 else ''}, from {self.teacher}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     steps: int = setting(400_000, changeable=True)  # more than were taken: RunFolder.check
     """Optimizer steps in all. A run that is given more goes on, on the learning rate's schedule of the new number."""
@@ -25,6 +46,8 @@ class TrainConfig:
     guidance: GuidanceWeight = GuidanceWeight()
     """Guidance that the model learns to have by itself, so that sampling needs no null branch (arXiv 2502.12154); every
     weight is at least 1, which is none."""
+    distillation: Distillation = Distillation()
+    """What the model is distilled to and from; set by `fluvial distill`."""
     compile: bool = False
     """Compile each block with torch.compile: a minute at the start, faster steps after."""
     activation_checkpointing: int = setting(0, changeable=True)

@@ -39,8 +39,10 @@ def described(run: Run) -> dict[str, str]:
     else:
         words["grid"] = sample.grid
     words["guidance"] = f"{guidance.weight:g}"
-    if method.classes and not method.label_drop:
+    if method.classes and not method.label_drop and not run.train.distillation.steps:
         words["guidance"] += ", no other: the model was trained without label drop, and has no null branch"
+    if run.train.distillation.steps:
+        words["distilled"] = run.train.distillation.told
     if not run.train.guidance.is_off:
         words["guidance"] += f"; learned, and in the weights: {run.train.guidance.told}"
     if guidance.ramp != "constant":

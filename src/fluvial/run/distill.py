@@ -1,0 +1,344 @@
+"""Distils a run into one that samples in a few steps, or goes on with the one that is there."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fluvial.config import Run
+from fluvial.flow.guidance import Guidance, GuidanceWeight
+from fluvial.methods import method_of, name_of
+from fluvial.methods.method import Distillable
+from fluvial.run.folder import RunFolder
+from fluvial.run.learner import build, check_trained, learner_of
+from fluvial.run.load import Sampler, draw_preview, load, sampler_of
+from fluvial.run.trajectories import Trajectories
+from fluvial.sampling import WEIGHTS
+from fluvial.sampling.plan import determining, differences
+from fluvial.sampling.settings import Euler, SampleConfig
+from fluvial.training import checkpoint, distributed, loop
+from fluvial.training.config import Distillation
+from fluvial.training.distributed import ALONE, World
+from fluvial.training.health import Health
+from fluvial.training.loop import OnStep
+from fluvial.training.optim import OptimConfig
+from fluvial.training.step import MicroBatch, loss_of, split, step
+from fluvial.utils.atomic import only_one
+from fluvial.utils.checks import misfit
+from fluvial.utils.devices import device_of
+from fluvial.utils.tensors import tensors_checksum
+
+TRAJECTORIES, UPDATES = 10_000, 5_000  # by default
+FEWEST, MOST_MINUTES = 64, 1e6
+SHARE, TRAINING = 0.25, 0.93  # of the minutes, for trajectories; of what is left, for training steps alone
+TRIED, TRIED_AT_ONCE = 10, 50  # training steps and trajectories that are timed
+POINTS = 128  # of trajectories in a training step, at least, by default
+Say = Callable[[str], None]
+
+
+def distill(
+    teacher: Sampler | Path | str,
+    out: Path | str,
+    *,
+    steps: int,
+    minutes: float | None = None,
+    trajectories: int | None = None,
+    updates: int | None = None,
+    batch: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
+    settings: SampleConfig | None = None,
+    device: torch.device | str | None = None,
+    on_step: OnStep | None = None,
+) -> Sampler:
+    """Trains a copy of the teacher that samples in `steps` steps, in the folder `out`, or goes on with the one there.
+
+    The teacher draws trajectories with its own sampling settings, or those given, guidance included; they are stored in
+    the folder. The copy learns their chords, see `training/distillation.py`; of FlowAR, whose `steps` are those of each
+    scale, the flow head does. With `minutes` the number of trajectories (10,000 at most) and of training steps
+    (`updates`) follow from measured speed; else they are 10,000 and 5,000 by default. With 0 trajectories, or without
+    room on the disk, every training step draws new ones. `batch` is the number of trajectories in a training step, by
+    default such that the network is evaluated as often as in one of the teacher's. `lr`, and `seed` of the trajectories
+    and their order, are the teacher's by default.
+
+    Raises ValueError for a teacher whose sampling is no ODE with steps of its own, one that was distilled itself, and a
+    folder that holds another run; RuntimeError if weights or trajectories are not finite.
+    """
+    for name, value, least in (
+        ("steps", steps, 1),
+        ("trajectories", trajectories, 0),
+        ("updates", updates, 1),
+        ("batch", batch, 1),
+        ("seed", seed, 0),
+    ):
+        if value is not None and (misfit(value, int) or value < least):
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r:.100}")
+    if minutes is not None and not (isinstance(minutes, int | float) and 0 < minutes < MOST_MINUTES):
+        raise ValueError(f"minutes must be a number above 0, got {minutes!r:.100}")
+    with distributed.world(device_of(device)) as (world, device):
+        sampler, folder = teacher if isinstance(teacher, Sampler) else load(teacher, device=device), RunFolder(out)
+        settings, say = _settings(sampler, settings), partial(print, flush=True) if world.first else lambda text: None
+        with only_one(folder.path) if world.first else nullcontext():
+            run = None
+            if world.first:
+                given = {"trajectories": trajectories, "updates": updates, "batch": batch, "lr": lr, "seed": seed}
+                run = _there(folder, sampler, settings, steps, given)
+                run = run or _planned(sampler, settings, steps, minutes, given, world.size)
+                run = _with_room(run, sampler, settings, folder, say)
+                _write_first(folder, run, sampler, settings)
+                say(_about(run, sampler))
+            run = world.broadcast(run)
+            known = run.train.distillation
+            source = _source(run, sampler, settings, known.trajectories, folder.trajectories)
+            source.make(world)
+            return _trained(run, folder, sampler, source, world, on_step)
+
+
+def _settings(sampler: Sampler, settings: SampleConfig | None) -> SampleConfig:
+    """The settings that the teacher draws with. Raises ValueError for those that have no trajectories to learn from."""
+    method, settings = sampler.run.method, sampler.settings(settings)
+    solver, distilled = settings.solver_settings, sampler.run.train.distillation
+    if not isinstance(method_of(method), Distillable):
+        raise ValueError(f"the method {name_of(type(method))} has no function `errors_along`, which distillation needs")
+    if distilled.steps:
+        raise ValueError(f"the teacher was distilled itself ({distilled.told}): take the model that it is from")
+    if sampler.guide is not None:
+        raise ValueError("a teacher is one model: leave out its guide, or take guidance of its own")
+    if solver.is_stochastic or solver.is_adaptive:
+        kind = "is no solver of an ODE" if solver.is_stochastic else "chooses its own steps"
+        raise ValueError(f"a teacher draws with ab2, heun, midpoint or euler: {solver.name} {kind}")
+    return settings
+
+
+def _there(
+    folder: RunFolder, sampler: Sampler, settings: SampleConfig, steps: int, given: Mapping[str, Any]
+) -> Run | None:
+    """The run that the folder holds, which goes on; None if it holds none.
+
+    Raises ValueError if it is another run, was distilled from another teacher, or with other settings.
+    """
+    if not folder.exists():
+        folder.check(sampler.run)
+        return None
+    run = folder.run()
+    known = run.train.distillation
+    if not known.steps:
+        raise ValueError(f"{folder} holds a run that was not distilled; choose another folder with --out")
+    drawn = folder.record().get("config", {}).get("teacher", {})
+    here = determining(_drawing(sampler, settings))
+    unlike = differences(determining(drawn), here) if drawn else ["its run.json has lost its teacher"]
+    there = {"trajectories": known.trajectories, "batch": run.train.batch, "lr": run.optim.lr, "seed": run.seed}
+    there["steps"] = known.steps
+    asked = {**given, "steps": steps}
+    unlike += [f"{k} is {v} there and {asked[k]} here" for k, v in there.items() if asked[k] not in (None, v)]
+    if unlike:
+        raise ValueError(
+            f"{folder} holds another distillation: {'; '.join(unlike[:3])}. Choose another folder with --out"
+        )
+    return replace(run, train=replace(run.train, steps=given["updates"] or run.train.steps))
+
+
+def _drawing(sampler: Sampler, settings: SampleConfig) -> dict[str, Any]:
+    """The settings and weights that the teacher draws with, as run.json has them."""
+    about = sampler.provenance(settings=settings)
+    about["sampling"]["settings"].pop("batch")  # of no effect
+    return json.loads(json.dumps({**about, WEIGHTS: tensors_checksum(sampler.model.state_dict())}))
+
+
+def _planned(
+    sampler: Sampler,
+    settings: SampleConfig,
+    steps: int,
+    minutes: float | None,
+    given: Mapping[str, Any],
+    world: int,
+) -> Run:
+    """The run that is distilled; its length follows from measured speed if the minutes are given."""
+    started, teacher = time.perf_counter(), sampler.run
+    method: Any = method_of(teacher.method)
+    points = max(POINTS, teacher.images_per_step)
+    distillation = Distillation(
+        steps=steps,
+        trajectories=TRAJECTORIES if given["trajectories"] is None else given["trajectories"],
+        teacher=sampler.described,
+    )
+    run = replace(
+        teacher,
+        seed=teacher.seed if given["seed"] is None else given["seed"],
+        method=method.follower(replace(teacher.method, label_drop=0.0), steps),
+        optim=OptimConfig(
+            lr=given["lr"] or teacher.optim.lr,
+            weight_decay=0.0,
+            warmup=20,
+            schedule="wsd",
+            decay=0.6,
+            clip="norm",
+            clip_at=1.0,
+        ),
+        sample=replace(settings, solver=Euler(), steps=steps, grid="uniform", shift=1.0, guidance=Guidance()),
+        train=replace(
+            teacher.train,
+            steps=given["updates"] or UPDATES,
+            batch=given["batch"] or max(1, points // steps),
+            accumulate=1,
+            guidance=GuidanceWeight(),
+            distillation=distillation,
+            ema_decay=0.999,
+            ema_warmup=True,
+            ema_decays=(),
+            ema_lengths=(),
+            score_every=0,
+            keep_best=False,
+            first_sample=0,
+        ),
+    )
+    if minutes is not None:
+        run = _within(run, sampler, settings, minutes * 60, given, world, started)
+    every = -(-run.train.steps // 10)
+    train = replace(run.train, save_every=every, validate_every=every, sample_every=every, log_every=min(100, every))
+    return replace(run, train=train)
+
+
+def _within(
+    run: Run,
+    sampler: Sampler,
+    settings: SampleConfig,
+    seconds: float,
+    given: Mapping[str, Any],
+    world: int,
+    started: float,
+) -> Run:
+    """The run with as many trajectories and training steps as there is time for, by the speed of a few of both."""
+    device, train, known = next(sampler.model.parameters()).device, run.train, run.train.distillation
+    trial = _source(run, sampler, settings, 0, Path())
+    indices = range(min(settings.batch, TRIED_AT_ONCE))
+    points, labels = trial.drawn(indices)  # the first may compile, and is not timed
+    each = _seconds(lambda: trial.drawn(indices), device) / len(indices) / world
+    rows = torch.arange(max(1, train.batch // world)) % len(points)
+    learner = learner_of(
+        replace(run, train=replace(train, batch=len(rows), parallel="ddp")), _student(run, sampler), ALONE
+    )
+    batch = points[rows], None if labels is None else labels[rows]
+    numbers, health = count(), Health(device)
+
+    def call() -> None:
+        step(learner, lambda number: batch, health, next(numbers))
+
+    call()
+    of_step = _seconds(lambda: [call() for _ in range(TRIED)], device) / TRIED
+    left = seconds - (time.perf_counter() - started)
+    drawn = known.trajectories
+    if given["trajectories"] is None:
+        drawn = max(FEWEST, min(TRAJECTORIES, int(SHARE * left / each)))
+    if not drawn:
+        of_step += train.batch * each
+    updates = max(1, int(TRAINING * (left - drawn * each) / of_step))
+    distillation = replace(known, trajectories=drawn)
+    return replace(run, train=replace(train, steps=given["updates"] or updates, distillation=distillation))
+
+
+def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Wall-clock seconds of a call."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def _student(run: Run, sampler: Sampler) -> nn.Module:
+    """The teacher's copy, of which only the part that is distilled has gradients."""
+    method: Any = method_of(run.method)
+    model = build(run, next(sampler.model.parameters()).device)
+    model.load_state_dict(sampler.model.state_dict())
+    model.requires_grad_(False)
+    method.followed(model).requires_grad_(True)
+    return model
+
+
+def _source(run: Run, sampler: Sampler, settings: SampleConfig, count: int, folder: Path) -> Trajectories:
+    """The trajectories that a run learns from."""
+    model, sample = sampler.computing(settings)
+    about, steps = _drawing(sampler, settings), run.train.distillation.steps
+    return Trajectories(model, sample, settings, about, steps, count, folder, run.seed)
+
+
+def _with_room(run: Run, sampler: Sampler, settings: SampleConfig, folder: RunFolder, say: Say) -> Run:
+    """The run without stored trajectories if the disk has no room for them."""
+    known = run.train.distillation
+    if not known.trajectories or folder.trajectories.exists():
+        return run
+    try:
+        _source(run, sampler, settings, known.trajectories, folder.trajectories).check_room()
+    except ValueError as error:
+        say(f"{error}. They are not stored: every training step draws new ones, which is slower")
+        return replace(run, train=replace(run.train, distillation=replace(known, trajectories=0)))
+    return run
+
+
+def _write_first(folder: RunFolder, run: Run, sampler: Sampler, settings: SampleConfig) -> None:
+    """Writes run.json and the teacher's weights, which training starts from, unless they are there."""
+    before = folder.exists()
+    folder.claim(run, None, sampler.folder and sampler.folder.path, {"teacher": _drawing(sampler, settings)})
+    if not before:
+        checkpoint.write_weights(folder.path, 0, sampler.model.state_dict(), {})
+
+
+def _about(run: Run, sampler: Sampler) -> str:
+    """A line on the distillation before it starts."""
+    train, known = run.train, run.train.distillation
+    drawn = f"{known.trajectories:,} trajectories" if known.trajectories else "new trajectories in every step"
+    often = train.steps * train.batch / known.trajectories if known.trajectories else 1
+    return (
+        f"{sampler.described}\ndistilled to {known.steps} step{'s' if known.steps > 1 else ''}: {drawn} of it, then "
+        f"{train.steps:,} training steps of {train.batch}; each trajectory is learned from {often:.3g} times"
+    )
+
+
+def _trained(
+    run: Run,
+    folder: RunFolder,
+    sampler: Sampler,
+    source: Trajectories,
+    world: World,
+    on_step: OnStep | None,
+) -> Sampler:
+    """Trains on the trajectories, from the newest checkpoint on."""
+    model, device = _student(run, sampler), next(sampler.model.parameters()).device
+    average = loop.train(
+        learner_of(run, model, world),
+        partial(source.batches, run.train.batch, world.share),
+        folder.path,
+        validate=_validation(run, source, device),
+        preview=partial(draw_preview, run, sampler.autoencoder),
+        on_step=on_step,
+    )
+    check_trained(folder, model, average)
+    decoder = sampler.autoencoder
+    return checkpoint.read(folder.path, lambda place: sampler_of(folder, place, average, run, decoder))
+
+
+def _validation(run: Run, source: Trajectories, device: torch.device) -> loop.Measure:
+    """A function from a model to its loss on trajectories that it does not learn from."""
+    objective = run.objective
+    points, labels = (None if part is None else part.to(device) for part in source.validation())
+    assert points is not None
+    whole_batch = MicroBatch(points, labels, objective.draws(run.method, points.shape, device=device))
+    weights = torch.tensor(objective.part_weights(run.method), device=device)
+
+    @torch.no_grad()
+    def measure(model: nn.Module) -> dict[str, Any]:
+        errors = torch.cat([objective.errors(model, *part) for part in split(whole_batch, run.train.batch)])
+        return {"held_out_loss": float(loss_of(errors, weights))}
+
+    return measure

@@ -1,0 +1,249 @@
+"""Distilled runs: made, continued, sampled in their steps alone, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import fluvial
+from fluvial import cli, recipes
+from fluvial.flow.guidance import Guidance
+from fluvial.methods import method_of
+from fluvial.run import distill as module
+from fluvial.run.distill import distill
+from fluvial.run.trajectories import Trajectories
+from fluvial.sampling import sets
+from fluvial.sampling.settings import Dopri5, SampleConfig
+from fluvial.training.distributed import ALONE, World
+from fluvial.utils.errors import Stopped
+
+RECIPES = ("digits-sit", "digits-arflow", "digits-flowar")
+FEW = {"trajectories": 40, "updates": 6, "batch": 4}
+
+
+def trained(recipe, out):
+    run = recipes.smoke(recipes.get(recipe))
+    steps = (4, 4, 2) if recipe == "digits-flowar" else 4
+    train = replace(run.train, steps=4, batch=8, ema_decay=0.5, validate_every=0, sample_every=0)
+    sample = replace(run.sample, steps=steps, guidance=Guidance(weight=2.0), batch=16)
+    fluvial.train(
+        replace(run, train=train, sample=sample, optim=replace(run.optim, lr=2e-2, warmup=0)), out, device="cpu"
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    """Run folders by recipe, trained when they are first asked for."""
+    folder, made = tmp_path_factory.mktemp("teachers"), {}
+
+    def of(recipe):
+        if recipe not in made:
+            made[recipe] = trained(recipe, folder / recipe)
+        return made[recipe]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def distilled(teachers, tmp_path_factory):
+    """A run that samples in two steps, with its sampler."""
+    out = tmp_path_factory.mktemp("distilled") / "two"
+    return out, distill(teachers("digits-sit"), out, steps=2, **FEW)
+
+
+def weights(folder):
+    return fluvial.load(folder, device="cpu").model.state_dict()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_distilled_run_samples_in_its_steps_without_a_null_branch(teachers, tmp_path, recipe):
+    teacher = fluvial.load(teachers(recipe), device="cpu")
+    out = tmp_path / "few"
+    distill(teacher, out, steps=2, **FEW, lr=1e-3)
+    sampler = fluvial.load(out, device="cpu")
+    samples = sampler.sample(3)
+    by_scale = method_of(sampler.run.method).scales(sampler.run.method) or ("",)
+    calls = {f"conditional {scale}".strip(): 2 for scale in by_scale}
+    assert {name: n for name, n in samples.nfe.items() if not name.startswith("transformer")} == calls
+    assert sampler.run.sample.steps == 2 and sampler.run.sample.guidance.is_off
+    about = samples.about["sampling"]["distilled"]
+    assert about == f"to 2 steps, from {teacher.described}"
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    losses = [row["held_out_loss"] for row in log if "held_out_loss" in row]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    before, after = teacher.model.state_dict(), sampler.model.state_dict()
+    changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"head"} if recipe == "digits-flowar" else "blocks" in changed
+
+
+def test_what_a_distilled_model_has_not_learned_is_refused(distilled, teachers, tmp_path):
+    out, sampler = distilled
+    for wrong, says in (
+        ({"steps": 4}, "distilled to 2 steps and is sampled in as many: got sample.steps 4"),
+        ({"nfe": 1}, "got sample.steps 1"),
+        ({"guidance": 1.5}, "has its teacher's guidance.*weight 1.5"),
+        ({"solver": "heun"}, "equal steps of euler: got sample.solver heun"),
+        ({"settings": SampleConfig(steps=2, shift=2.0)}, "sample.shift 2"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            sampler.sample(1, **wrong)
+    images = sampler.sample(2, classes=[1, 2]).images
+    with pytest.raises(ValueError, match="make no ODE"):
+        fluvial.edit.invert(sampler, images, classes=[1, 2])
+    with pytest.raises(ValueError, match=r"steps, which begin at the times 0.5: got at 0.3"):
+        fluvial.edit.redraw(sampler, images, at=0.3, classes=[1, 2])
+    assert fluvial.edit.redraw(sampler, images, at=0.5, classes=[1, 2]).nfe == {"conditional": 1}
+    with pytest.raises(ValueError, match="draws nothing without a class"):
+        fluvial.edit.redraw(sampler, images, at=0.5)
+    with pytest.raises(ValueError, match="was distilled itself"):
+        distill(sampler, tmp_path / "twice", steps=1, **FEW)
+    with pytest.raises(ValueError, match="is not trained on images"):
+        fluvial.train(sampler.run, out, device="cpu")
+    teacher = fluvial.load(teachers("digits-sit"), device="cpu")
+    for settings, says in ((Dopri5(), "dopri5 chooses its own"), ("euler-maruyama", "no solver of an ODE")):
+        with pytest.raises(ValueError, match=says):
+            distill(teacher, tmp_path / "x", steps=1, settings=replace(teacher.run.sample, solver=settings))
+    with pytest.raises(ValueError, match="was distilled"):
+        sampler.run.check_ode()
+
+
+def test_a_stopped_distillation_goes_on_to_the_same_weights(teachers, distilled, tmp_path, monkeypatch):
+    teacher, out = teachers("digits-sit"), tmp_path / "again"
+    write, count = sets.write_part, []
+
+    def stop(*arguments):
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    monkeypatch.setattr(sets, "write_part", stop)
+    with pytest.raises(KeyboardInterrupt):
+        distill(teacher, out, steps=2, **FEW)
+    monkeypatch.undo()
+    assert (out / "trajectories" / "part-00001.json").exists()
+
+    def interrupt(step, metrics):
+        if step == 3:
+            raise Stopped(step, "a test")
+
+    with pytest.raises(Stopped):
+        distill(teacher, out, steps=2, **FEW, on_step=interrupt)
+    found = distill(teacher, out, steps=2)
+    assert found.step == FEW["updates"] and same(weights(out), weights(distilled[0]))
+    stored = sorted(path.name for path in (out / "trajectories").iterdir())
+    assert sets.verify(out / "trajectories") == [] and "plan.json" not in stored
+    longer = distill(teacher, out, steps=2, updates=8)
+    assert longer.step == 8
+
+
+def test_another_distillation_in_the_folder_is_refused(teachers, distilled, tmp_path):
+    out, _ = distilled
+    teacher = fluvial.load(teachers("digits-sit"), device="cpu")
+    for wrong, says in (
+        ({"steps": 4}, "steps is 2 there and 4 here"),
+        ({"steps": 2, "seed": 3}, "seed is 0 there and 3 here"),
+        ({"steps": 2, "trajectories": 50}, "trajectories is 40 there and 50 here"),
+        ({"steps": 2, "settings": replace(teacher.run.sample, steps=8)}, "steps is 4 there and 8 here"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            distill(teacher, out, **wrong)
+    with pytest.raises(ValueError, match="weights_sha256"):
+        distill(fluvial.load(teachers("digits-sit"), device="cpu", average="raw"), out, steps=2)
+    with pytest.raises(ValueError, match="holds a run that was not distilled"):
+        distill(teacher, teachers("digits-sit"), steps=2)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not empty and not a run folder"):
+        distill(teacher, tmp_path / "other", steps=2)
+
+
+def test_altered_trajectories_are_named(teachers, tmp_path):
+    distill(teachers("digits-sit"), tmp_path / "run", steps=1, **FEW)
+    file = tmp_path / "run" / "trajectories" / "latents-00003.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"latents-00003.safetensors is damaged.*remove it, and the same command"):
+        distill(teachers("digits-sit"), tmp_path / "run", steps=1, updates=8)
+    file.unlink()
+    assert distill(teachers("digits-sit"), tmp_path / "run", steps=1, updates=8).step == 8
+
+
+def source(teacher, folder, count=40):
+    settings = teacher.run.sample
+    return Trajectories(*teacher.computing(settings), settings, module._drawing(teacher, settings), 2, count, folder, 0)
+
+
+def test_trajectories_are_the_same_on_any_number_of_ranks(teachers, tmp_path):
+    teacher = fluvial.load(teachers("digits-sit"), device="cpu")
+    source(teacher, tmp_path / "one").make(ALONE)
+    for rank in (1, 0):
+        part = source(teacher, tmp_path / "two")
+        begun = sets.begin(part.folder, part.plan)
+        part._make_parts(begun, World(rank, 2))
+    sets.finish(tmp_path / "two", source(teacher, tmp_path / "two").plan)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+    one, two = (source(teacher, tmp_path / "one").batches(6, World(rank, 2).share, 0)(1) for rank in (0, 1))
+    both = source(teacher, tmp_path / "one").batches(6, ALONE.share, 0)(1)
+    for first, second, whole in zip(one, two, both, strict=True):
+        assert torch.equal(torch.cat([first, second]), whole)
+
+
+def test_new_trajectories_are_those_that_would_be_stored(teachers, tmp_path):
+    teacher = fluvial.load(teachers("digits-sit"), device="cpu")
+    source(teacher, tmp_path).make(ALONE)
+    stored, labels = source(teacher, tmp_path)._stored([3, 30])
+    drawn, ids = source(teacher, tmp_path, 0).drawn([3, 30])
+    assert torch.equal(stored, drawn) and labels.tolist() == ids.tolist() == [3, 0]
+    out = tmp_path / "run"
+    fresh = distill(teacher, out, steps=2, trajectories=0, updates=2, batch=4)
+    assert fresh.step == 2 and not (out / "trajectories").exists()
+
+
+def test_without_room_none_are_stored(teachers, tmp_path, monkeypatch, capsys):
+    def no_room(*arguments, **options):
+        raise ValueError("no room")
+
+    monkeypatch.setattr(Trajectories, "check_room", no_room)
+    found = distill(teachers("digits-sit"), tmp_path / "run", steps=2, **FEW)
+    assert found.run.train.distillation.trajectories == 0
+    assert "no room. They are not stored: every training step draws new ones" in capsys.readouterr().out
+
+
+def test_minutes_decide_on_trajectories_and_training_steps(teachers, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_seconds", lambda call, device: (call(), 5.0)[1])
+    monkeypatch.setattr(module, "TRIED", 2)
+    teacher = fluvial.load(teachers("digits-sit"), device="cpu")
+    given = {"trajectories": None, "updates": None, "batch": 4, "lr": None, "seed": None}
+    run = module._planned(teacher, teacher.run.sample, 2, 10.0, given, 1)
+    each, of_step = 5.0 / 16, 5.0 / 2
+    drawn = run.train.distillation.trajectories
+    assert drawn == pytest.approx(0.25 * 600 / each, rel=0.02)
+    assert run.train.steps == pytest.approx(module.TRAINING * (600 - drawn * each) / of_step, rel=0.02)
+
+
+def test_the_command(teachers, tmp_path, capsys):
+    out, teacher = tmp_path / "few", str(teachers("digits-arflow"))
+    words = ["distill", teacher, "--out", str(out), "--steps", "1", "--trajectories", "20", "--updates", "2"]
+    assert cli.main([*words, "--device", "cpu", "--guidance", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "distilled to 1 step: 20 trajectories" in printed and f"fluvial sample {out}" in printed
+    assert json.loads((out / "run.json").read_text())["config"]["teacher"]["sampling"]["guidance"] == 3.0
+    assert cli.main(["sample", str(out), "--count", "4", "--device", "cpu"]) == 0
+    assert "NFE 1: 1 conditional" in capsys.readouterr().out
+    for wrong, says in (
+        (["distill", str(out)], "was distilled itself"),
+        (["distill", teacher, "--out", teacher], "is the run itself"),
+        ([*words, "--minutes", "1"], "give --minutes or --updates, got both"),
+        (["distill", teacher, "--steps", "0"], "steps must be at least 1"),
+    ):
+        assert cli.main(wrong) != 0
+        assert says in capsys.readouterr().err, wrong
