@@ -1,10 +1,12 @@
 """Runs that sample in few evaluations, beside the run that they come from: quality on the same noise, and speed.
 
     python benchmarks/few_steps.py BASE [RUN[:STEPS[,STEPS ...]] ...] [--count 2000] [--seeds 0 1] [--features pixels]
+        [--picture FILE.png]
 
 BASE is sampled as its settings say, RUN in its own steps or those given (32+20+8 for scales). The gap is the Frechet
 distance less that of BASE on the same noise, with its paired standard error; all are means over the seeds. Speed is
-that of sampling 250 images, the fastest of three, in this process and after one another. Prints a table.
+that of sampling 250 images, the fastest of three, in this process and after one another. Prints a table. The picture
+has ten images of each, from the same noise, a row each; --count 0 draws nothing else.
 """
 
 import argparse
@@ -24,8 +26,9 @@ from fluvial.evaluation.statistics import statistics
 from fluvial.metrics.features import Extractor, extractor
 from fluvial.metrics.frechet import moves
 from fluvial.run.load import Sampler
+from fluvial.utils.pictures import save_labelled_rows
 
-TIMED, REPEATS = 250, 3
+TIMED, REPEATS, SHOWN = 250, 3, 10
 
 
 class Measured(NamedTuple):
@@ -72,7 +75,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--features", default="pixels")
+    parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
+    if options.picture:
+        each = samplers([options.base, *options.runs])
+        rows = {f"{name}, {sampler.run.sample.steps}": sampler.sample(SHOWN).images for name, sampler in each}
+        save_labelled_rows(rows, options.picture)
+        if not options.count:
+            return
     look = extractor(options.features)
     there: Against | None = None
     base: list[Measured] = []

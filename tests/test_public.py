@@ -600,8 +600,8 @@ def test_an_object_decodes_with_the_shift_and_scale_of_the_run(given, tmp_path):
 
 
 PUBLIC = [
-    *("Run", "Sampler", "Samples", "__version__", "edit", "load", "plan", "recipes", "sample", "score", "train"),
-    *("walk", "weights"),
+    *("Run", "Sampler", "Samples", "__version__", "distill", "edit", "load", "plan", "recipes", "sample", "score"),
+    *("train", "walk", "weights"),
 ]
 
 

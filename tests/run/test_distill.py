@@ -12,9 +12,13 @@ from fluvial.flow.guidance import Guidance
 from fluvial.methods import method_of
 from fluvial.run import distill as module
 from fluvial.run.distill import distill
+from fluvial.run.likelihood import LikelihoodConfig, check_likelihood
 from fluvial.run.trajectories import Trajectories
 from fluvial.sampling import sets
 from fluvial.sampling.settings import Dopri5, SampleConfig
+from fluvial.tools.doctor import doctor
+from fluvial.tools.guide.settings import axes_of
+from fluvial.tools.guide.sweep import check_guidable
 from fluvial.training.distributed import ALONE, World
 from fluvial.utils.errors import Stopped
 
@@ -109,8 +113,13 @@ def test_what_a_distilled_model_has_not_learned_is_refused(distilled, teachers, 
     for settings, says in ((Dopri5(), "dopri5 chooses its own"), ("euler-maruyama", "no solver of an ODE")):
         with pytest.raises(ValueError, match=says):
             distill(teacher, tmp_path / "x", steps=1, settings=replace(teacher.run.sample, solver=settings))
-    with pytest.raises(ValueError, match="was distilled"):
-        sampler.run.check_ode()
+    axes = axes_of((1.0, 2.0), ((0.0, 1.0),), ("ema",), (), sampler.run.sample)
+    with pytest.raises(ValueError, match="find that of its teacher"):
+        check_guidable(sampler.run, axes, sampler.run.sample)
+    with pytest.raises(ValueError, match="make no ODE"):
+        check_likelihood(sampler.run, LikelihoodConfig(), labelled=True)
+    fall = next(check for check in doctor(out) if check.name == "fall of the loss")
+    assert fall.verdict == "not checked"
 
 
 def test_a_stopped_distillation_goes_on_to_the_same_weights(teachers, distilled, tmp_path, monkeypatch):

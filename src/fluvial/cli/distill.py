@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fluvial.cli.arguments import Device, device_of, of_a_run
+from fluvial.cli.arguments import Device, device_of_rank, of_a_run
 from fluvial.cli.output import next_commands
 from fluvial.run.distill import MOST_MINUTES
 from fluvial.run.distill import distill as distill_run
@@ -71,7 +71,7 @@ def distill(arguments: list[str]) -> None:
         raise UsageError(f"--out {out} is the run itself: the distilled one needs a folder of its own")
     check_folder(out)
     chosen = {"step": options.step, "average": options.average, "autoencoder": options.autoencoder}
-    device = device_of(options.device)
+    device = device_of_rank(options.device)
     sampler = distill_run(
         load(folder, device=device, **chosen),
         out,

@@ -94,8 +94,11 @@ def distill(
                 run = run or _planned(sampler, settings, steps, minutes, given, world.size)
                 run = _with_room(run, sampler, settings, folder, say)
                 _write_first(folder, run, sampler, settings)
-                say(_about(run, sampler))
             run = world.broadcast(run)
+            if world.agree(world.first and folder.taken() >= run.train.steps):
+                say(f"{folder} has taken all of its {run.train.steps:,} training steps; for more give more updates")
+                return load(folder.path, device=device)
+            say(_about(run, sampler))
             known = run.train.distillation
             source = _source(run, sampler, settings, known.trajectories, folder.trajectories)
             source.make(world)

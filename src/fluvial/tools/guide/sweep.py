@@ -143,6 +143,11 @@ def check_guidable(run: Run, axes: Axes, base: SampleConfig) -> None:
             f"this run has learned its guidance (train.{run.train.guidance.told}) and is sampled without: "
             f"there is none to find"
         )
+    if run.train.distillation.steps:
+        raise ValueError(
+            f"this run was distilled ({run.train.distillation.told}) and has its teacher's guidance: find that of its "
+            f"teacher, and distill with it"
+        )
     why = ""
     if not run.method.classes:
         why = "it was trained without classes, so its branches are the same"
