@@ -187,7 +187,7 @@ def test_altered_trajectories_are_named(teachers, tmp_path):
 
 def source(teacher, folder, count=40):
     settings = teacher.run.sample
-    return Trajectories(*teacher.computing(settings), settings, module._drawing(teacher, settings), 2, count, folder, 0)
+    return Trajectories(*teacher.computing(settings), settings, module._drawing(teacher), 2, count, folder, 0)
 
 
 def test_trajectories_are_the_same_on_any_number_of_ranks(teachers, tmp_path):
@@ -232,7 +232,7 @@ def test_minutes_decide_on_trajectories_and_training_steps(teachers, tmp_path, m
     monkeypatch.setattr(module, "TRIED", 2)
     teacher = fluvial.load(teachers("digits-sit"), device="cpu")
     given = {"trajectories": None, "updates": None, "batch": 4, "lr": None, "seed": None}
-    run = module._planned(teacher, teacher.run.sample, 2, 10.0, given, 1)
+    run = module._planned(teacher, 2, 10.0, given, 1)
     each, of_step = 5.0 / 16, 5.0 / 2
     drawn = run.train.distillation.trajectories
     assert drawn == pytest.approx(0.25 * 600 / each, rel=0.02)

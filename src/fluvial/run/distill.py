@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fluvial.config import Run
-from fluvial.flow.guidance import Guidance, GuidanceWeight
+from fluvial.flow.guidance import GuidanceWeight
 from fluvial.methods import method_of, name_of
 from fluvial.methods.method import Distillable
 from fluvial.run.folder import RunFolder
@@ -84,33 +84,37 @@ def distill(
     if minutes is not None and not (isinstance(minutes, int | float) and 0 < minutes < MOST_MINUTES):
         raise ValueError(f"minutes must be a number above 0, got {minutes!r:.100}")
     with distributed.world(device_of(device)) as (world, device):
-        sampler, folder = teacher if isinstance(teacher, Sampler) else load(teacher, device=device), RunFolder(out)
-        settings, say = _settings(sampler, settings), partial(print, flush=True) if world.first else lambda text: None
+        sampler = _drawing_with(teacher if isinstance(teacher, Sampler) else load(teacher, device=device), settings)
+        folder, say = RunFolder(out), partial(print, flush=True) if world.first else lambda text: None
         with only_one(folder.path) if world.first else nullcontext():
             run = None
             if world.first:
                 given = {"trajectories": trajectories, "updates": updates, "batch": batch, "lr": lr, "seed": seed}
-                run = _there(folder, sampler, settings, steps, given)
-                run = run or _planned(sampler, settings, steps, minutes, given, world.size)
-                run = _with_room(run, sampler, settings, folder, say)
-                _write_first(folder, run, sampler, settings)
+                run = _there(folder, sampler, steps, given)
+                run = run or _planned(sampler, steps, minutes, given, world.size)
+                run = _with_room(run, sampler, folder, say)
+                start = sampler.folder and sampler.folder.path
+                folder.claim(run, None, start, {"teacher": _drawing(sampler)})
             run = world.broadcast(run)
             if world.agree(world.first and folder.taken() >= run.train.steps):
                 say(f"{folder} has taken all of its {run.train.steps:,} training steps; for more give more updates")
                 return load(folder.path, device=device)
             say(_about(run, sampler))
-            known = run.train.distillation
-            source = _source(run, sampler, settings, known.trajectories, folder.trajectories)
+            source = _source(run, sampler, run.train.distillation.trajectories, folder.trajectories)
             source.make(world)
             return _trained(run, folder, sampler, source, world, on_step)
 
 
-def _settings(sampler: Sampler, settings: SampleConfig | None) -> SampleConfig:
-    """The settings that the teacher draws with. Raises ValueError for those that have no trajectories to learn from."""
-    method, settings = sampler.run.method, sampler.settings(settings)
-    solver, distilled = settings.solver_settings, sampler.run.train.distillation
-    if not isinstance(method_of(method), Distillable):
-        raise ValueError(f"the method {name_of(type(method))} has no function `errors_along`, which distillation needs")
+def _drawing_with(sampler: Sampler, settings: SampleConfig | None) -> Sampler:
+    """The teacher with these settings of sampling, its own by default.
+
+    Raises ValueError for a teacher that has no trajectories to learn from.
+    """
+    run, settings = sampler.run, sampler.settings(settings)
+    solver, distilled = settings.solver_settings, run.train.distillation
+    if not isinstance(method_of(run.method), Distillable):
+        name = name_of(type(run.method))
+        raise ValueError(f"the method {name} has no function `errors_along`, which distillation needs")
     if distilled.steps:
         raise ValueError(f"the teacher was distilled itself ({distilled.told}): take the model that it is from")
     if sampler.guide is not None:
@@ -118,12 +122,10 @@ def _settings(sampler: Sampler, settings: SampleConfig | None) -> SampleConfig:
     if solver.is_stochastic or solver.is_adaptive:
         kind = "is no solver of an ODE" if solver.is_stochastic else "chooses its own steps"
         raise ValueError(f"a teacher draws with ab2, heun, midpoint or euler: {solver.name} {kind}")
-    return settings
+    return replace(sampler, run=replace(run, sample=settings))
 
 
-def _there(
-    folder: RunFolder, sampler: Sampler, settings: SampleConfig, steps: int, given: Mapping[str, Any]
-) -> Run | None:
+def _there(folder: RunFolder, sampler: Sampler, steps: int, given: Mapping[str, Any]) -> Run | None:
     """The run that the folder holds, which goes on; None if it holds none.
 
     Raises ValueError if it is another run, was distilled from another teacher, or with other settings.
@@ -136,7 +138,7 @@ def _there(
     if not known.steps:
         raise ValueError(f"{folder} holds a run that was not distilled; choose another folder with --out")
     drawn = folder.record().get("config", {}).get("teacher", {})
-    here = determining(_drawing(sampler, settings))
+    here = determining(_drawing(sampler))
     unlike = differences(determining(drawn), here) if drawn else ["its run.json has lost its teacher"]
     there = {"trajectories": known.trajectories, "batch": run.train.batch, "lr": run.optim.lr, "seed": run.seed}
     there["steps"] = known.steps
@@ -149,23 +151,16 @@ def _there(
     return replace(run, train=replace(run.train, steps=given["updates"] or run.train.steps))
 
 
-def _drawing(sampler: Sampler, settings: SampleConfig) -> dict[str, Any]:
+def _drawing(sampler: Sampler) -> dict[str, Any]:
     """The settings and weights that the teacher draws with, as run.json has them."""
-    about = sampler.provenance(settings=settings)
+    about = sampler.provenance()
     about["sampling"]["settings"].pop("batch")  # of no effect
     return json.loads(json.dumps({**about, WEIGHTS: tensors_checksum(sampler.model.state_dict())}))
 
 
-def _planned(
-    sampler: Sampler,
-    settings: SampleConfig,
-    steps: int,
-    minutes: float | None,
-    given: Mapping[str, Any],
-    world: int,
-) -> Run:
+def _planned(sampler: Sampler, steps: int, minutes: float | None, given: Mapping[str, Any], world: int) -> Run:
     """The run that is distilled; its length follows from measured speed if the minutes are given."""
-    started, teacher = time.perf_counter(), sampler.run
+    started, teacher, drawn = time.perf_counter(), sampler.run, sampler.run.sample
     method: Any = method_of(teacher.method)
     points = max(POINTS, teacher.images_per_step)
     distillation = Distillation(
@@ -186,7 +181,7 @@ def _planned(
             clip="norm",
             clip_at=1.0,
         ),
-        sample=replace(settings, solver=Euler(), steps=steps, grid="uniform", shift=1.0, guidance=Guidance()),
+        sample=SampleConfig(solver=Euler(), steps=steps, batch=drawn.batch, precision=drawn.precision),
         train=replace(
             teacher.train,
             steps=given["updates"] or UPDATES,
@@ -204,25 +199,17 @@ def _planned(
         ),
     )
     if minutes is not None:
-        run = _within(run, sampler, settings, minutes * 60, given, world, started)
+        run = _within(run, sampler, started + minutes * 60, given, world)
     every = -(-run.train.steps // 10)
     train = replace(run.train, save_every=every, validate_every=every, sample_every=every, log_every=min(100, every))
     return replace(run, train=train)
 
 
-def _within(
-    run: Run,
-    sampler: Sampler,
-    settings: SampleConfig,
-    seconds: float,
-    given: Mapping[str, Any],
-    world: int,
-    started: float,
-) -> Run:
-    """The run with as many trajectories and training steps as there is time for, by the speed of a few of both."""
+def _within(run: Run, sampler: Sampler, end: float, given: Mapping[str, Any], world: int) -> Run:
+    """The run with as many trajectories and training steps as fit before `end`, by the speed of a few of both."""
     device, train, known = next(sampler.model.parameters()).device, run.train, run.train.distillation
-    trial = _source(run, sampler, settings, 0, Path())
-    indices = range(min(settings.batch, TRIED_AT_ONCE))
+    trial = _source(run, sampler, 0, Path())
+    indices = range(min(sampler.run.sample.batch, TRIED_AT_ONCE))
     points, labels = trial.drawn(indices)  # the first may compile, and is not timed
     each = _seconds(lambda: trial.drawn(indices), device) / len(indices) / world
     rows = torch.arange(max(1, train.batch // world)) % len(points)
@@ -237,7 +224,7 @@ def _within(
 
     call()
     of_step = _seconds(lambda: [call() for _ in range(TRIED)], device) / TRIED
-    left = seconds - (time.perf_counter() - started)
+    left = max(0.0, end - time.perf_counter())
     drawn = known.trajectories
     if given["trajectories"] is None:
         drawn = max(FEWEST, min(TRAJECTORIES, int(SHARE * left / each)))
@@ -269,32 +256,23 @@ def _student(run: Run, sampler: Sampler) -> nn.Module:
     return model
 
 
-def _source(run: Run, sampler: Sampler, settings: SampleConfig, count: int, folder: Path) -> Trajectories:
+def _source(run: Run, sampler: Sampler, count: int, folder: Path) -> Trajectories:
     """The trajectories that a run learns from."""
-    model, sample = sampler.computing(settings)
-    about, steps = _drawing(sampler, settings), run.train.distillation.steps
-    return Trajectories(model, sample, settings, about, steps, count, folder, run.seed)
+    settings, steps = sampler.run.sample, run.train.distillation.steps
+    return Trajectories(*sampler.computing(settings), settings, _drawing(sampler), steps, count, folder, run.seed)
 
 
-def _with_room(run: Run, sampler: Sampler, settings: SampleConfig, folder: RunFolder, say: Say) -> Run:
+def _with_room(run: Run, sampler: Sampler, folder: RunFolder, say: Say) -> Run:
     """The run without stored trajectories if the disk has no room for them."""
     known = run.train.distillation
     if not known.trajectories or folder.trajectories.exists():
         return run
     try:
-        _source(run, sampler, settings, known.trajectories, folder.trajectories).check_room()
+        _source(run, sampler, known.trajectories, folder.trajectories).check_room()
     except ValueError as error:
         say(f"{error}. They are not stored: every training step draws new ones, which is slower")
         return replace(run, train=replace(run.train, distillation=replace(known, trajectories=0)))
     return run
-
-
-def _write_first(folder: RunFolder, run: Run, sampler: Sampler, settings: SampleConfig) -> None:
-    """Writes run.json and the teacher's weights, which training starts from, unless they are there."""
-    before = folder.exists()
-    folder.claim(run, None, sampler.folder and sampler.folder.path, {"teacher": _drawing(sampler, settings)})
-    if not before:
-        checkpoint.write_weights(folder.path, 0, sampler.model.state_dict(), {})
 
 
 def _about(run: Run, sampler: Sampler) -> str:
@@ -309,12 +287,7 @@ def _about(run: Run, sampler: Sampler) -> str:
 
 
 def _trained(
-    run: Run,
-    folder: RunFolder,
-    sampler: Sampler,
-    source: Trajectories,
-    world: World,
-    on_step: OnStep | None,
+    run: Run, folder: RunFolder, sampler: Sampler, source: Trajectories, world: World, on_step: OnStep | None
 ) -> Sampler:
     """Trains on the trajectories, from the newest checkpoint on."""
     model, device = _student(run, sampler), next(sampler.model.parameters()).device
