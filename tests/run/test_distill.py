@@ -233,10 +233,26 @@ def test_minutes_decide_on_trajectories_and_training_steps(teachers, tmp_path, m
     teacher = fluvial.load(teachers("digits-sit"), device="cpu")
     given = {"trajectories": None, "updates": None, "batch": 4, "lr": None, "seed": None}
     run = module._planned(teacher, 2, 10.0, given, 1)
-    each, of_step = 5.0 / 16, 5.0 / 2
+    each, of_step = 5.0 / module.FEWEST_TRIED, 5.0 / 2
     drawn = run.train.distillation.trajectories
     assert drawn == pytest.approx(0.25 * 600 / each, rel=0.02)
     assert run.train.steps == pytest.approx(module.TRAINING * (600 - drawn * each) / of_step, rel=0.02)
+
+
+def test_trajectories_are_timed_in_batches_that_take_long_enough(monkeypatch):
+    drawn = []
+
+    def draw(indices):
+        drawn.append(len(indices))
+
+    def seconds(call, device):
+        call()
+        return 0.1 + drawn[-1] * 0.002
+
+    monkeypatch.setattr(module, "_seconds", seconds)
+    assert module._seconds_each(draw, 2000, torch.device("cpu")) == pytest.approx((0.1 + 1024 * 0.002) / 1024)
+    assert drawn == [16, 64, 256, 1024]
+    assert module._seconds_each(draw, 100, torch.device("cpu")) == pytest.approx(0.3 / 100)
 
 
 def test_the_command(teachers, tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -39,7 +39,8 @@ from fluvial.utils.tensors import tensors_checksum
 TRAJECTORIES, UPDATES = 10_000, 5_000  # by default
 FEWEST, MOST_MINUTES = 64, 1e6
 SHARE, TRAINING = 0.25, 0.93  # of the minutes, for trajectories; of what is left, for training steps alone
-TRIED, TRIED_AT_ONCE = 10, 50  # training steps and trajectories that are timed
+TRIED, FEWEST_TRIED = 10, 16  # training steps that are timed, and trajectories at least
+LONG_ENOUGH = 1.0  # seconds, to time a batch
 POINTS = 128  # of trajectories in a training step, at least, by default
 Say = Callable[[str], None]
 
@@ -209,9 +210,8 @@ def _within(run: Run, sampler: Sampler, end: float, given: Mapping[str, Any], wo
     """The run with as many trajectories and training steps as fit before `end`, by the speed of a few of both."""
     device, train, known = next(sampler.model.parameters()).device, run.train, run.train.distillation
     trial = _source(run, sampler, 0, Path())
-    indices = range(min(sampler.run.sample.batch, TRIED_AT_ONCE))
-    points, labels = trial.drawn(indices)  # the first may compile, and is not timed
-    each = _seconds(lambda: trial.drawn(indices), device) / len(indices) / world
+    points, labels = trial.drawn(range(FEWEST_TRIED))  # the first may compile, and is not timed
+    each = _seconds_each(trial.drawn, sampler.run.sample.batch, device) / world
     rows = torch.arange(max(1, train.batch // world)) % len(points)
     learner = learner_of(
         replace(run, train=replace(train, batch=len(rows), parallel="ddp")), _student(run, sampler), ALONE
@@ -233,6 +233,16 @@ def _within(run: Run, sampler: Sampler, end: float, given: Mapping[str, Any], wo
     updates = max(1, int(TRAINING * (left - drawn * each) / of_step))
     distillation = replace(known, trajectories=drawn)
     return replace(run, train=replace(train, steps=given["updates"] or updates, distillation=distillation))
+
+
+def _seconds_each(draw: Callable[[Sequence[int]], Any], most: int, device: torch.device) -> float:
+    """Seconds of a trajectory, drawn in a batch that takes a second, or is of `most`: more at once are faster."""
+    at_once = min(FEWEST_TRIED, most)
+    while True:
+        seconds = _seconds(partial(draw, range(at_once)), device)
+        if seconds > LONG_ENOUGH or at_once == most:
+            return seconds / at_once
+        at_once = min(4 * at_once, most)
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
