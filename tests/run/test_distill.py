@@ -116,6 +116,16 @@ def test_what_a_distilled_model_has_not_learned_is_refused(distilled, teachers, 
     axes = axes_of((1.0, 2.0), ((0.0, 1.0),), ("ema",), (), sampler.run.sample)
     with pytest.raises(ValueError, match="find that of its teacher"):
         check_guidable(sampler.run, axes, sampler.run.sample)
+    for wrong, says in (
+        ({"steps": 5}, "steps must be at most the 4 of the teacher, got 5"),
+        ({"steps": 1, "batch": 10**6}, "batch must be at most 100,000, got 1,000,000"),
+        ({"steps": 0}, "steps must be a whole number of at least 1"),
+        ({"steps": 1, "minutes": 0.0}, "minutes must be a number above 0"),
+        ({"steps": 1, "lr": -1.0}, "lr and clip_at must be above 0"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            distill(teacher, tmp_path / "wrong", **wrong)
+    assert [path.name for path in (tmp_path / "wrong").iterdir()] == [".lock"]
     with pytest.raises(ValueError, match="make no ODE"):
         check_likelihood(sampler.run, LikelihoodConfig(), labelled=True)
     fall = next(check for check in doctor(out) if check.name == "fall of the loss")

@@ -55,7 +55,7 @@ class DistillOptions:
         at_least(1, self, "steps", *(name for name in names if getattr(self, name) is not None))
         at_least(0, self, *(name for name in ("trajectories", "seed") if getattr(self, name) is not None))
         if self.minutes is not None and not 0 < self.minutes < MOST_MINUTES:
-            raise ValueError(f"minutes must be above 0, got {self.minutes:g}")
+            raise ValueError(f"minutes must be above 0 and below {MOST_MINUTES:,.0f}, got {self.minutes:g}")
         if self.lr is not None and not self.lr > 0:
             raise ValueError(f"lr must be above 0, got {self.lr:g}")
         if self.minutes is not None and self.updates is not None:
@@ -86,5 +86,5 @@ def distill(arguments: list[str]) -> None:
         device=device,
     )
     if distributed.ranks()[0] == 0:
-        print(f"{out}: {sampler.step} training steps in {sampler.seconds:.0f} s")
+        print(f"{out}: {sampler.step:,} training step{'' if sampler.step == 1 else 's'} in {sampler.seconds:.0f} s")
         next_commands(out, "sample", "score")

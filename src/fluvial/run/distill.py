@@ -37,7 +37,7 @@ from fluvial.utils.devices import device_of
 from fluvial.utils.tensors import tensors_checksum
 
 TRAJECTORIES, UPDATES = 10_000, 5_000  # by default
-FEWEST, MOST_MINUTES = 64, 1e6
+FEWEST, MOST_AT_ONCE, MOST_MINUTES = 64, 100_000, 1e6  # trajectories in all, and in a training step
 SHARE, TRAINING = 0.25, 0.93  # of the minutes, for trajectories; of what is left, for training steps alone
 TRIED, FEWEST_TRIED = 10, 16  # training steps that are timed, and trajectories at least
 LONG_ENOUGH = 1.0  # seconds, to time a batch
@@ -82,10 +82,13 @@ def distill(
     ):
         if value is not None and (misfit(value, int) or value < least):
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r:.100}")
+    if batch is not None and batch > MOST_AT_ONCE:
+        raise ValueError(f"batch must be at most {MOST_AT_ONCE:,}, got {batch:,}")
     if minutes is not None and not (isinstance(minutes, int | float) and 0 < minutes < MOST_MINUTES):
         raise ValueError(f"minutes must be a number above 0, got {minutes!r:.100}")
     with distributed.world(device_of(device)) as (world, device):
-        sampler = _drawing_with(teacher if isinstance(teacher, Sampler) else load(teacher, device=device), settings)
+        sampler = teacher if isinstance(teacher, Sampler) else load(teacher, device=device)
+        sampler = _drawing_with(sampler, settings, steps)
         folder, say = RunFolder(out), partial(print, flush=True) if world.first else lambda text: None
         with only_one(folder.path) if world.first else nullcontext():
             run = None
@@ -106,7 +109,7 @@ def distill(
             return _trained(run, folder, sampler, source, world, on_step)
 
 
-def _drawing_with(sampler: Sampler, settings: SampleConfig | None) -> Sampler:
+def _drawing_with(sampler: Sampler, settings: SampleConfig | None, steps: int) -> Sampler:
     """The teacher with these settings of sampling, its own by default.
 
     Raises ValueError for a teacher that has no trajectories to learn from.
@@ -123,6 +126,8 @@ def _drawing_with(sampler: Sampler, settings: SampleConfig | None) -> Sampler:
     if solver.is_stochastic or solver.is_adaptive:
         kind = "is no solver of an ODE" if solver.is_stochastic else "chooses its own steps"
         raise ValueError(f"a teacher draws with ab2, heun, midpoint or euler: {solver.name} {kind}")
+    if steps > (most := max(settings.each_steps)):
+        raise ValueError(f"steps must be at most the {most} of the teacher, got {steps}; or give it more, sample.steps")
     return replace(sampler, run=replace(run, sample=settings))
 
 
@@ -174,7 +179,7 @@ def _planned(sampler: Sampler, steps: int, minutes: float | None, given: Mapping
         seed=teacher.seed if given["seed"] is None else given["seed"],
         method=method.follower(replace(teacher.method, label_drop=0.0), steps),
         optim=OptimConfig(
-            lr=given["lr"] or teacher.optim.lr,
+            lr=teacher.optim.lr if given["lr"] is None else given["lr"],
             weight_decay=0.0,
             warmup=20,
             schedule="wsd",
