@@ -26,6 +26,7 @@ from fluvial.evaluation.statistics import statistics
 from fluvial.metrics.features import Extractor, extractor
 from fluvial.metrics.frechet import moves
 from fluvial.run.load import Sampler
+from fluvial.sampling.samples import Samples
 from fluvial.utils.pictures import save_labelled_rows
 
 TIMED, REPEATS, SHOWN = 250, 3, 10
@@ -53,8 +54,12 @@ def measured(sampler: Sampler, there: Against, look: Extractor, count: int, seed
 def speed(sampler: Sampler) -> tuple[float, int]:
     """Images/s, and evaluations of the network for an image."""
     drawn = [sampler.sample(TIMED) for _ in range(REPEATS)]
-    calls = sum(n for name, n in drawn[0].nfe.items() if not name.startswith("transformer"))
-    return TIMED / min(sum(samples.seconds.values()) for samples in drawn), calls
+    return TIMED / min(sum(samples.seconds.values()) for samples in drawn), calls(drawn[0])
+
+
+def calls(samples: Samples) -> int:
+    """Evaluations of the network for an image; of FlowAR, of its head."""
+    return sum(n for name, n in samples.nfe.items() if not name.startswith("transformer"))
 
 
 def samplers(words: Sequence[str]) -> Iterator[tuple[str, Sampler]]:
@@ -78,9 +83,8 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     if options.picture:
-        each = samplers([options.base, *options.runs])
-        rows = {f"{name}, {sampler.run.sample.steps}": sampler.sample(SHOWN).images for name, sampler in each}
-        save_labelled_rows(rows, options.picture)
+        drawn = [(name, sampler.sample(SHOWN)) for name, sampler in samplers([options.base, *options.runs])]
+        save_labelled_rows({f"{name}, NFE {calls(of)}": of.images for name, of in drawn}, options.picture)
         if not options.count:
             return
     look = extractor(options.features)
@@ -89,7 +93,7 @@ def main() -> None:
     fastest, lines = 0.0, []
     for name, sampler in samplers([options.base, *options.runs]):
         there = there or against("test", real_images(sampler.run.data), look)
-        rate, calls = speed(sampler)
+        rate, evaluations = speed(sampler)
         found = [measured(sampler, there, look, options.count, seed) for seed in options.seeds]
         base, fastest = base or found, fastest or rate
         gaps = [one.distance - of.distance for one, of in zip(found, base, strict=True)]
@@ -100,7 +104,7 @@ def main() -> None:
             [
                 name,
                 " ".join(map(str, sampler.run.sample.each_steps)),
-                str(calls),
+                str(evaluations),
                 f"{mean([one.distance for one in found]):.3f}",
                 f"{mean(gaps):+.3f} ± {error:.3f}",
                 f"{mean(known):.4f}" if known else "",
