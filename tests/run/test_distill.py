@@ -19,6 +19,7 @@ from fluvial.sampling.settings import Dopri5, SampleConfig
 from fluvial.tools.doctor import doctor
 from fluvial.tools.guide.settings import axes_of
 from fluvial.tools.guide.sweep import check_guidable
+from fluvial.training.config import Distillation
 from fluvial.training.distributed import ALONE, World
 from fluvial.utils.errors import Stopped
 
@@ -110,6 +111,9 @@ def test_what_a_distilled_model_has_not_learned_is_refused(distilled, teachers, 
     with pytest.raises(ValueError, match="is not trained on images"):
         fluvial.train(sampler.run, out, device="cpu")
     teacher = fluvial.load(teachers("digits-sit"), device="cpu")
+    asked = replace(teacher.run, train=replace(teacher.run.train, distillation=Distillation(steps=2)))
+    with pytest.raises(ValueError, match="is set by `fluvial distill`"):
+        fluvial.train(asked, tmp_path / "asked", device="cpu")
     for settings, says in ((Dopri5(), "dopri5 chooses its own"), ("euler-maruyama", "no solver of an ODE")):
         with pytest.raises(ValueError, match=says):
             distill(teacher, tmp_path / "x", steps=1, settings=replace(teacher.run.sample, solver=settings))

@@ -185,9 +185,12 @@ def with_data(
 
 def continued(run: Run, folder: RunFolder, start: Path | str | None) -> Run:
     """The run as it goes on in the folder, or as weights start it. Raises ValueError if the folder is not for it."""
-    if run.train.distillation.steps:
+    distilled = run.train.distillation
+    if distilled.steps and not distilled.teacher:
+        raise ValueError("train.distillation is set by `fluvial distill`, which takes a run to distill; leave it out")
+    if distilled.steps:
         raise ValueError(
-            f"a model that was distilled ({run.train.distillation.told}) is not trained on images: `fluvial distill` "
+            f"a model that was distilled ({distilled.told}) is not trained on images: `fluvial distill` "
             f"trains it, and goes on where it stopped; to train on, take its teacher"
         )
     if start is not None:
