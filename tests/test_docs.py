@@ -30,6 +30,7 @@ FOREIGN = {"--max-restarts", "--nproc-per-node", "--nnodes"}  # options of torch
 SHORTER = {
     "count=1000": "count=20",
     "minutes=30": "steps=2, size='small', settings={'sample.steps': 2, 'train.validate_every': 0}",
+    "minutes=5)": "trajectories=20, updates=2)",
 }
 ABOUT_PLUGINS = "add-a-method.md"  # its recipes are those of its examples
 
