@@ -242,7 +242,7 @@ def test_without_room_none_are_stored(teachers, tmp_path, monkeypatch, capsys):
 
 
 def test_minutes_decide_on_trajectories_and_training_steps(teachers, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_seconds", lambda call, device: (call(), 5.0)[1])
+    monkeypatch.setattr(module, "seconds_of", lambda call, device, calls=1: (call(), 5.0 / calls)[1])
     monkeypatch.setattr(module, "TRIED", 2)
     teacher = fluvial.load(teachers("digits-sit"), device="cpu")
     given = {"trajectories": None, "updates": None, "batch": 4, "lr": None, "seed": None}
@@ -263,7 +263,7 @@ def test_trajectories_are_timed_in_batches_that_take_long_enough(monkeypatch):
         call()
         return 0.1 + drawn[-1] * 0.002
 
-    monkeypatch.setattr(module, "_seconds", seconds)
+    monkeypatch.setattr(module, "seconds_of", seconds)
     assert module._seconds_each(draw, 2000, torch.device("cpu")) == pytest.approx((0.1 + 1024 * 0.002) / 1024)
     assert drawn == [16, 64, 256, 1024]
     assert module._seconds_each(draw, 100, torch.device("cpu")) == pytest.approx(0.3 / 100)

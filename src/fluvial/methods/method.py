@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -136,6 +137,12 @@ class Objective(Protocol):
     def part_weights(self, config: Any) -> Sequence[float]:
         """The weight of each part in the loss."""
         ...
+
+
+def with_functions(method: Any, **functions: Callable[..., Any]) -> Any:
+    """The method with these functions in place of its own."""
+    own = {name: getattr(method, name) for name in dir(method) if not name.startswith("__")}
+    return SimpleNamespace(**{**own, **functions})
 
 
 @runtime_checkable

@@ -33,7 +33,7 @@ from fluvial.training.optim import OptimConfig
 from fluvial.training.step import MicroBatch, loss_of, split, step
 from fluvial.utils.atomic import only_one
 from fluvial.utils.checks import misfit
-from fluvial.utils.devices import device_of
+from fluvial.utils.devices import device_of, seconds_of
 from fluvial.utils.tensors import tensors_checksum
 
 TRAJECTORIES, UPDATES = 10_000, 5_000  # by default
@@ -91,20 +91,20 @@ def distill(
         sampler = _drawing_with(sampler, settings, steps)
         folder, say = RunFolder(out), partial(print, flush=True) if world.first else lambda text: None
         with only_one(folder.path) if world.first else nullcontext():
-            run = None
+            run, about = None, _drawing(sampler)
             if world.first:
                 given = {"trajectories": trajectories, "updates": updates, "batch": batch, "lr": lr, "seed": seed}
-                run = _there(folder, sampler, steps, given)
+                run = _there(folder, sampler, about, steps, given)
                 run = run or _planned(sampler, steps, minutes, given, world.size)
-                run = _with_room(run, sampler, folder, say)
+                run = _with_room(run, sampler, about, folder, say)
                 start = sampler.folder and sampler.folder.path
-                folder.claim(run, None, start, {"teacher": _drawing(sampler)})
+                folder.claim(run, None, start, {"teacher": about})
             run = world.broadcast(run)
             if world.agree(world.first and folder.taken() >= run.train.steps):
                 say(f"{folder} has taken all of its {run.train.steps:,} training steps; for more give more updates")
                 return load(folder.path, device=device)
             say(_about(run, sampler))
-            source = _source(run, sampler, run.train.distillation.trajectories, folder.trajectories)
+            source = _source(run, sampler, about, run.train.distillation.trajectories, folder.trajectories)
             source.make(world)
             return _trained(run, folder, sampler, source, world, on_step)
 
@@ -131,7 +131,9 @@ def _drawing_with(sampler: Sampler, settings: SampleConfig | None, steps: int) -
     return replace(sampler, run=replace(run, sample=settings))
 
 
-def _there(folder: RunFolder, sampler: Sampler, steps: int, given: Mapping[str, Any]) -> Run | None:
+def _there(
+    folder: RunFolder, sampler: Sampler, about: Mapping[str, Any], steps: int, given: Mapping[str, Any]
+) -> Run | None:
     """The run that the folder holds, which goes on; None if it holds none.
 
     Raises ValueError if it is another run, was distilled from another teacher, or with other settings.
@@ -144,8 +146,7 @@ def _there(folder: RunFolder, sampler: Sampler, steps: int, given: Mapping[str, 
     if not known.steps:
         raise ValueError(f"{folder} holds a run that was not distilled; choose another folder with --out")
     drawn = folder.record().get("config", {}).get("teacher", {})
-    here = determining(_drawing(sampler))
-    unlike = differences(determining(drawn), here) if drawn else ["its run.json has lost its teacher"]
+    unlike = differences(determining(drawn), determining(about)) if drawn else ["its run.json has lost its teacher"]
     there = {"trajectories": known.trajectories, "batch": run.train.batch, "lr": run.optim.lr, "seed": run.seed}
     there["steps"] = known.steps
     asked = {**given, "steps": steps}
@@ -214,7 +215,7 @@ def _planned(sampler: Sampler, steps: int, minutes: float | None, given: Mapping
 def _within(run: Run, sampler: Sampler, end: float, given: Mapping[str, Any], world: int) -> Run:
     """The run with as many trajectories and training steps as fit before `end`, by the speed of a few of both."""
     device, train, known = next(sampler.model.parameters()).device, run.train, run.train.distillation
-    trial = _source(run, sampler, 0, Path())
+    trial = _source(run, sampler, _drawing(sampler), 0, Path())
     points, labels = trial.drawn(range(FEWEST_TRIED))  # the first may compile, and is not timed
     each = _seconds_each(trial.drawn, sampler.run.sample.batch, device) / world
     rows = torch.arange(max(1, train.batch // world)) % len(points)
@@ -228,7 +229,7 @@ def _within(run: Run, sampler: Sampler, end: float, given: Mapping[str, Any], wo
         step(learner, lambda number: batch, health, next(numbers))
 
     call()
-    of_step = _seconds(lambda: [call() for _ in range(TRIED)], device) / TRIED
+    of_step = seconds_of(call, device, TRIED)
     left = max(0.0, end - time.perf_counter())
     drawn = known.trajectories
     if given["trajectories"] is None:
@@ -244,21 +245,10 @@ def _seconds_each(draw: Callable[[Sequence[int]], Any], most: int, device: torch
     """Seconds of a trajectory, drawn in a batch that takes a second, or is of `most`: more at once are faster."""
     at_once = min(FEWEST_TRIED, most)
     while True:
-        seconds = _seconds(partial(draw, range(at_once)), device)
+        seconds = seconds_of(partial(draw, range(at_once)), device)
         if seconds > LONG_ENOUGH or at_once == most:
             return seconds / at_once
         at_once = min(4 * at_once, most)
-
-
-def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Wall-clock seconds of a call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
 
 
 def _student(run: Run, sampler: Sampler) -> nn.Module:
@@ -271,19 +261,19 @@ def _student(run: Run, sampler: Sampler) -> nn.Module:
     return model
 
 
-def _source(run: Run, sampler: Sampler, count: int, folder: Path) -> Trajectories:
-    """The trajectories that a run learns from."""
+def _source(run: Run, sampler: Sampler, about: Mapping[str, Any], count: int, folder: Path) -> Trajectories:
+    """The trajectories that a run learns from; `about` is how its teacher draws."""
     settings, steps = sampler.run.sample, run.train.distillation.steps
-    return Trajectories(*sampler.computing(settings), settings, _drawing(sampler), steps, count, folder, run.seed)
+    return Trajectories(*sampler.computing(settings), settings, about, steps, count, folder, run.seed)
 
 
-def _with_room(run: Run, sampler: Sampler, folder: RunFolder, say: Say) -> Run:
+def _with_room(run: Run, sampler: Sampler, about: Mapping[str, Any], folder: RunFolder, say: Say) -> Run:
     """The run without stored trajectories if the disk has no room for them."""
     known = run.train.distillation
     if not known.trajectories or folder.trajectories.exists():
         return run
     try:
-        _source(run, sampler, known.trajectories, folder.trajectories).check_room()
+        _source(run, sampler, about, known.trajectories, folder.trajectories).check_room()
     except ValueError as error:
         say(f"{error}. They are not stored: every training step draws new ones, which is slower")
         return replace(run, train=replace(run.train, distillation=replace(known, trajectories=0)))

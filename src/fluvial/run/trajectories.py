@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fluvial.data.batches import shuffled
 from fluvial.flow.timesteps import grid
-from fluvial.sampling import forms, sets
+from fluvial.sampling import WEIGHTS, forms, sets
 from fluvial.sampling.labels import labels_for
 from fluvial.sampling.plan import Plan
 from fluvial.sampling.settings import SampleConfig
@@ -29,7 +29,7 @@ from fluvial.training.step import Batches
 from fluvial.utils.files import check_room
 from fluvial.utils.progress import Bar
 from fluvial.utils.randomness import address
-from fluvial.utils.tensors import check_tensors, tensors_checksum
+from fluvial.utils.tensors import check_tensors
 
 HELD_OUT = 256  # trajectories for validation, at most a tenth of those for training
 SHARD, PARTS = 500, 16  # trajectories in a part at most, and parts at least
@@ -46,7 +46,7 @@ class Trajectories:
     """The sampler of the teacher's method."""
     settings: SampleConfig
     about: Mapping[str, Any]
-    """The provenance of the teacher's samples."""
+    """The provenance of the teacher's samples, with the checksum of its weights."""
     steps: int
     count: int
     """0 for new ones whenever some are asked for."""
@@ -80,7 +80,7 @@ class Trajectories:
             shard=min(SHARD, -(-total // PARTS)),
             shape=((self.steps + 1) * prod(lead), height, width),
             classes=tuple(range(self._config.classes)),
-            weights_sha256=tensors_checksum(self.model.state_dict()),
+            weights_sha256=self.about[WEIGHTS],
             about={**self.about, "sampling": sampling},
         )
 

@@ -25,7 +25,8 @@ from fluvial.autoencoders.pixels import Pixels
 from fluvial.config import Run, to_json
 from fluvial.run.load import Sampler
 from fluvial.tools import estimate
-from fluvial.tools.timing import Call, model_of, seconds_of, synchronise, training_call
+from fluvial.tools.timing import Call, model_of, training_call
+from fluvial.utils.devices import seconds_of, synchronise
 from fluvial.utils.precision import Precision, matmul_precision
 
 What = Literal["train", "sample"]

@@ -1,9 +1,7 @@
 """Times calls on a device, and makes training steps to be timed, on random latents of a run's shape."""
 
-import time
 from collections.abc import Callable, Mapping
 from itertools import count
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,26 +11,11 @@ from fluvial.methods import method_of
 from fluvial.tools import estimate
 from fluvial.training.health import Health
 from fluvial.training.step import begin, step
+from fluvial.utils.devices import seconds_of
 from fluvial.utils.precision import matmul_precision
 
 MEASURED = 3.0  # seconds of training steps that are timed, after one that is not
 Call = Callable[[], Mapping[str, int]]  # one training step or batch; returns NFE by branch for samples, {} for a step
-
-
-def seconds_of(call: Callable[[], Any], device: torch.device, calls: int = 1) -> float:
-    """Mean seconds of a call, from an idle device until all calls are done."""
-    synchronise(device)
-    started = time.perf_counter()
-    for _ in range(calls):
-        call()
-    synchronise(device)
-    return (time.perf_counter() - started) / calls
-
-
-def synchronise(device: torch.device) -> None:
-    """Waits for all work on a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def training_call(run: Run, device: torch.device) -> tuple[Call, int]:

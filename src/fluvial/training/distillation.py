@@ -13,7 +13,6 @@ A regression on pairs of noise and image, as in "Knowledge Distillation in Itera
 """
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fluvial.flow.timesteps import grid
-from fluvial.methods.method import Distillable, Draws
+from fluvial.methods.method import Distillable, Draws, with_functions
 
 
 def following(method: Distillable, steps: int) -> Any:  # noqa: ANN401 - an Objective
@@ -45,8 +44,7 @@ def following(method: Distillable, steps: int) -> Any:  # noqa: ANN401 - an Obje
         t = times[:-1].to(points).expand(len(points), -1)
         return method.errors_along(model, points[:, :-1], t, labels, slopes(points, times), points[:, -1])
 
-    own = {name: getattr(method, name) for name in dir(method) if not name.startswith("__")}
-    return SimpleNamespace(**{**own, "draws": draws, "errors": errors})
+    return with_functions(method, draws=draws, errors=errors)
 
 
 def slopes(points: Float[Tensor, "b k1 *shape"], times: Float[Tensor, "k1"]) -> Float[Tensor, "b k *shape"]:

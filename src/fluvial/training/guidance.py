@@ -9,7 +9,6 @@ whose label is dropped v is v_null, so that the null branch is learned as ever.
 Source: arXiv 2502.12154, with 1 - 1 / weight for its w.
 """
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from fluvial.flow.guidance import GuidanceWeight
 from fluvial.flow.interpolant import expand
+from fluvial.methods.method import with_functions
 
 
 def with_guidance(method: Any, guidance: GuidanceWeight) -> Any:  # noqa: ANN401 - a method's module, or one like it
@@ -28,8 +28,7 @@ def with_guidance(method: Any, guidance: GuidanceWeight) -> Any:  # noqa: ANN401
     def errors(model: nn.Module, latents: Tensor, labels: Tensor | None, draws: Any) -> Float[Tensor, "b parts"]:  # noqa: ANN401
         return method.errors(_TowardsGuidance(model, guidance), latents, labels, draws)
 
-    own = {name: getattr(method, name) for name in dir(method) if not name.startswith("__")}
-    return SimpleNamespace(**{**own, "errors": errors})
+    return with_functions(method, errors=errors)
 
 
 class _TowardsGuidance(nn.Module):

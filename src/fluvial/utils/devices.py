@@ -1,5 +1,7 @@
-"""The device that a user names."""
+"""The device that a user names, and the seconds that a call takes on it."""
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,3 +30,19 @@ def device_of(given: Any = None) -> torch.device:  # noqa: ANN401 - checked
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device {device}: this machine, or this build of PyTorch, has no Metal (MPS); use cpu")
     return device
+
+
+def seconds_of(call: Callable[[], Any], device: torch.device, calls: int = 1) -> float:
+    """Mean seconds of a call, from an idle device until all calls are done."""
+    synchronise(device)
+    started = time.perf_counter()
+    for _ in range(calls):
+        call()
+    synchronise(device)
+    return (time.perf_counter() - started) / calls
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits for all work on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -16,10 +16,10 @@ from fluvial.run.inputs import open_autoencoder
 from fluvial.tools import estimate
 from fluvial.tools.plan import network, pace
 from fluvial.tools.plan.draft import applied, part_of
-from fluvial.tools.timing import seconds_of
 from fluvial.training.config import TrainConfig
 from fluvial.training.validation import EXAMPLES
 from fluvial.utils import pictures
+from fluvial.utils.devices import seconds_of
 
 MINUTES = 30.0
 MOST_MINUTES, MOST_STEPS, MOST_EPOCHS = 1_000_000, 1_000_000_000, 1_000_000  # beyond any training
