@@ -133,7 +133,7 @@ def scan(
     for keep, update in zip(decay[..., None, None].unbind(1), updates.unbind(1), strict=True):
         before.append(current)
         current = torch.addcmul(update, keep, current)
-    return torch.stack(before, dim=1), current
+    return _stacked(before), current
 
 
 def slid(
@@ -148,4 +148,9 @@ def slid(
         before.append((since[..., None, None] * kept).sum(1))
         kept = torch.cat([kept[:, 1:], update.unsqueeze(1)], dim=1)
         decays = torch.cat([decays[:, 1:], keep.unsqueeze(1)], dim=1)
-    return torch.stack(before, dim=1), Recent(kept, decays)
+    return _stacked(before), Recent(kept, decays)
+
+
+def _stacked(histories: list[Tensor]) -> Float[Tensor, "b s heads k k"]:
+    """Histories along an axis of their own; a single one, as in sampling, is not copied."""
+    return histories[0].unsqueeze(1) if len(histories) == 1 else torch.stack(histories, dim=1)
