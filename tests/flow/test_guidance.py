@@ -1,13 +1,17 @@
 import math
 from collections import Counter
+from typing import NamedTuple
 
 import pytest
 import torch
 
+from conftest import randomise
+from fluvial.flow import guidance as guidance_module
 from fluvial.flow.guidance import Guidance, guided
 from fluvial.flow.interpolant import INTERPOLANTS, log_snr
 from fluvial.flow.solvers import euler, heun
 from fluvial.flow.timesteps import grid
+from fluvial.methods import METHODS
 
 
 def constant(value):
@@ -196,3 +200,58 @@ def test_projected_guidance_is_finite_at_the_data():
 def test_wrong_settings_of_further_guidance_are_refused(wrong):
     with pytest.raises(ValueError, match="got"):
         Guidance(**wrong)
+
+
+@pytest.mark.parametrize("name", ["sit", "arflow", "flowar"])
+@pytest.mark.parametrize("momentum", [0.0, -0.5])
+def test_branches_at_once_give_the_samples_of_branches_apart(name, momentum, monkeypatch):
+    shape = {"size": (4, 4), "channels": 2, "classes": 3, "width": 32, "heads": 2, "depth": 2}
+    own = {"scales": (1, 2, 4), "head_width": 32, "head_heads": 2} if name == "flowar" else {"patch": 2}
+    method = METHODS[name]
+    config = method.Config(**shape, **own)
+    model = method.Model(config).eval().requires_grad_(False)
+    randomise(model)
+    noise = torch.randn(3, *config.noise_shape)
+    ramp = {"ramp": "linear"} if name == "flowar" else {}
+    given = {
+        "noise": noise,
+        "times": grid(4),
+        "solver": heun,
+        "guidance": Guidance(weight=2.0, momentum=momentum, **ramp),
+    }
+    rows = []
+    model.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    if name == "flowar":
+        model.head.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    found = {}
+    for most in (0, 10**6):
+        monkeypatch.setattr(guidance_module, "TOGETHER", most)
+        evaluations = Counter()
+        rows.clear()
+        found[most] = method.sample(model, torch.tensor([0, 2, 1]), **given, evaluations=evaluations), evaluations
+        assert (6 in rows) == bool(most) and (
+            most == 0 or rows.count(3) in (0, 8)
+        )  # FlowAR's first scale has no guidance
+    torch.testing.assert_close(*(samples for samples, _ in found.values()), atol=1e-5, rtol=1e-5)
+    assert found[0][1] == found[10**6][1]
+    monkeypatch.setattr(guidance_module, "TOGETHER", 10**6)
+    method.sample(model, torch.eye(4)[torch.tensor([0, 2, 1])], **given)  # mixed classes are evaluated apart
+    method.sample(model, torch.tensor([0, 2, 1]), **given, guide=model)
+
+
+def test_half_of_a_state_is_that_of_a_branch():
+    class Pair(NamedTuple):
+        a: torch.Tensor
+        b: torch.Tensor
+
+    def both(x, t, state):
+        assert x.shape == (4, 1) and t.shape == (4,)
+        if state is not None:
+            assert isinstance(state[0], Pair) and state[0].a.tolist() == [1, 1, 2, 2]
+        change = torch.tensor([1.0, 1.0, 2.0, 2.0])
+        return torch.ones_like(x), (Pair(change, change + 1), change)
+
+    field = guided(constant(0.0), constant(0.0), Guidance(weight=2.0), both=both)
+    v, state = field(torch.zeros(2, 1), torch.zeros(2), None)
+    assert (v == 1).all() and state[1][0].b.tolist() == [3, 3] and state[0][1].tolist() == [1, 1]
+    field(torch.zeros(2, 1), torch.zeros(2), state)

@@ -9,6 +9,7 @@ in t (2404.13040); the difference may be projected (APG, 2410.02416), and the re
 
 import math
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -20,6 +21,7 @@ from fluvial.flow.solvers import Field, State, check_finite, checks_are_free, is
 from fluvial.utils.checks import as_declared, setting
 
 G = TypeVar("G", bound="GuidanceWeight")
+TOGETHER = 256  # tokens of a batch
 DATA_SHARE = 1e-3  # of the velocity in the predicted data, at least: it is 0 at t = 1
 
 
@@ -139,6 +141,7 @@ def guided(
     null: Field,
     guidance: Guidance,
     *,
+    both: Field | None = None,
     interpolant: Interpolant = linear,
     evaluations: Counter[str] | None = None,
     place: str = "",
@@ -146,6 +149,7 @@ def guided(
 ) -> Field:
     """The guided velocity field; its state is the pair of the states of the conditional and the null branch.
 
+    `both`, if given, evaluates the two branches at once, on the rows of one after those of the other; see `together`.
     With momentum the running sum of differences is the third of its state. The null branch is evaluated only where it
     has an effect: not at weight 1 and not outside the interval. With a history (ARFlow) it is evaluated from the start
     until the interval ends, since the points before the interval affect its velocities inside. `evaluations`, if given,
@@ -167,19 +171,19 @@ def guided(
     def field(x: Tensor, t: Tensor, state: State) -> tuple[Tensor, State]:
         state_c, state_n, *rest = (None, None) if state is None else state
         tally["conditional"] += 1
-        v_c, next_c = conditional(x, t, state_c)
-        v_c = v_c.to(x.dtype)  # guidance magnifies the rounding error of a difference of bfloat16 velocities
-        if guidance.weight == 1:
-            check(v_c, t, conditional=v_c)
-            return v_c, (next_c, state_n, *rest)
-        has_history = next_c is not None
         at = t if guidance.log_snr is None else log_snr(interpolant, t)
-        # for the whole interval t is not compared, which would synchronise with a GPU
-        if not everywhere and not bool(((at <= high) & (has_history | (at >= low))).any()):
-            check(v_c, t, conditional=v_c)
-            return v_c, (next_c, state_n, *rest)
+        if both is not None and everywhere and guidance.weight != 1:
+            (v_c, v_n), (next_c, next_n) = _at_once(both, x, t, state_c, state_n)
+            v_c = v_c.to(x.dtype)  # guidance magnifies the rounding error of a difference of bfloat16 velocities
+        else:
+            v_c, next_c = conditional(x, t, state_c)
+            v_c, has_history = v_c.to(x.dtype), next_c is not None
+            # for the whole interval t is not compared, which would synchronise with a GPU
+            if guidance.weight == 1 or not (everywhere or bool(((at <= high) & (has_history | (at >= low))).any())):
+                check(v_c, t, conditional=v_c)
+                return v_c, (next_c, state_n, *rest)
+            v_n, next_n = null(x, t, state_n)
         tally["null"] += 1
-        v_n, next_n = null(x, t, state_n)
         v_n = v_n.to(x.dtype)
         weight = expand(torch.where((low <= at) & (at <= high), guidance.weight_at(t), 1.0).to(v_c.dtype), v_c)
         if guidance.projects:
@@ -196,6 +200,32 @@ def guided(
         return v, (next_c, next_n, *rest)
 
     return field
+
+
+def together(rows: int, tokens: int) -> bool:
+    """True if a network is so little busy with these rows of tokens that twice as many take about as long.
+
+    Measured on CPUs with AVX2 and AVX-512, see docs/speed.md.
+    """
+    return rows * tokens <= TOGETHER
+
+
+def _at_once(
+    both: Field, x: Tensor, t: Tensor, state_c: State, state_n: State
+) -> tuple[tuple[Tensor, ...], tuple[State, State]]:
+    """The velocities and the states of two branches, of one evaluation."""
+    count = len(x)
+    v, state = both(torch.cat([x, x]), torch.cat([t, t]), _each(torch.cat, state_c, state_n))
+    return v.split(count), (_each(lambda of: of[0][:count], state), _each(lambda of: of[0][count:], state))
+
+
+def _each(change: Callable[[Sequence[Tensor]], Tensor], *states: State) -> State:
+    """The states, which are tensors, tuples of such, or None, as one: `change` makes a tensor of those in a place."""
+    first = states[0]
+    if first is None or isinstance(first, Tensor):
+        return None if first is None else change(states)
+    parts = [_each(change, *those) for those in zip(*states, strict=True)]
+    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
 
 
 def projected(

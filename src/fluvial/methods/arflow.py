@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fluvial.flow.guidance import Guidance, guided
+from fluvial.flow.guidance import Guidance, guided, together
 from fluvial.flow.interpolant import INTERPOLANTS, u_t, x_t
 from fluvial.flow.solvers import Field, OnStep, Solver, State, StepNoise, euler
 from fluvial.flow.timesteps import TIME_SAMPLINGS, sorted_along_sequence
@@ -246,8 +246,11 @@ def sample(
     if guide is None:
         guidance = Guidance() if labels is None else guidance  # without labels both branches are equal
     null = branch(model, None) if guide is None else branch(guide, labels)
-    path = INTERPOLANTS[cast(ARFlowConfig, model.config).interpolant]
-    told = {"evaluations": evaluations, "careful": careful}
+    config, both = cast(ARFlowConfig, model.config), None
+    if guide is None and labels is not None and not labels.is_floating_point() and together(len(noise), tokens(config)):
+        both = branch(model, torch.cat([labels, torch.full_like(labels, config.classes)]))
+    path = INTERPOLANTS[config.interpolant]
+    told = {"evaluations": evaluations, "careful": careful, "both": both}
     field = guided(branch(model, labels), null, guidance, interpolant=path, **told)
     draws = {} if step_noise is None else {"noise": step_noise}
     return solver(field, noise, times, on_step=on_step, **draws).x

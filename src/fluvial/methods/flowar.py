@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fluvial.flow.guidance import Guidance, guided
+from fluvial.flow.guidance import Guidance, guided, together
 from fluvial.flow.interpolant import linear, u_t, x_t
 from fluvial.flow.solvers import Field, OnStep, Solver, Step, StepNoise, euler
 from fluvial.flow.timesteps import TIME_SAMPLINGS
@@ -343,10 +343,15 @@ def sample(
         for j, (network, ids) in enumerate(branches):
             z, caches[j] = network.transformer(inputs, ids, scales, caches[j], level)
             fields.append(_field(network.head, z, scales))
+            conditions.append(z)
+        at_once = guide is None and len(fields) == 2 and together(len(noise), size[0] * size[1])
+        both = _field(model.head, torch.cat(conditions), scales) if at_once else None
         calls = Counter(transformer=len(fields))
         scale, at = f"{size[0]}x{size[1]}", guidance.at_scale(i, count)
         solution = solvers[i](
-            guided(fields[0], fields[-1], at, evaluations=calls, place=f" of scale {scale}", careful=careful),
+            guided(
+                fields[0], fields[-1], at, both=both, evaluations=calls, place=f" of scale {scale}", careful=careful
+            ),
             noise[:, span],
             grids[i],
             on_step=on_step and _at_full_size(on_step, config, i, shown),
