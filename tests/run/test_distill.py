@@ -1,8 +1,13 @@
 """Distilled runs: made, continued, sampled in their steps alone, and what is refused."""
 
+import html
 import json
+import shutil
+import time
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,14 +16,17 @@ from fluvial import cli, recipes
 from fluvial.flow.guidance import Guidance
 from fluvial.methods import method_of
 from fluvial.run import distill as module
+from fluvial.run import distillation_plan
 from fluvial.run.distill import distill
 from fluvial.run.likelihood import LikelihoodConfig, check_likelihood
 from fluvial.run.trajectories import Trajectories
 from fluvial.sampling import sets
 from fluvial.sampling.settings import Dopri5, SampleConfig
+from fluvial.tools.clean import Keeping, plan
 from fluvial.tools.doctor import doctor
 from fluvial.tools.guide.settings import axes_of
 from fluvial.tools.guide.sweep import check_guidable
+from fluvial.tools.runs import look
 from fluvial.training.config import Distillation
 from fluvial.training.distributed import ALONE, World
 from fluvial.utils.errors import Stopped
@@ -78,7 +86,7 @@ def test_a_distilled_run_samples_in_its_steps_without_a_null_branch(teachers, tm
     assert {name: n for name, n in samples.nfe.items() if not name.startswith("transformer")} == calls
     assert sampler.run.sample.steps == 2 and sampler.run.sample.guidance.is_off
     about = samples.about["sampling"]["distilled"]
-    assert about == f"to 2 steps, from {teacher.described}"
+    assert about == f"to 2 steps, from {teacher.described}, with guidance.weight 2"
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     losses = [row["held_out_loss"] for row in log if "held_out_loss" in row]
     assert len(losses) == 6 and losses[-1] < losses[0]
@@ -93,22 +101,22 @@ def test_what_a_distilled_model_has_not_learned_is_refused(distilled, teachers, 
         ({"steps": 4}, "distilled to 2 steps and is sampled in as many: got sample.steps 4"),
         ({"nfe": 1}, "got sample.steps 1"),
         ({"guidance": 1.5}, "has its teacher's guidance.*weight 1.5"),
-        ({"solver": "heun"}, "equal steps of euler: got sample.solver heun"),
-        ({"settings": SampleConfig(steps=2, shift=2.0)}, "sample.shift 2"),
+        ({"solver": "heun"}, "no context noise: got sample.solver heun"),
+        ({"settings": SampleConfig(steps=2, shift=2.0)}, "got sample.shift 2"),
     ):
         with pytest.raises(ValueError, match=says):
             sampler.sample(1, **wrong)
     images = sampler.sample(2, classes=[1, 2]).images
     with pytest.raises(ValueError, match="make no ODE"):
         fluvial.edit.invert(sampler, images, classes=[1, 2])
-    with pytest.raises(ValueError, match=r"steps, which begin at the times 0.5: got at 0.3"):
+    with pytest.raises(ValueError, match=r"at must be where one begins: 0.5; got 0.3"):
         fluvial.edit.redraw(sampler, images, at=0.3, classes=[1, 2])
     assert fluvial.edit.redraw(sampler, images, at=0.5, classes=[1, 2]).nfe == {"conditional": 1}
     with pytest.raises(ValueError, match="draws nothing without a class"):
         fluvial.edit.redraw(sampler, images, at=0.5)
     with pytest.raises(ValueError, match="was distilled itself"):
         distill(sampler, tmp_path / "twice", steps=1, **FEW)
-    with pytest.raises(ValueError, match="is not trained on images"):
+    with pytest.raises(ValueError, match="`fluvial distill` trains it"):
         fluvial.train(sampler.run, out, device="cpu")
     teacher = fluvial.load(teachers("digits-sit"), device="cpu")
     asked = replace(teacher.run, train=replace(teacher.run.train, distillation=Distillation(steps=2)))
@@ -123,13 +131,17 @@ def test_what_a_distilled_model_has_not_learned_is_refused(distilled, teachers, 
     for wrong, says in (
         ({"steps": 5}, "steps must be at most the 4 of the teacher, got 5"),
         ({"steps": 1, "batch": 10**6}, "batch must be at most 100,000, got 1,000,000"),
-        ({"steps": 0}, "steps must be a whole number of at least 1"),
+        ({"steps": 0}, "steps must be a whole number from 1"),
+        ({"steps": 1, "seed": 2**63}, "seed must be a whole number from 0 to 9,223,372,036,854,775,807, got"),
         ({"steps": 1, "minutes": 0.0}, "minutes must be a number above 0"),
+        ({"steps": 1, "minutes": 1.0, "updates": 3}, "give minutes or updates, got 1.0 and 3"),
         ({"steps": 1, "lr": -1.0}, "lr and clip_at must be above 0"),
     ):
         with pytest.raises(ValueError, match=says):
             distill(teacher, tmp_path / "wrong", **wrong)
-    assert [path.name for path in (tmp_path / "wrong").iterdir()] == [".lock"]
+    assert not (tmp_path / "wrong").exists()
+    with pytest.raises(ValueError, match="a guide has velocities at points"):
+        teacher.guided_by(sampler)
     with pytest.raises(ValueError, match="make no ODE"):
         check_likelihood(sampler.run, LikelihoodConfig(), labelled=True)
     fall = next(check for check in doctor(out) if check.name == "fall of the loss")
@@ -193,10 +205,67 @@ def test_altered_trajectories_are_named(teachers, tmp_path):
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"latents-00003.safetensors is damaged.*remove it, and the same command"):
+    with pytest.raises(
+        ValueError,
+        match=r"latents-00003.safetensors is damaged.*remove .*latents-00003.safetensors, and the same command",
+    ):
         distill(teachers("digits-sit"), tmp_path / "run", steps=1, updates=8)
     file.unlink()
     assert distill(teachers("digits-sit"), tmp_path / "run", steps=1, updates=8).step == 8
+
+
+def test_parts_of_other_trajectories_are_not_learned_from(teachers, tmp_path):
+    for name, seed in (("run", 0), ("other", 1)):
+        distill(teachers("digits-sit"), tmp_path / name, steps=1, **FEW, seed=seed)
+    file = "trajectories/latents-00002.safetensors"
+    (tmp_path / "run" / file).write_bytes((tmp_path / "other" / file).read_bytes())
+    with pytest.raises(ValueError, match="latents-00002.safetensors was altered: the SHA-256 is another; remove"):
+        distill(teachers("digits-sit"), tmp_path / "run", steps=1, updates=8)
+    (tmp_path / "run" / "trajectories" / "samples.json").unlink()
+    with pytest.raises(ValueError, match="trajectories: the same command draws the trajectories again"):
+        distill(teachers("digits-sit"), tmp_path / "run", steps=1, updates=8)
+    shutil.rmtree(tmp_path / "run" / "trajectories")
+    assert distill(teachers("digits-sit"), tmp_path / "run", steps=1, updates=8).step == 8
+
+
+def test_what_other_commands_say_of_a_distilled_run(distilled, teachers, tmp_path, capsys):
+    out, sampler = distilled
+    teacher = str(teachers("digits-sit"))
+    checks = [check for check in doctor(out) if check.settings or check.command.startswith("fluvial train")]
+    assert not checks
+    assert cli.main(["report", str(out), "--out", str(tmp_path / "report.html")]) == 0
+    page = html.unescape((tmp_path / "report.html").read_text())
+    assert f"fluvial distill TEACHER --steps 2 --out {out}" in page and f"fluvial train {out}" not in page
+    assert f"distilled {sampler.run.train.distillation.told}" in page
+    capsys.readouterr()
+    assert cli.main(["train", str(out), "--dry-run"]) != 0
+    assert "`fluvial distill` trains it" in capsys.readouterr().err
+    assert look(out).method == "sit, 2 steps" and look(Path(teacher)).method == "sit"
+    removable = {each.path.name for each in plan(out, Keeping()).removable}
+    assert "trajectories" in removable
+    assert "trajectories" not in {each.path.name for each in plan(Path(teacher), Keeping()).removable}
+
+
+def test_python_numbers_of_other_kinds_and_more_updates(teachers, tmp_path):
+    numbers = {"steps": np.int64(2), "trajectories": np.int64(20), "updates": np.int32(3), "lr": np.float32(1e-3)}
+    found = distill(teachers("digits-sit"), tmp_path / "run", **numbers, batch=4)
+    assert found.run.train.save_every == 1
+    longer = distill(teachers("digits-sit"), tmp_path / "run", steps=2, updates=40)
+    assert longer.step == 40 and longer.run.train.save_every == longer.run.train.sample_every == 4
+    pictures = {int(path.stem[5:]) for path in (tmp_path / "run" / "samples").glob("step-*.png")}
+    assert pictures == {1, 2, 3, *range(4, 41, 4)}
+
+
+def test_a_run_without_a_whole_checkpoint_starts_over_when_told(teachers, tmp_path):
+    out = tmp_path / "run"
+    first = distill(teachers("digits-sit"), out, steps=2, **FEW)
+    before = {name: value.clone() for name, value in first.model.state_dict().items()}
+    for shard in (out / "checkpoints").glob("*/*.safetensors"):
+        shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(Exception, match="--start-over"):
+        distill(teachers("digits-sit"), out, steps=2)
+    distill(teachers("digits-sit"), out, steps=2, start_over=True)
+    assert same(weights(out), before)
 
 
 def source(teacher, folder, count=40):
@@ -239,18 +308,25 @@ def test_without_room_none_are_stored(teachers, tmp_path, monkeypatch, capsys):
     found = distill(teachers("digits-sit"), tmp_path / "run", steps=2, **FEW)
     assert found.run.train.distillation.trajectories == 0
     assert "no room. They are not stored: every training step draws new ones" in capsys.readouterr().out
+    again = distill(teachers("digits-sit"), tmp_path / "run", steps=2, **{**FEW, "updates": 8})
+    assert again.step == 8
 
 
-def test_minutes_decide_on_trajectories_and_training_steps(teachers, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "seconds_of", lambda call, device, calls=1: (call(), 5.0 / calls)[1])
-    monkeypatch.setattr(module, "TRIED", 2)
-    teacher = fluvial.load(teachers("digits-sit"), device="cpu")
-    given = {"trajectories": None, "updates": None, "batch": 4, "lr": None, "seed": None}
-    run = module._planned(teacher, 2, 10.0, given, 1)
-    each, of_step = 5.0 / module.FEWEST_TRIED, 5.0 / 2
+def given(**options):
+    return {name: None for name in ("trajectories", "updates", "batch", "lr", "seed")} | {"images": False} | options
+
+
+def test_minutes_decide_on_trajectories_and_training_steps(teachers, monkeypatch):
+    plan = distillation_plan
+    monkeypatch.setattr(plan, "seconds_of", lambda call, device, calls=1: (call(), 5.0 / calls)[1])
+    monkeypatch.setattr(plan, "TRIED", 2)
+    teacher, options = fluvial.load(teachers("digits-sit"), device="cpu"), given(batch=4)
+    draft = plan.draft(teacher, 2, options)
+    run = plan.planned(draft, teacher, module._drawing(teacher), None, time.perf_counter() + 600, options, 1)
+    each, of_step = 5.0 / plan.FEWEST_TRIED, 5.0 / 2
     drawn = run.train.distillation.trajectories
     assert drawn == pytest.approx(0.25 * 600 / each, rel=0.02)
-    assert run.train.steps == pytest.approx(module.TRAINING * (600 - drawn * each) / of_step, rel=0.02)
+    assert run.train.steps == pytest.approx(plan.TRAINING * (600 - drawn * each) / of_step, rel=0.02)
 
 
 def test_trajectories_are_timed_in_batches_that_take_long_enough(monkeypatch):
@@ -263,10 +339,52 @@ def test_trajectories_are_timed_in_batches_that_take_long_enough(monkeypatch):
         call()
         return 0.1 + drawn[-1] * 0.002
 
-    monkeypatch.setattr(module, "seconds_of", seconds)
-    assert module._seconds_each(draw, 2000, torch.device("cpu")) == pytest.approx((0.1 + 1024 * 0.002) / 1024)
+    monkeypatch.setattr(distillation_plan, "seconds_of", seconds)
+    timed = distillation_plan._seconds_each
+    assert timed(draw, 2000, torch.device("cpu")) == pytest.approx((0.1 + 1024 * 0.002) / 1024)
     assert drawn == [16, 64, 256, 1024]
-    assert module._seconds_each(draw, 100, torch.device("cpu")) == pytest.approx(0.3 / 100)
+    assert timed(draw, 100, torch.device("cpu")) == pytest.approx(0.3 / 100)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_learns_from_images_and_goes_on_to_the_same_weights(teachers, tmp_path, recipe):
+    few = {"steps": 2, "images": True, "updates": 4, "batch": 4, "lr": 1e-3}
+    whole = distill(teachers(recipe), tmp_path / "whole", **few)
+    assert whole.run.train.distillation.images and " on images, from " in whole.run.train.distillation.told
+    assert not (tmp_path / "whole" / "trajectories").exists()
+    log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert sum("held_out_loss" in row for row in log) == 4
+
+    def interrupt(step, metrics):
+        if step == 1:
+            raise Stopped(step, "a test")
+
+    with pytest.raises(Stopped):
+        distill(teachers(recipe), tmp_path / "parts", **few, on_step=interrupt)
+    distill(teachers(recipe), tmp_path / "parts", steps=2, images=True)
+    assert same(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    assert sum(n for name, n in whole.sample(2).nfe.items() if not name.startswith("transformer")) in (2, 6)
+
+
+def test_images_can_be_given(teachers, tmp_path):
+    images, labels = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8), torch.arange(12) % 10
+    few = {"steps": 4, "updates": 1, "batch": 4}
+    found = distill(teachers("digits-sit"), tmp_path / "given", images=(images, labels), **few)
+    assert found.run.data.name == "given" and found.run.train.distillation.images
+    with pytest.raises(ValueError, match="give images or trajectories to learn from"):
+        distill(teachers("digits-sit"), tmp_path / "both", images=True, trajectories=0, **few)
+    with pytest.raises(ValueError, match="images is True there and False here"):
+        distill(teachers("digits-sit"), tmp_path / "given", **few)
+    with pytest.raises(ValueError, match="8 x 4|4 x 8|size"):
+        distill(teachers("digits-sit"), tmp_path / "other", images=(images[..., :4], labels), **few)
+    with pytest.raises(ValueError, match="a training step of it needs its teacher"):
+        found.run.objective  # noqa: B018
+
+
+def test_minutes_decide_on_training_steps_on_images(teachers, tmp_path, monkeypatch):
+    monkeypatch.setattr(distillation_plan, "seconds_of", lambda call, device, calls=1: (call(), 60.0)[1])
+    found = distill(teachers("digits-arflow"), tmp_path, steps=2, images=True, batch=4, minutes=5.0)
+    assert found.step == int(0.93 * 5)  # a minute each
 
 
 def test_the_command(teachers, tmp_path, capsys):

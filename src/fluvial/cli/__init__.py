@@ -12,7 +12,7 @@ fluvial walk RUN --from A --to B      draw the images between two as a GIF, or b
 fluvial score RUN|IMAGES [options]    measure samples against real images: FID and its family, with provenance
 fluvial likelihood RUN [IMAGES]       how likely images are under a model, in bits per dimension
 fluvial guide RUN [options]           find the guidance: weights, intervals and averages measured on few images
-fluvial distill RUN --steps 4         a run that samples in a few steps what this one draws in many
+fluvial distill RUN --steps 4         a run that samples in a few steps
 fluvial plot RUN [RUN ...] [options]  draw the curves of runs into one picture
 fluvial doctor RUN                    compare a run with what is expected: what is wrong, why, and what to do
 fluvial compare digits [options]      train all methods for the same time and put them side by side

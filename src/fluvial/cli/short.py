@@ -72,12 +72,13 @@ SHORT: dict[str, tuple[Short, ...]] = {
         DEVICE,
     ),
     "distill": (
-        Short("steps", "steps", "N", "steps that the new run samples in (default: 4); of FlowAR, at each scale"),
+        Short("steps", "steps", "N", "steps that the new run samples in; of FlowAR, at each scale"),
         Short("minutes", "minutes", "M", "time for it in all; by default 10,000 trajectories, 5,000 training steps"),
         Short("trajectories", "trajectories", "N", "trajectories to draw and store; 0: new ones in every step"),
+        Short("images", "images", "", "learn from the images of RUN, in place of trajectories"),
         Short("updates", "updates", "N", "training steps, in place of minutes"),
         GUIDANCE,
-        SOLVER,
+        Short("solver", "sample.solver", "NAME", "solver of the trajectories: ab2, heun, midpoint or euler"),
         Short("step", "step", "N", "training step of the checkpoint; the newest by default"),
         Short("out", "out", "FOLDER", "folder of the new run; RUN-N-steps by default"),
         DEVICE,
@@ -197,9 +198,10 @@ ABOUT = {
     ),
     "distill": (
         "RUN",
-        "Make a run that samples in a few steps, without guidance beside it, what RUN draws in many.",
+        "Make a run that samples in a few steps, with the guidance of RUN in its weights.",
         "RUN is a run folder, which draws trajectories with its own settings of sampling. The new run learns to follow "
-        "them in --steps. The same command goes on where it stopped.",
+        "them in --steps; or with --images it learns from the images that RUN was trained on. The same command goes on "
+        "where it stopped.",
     ),
     "guide": (
         "RUN",

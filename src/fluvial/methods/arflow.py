@@ -172,20 +172,20 @@ def errors(
     return (velocity.float() - u_t(path, draws.noise, latents, draws.t)).square().mean(dim=(-3, -2, -1))
 
 
-def errors_along(
+def velocities_along(
     model: nn.Module,
     x: Float[Tensor, "b s c h w"],
     t: Float[Tensor, "b s"],
     labels: Int[Tensor, "b"] | None,
-    slopes: Float[Tensor, "b s c h w"],
     ends: Float[Tensor, "b c h w"],
-) -> Float[Tensor, "b s"]:
-    """The mean squared difference of the velocities from these slopes, at points of trajectories.
+) -> Float[Tensor, "b s c h w"]:
+    """The velocities at points that are the images of a sequence, as in sampling."""
+    return model(x, t, labels)[0]
 
-    As in sampling, the points of a trajectory are the images of a sequence.
-    """
-    velocity, _ = model(x, t, labels)
-    return (velocity.float() - slopes).square().mean(dim=(-3, -2, -1))
+
+def mean_squares(config: ARFlowConfig, difference: Float[Tensor, "b s c h w"]) -> Float[Tensor, "b s"]:
+    """The mean square of each image."""
+    return difference.float().square().mean(dim=(-3, -2, -1))
 
 
 def follower(config: ARFlowConfig, steps: int) -> ARFlowConfig:

@@ -218,15 +218,14 @@ def errors(
     return _by_scale(velocity.float() - u_t(linear, draws.noise, x1, time), config)
 
 
-def errors_along(
+def velocities_along(
     model: nn.Module,
     x: Float[Tensor, "b k n p"],
     t: Float[Tensor, "b k"],
     labels: Int[Tensor, "b"] | None,
-    slopes: Float[Tensor, "b k n p"],
     ends: Float[Tensor, "b n p"],
-) -> Float[Tensor, "b s"]:
-    """The mean squared difference of the velocities from these slopes, at k points of the trajectories of all scales.
+) -> Float[Tensor, "b k n p"]:
+    """The velocities at k points of the trajectories of all scales.
 
     As in sampling, the condition of a scale is that of the maps that the coarser trajectories end with.
     """
@@ -236,8 +235,13 @@ def errors_along(
     inputs = inputs_of(maps, config).repeat_interleave(count, dim=0)
     each = None if labels is None else labels.repeat_interleave(count)
     time = t.flatten().unsqueeze(1).expand(-1, len(config.sizes))
-    velocity = model(x.flatten(0, 1), time, each, inputs)
-    return _by_scale(velocity.float() - slopes.flatten(0, 1), config).unflatten(0, (-1, count)).mean(dim=1)
+    return model(x.flatten(0, 1), time, each, inputs).view_as(x)
+
+
+def mean_squares(config: FlowARConfig, difference: Float[Tensor, "b k n p"]) -> Float[Tensor, "b s"]:
+    """The mean square of each scale, over all points."""
+    each = _by_scale(difference.float().flatten(0, 1), config)
+    return each.unflatten(0, difference.shape[:2]).mean(dim=1)
 
 
 def follower(config: FlowARConfig, steps: int) -> FlowARConfig:
@@ -339,7 +343,7 @@ def sample(
         level = noise.new_full((len(noise), 1), context_noise if i > 0 else 0.0)
         if all(weight == 1 for weight in weights[i:]):
             branches = branches[:1]  # neither this scale nor any finer one needs the null branch
-        fields = []
+        fields, conditions = [], []
         for j, (network, ids) in enumerate(branches):
             z, caches[j] = network.transformer(inputs, ids, scales, caches[j], level)
             fields.append(_field(network.head, z, scales))

@@ -239,20 +239,23 @@ class Reversible(Protocol):
 
 @runtime_checkable
 class Distillable(Protocol):
-    """A method that can learn to follow trajectories in few steps, as `fluvial distill` needs it."""
+    """A method that can learn to sample in few steps, as `fluvial distill` needs it."""
 
-    def errors_along(
-        self, model: nn.Module, x: Tensor, t: Tensor, labels: Tensor | None, slopes: Tensor, ends: Tensor
-    ) -> Float[Tensor, "b parts"]:
-        """The mean squared difference of the model's velocities from the slopes of trajectories, for each part.
+    def velocities_along(
+        self, model: nn.Module, x: Tensor, t: Tensor, labels: Tensor | None, ends: Tensor
+    ) -> Float[Tensor, "b k ..."]:
+        """The model's velocities at x (b, k, ...), k points of each trajectory, in the shape of the noise.
 
-        x (b, k, ...) are k points of each trajectory at the times t (b, k), ascending, in the shape of the noise;
-        slopes are shaped like x, and ends (b, ...) are the points at t = 1.
+        Their times t (b, k) ascend; ends (b, ...) are the points at t = 1.
         """
         ...
 
+    def mean_squares(self, config: Any, difference: Tensor) -> Float[Tensor, "b parts"]:
+        """The mean square of each part of the difference (b, k, ...) of velocities at k points."""
+        ...
+
     def follower(self, config: Any, steps: int) -> Any:
-        """The settings to train a model with that follows trajectories in this many steps."""
+        """The settings to train a model with that samples in this many steps."""
         ...
 
     def followed(self, model: nn.Module) -> nn.Module:

@@ -129,18 +129,21 @@ def errors(
     return error.mean(dim=(-3, -2, -1)).unsqueeze(-1)
 
 
-def errors_along(
+def velocities_along(
     model: nn.Module,
     x: Float[Tensor, "b k c h w"],
     t: Float[Tensor, "b k"],
     labels: Int[Tensor, "b"] | None,
-    slopes: Float[Tensor, "b k c h w"],
     ends: Float[Tensor, "b c h w"],
-) -> Float[Tensor, "b 1"]:
-    """The mean squared difference of the velocities at k points of each trajectory from these slopes."""
+) -> Float[Tensor, "b k c h w"]:
+    """The velocities at k points of each trajectory."""
     each = None if labels is None else labels.repeat_interleave(x.shape[1])
-    error = (model(x.flatten(0, 1), t.flatten(), each).float().view_as(x) - slopes).square()
-    return error.flatten(1).mean(dim=1, keepdim=True)
+    return model(x.flatten(0, 1), t.flatten(), each).view_as(x)
+
+
+def mean_squares(config: SiTConfig, difference: Float[Tensor, "b k c h w"]) -> Float[Tensor, "b 1"]:
+    """The mean square over all points."""
+    return difference.float().square().flatten(1).mean(dim=1, keepdim=True)
 
 
 def follower(config: SiTConfig, steps: int) -> SiTConfig:

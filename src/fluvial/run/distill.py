@@ -2,11 +2,10 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +13,29 @@ import torch
 from torch import nn
 
 from fluvial.config import Run
-from fluvial.flow.guidance import GuidanceWeight
+from fluvial.data.given import Given
 from fluvial.methods import method_of, name_of
-from fluvial.methods.method import Distillable
+from fluvial.methods.method import Distillable, Editable
+from fluvial.run.distillation_plan import draft, planned, student, with_intervals
 from fluvial.run.folder import RunFolder
-from fluvial.run.learner import build, check_trained, learner_of
+from fluvial.run.inputs import Inputs, open_inputs
+from fluvial.run.learner import check_trained, learner_of
+from fluvial.run.lessons import Lessons, lessons_of, source_of
 from fluvial.run.load import Sampler, draw_preview, load, sampler_of
-from fluvial.run.trajectories import Trajectories
+from fluvial.run.train import check_room_for, with_data
 from fluvial.sampling import WEIGHTS
 from fluvial.sampling.plan import determining, differences
-from fluvial.sampling.settings import Euler, SampleConfig
+from fluvial.sampling.settings import SampleConfig
 from fluvial.training import checkpoint, distributed, loop
-from fluvial.training.config import Distillation
-from fluvial.training.distributed import ALONE, World
-from fluvial.training.health import Health
+from fluvial.training.distributed import World
 from fluvial.training.loop import OnStep
-from fluvial.training.optim import OptimConfig
-from fluvial.training.step import MicroBatch, loss_of, split, step
 from fluvial.utils.atomic import only_one
 from fluvial.utils.checks import misfit
-from fluvial.utils.devices import device_of, seconds_of
+from fluvial.utils.devices import device_of
 from fluvial.utils.tensors import tensors_checksum
 
-TRAJECTORIES, UPDATES = 10_000, 5_000  # by default
-FEWEST, MOST_AT_ONCE, MOST_MINUTES = 64, 100_000, 1e6  # trajectories in all, and in a training step
-SHARE, TRAINING = 0.25, 0.93  # of the minutes, for trajectories; of what is left, for training steps alone
-TRIED, FEWEST_TRIED = 10, 16  # training steps that are timed, and trajectories at least
-LONG_ENOUGH = 1.0  # seconds, to time a batch
-POINTS = 128  # of trajectories in a training step, at least, by default
+FEW = 100  # training steps, that teach little
+MOST_AT_ONCE, MOST_MINUTES = 100_000, 1e6  # trajectories or images in a training step
 Say = Callable[[str], None]
 
 
@@ -56,8 +50,10 @@ def distill(
     batch: int | None = None,
     lr: float | None = None,
     seed: int | None = None,
+    images: bool | Given | Path | str = False,
     settings: SampleConfig | None = None,
     device: torch.device | str | None = None,
+    start_over: bool = False,
     on_step: OnStep | None = None,
 ) -> Sampler:
     """Trains a copy of the teacher that samples in `steps` steps, in the folder `out`, or goes on with the one there.
@@ -70,43 +66,83 @@ def distill(
     default such that the network is evaluated as often as in one of the teacher's. `lr`, and `seed` of the trajectories
     and their order, are the teacher's by default.
 
+    `start_over` trains from the start where none of the run's checkpoints is whole.
+    `images` True learns from the images of the run instead, with the velocities that the teacher has between noise and
+    images, and so does an image folder or whatever `fluvial.train` takes as data.
+
     Raises ValueError for a teacher whose sampling is no ODE with steps of its own, one that was distilled itself, and a
     folder that holds another run; RuntimeError if weights or trajectories are not finite.
     """
-    for name, value, least in (
-        ("steps", steps, 1),
-        ("trajectories", trajectories, 0),
-        ("updates", updates, 1),
-        ("batch", batch, 1),
-        ("seed", seed, 0),
-    ):
-        if value is not None and (misfit(value, int) or value < least):
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r:.100}")
-    if batch is not None and batch > MOST_AT_ONCE:
-        raise ValueError(f"batch must be at most {MOST_AT_ONCE:,}, got {batch:,}")
-    if minutes is not None and not (isinstance(minutes, int | float) and 0 < minutes < MOST_MINUTES):
-        raise ValueError(f"minutes must be a number above 0, got {minutes!r:.100}")
+    started, data = time.perf_counter(), None if isinstance(images, bool) else images
+    images = data is not None or bool(images)
+    lengths = {"trajectories": trajectories, "updates": updates, "batch": batch, "seed": seed}
+    given = {name: _whole(name, value) for name, value in lengths.items()}
+    given |= {"lr": None if lr is None else float(lr), "images": images}
+    steps = _whole("steps", steps) or 0
+    if minutes is not None and (isinstance(minutes, bool) or misfit(minutes, float) or not 0 < minutes < MOST_MINUTES):
+        raise ValueError(f"minutes must be a number above 0 and below {MOST_MINUTES:,.0f}, got {minutes!r:.100}")
+    if minutes is not None and updates is not None:
+        raise ValueError(f"give minutes or updates, got {minutes} and {updates}")
+    if images and trajectories is not None:
+        raise ValueError(f"give images or trajectories to learn from, got images and trajectories {trajectories}")
+    if settings is not None and not isinstance(settings, SampleConfig):
+        raise ValueError(f"settings must be a SampleConfig, such as run.sample, got {settings!r:.100}")
     with distributed.world(device_of(device)) as (world, device):
         sampler = teacher if isinstance(teacher, Sampler) else load(teacher, device=device)
         sampler = _drawing_with(sampler, settings, steps)
+        if images and not isinstance(method_of(sampler.run.method), Editable):
+            name = name_of(type(sampler.run.method))
+            raise ValueError(f"the method {name} has no function `ends`, which distillation from images needs")
         folder, say = RunFolder(out), partial(print, flush=True) if world.first else lambda text: None
+        if not folder.exists():
+            folder.check(sampler.run)
+        drafted = draft(sampler, steps, given)
         with only_one(folder.path) if world.first else nullcontext():
-            run, about = None, _drawing(sampler)
+            about = _drawing(sampler)
+            run = world.broadcast(_there(folder, sampler, about, steps, given) if world.first else None)
+            if run is not None and minutes is not None:
+                say(
+                    f"goes on with its {run.train.steps:,} training steps: minutes are for the start; for more, updates"
+                )
+            is_new, run = run is None, run or drafted
+            if run.train.batch < world.size:
+                raise ValueError(f"batch must be at least the number of ranks, {world.size}, got {run.train.batch}")
+            inputs = _inputs(run, data, sampler, folder, world, device, say) if images else None
+            run = run if inputs is None else inputs.run
             if world.first:
-                given = {"trajectories": trajectories, "updates": updates, "batch": batch, "lr": lr, "seed": seed}
-                run = _there(folder, sampler, about, steps, given)
-                run = run or _planned(sampler, steps, minutes, given, world.size)
+                if is_new:
+                    end = None if minutes is None else started + 60 * minutes
+                    run = planned(run, sampler, about, inputs, end, given, world.size)
                 run = _with_room(run, sampler, about, folder, say)
+                if told := folder.next_rate(run):
+                    say(told)
                 start = sampler.folder and sampler.folder.path
                 folder.claim(run, None, start, {"teacher": about})
             run = world.broadcast(run)
             if world.agree(world.first and folder.taken() >= run.train.steps):
-                say(f"{folder} has taken all of its {run.train.steps:,} training steps; for more give more updates")
-                return load(folder.path, device=device)
-            say(_about(run, sampler))
-            source = _source(run, sampler, about, run.train.distillation.trajectories, folder.trajectories)
-            source.make(world)
-            return _trained(run, folder, sampler, source, world, on_step)
+                say(f"{folder} has taken all of its {run.train.steps:,} training steps; for more, give more --updates")
+                return load(folder.path, device=device, autoencoder=sampler.autoencoder)
+            say(_about(run, sampler, inputs))
+            model = student(run, sampler)
+            if world.first:
+                check_room_for(folder, run, model)
+            lessons = lessons_of(run, sampler, about, inputs, folder.trajectories)
+            try:
+                lessons.make(world)
+            except KeyboardInterrupt:
+                kept = f"interrupted: finished parts of the trajectories stay in {folder}; the same command goes on"
+                raise KeyboardInterrupt(kept) from None
+            return _trained(run, folder, sampler, model, lessons, world, on_step, start_over)
+
+
+def _whole(name: str, value: int | None) -> int | None:
+    """The value as a Python integer. Raises ValueError if it is none, or too small or large for what it is."""
+    if value is None and name != "steps":
+        return None
+    least, most = int(name not in ("trajectories", "seed")), MOST_AT_ONCE if name == "batch" else 2**63 - 1
+    if misfit(value, int) or not least <= (value or 0) <= most:
+        raise ValueError(f"{name} must be a whole number from {least} to {most:,}, got {value!r:.100}")
+    return int(value or 0)
 
 
 def _drawing_with(sampler: Sampler, settings: SampleConfig | None, steps: int) -> Sampler:
@@ -118,7 +154,7 @@ def _drawing_with(sampler: Sampler, settings: SampleConfig | None, steps: int) -
     solver, distilled = settings.solver_settings, run.train.distillation
     if not isinstance(method_of(run.method), Distillable):
         name = name_of(type(run.method))
-        raise ValueError(f"the method {name} has no function `errors_along`, which distillation needs")
+        raise ValueError(f"the method {name} has no function `velocities_along`, which distillation needs")
     if distilled.steps:
         raise ValueError(f"the teacher was distilled itself ({distilled.told}): take the model that it is from")
     if sampler.guide is not None:
@@ -145,126 +181,47 @@ def _there(
     known = run.train.distillation
     if not known.steps:
         raise ValueError(f"{folder} holds a run that was not distilled; choose another folder with --out")
-    drawn = folder.record().get("config", {}).get("teacher", {})
-    unlike = differences(determining(drawn), determining(about)) if drawn else ["its run.json has lost its teacher"]
-    there = {"trajectories": known.trajectories, "batch": run.train.batch, "lr": run.optim.lr, "seed": run.seed}
-    there["steps"] = known.steps
+    try:
+        unlike = differences(determining(folder.record()["config"]["teacher"]), determining(about))
+    except (KeyError, TypeError, AttributeError):
+        unlike = ["its run.json has lost its teacher"]
+    there: dict[str, Any] = {"batch": run.train.batch, "lr": run.optim.lr, "seed": run.seed}
+    there |= {"steps": known.steps, "images": known.images}
+    if known.trajectories:  # else there was no room for them
+        there["trajectories"] = known.trajectories
     asked = {**given, "steps": steps}
     unlike += [f"{k} is {v} there and {asked[k]} here" for k, v in there.items() if asked[k] not in (None, v)]
     if unlike:
         raise ValueError(
             f"{folder} holds another distillation: {'; '.join(unlike[:3])}. Choose another folder with --out"
         )
-    return replace(run, train=replace(run.train, steps=given["updates"] or run.train.steps))
+    return with_intervals(replace(run, train=replace(run.train, steps=given["updates"] or run.train.steps)))
 
 
 def _drawing(sampler: Sampler) -> dict[str, Any]:
     """The settings and weights that the teacher draws with, as run.json has them."""
     about = sampler.provenance()
-    about["sampling"]["settings"].pop("batch")  # of no effect
+    about["sampling"]["settings"].pop("batch")  # of no effect, like the autoencoder on latents
+    about["sampling"].pop("autoencoder")
     return json.loads(json.dumps({**about, WEIGHTS: tensors_checksum(sampler.model.state_dict())}))
 
 
-def _planned(sampler: Sampler, steps: int, minutes: float | None, given: Mapping[str, Any], world: int) -> Run:
-    """The run that is distilled; its length follows from measured speed if the minutes are given."""
-    started, teacher, drawn = time.perf_counter(), sampler.run, sampler.run.sample
-    method: Any = method_of(teacher.method)
-    points = max(POINTS, teacher.images_per_step)
-    distillation = Distillation(
-        steps=steps,
-        trajectories=TRAJECTORIES if given["trajectories"] is None else given["trajectories"],
-        teacher=sampler.described,
-    )
-    run = replace(
-        teacher,
-        seed=teacher.seed if given["seed"] is None else given["seed"],
-        method=method.follower(replace(teacher.method, label_drop=0.0), steps),
-        optim=OptimConfig(
-            lr=teacher.optim.lr if given["lr"] is None else given["lr"],
-            weight_decay=0.0,
-            warmup=20,
-            schedule="wsd",
-            decay=0.6,
-            clip="norm",
-            clip_at=1.0,
-        ),
-        sample=SampleConfig(solver=Euler(), steps=steps, batch=drawn.batch, precision=drawn.precision),
-        train=replace(
-            teacher.train,
-            steps=given["updates"] or UPDATES,
-            batch=given["batch"] or max(1, points // steps),
-            accumulate=1,
-            guidance=GuidanceWeight(),
-            distillation=distillation,
-            ema_decay=0.999,
-            ema_warmup=True,
-            ema_decays=(),
-            ema_lengths=(),
-            score_every=0,
-            keep_best=False,
-            first_sample=0,
-        ),
-    )
-    if minutes is not None:
-        run = _within(run, sampler, started + minutes * 60, given, world)
-    every = -(-run.train.steps // 10)
-    train = replace(run.train, save_every=every, validate_every=every, sample_every=every, log_every=min(100, every))
-    return replace(run, train=train)
-
-
-def _within(run: Run, sampler: Sampler, end: float, given: Mapping[str, Any], world: int) -> Run:
-    """The run with as many trajectories and training steps as fit before `end`, by the speed of a few of both."""
-    device, train, known = next(sampler.model.parameters()).device, run.train, run.train.distillation
-    trial = _source(run, sampler, _drawing(sampler), 0, Path())
-    points, labels = trial.drawn(range(FEWEST_TRIED))  # the first may compile, and is not timed
-    each = _seconds_each(trial.drawn, sampler.run.sample.batch, device) / world
-    rows = torch.arange(max(1, train.batch // world)) % len(points)
-    learner = learner_of(
-        replace(run, train=replace(train, batch=len(rows), parallel="ddp")), _student(run, sampler), ALONE
-    )
-    batch = points[rows], None if labels is None else labels[rows]
-    numbers, health = count(), Health(device)
-
-    def call() -> None:
-        step(learner, lambda number: batch, health, next(numbers))
-
-    call()
-    of_step = seconds_of(call, device, TRIED)
-    left = max(0.0, end - time.perf_counter())
-    drawn = known.trajectories
-    if given["trajectories"] is None:
-        drawn = max(FEWEST, min(TRAJECTORIES, int(SHARE * left / each)))
-    if not drawn:
-        of_step += train.batch * each
-    updates = max(1, int(TRAINING * (left - drawn * each) / of_step))
-    distillation = replace(known, trajectories=drawn)
-    return replace(run, train=replace(train, steps=given["updates"] or updates, distillation=distillation))
-
-
-def _seconds_each(draw: Callable[[Sequence[int]], Any], most: int, device: torch.device) -> float:
-    """Seconds of a trajectory, drawn in a batch that takes a second, or is of `most`: more at once are faster."""
-    at_once = min(FEWEST_TRIED, most)
-    while True:
-        seconds = seconds_of(partial(draw, range(at_once)), device)
-        if seconds > LONG_ENOUGH or at_once == most:
-            return seconds / at_once
-        at_once = min(4 * at_once, most)
-
-
-def _student(run: Run, sampler: Sampler) -> nn.Module:
-    """The teacher's copy, of which only the part that is distilled has gradients."""
-    method: Any = method_of(run.method)
-    model = build(run, next(sampler.model.parameters()).device)
-    model.load_state_dict(sampler.model.state_dict())
-    model.requires_grad_(False)
-    method.followed(model).requires_grad_(True)
-    return model
-
-
-def _source(run: Run, sampler: Sampler, about: Mapping[str, Any], count: int, folder: Path) -> Trajectories:
-    """The trajectories that a run learns from; `about` is how its teacher draws."""
-    settings, steps = sampler.run.sample, run.train.distillation.steps
-    return Trajectories(*sampler.computing(settings), settings, about, steps, count, folder, run.seed)
+def _inputs(
+    run: Run,
+    data: Given | Path | str | None,
+    sampler: Sampler,
+    folder: RunFolder,
+    world: World,
+    device: torch.device,
+    say: Say,
+) -> Inputs:
+    """The images that a run learns from: those given, or its own. Raises ValueError if they do not fit it."""
+    run, images, held_out = with_data(run, data, None)
+    with world.one_by_one():  # the main process writes the cache of latents
+        options = {"images": images, "held_out": held_out, "cache": folder.latents, "device": device, "tell": say}
+        inputs = open_inputs(run, autoencoder=sampler.autoencoder, **options)
+    folder.check(inputs.run)
+    return inputs
 
 
 def _with_room(run: Run, sampler: Sampler, about: Mapping[str, Any], folder: RunFolder, say: Say) -> Run:
@@ -273,53 +230,51 @@ def _with_room(run: Run, sampler: Sampler, about: Mapping[str, Any], folder: Run
     if not known.trajectories or folder.trajectories.exists():
         return run
     try:
-        _source(run, sampler, about, known.trajectories, folder.trajectories).check_room()
+        source_of(run, sampler, about, known.trajectories, folder.trajectories).check_room()
     except ValueError as error:
         say(f"{error}. They are not stored: every training step draws new ones, which is slower")
         return replace(run, train=replace(run.train, distillation=replace(known, trajectories=0)))
     return run
 
 
-def _about(run: Run, sampler: Sampler) -> str:
-    """A line on the distillation before it starts."""
+def _about(run: Run, sampler: Sampler, inputs: Inputs | None) -> str:
+    """Two lines on the distillation before it starts."""
     train, known = run.train, run.train.distillation
-    drawn = f"{known.trajectories:,} trajectories" if known.trajectories else "new trajectories in every step"
-    often = train.steps * train.batch / known.trajectories if known.trajectories else 1
-    return (
-        f"{sampler.described}\ndistilled to {known.steps} step{'s' if known.steps > 1 else ''}: {drawn} of it, then "
-        f"{train.steps:,} training steps of {train.batch}; each trajectory is learned from {often:.3g} times"
-    )
+    taken = f"{train.steps:,} training step{'s' * (train.steps > 1)} of {train.batch}"
+    if inputs is not None:
+        each = train.steps * run.images_per_step / len(inputs.train[0])
+        learned = f"{taken} on {len(inputs.train[0]):,} images, each of them {each:.3g} times"
+    elif known.trajectories:
+        each = train.steps * train.batch / known.trajectories
+        learned = (
+            f"{known.trajectories:,} trajectories of it, and some to validate, then {taken}: each {each:.3g} times"
+        )
+    else:
+        learned = f"{taken} on new trajectories of it"
+    short = ". So few training steps teach little: give more" if train.steps < FEW else ""
+    return f"{sampler.described}\ndistilled to {known.steps} step{'s' * (known.steps > 1)}: {learned}{short}"
 
 
 def _trained(
-    run: Run, folder: RunFolder, sampler: Sampler, source: Trajectories, world: World, on_step: OnStep | None
+    run: Run,
+    folder: RunFolder,
+    sampler: Sampler,
+    model: nn.Module,
+    lessons: Lessons,
+    world: World,
+    on_step: OnStep | None,
+    start_over: bool,
 ) -> Sampler:
-    """Trains on the trajectories, from the newest checkpoint on."""
-    model, device = _student(run, sampler), next(sampler.model.parameters()).device
+    """Trains on the lessons, from the newest checkpoint on."""
     average = loop.train(
-        learner_of(run, model, world),
-        partial(source.batches, run.train.batch, world.share),
+        learner_of(run, model, world, lessons.objective),
+        partial(lessons.batches, world.share),
         folder.path,
-        validate=_validation(run, source, device),
+        validate=lessons.validate(),
         preview=partial(draw_preview, run, sampler.autoencoder),
         on_step=on_step,
+        start_over=start_over,
     )
     check_trained(folder, model, average)
     decoder = sampler.autoencoder
     return checkpoint.read(folder.path, lambda place: sampler_of(folder, place, average, run, decoder))
-
-
-def _validation(run: Run, source: Trajectories, device: torch.device) -> loop.Measure:
-    """A function from a model to its loss on trajectories that it does not learn from."""
-    objective = run.objective
-    points, labels = (None if part is None else part.to(device) for part in source.validation())
-    assert points is not None
-    whole_batch = MicroBatch(points, labels, objective.draws(run.method, points.shape, device=device))
-    weights = torch.tensor(objective.part_weights(run.method), device=device)
-
-    @torch.no_grad()
-    def measure(model: nn.Module) -> dict[str, Any]:
-        errors = torch.cat([objective.errors(model, *part) for part in split(whole_batch, run.train.batch)])
-        return {"held_out_loss": float(loss_of(errors, weights))}
-
-    return measure

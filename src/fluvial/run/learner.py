@@ -1,5 +1,7 @@
 """The model of a run, and its learner: model, optimizer and averages at step 0."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -19,11 +21,11 @@ def build(run: Run, device: torch.device | str = "cpu") -> nn.Module:
         return method_of(run.method).Model(run.method).to(device)
 
 
-def learner_of(run: Run, model: nn.Module, world: distributed.World) -> Learner:
-    """The learner of a run at step 0."""
+def learner_of(run: Run, model: nn.Module, world: distributed.World, objective: Any = None) -> Learner:  # noqa: ANN401 - an Objective
+    """The learner of a run at step 0, of the run's objective by default."""
     return begin(
         model,
-        method=run.objective,
+        method=objective or run.objective,
         config=run.train,
         optim=run.optim,
         seed=run.seed,

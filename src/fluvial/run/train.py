@@ -83,7 +83,7 @@ def train(
         model = build(run, device)
         with only_one(folder.path) if world.first else nullcontext():
             if world.first:
-                _check_room(folder, run, model)
+                check_room_for(folder, run, model)
                 write_first(folder, run, recipe, start, model, config=config, start_over=start_over)
                 say(about(inputs, model, device))
             world.barrier()
@@ -103,7 +103,7 @@ def train(
             return checkpoint.read(folder.path, lambda place: sampler_of(folder, place, average, run, decoder))
 
 
-def _check_room(folder: RunFolder, run: Run, model: nn.Module) -> None:
+def check_room_for(folder: RunFolder, run: Run, model: nn.Module) -> None:
     """Raises ValueError if the disk has no room for the checkpoints that are to be there beside what there is."""
     each = checkpoint.BYTES * sum(p.numel() for p in model.parameters())
     count = 1 if checkpoint.newest(folder.path) is not None else run.train.keep + 1
@@ -185,14 +185,7 @@ def with_data(
 
 def continued(run: Run, folder: RunFolder, start: Path | str | None) -> Run:
     """The run as it goes on in the folder, or as weights start it. Raises ValueError if the folder is not for it."""
-    distilled = run.train.distillation
-    if distilled.steps and not distilled.teacher:
-        raise ValueError("train.distillation is set by `fluvial distill`, which takes a run to distill; leave it out")
-    if distilled.steps:
-        raise ValueError(
-            f"a model that was distilled ({distilled.told}) is not trained on images: `fluvial distill` "
-            f"trains it, and goes on where it stopped; to train on, take its teacher"
-        )
+    run.check_trained_on_images()
     if start is not None:
         run = finetune.fitted(run, RunFolder(start).run())
     run = folder.completed(run)
@@ -208,14 +201,14 @@ def batches_in_order(inputs: Inputs, device: torch.device, share: Callable[[int]
     return batches_of(inputs, inputs.train, run.train.batch, device, seed=seed, flip=run.data.flip, share=share)
 
 
-def validation_of(inputs: Inputs, device: torch.device) -> loop.Measure | None:
-    """A function from a model to its validation loss; None without validation examples."""
+def validation_of(inputs: Inputs, device: torch.device, objective: Any = None) -> loop.Measure | None:  # noqa: ANN401 - an Objective
+    """A function from a model to its validation loss, of the run's objective by default; None without such examples."""
     if inputs.held_out is None:
         return None
     run = inputs.run
     batch = batches_of(inputs, inputs.held_out, EXAMPLES, device, seed=0, small_classes="repeat")
     size = run.train.batch // run.train.accumulate
-    return validation_losses(run.objective, run.method, batch, size, device)
+    return validation_losses(objective or run.objective, run.method, batch, size, device)
 
 
 def scorer(inputs: Inputs, device: torch.device) -> loop.Measure:

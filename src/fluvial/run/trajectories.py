@@ -4,7 +4,8 @@ RUN/trajectories is a set of samples in parts, as `sampling/sets.py` describes i
 trajectory, one after another along the first axis. Its last trajectories are for validation.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -92,13 +93,24 @@ class Trajectories:
         """Draws those that are not stored yet; ranks share the work. Raises ValueError for a folder of others."""
         if not self.count:
             return
-        plan = sets.begin(self.folder, self.plan)
+        with self._naming_the_remedy():
+            plan = sets.begin(self.folder, self.plan)
+            world.barrier()
+            self._make_parts(plan, world)
+            world.barrier()
+            if world.first:
+                sets.finish(self.folder, plan)
         world.barrier()
-        self._make_parts(plan, world)
-        world.barrier()
-        if world.first:
-            sets.finish(self.folder, plan)
-        world.barrier()
+
+    @contextmanager
+    def _naming_the_remedy(self) -> Iterator[None]:
+        """Errors of a damaged folder, with what helps."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. Or remove {self.folder}: the same command draws the trajectories again"
+            ) from error
 
     def _make_parts(self, plan: Plan, world: World) -> None:
         """Draws the parts of this rank that are not there."""
@@ -165,11 +177,17 @@ class Trajectories:
     def _parts(self) -> list[Tensor]:
         """The stored parts, mapped into memory. Raises ValueError, naming the file, if one was altered."""
         found = list[Tensor]()
-        for number in range(self.plan.parts):
-            file = self.folder / forms.names("latents", number, ())[0]
+        with self._naming_the_remedy():
+            parts = sets.parts_of(sets.complete_record(self.folder))
+        for part in parts:
+            file = self.folder / forms.names("latents", part.number, ())[0]
             try:
                 check_tensors(file)
+                if faults := sets.faults(self.folder, self.plan, part):
+                    raise ValueError("; ".join(faults))
                 found.append(load_file(file)["latents"])
             except (OSError, ValueError, KeyError, SafetensorError) as error:
-                raise ValueError(f"{error}; remove it, and the same command draws these trajectories again") from error
+                raise ValueError(
+                    f"{error}; remove {file}, and the same command draws these trajectories again"
+                ) from error
         return found

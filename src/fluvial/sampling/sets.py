@@ -254,16 +254,21 @@ def verify(folder: Path) -> list[str]:
     wrong, expected = list[str](), set[str]()
     with Bar(plan.parts, what="reading parts") as bar:
         for part in parts_of(record):
-            names = forms.names(plan.form, part.number, plan.part(part.number))
-            expected |= set(names)
-            faults = _faults(folder, plan, part)
-            if not faults and _sha256([folder / name for name in names]) != part.files_sha256:
-                of = names[0] if len(names) == 1 else f"one of {names[0]} to {names[-1]}"
-                faults = _altered(folder, plan, part) or [f"{of} was altered: the SHA-256 is another"]
-            wrong += faults
+            expected |= set(forms.names(plan.form, part.number, plan.part(part.number)))
+            wrong += faults(folder, plan, part)
             bar.show(part.number + 1)
     others = _visible(folder) - expected - {RECORD}
     return wrong + [f"{name} is not one of these samples" for name in sorted(others)]
+
+
+def faults(folder: Path, plan: Plan, part: Part) -> list[str]:
+    """The faults of the files of a part, one line each; none if they are what was written."""
+    names = forms.names(plan.form, part.number, plan.part(part.number))
+    found = _faults(folder, plan, part)
+    if not found and _sha256([folder / name for name in names]) != part.files_sha256:
+        of = names[0] if len(names) == 1 else f"one of {names[0]} to {names[-1]}"
+        found = _altered(folder, plan, part) or [f"{of} was altered: the SHA-256 is another"]
+    return found
 
 
 def parts_of(record: Mapping[str, Any]) -> list[Part]:

@@ -1,4 +1,4 @@
-"""Trajectories of a sampler: the points at given times of the way from noise to data."""
+"""Trajectories of a sampler: their points at given times on the way from noise to data, and velocities at points."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -8,8 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fluvial.flow.solvers import Field, OnStep, Solution, Solver, State, Step
+from fluvial.nn.layers import Labels
 from fluvial.sampling.generate import Batch, batches
 from fluvial.sampling.settings import SampleConfig
+from fluvial.utils.randomness import normal
 
 SAME = 1e-6  # times that are closer are one
 
@@ -63,6 +65,67 @@ def recorded(solver: Solver, times: Sequence[float], seen: list[Tensor]) -> Solv
         wanted = [min(range(len(grid)), key=lambda i: abs(grid[i] - t)) for t in times]
         seen.append(torch.stack([points[i] for i in wanted], dim=1))
         return found
+
+    return solve
+
+
+def velocities(
+    model: nn.Module,
+    sample: Callable[..., Tensor],
+    settings: SampleConfig,
+    x: Float[Tensor, "b k ..."],
+    t: Float[Tensor, "b k"],
+    labels: Labels | None,
+    ends: Sequence[Float[Tensor, "b ..."]],
+    *,
+    seed: int = 0,
+) -> Float[Tensor, "b k ..."]:
+    """The velocities of samples, guided as the settings say, at k points each, one after another at the times t.
+
+    `ends` are the values that the points lead to: of each scale, coarse to fine, from which the next one is drawn, or
+    one. A history holds the points before. FlowAR's context noise is that of the seed.
+    """
+    found, seen = list[Tensor](), list[Tensor]()  # in all, and of one batch, by scale
+    config: Any = model.config
+    points = x.split([end.shape[1] for end in ends], dim=2)
+
+    def at_points(solver: Solver, positions: slice) -> Solver | Sequence[Solver]:
+        seen.clear()
+        each = [
+            visiting(part[positions], t[positions], end[positions], seen)
+            for part, end in zip(points, ends, strict=True)
+        ]
+        return each if len(each) > 1 else each[0]
+
+    def noise(indices: Sequence[int], step: int) -> Tensor:
+        shape = config.noise_shape
+        return normal(seed, list(indices), shape, step=step) if step else torch.zeros(len(indices), *shape)
+
+    given = {"labels": [] if labels is None else [labels], "noise": noise, "edit": at_points}
+    for _ in batches(model, sample, settings, parts=[range(len(x))], **given):
+        found.append(torch.cat(seen, dim=2))
+    return torch.cat(found)
+
+
+def visiting(
+    points: Float[Tensor, "b k ..."], t: Float[Tensor, "b k"], end: Float[Tensor, "b ..."], seen: list[Tensor]
+) -> Solver:
+    """A solver that visits these points, adds the velocities (b, k, ...) there to `seen`, and ends with `end`."""
+
+    def solve(
+        field: Field,
+        x: Tensor,
+        times: Sequence[float] | Tensor,
+        *,
+        state: State = None,
+        **options: Any,  # noqa: ANN401
+    ) -> Solution:
+        found = list[Tensor]()
+        for i in range(points.shape[1]):
+            velocity, state = field(points[:, i], t[:, i], state)
+            found.append(velocity)
+        seen.append(torch.stack(found, dim=1))
+        return Solution(end, state, len(found))
 
     return solve
 

@@ -19,6 +19,8 @@ class Distillation:
     """Steps that it samples in; 0 for a model that is trained on images."""
     trajectories: int = 0
     """Number of trajectories it learns from; 0 for new ones in every step."""
+    images: bool = False
+    """It learns from images, and from no trajectories."""
     teacher: str = ""
     """Folder, step and weights of the model that drew them."""
 
@@ -29,7 +31,8 @@ class Distillation:
     @property
     def told(self) -> str:
         """The number of steps and the teacher, in words."""
-        return f"to {self.steps} step{'s' if self.steps > 1 else ''}, from {self.teacher}"
+        on = " on images" if self.images else ""
+        return f"to {self.steps} step{'s' if self.steps > 1 else ''}{on}, from {self.teacher}"
 
 
 @dataclass(frozen=True, kw_only=True)
