@@ -63,8 +63,12 @@ class Run:
     @property
     def objective(self) -> Any:  # noqa: ANN401 - a method's module, or one like it
         """The run's method with what it learns besides: guidance in its errors, or trajectories in place of images."""
-        method, steps = methods.method_of(self.method), self.train.distillation.steps
-        return following(cast(Distillable, method), steps) if steps else with_guidance(method, self.train.guidance)
+        method, known = methods.method_of(self.method), self.train.distillation
+        if known.images:
+            raise ValueError(f"the model was distilled {known.told}: a training step of it needs its teacher")
+        if known.steps:
+            return following(cast(Distillable, method), known.steps)
+        return with_guidance(method, self.train.guidance)
 
     @property
     def unmet(self) -> set[str]:
@@ -142,15 +146,31 @@ class Run:
             )
         if not steps:
             return
-        if sample.solver_settings.name != "euler" or sample.grid != "uniform" or sample.shift != 1:
+        learned = {"sample.solver": (sample.solver_settings.name, "euler"), "sample.grid": (sample.grid, "uniform")}
+        learned |= {"sample.shift": (sample.shift, 1), "sample.history": (sample.history, None)}
+        learned |= {"sample.context_noise": (sample.context_noise, 0)}
+        if others := [f"{name} {got}" for name, (got, own) in learned.items() if got != own]:
             raise ValueError(
-                f"the model was distilled to equal steps of euler: got sample.solver {sample.solver_settings.name}, "
-                f"sample.grid {sample.grid} and sample.shift {sample.shift:g}"
+                f"the model was distilled to equal steps of euler, with all of its history and no context noise: got "
+                f"{' and '.join(others)}"
             )
         if set(sample.each_steps) != {steps}:
             raise ValueError(
                 f"the model was distilled to {steps} step{'s' if steps > 1 else ''} and is sampled in as many: got "
                 f"sample.steps {' '.join(map(str, sample.each_steps))}; distill its teacher again for another number"
+            )
+
+    def check_trained_on_images(self) -> None:
+        """Raises ValueError for a model that was distilled, which `fluvial distill` trains."""
+        known = self.train.distillation
+        if known.steps and not known.teacher:
+            raise ValueError(
+                "train.distillation is set by `fluvial distill`, which takes a run to distill; leave it out"
+            )
+        if known.steps:
+            raise ValueError(
+                f"the model was distilled ({known.told}): `fluvial distill` trains it, and goes on where it stopped; "
+                f"to train on, take its teacher"
             )
 
     def check_ode(self) -> None:

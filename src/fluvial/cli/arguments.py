@@ -167,6 +167,11 @@ class _Data:
 @dataclass(frozen=True, kw_only=True)
 class _Weight:
     weight: str | None = None
+    scale_weights: tuple[str, ...] | None = None
+
+    @property
+    def is_off(self) -> bool:
+        return {self.weight, *(self.scale_weights or ())} <= {None, "1", "1.0"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +199,7 @@ def _in_place(default: Any, arguments: list[str]) -> Any:  # noqa: ANN401 - opti
 
 def _replaced(default: Any, given: _Given) -> Any:  # noqa: ANN401
     sample, data = given.sample, given.data
-    if hasattr(default, "train") and given.train.guidance.weight not in (None, "1", "1.0"):
+    if hasattr(default, "train") and not given.train.guidance.is_off:
         default = replace(default, sample=replace(default.sample, guidance=Guidance()))
     if hasattr(default, "sample"):
         if sample.solver in SOLVERS and sample.solver != default.sample.solver_settings.name:

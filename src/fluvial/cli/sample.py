@@ -160,7 +160,8 @@ def _sample_parts(
 
 def _told(count: int, nfe: Mapping[str, int], network: float, decoding: float) -> str:
     """A line on what was drawn, how fast, and with how many evaluations of the network."""
-    speed = f"{count / max(network + decoding, 1e-9):.3g} images/s"
+    rate = count / max(network + decoding, 1e-9)
+    speed = f"{rate:,.0f} images/s" if rate >= 100 else f"{rate:.3g} images/s"
     seconds = f"network {network:.1f} s, decoding {decoding:.1f} s"
     branches = ", ".join(f"{calls} {branch}" for branch, calls in nfe.items())
     total = sum(calls for branch, calls in nfe.items() if branch.startswith(("conditional", "null")))

@@ -142,6 +142,7 @@ def _again(out: Path, options: TrainOptions, flags: SimpleNamespace) -> None:
 
 def _train_new(run: Run, out: Path, arguments: list[str], about: str, **origin: Any) -> None:  # noqa: ANN401
     """Trains a run of a recipe or a file, by default in `out`, or goes on with it there."""
+    run.check_trained_on_images()
     flags, arguments = _flags(arguments)
     photos.refuse(arguments, PLANNED, "a recipe or file says --steps")
     if flags.smoke:
@@ -166,6 +167,7 @@ def _flags(arguments: list[str]) -> tuple[SimpleNamespace, list[str]]:
 def _train_further(folder: Path, arguments: list[str]) -> None:
     """Goes on with a run, or with --out starts another from its weights."""
     run = RunFolder(folder).run()
+    run.check_trained_on_images()
     flags, arguments = _flags(arguments)
     if flags.smoke:
         raise UsageError("--smoke is for recipes: the model of a run is as large as its weights")

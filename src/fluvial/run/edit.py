@@ -319,8 +319,12 @@ def _check_time(sampler: Sampler, at: float) -> None:
     check_between(at)
     steps = sampler.run.train.distillation.steps
     if steps and not math.isclose(at * steps, round(at * steps), abs_tol=1e-6):
-        known = " ".join(f"{i / steps:g}" for i in range(1, steps)) or "none between 0 and 1"
-        raise ValueError(f"the model was distilled to {steps} steps, which begin at the times {known}: got at {at:g}")
+        if steps == 1:
+            raise ValueError("the model was distilled to 1 step, which begins at 0, from noise alone: take its teacher")
+        known = " ".join(f"{i / steps:g}" for i in range(1, steps))
+        raise ValueError(
+            f"the model was distilled to {steps} steps, and at must be where one begins: {known}; got {at:g}"
+        )
 
 
 def _no_copies(how: How) -> None:

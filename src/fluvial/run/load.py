@@ -175,6 +175,8 @@ class Sampler:
         Guidance then leads away from what that model does worse (arXiv 2406.02507), with classes or without. Raises
         ValueError for a model of another method, latents, classes or path from noise to data.
         """
+        if (distilled := guide.run.train.distillation).steps:
+            raise ValueError(f"a guide has velocities at points, and {guide.folder} was distilled ({distilled.told})")
         ours, theirs = (_space(of) for of in (self, guide))
         if ours != theirs:
             wrong = ", ".join(f"{k} is {theirs[k]} there and {ours[k]} here" for k in ours if ours[k] != theirs[k])

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fluvial.run.folder import RunFolder
 from fluvial.tools.runs import in_bytes, record, size
 from fluvial.training import log, power_ema
 from fluvial.training.checkpoint import CheckpointError, Damaged, complete, damaged, nameless, step_of, verify
@@ -85,6 +86,10 @@ def _planned(folder: Path, keeping: Keeping) -> Plan:
     made, settings = Plan(folder=folder), record(folder)["run"]["train"]
     _plan_checkpoints(made, settings, keeping)
     _plan_snapshots(made, settings["steps"], keeping)
+    stored, last = RunFolder(folder).trajectories, max(map(step_of, complete(folder)), default=0)
+    if stored.is_dir() and settings["steps"] <= last:
+        why = "trajectories of a distillation that is finished; drawn again if it goes on"
+        made.removable.append(Removable(path=stored, why=why, size=size(stored)))
     for path in _leftovers(folder):
         made.removable.append(Removable(path=path, why="left by a process that was killed", size=size(path)))
     return made

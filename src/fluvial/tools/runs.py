@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -70,6 +70,13 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
             yield from _walk(folder / name, 0 if is_link else depth - 1)
 
 
+def _method(settings: Mapping[str, Any]) -> str:
+    """The method of a run, and the number of steps that it was distilled to."""
+    steps = settings.get("train", {}).get("distillation", {}).get("steps", 0)
+    name = settings.get("method", {}).get("name", "")
+    return f"{name}, {steps} step{'s' * (steps > 1)}" if steps else name
+
+
 def is_run(folder: Path) -> bool:
     """True for a folder with a run.json, or with checkpoints of a run that has lost it."""
     try:
@@ -96,7 +103,7 @@ def look(folder: Path) -> Listed:
         folder=folder,
         state=state,
         why=" ".join(faults[0].split())[:300] if state == "damaged" else "",
-        method=settings.get("method", {}).get("name", ""),
+        method=_method(settings),
         data=_data(settings),
         step=step,
         steps=steps,

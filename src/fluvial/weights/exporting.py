@@ -160,7 +160,10 @@ def model_card(folder: Path, license: str, use: str, meta: Mapping[str, Any], pa
         library_name="fluvial", license=license or None, pipeline_tag=TASK, tags=[kind, "flow-matching"]
     )
     images = (run.data.path or run.data.name or "images").removeprefix(HUB)
+    distilled = run.train.distillation
     origin = f"trained on {images} for {meta['step']:,} steps of {run.images_per_step:,} images"
+    if distilled.steps:
+        origin = f"distilled {distilled.told}, in {meta['step']:,} training steps"
     if imported := record.get("imported"):
         source = f"imported from the published file {imported['file']}"
         origin = source if meta.get("weights_only") and "start" not in record else f"{source}, then {origin}"

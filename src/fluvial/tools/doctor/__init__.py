@@ -1,6 +1,7 @@
 """Diagnosis of a run: checks of log, settings and latents, with likely causes and what to do."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from fluvial.tools.doctor.latents import check_latents, check_pixels, training_l
 from fluvial.tools.doctor.level import level
 from fluvial.training import log
 
+SET_BY_DISTILLATION = ("settings together", "learning rate", "schedule", "moving average")
 COMPARED = ("method", "optim.", "data.", "autoencoder.", "train.steps", "train.batch", "train.log_every")
 
 
@@ -33,7 +35,18 @@ def doctor(folder: Path | str, *, fetch: bool = False) -> list[Check]:
         latents: Tensor | str = training_latents(run, folder, fetch=fetch)
     except (ValueError, OSError) as error:
         latents = str(error)
-    return examine(run, rows, latents=latents, recipe=record.get("recipe"), continued=record.get("start") is not None)
+    found = examine(run, rows, latents=latents, recipe=record.get("recipe"), continued=record.get("start") is not None)
+    return [_of_distilled(check) for check in found] if run.train.distillation.steps else found
+
+
+def _of_distilled(check: Check) -> Check:
+    """A check of a run that was distilled, whose settings `fluvial distill` has chosen."""
+    if check.verdict == "ok" or not (check.settings or check.command.startswith("fluvial train")):
+        return check
+    if check.name in SET_BY_DISTILLATION:
+        return not_checked(check.name, "`fluvial distill` sets it")
+    advice = f"{check.advice}. For a run that was distilled: distil again, with other options"
+    return replace(check, advice=advice.removeprefix(". "), settings={}, command="")
 
 
 def _has_begun(folder: Path) -> bool:

@@ -105,9 +105,9 @@ def _of_card(card: Mapping[str, Any], name: str) -> list[Html]:
         f"{images.get('count')} samples against {card['reference'].get('name')}, features {card['extractor']['name']}"
     )
     if sampling:
-        line += (
-            f", {sampling.get('solver')} with {sampling.get('nfe')} evaluations, guidance {sampling.get('guidance')}"
-        )
+        evaluations = sampling.get("nfe", 0) + (sampling.get("nfe_null") or 0)
+        line += f", {sampling.get('solver')} with {evaluations} evaluations, guidance {sampling.get('guidance')}"
+        line += f", distilled {sampling['distilled']}" if "distilled" in sampling else ""
         line += f", step {sampling.get('train_step')}"
     before = f"{name}: " if name else ""
     warnings = [element("p", f"{before}warning: {warning}", klass="small look") for warning in card["warnings"]]
@@ -151,6 +151,8 @@ def settings(runs: Sequence[Gathered]) -> Html:
         shown = table(["", *(run.name for run in runs)], rows) if rows else note("all settings are the same")
         return section("Settings that differ", shown)
     run, name = runs[0], runs[0].recipe or ""
+    if (distilled := run.run.train.distillation).steps:
+        return section("Settings", note(f"distilled {distilled.told}"))
     if run.original is None:
         return section("Settings", note(f"no recipe to compare with: {name or 'run.json names none'}"))
     changed = {key: values for key, values in _told(run.original, run.run).items() if not key.startswith(FOUND)}
@@ -195,6 +197,10 @@ def _next(run: Gathered) -> list[tuple[str, str]]:
     folder, listed = str(run.folder), run.listed
     train = join(["fluvial", "train", folder])
     use = [("draw images", join(["fluvial", "sample", folder])), ("measure", join(["fluvial", "score", folder]))]
+    if run.run.train.distillation.steps and listed.state != "running":
+        steps = run.run.train.distillation.steps
+        again = f"fluvial distill TEACHER --steps {steps} --out {folder}"
+        return [("go on, with the same teacher and options", again), *(use if listed.step else [])]
     match listed.state:
         case "running":
             return [("see how far it is", join(["fluvial", "runs", folder]))]
