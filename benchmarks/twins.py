@@ -146,14 +146,16 @@ def null(device: str, tiny: bool) -> Iterator[Pair]:
         labels = torch.zeros(batch, dtype=torch.long, device=device)
         one, other = partial(velocity, x, t, labels), partial(velocity, x, t, labels + 10)
         both = partial(velocity, _twice(x), _twice(t), torch.cat([labels, labels + 10]))
-        yield _branches(f"ARFlow, {batch} images", together(batch, model.embed.positions.shape[-2]), one, other, both)
+        yield _branches(
+            f"ARFlow, {batch} images", together(model, batch, model.embed.positions.shape[-2]), one, other, both
+        )
         for i, rows in enumerate(maps):
             z, x = torch.randn(batch, rows**2, 256, device=device), torch.randn(batch, rows**2, 16, device=device)
             scales = range(i, i + 1)
             one = other = partial(scaled.head, x, t, scaled.head.condition(z, scales), scales)
             both = partial(scaled.head, _twice(x), _twice(t), scaled.head.condition(_twice(z), scales), scales)
             name = f"FlowAR's head, {rows} x {rows} tokens, {batch} images"
-            yield _branches(name, together(batch, rows**2), one, other, both)
+            yield _branches(name, together(scaled, batch, rows**2), one, other, both)
 
 
 def _branches(name: str, at_once: bool, one: Call, other: Call, both: Call) -> Pair:

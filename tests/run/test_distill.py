@@ -5,6 +5,7 @@ import json
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from fluvial.tools.doctor import doctor
 from fluvial.tools.guide.settings import axes_of
 from fluvial.tools.guide.sweep import check_guidable
 from fluvial.tools.runs import look
+from fluvial.training.checkpoint import CheckpointError
 from fluvial.training.config import Distillation
 from fluvial.training.distributed import ALONE, World
 from fluvial.utils.errors import Stopped
@@ -130,7 +132,7 @@ def test_what_a_distilled_model_has_not_learned_is_refused(distilled, teachers, 
         check_guidable(sampler.run, axes, sampler.run.sample)
     for wrong, says in (
         ({"steps": 5}, "steps must be at most the 4 of the teacher, got 5"),
-        ({"steps": 1, "batch": 10**6}, "batch must be at most 100,000, got 1,000,000"),
+        ({"steps": 1, "batch": 10**6}, "batch must be a whole number from 1 to 100,000, got 1000000"),
         ({"steps": 0}, "steps must be a whole number from 1"),
         ({"steps": 1, "seed": 2**63}, "seed must be a whole number from 0 to 9,223,372,036,854,775,807, got"),
         ({"steps": 1, "minutes": 0.0}, "minutes must be a number above 0"),
@@ -246,9 +248,9 @@ def test_what_other_commands_say_of_a_distilled_run(distilled, teachers, tmp_pat
     assert "trajectories" not in {each.path.name for each in plan(Path(teacher), Keeping()).removable}
 
 
-def test_python_numbers_of_other_kinds_and_more_updates(teachers, tmp_path):
-    numbers = {"steps": np.int64(2), "trajectories": np.int64(20), "updates": np.int32(3), "lr": np.float32(1e-3)}
-    found = distill(teachers("digits-sit"), tmp_path / "run", **numbers, batch=4)
+def test_numbers_of_numpy_and_the_intervals_of_more_updates(teachers, tmp_path):
+    assert all(type(module._whole("batch", number)) is int for number in (np.int64(2), np.int32(2), np.uint8(2)))
+    found = distill(teachers("digits-sit"), tmp_path / "run", steps=2, trajectories=20, updates=3, batch=4)
     assert found.run.train.save_every == 1
     longer = distill(teachers("digits-sit"), tmp_path / "run", steps=2, updates=40)
     assert longer.step == 40 and longer.run.train.save_every == longer.run.train.sample_every == 4
@@ -262,10 +264,12 @@ def test_a_run_without_a_whole_checkpoint_starts_over_when_told(teachers, tmp_pa
     before = {name: value.clone() for name, value in first.model.state_dict().items()}
     for shard in (out / "checkpoints").glob("*/*.safetensors"):
         shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(Exception, match="--start-over"):
+    with pytest.raises(CheckpointError, match="--start-over"):
         distill(teachers("digits-sit"), out, steps=2)
     distill(teachers("digits-sit"), out, steps=2, start_over=True)
     assert same(weights(out), before)
+    with pytest.raises(ValueError, match="is whole; leave it out"):
+        distill(teachers("digits-sit"), out, steps=2, start_over=True)
 
 
 def source(teacher, folder, count=40):
@@ -321,8 +325,10 @@ def test_minutes_decide_on_trajectories_and_training_steps(teachers, monkeypatch
     monkeypatch.setattr(plan, "seconds_of", lambda call, device, calls=1: (call(), 5.0 / calls)[1])
     monkeypatch.setattr(plan, "TRIED", 2)
     teacher, options = fluvial.load(teachers("digits-sit"), device="cpu"), given(batch=4)
-    draft = plan.draft(teacher, 2, options)
-    run = plan.planned(draft, teacher, module._drawing(teacher), None, time.perf_counter() + 600, options, 1)
+    draft = plan.draft(teacher.run, teacher.described, 2, options)
+    trial = partial(module._trial, teacher, module._drawing(teacher), None, 1)
+    model = plan.student(draft, teacher.model)
+    run = plan.planned(draft, model, trial, time.perf_counter() + 600, options)
     each, of_step = 5.0 / plan.FEWEST_TRIED, 5.0 / 2
     drawn = run.train.distillation.trajectories
     assert drawn == pytest.approx(0.25 * 600 / each, rel=0.02)
@@ -340,7 +346,7 @@ def test_trajectories_are_timed_in_batches_that_take_long_enough(monkeypatch):
         return 0.1 + drawn[-1] * 0.002
 
     monkeypatch.setattr(distillation_plan, "seconds_of", seconds)
-    timed = distillation_plan._seconds_each
+    timed = distillation_plan.seconds_each
     assert timed(draw, 2000, torch.device("cpu")) == pytest.approx((0.1 + 1024 * 0.002) / 1024)
     assert drawn == [16, 64, 256, 1024]
     assert timed(draw, 100, torch.device("cpu")) == pytest.approx(0.3 / 100)

@@ -5,8 +5,8 @@ import torch
 
 from conftest import randomise
 from fluvial import recipes
-from fluvial.run.inputs import open_inputs
-from fluvial.run.train import build, validation_of
+from fluvial.run.inputs import open_inputs, validation_of
+from fluvial.run.train import build
 from fluvial.training.validation import by_time
 
 

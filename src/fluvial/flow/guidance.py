@@ -202,12 +202,13 @@ def guided(
     return field
 
 
-def together(rows: int, tokens: int) -> bool:
+def together(model: object, rows: int, tokens: int) -> bool:
     """True if a network is so little busy with these rows of tokens that twice as many take about as long.
 
+    Not of a model that remembers evaluations (`sampling/remember.py`), which each branch shares with other samples.
     Measured on CPUs with AVX2 and AVX-512, see docs/speed.md.
     """
-    return rows * tokens <= TOGETHER
+    return rows * tokens <= TOGETHER and not getattr(model, "remembers", False)
 
 
 def _at_once(
@@ -215,7 +216,7 @@ def _at_once(
 ) -> tuple[tuple[Tensor, ...], tuple[State, State]]:
     """The velocities and the states of two branches, of one evaluation."""
     count = len(x)
-    v, state = both(torch.cat([x, x]), torch.cat([t, t]), _each(torch.cat, state_c, state_n))
+    v, state = both(torch.cat([x, x]), torch.cat([t, t]), _each(lambda of: torch.cat([*of]), state_c, state_n))
     return v.split(count), (_each(lambda of: of[0][:count], state), _each(lambda of: of[0][count:], state))
 
 

@@ -348,7 +348,7 @@ def sample(
             z, caches[j] = network.transformer(inputs, ids, scales, caches[j], level)
             fields.append(_field(network.head, z, scales))
             conditions.append(z)
-        at_once = guide is None and len(fields) == 2 and together(len(noise), size[0] * size[1])
+        at_once = guide is None and len(fields) == 2 and together(model, len(noise), size[0] * size[1])
         both = _field(model.head, torch.cat(conditions), scales) if at_once else None
         calls = Counter(transformer=len(fields))
         scale, at = f"{size[0]}x{size[1]}", guidance.at_scale(i, count)

@@ -190,8 +190,9 @@ def sample(
         guidance = Guidance() if labels is None else guidance  # without labels both branches are equal
     null = branch(model, None) if guide is None else branch(guide, labels)
     config, both = cast(SiTConfig, model.config), None
-    if guide is None and labels is not None and not labels.is_floating_point() and together(len(noise), tokens(config)):
-        both = branch(model, torch.cat([labels, torch.full_like(labels, config.classes)]))
+    ids = None if guide is not None or labels is None or labels.is_floating_point() else labels
+    if ids is not None and together(model, len(noise), tokens(config)):
+        both = branch(model, torch.cat([ids, torch.full_like(ids, config.classes)]))
     path = INTERPOLANTS[config.interpolant]
     told = {"evaluations": evaluations, "careful": careful, "both": both}
     field = guided(branch(model, labels), null, guidance, interpolant=path, **told)

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -10,23 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fluvial.config import Run
 from fluvial.data.given import Given
 from fluvial.methods import method_of, name_of
 from fluvial.methods.method import Distillable, Editable
-from fluvial.run.distillation_plan import draft, planned, student, with_intervals
+from fluvial.run.distillation_plan import FEWEST_TRIED, Trial, draft, planned, seconds_each, student, with_intervals
 from fluvial.run.folder import RunFolder
-from fluvial.run.inputs import Inputs, open_inputs
+from fluvial.run.inputs import Inputs, open_inputs, with_data
 from fluvial.run.learner import check_trained, learner_of
-from fluvial.run.lessons import Lessons, lessons_of, source_of
+from fluvial.run.lessons import Lessons, from_images, from_trajectories
 from fluvial.run.load import Sampler, draw_preview, load, sampler_of
-from fluvial.run.train import check_room_for, with_data
+from fluvial.run.trajectories import Trajectories
 from fluvial.sampling import WEIGHTS
 from fluvial.sampling.plan import determining, differences
 from fluvial.sampling.settings import SampleConfig
+from fluvial.sampling.trajectories import velocities
 from fluvial.training import checkpoint, distributed, loop
+from fluvial.training.distillation import Teacher
 from fluvial.training.distributed import World
 from fluvial.training.loop import OnStep
 from fluvial.utils.atomic import only_one
@@ -66,9 +68,9 @@ def distill(
     default such that the network is evaluated as often as in one of the teacher's. `lr`, and `seed` of the trajectories
     and their order, are the teacher's by default.
 
+    With `images` True the copy learns from the images of the run instead, and the velocities that the teacher has
+    between noise and images; or from other images, a folder or whatever else `fluvial.train` takes as data.
     `start_over` trains from the start where none of the run's checkpoints is whole.
-    `images` True learns from the images of the run instead, with the velocities that the teacher has between noise and
-    images, and so does an image folder or whatever `fluvial.train` takes as data.
 
     Raises ValueError for a teacher whose sampling is no ODE with steps of its own, one that was distilled itself, and a
     folder that holds another run; RuntimeError if weights or trajectories are not finite.
@@ -79,30 +81,22 @@ def distill(
     given = {name: _whole(name, value) for name, value in lengths.items()}
     given |= {"lr": None if lr is None else float(lr), "images": images}
     steps = _whole("steps", steps) or 0
-    if minutes is not None and (isinstance(minutes, bool) or misfit(minutes, float) or not 0 < minutes < MOST_MINUTES):
-        raise ValueError(f"minutes must be a number above 0 and below {MOST_MINUTES:,.0f}, got {minutes!r:.100}")
-    if minutes is not None and updates is not None:
-        raise ValueError(f"give minutes or updates, got {minutes} and {updates}")
-    if images and trajectories is not None:
-        raise ValueError(f"give images or trajectories to learn from, got images and trajectories {trajectories}")
-    if settings is not None and not isinstance(settings, SampleConfig):
-        raise ValueError(f"settings must be a SampleConfig, such as run.sample, got {settings!r:.100}")
+    _check_options(minutes, given, settings)
     with distributed.world(device_of(device)) as (world, device):
         sampler = teacher if isinstance(teacher, Sampler) else load(teacher, device=device)
         sampler = _drawing_with(sampler, settings, steps)
         if images and not isinstance(method_of(sampler.run.method), Editable):
-            name = name_of(type(sampler.run.method))
-            raise ValueError(f"the method {name} has no function `ends`, which distillation from images needs")
+            raise ValueError("the method has no function `ends`, which distillation from images needs")
         folder, say = RunFolder(out), partial(print, flush=True) if world.first else lambda text: None
         if not folder.exists():
             folder.check(sampler.run)
-        drafted = draft(sampler, steps, given)
+        drafted = draft(sampler.run, sampler.described, steps, given)
         with only_one(folder.path) if world.first else nullcontext():
             about = _drawing(sampler)
             run = world.broadcast(_there(folder, sampler, about, steps, given) if world.first else None)
             if run is not None and minutes is not None:
                 say(
-                    f"goes on with its {run.train.steps:,} training steps: minutes are for the start; for more, updates"
+                    f"minutes plan a start, and this goes on to its {run.train.steps:,} training steps; more: --updates"
                 )
             is_new, run = run is None, run or drafted
             if run.train.batch < world.size:
@@ -110,23 +104,29 @@ def distill(
             inputs = _inputs(run, data, sampler, folder, world, device, say) if images else None
             run = run if inputs is None else inputs.run
             if world.first:
+                if is_new and minutes is not None:
+                    trial, end = partial(_trial, sampler, about, inputs, world.size), started + 60 * minutes
+                    run = planned(run, student(run, sampler.model), trial, end, given)
                 if is_new:
-                    end = None if minutes is None else started + 60 * minutes
-                    run = planned(run, sampler, about, inputs, end, given, world.size)
+                    run = with_intervals(run)
                 run = _with_room(run, sampler, about, folder, say)
+                folder.first_weights(None, start_over=start_over)  # refuses to start over what is whole
                 if told := folder.next_rate(run):
                     say(told)
                 start = sampler.folder and sampler.folder.path
                 folder.claim(run, None, start, {"teacher": about})
             run = world.broadcast(run)
-            if world.agree(world.first and folder.taken() >= run.train.steps):
-                say(f"{folder} has taken all of its {run.train.steps:,} training steps; for more, give more --updates")
-                return load(folder.path, device=device, autoencoder=sampler.autoencoder)
+            if world.agree(world.first and folder.taken() >= run.train.steps and not start_over):
+                return _finished(run, folder, sampler, device, say)
             say(_about(run, sampler, inputs))
-            model = student(run, sampler)
+            model = student(run, sampler.model)
             if world.first:
-                check_room_for(folder, run, model)
-            lessons = lessons_of(run, sampler, about, inputs, folder.trajectories)
+                folder.check_room(run, model)
+            if inputs is None:
+                source = _source(run, sampler, about, run.train.distillation.trajectories, folder.trajectories)
+                lessons = from_trajectories(run, source, device)
+            else:
+                lessons = from_images(run, inputs, _teacher(sampler), device)
             try:
                 lessons.make(world)
             except KeyboardInterrupt:
@@ -135,7 +135,29 @@ def distill(
             return _trained(run, folder, sampler, model, lessons, world, on_step, start_over)
 
 
-def _whole(name: str, value: int | None) -> int | None:
+def _finished(run: Run, folder: RunFolder, sampler: Sampler, device: torch.device, say: Say) -> Sampler:
+    """The sampler of a run that has taken all of its steps. Raises CheckpointError if its weights are damaged."""
+    say(f"{folder} has taken all of its {run.train.steps:,} training steps; for more, give more --updates")
+    try:
+        return load(folder.path, device=device, autoencoder=sampler.autoencoder)
+    except checkpoint.CheckpointError as error:
+        raise checkpoint.CheckpointError(f"{error}. Or train from the start again with --start-over") from error
+
+
+def _check_options(minutes: float | None, given: Mapping[str, Any], settings: SampleConfig | None) -> None:
+    """Raises ValueError for options that are no numbers of their kind, or exclude one another."""
+    if minutes is not None and (isinstance(minutes, bool) or misfit(minutes, float) or not 0 < minutes < MOST_MINUTES):
+        raise ValueError(f"minutes must be a number above 0 and below {MOST_MINUTES:,.0f}, got {minutes!r:.100}")
+    updates, trajectories = given["updates"], given["trajectories"]
+    if minutes is not None and updates is not None:
+        raise ValueError(f"give minutes or updates, got {minutes} and {updates}")
+    if given["images"] and trajectories is not None:
+        raise ValueError(f"give images or trajectories to learn from, got images and trajectories {trajectories}")
+    if settings is not None and not isinstance(settings, SampleConfig):
+        raise ValueError(f"settings must be a SampleConfig, such as run.sample, got {settings!r:.100}")
+
+
+def _whole(name: str, value: Any) -> int | None:  # noqa: ANN401 - numpy's integers, too
     """The value as a Python integer. Raises ValueError if it is none, or too small or large for what it is."""
     if value is None and name != "steps":
         return None
@@ -224,13 +246,42 @@ def _inputs(
     return inputs
 
 
+def _source(run: Run, sampler: Sampler, about: Mapping[str, Any], count: int, folder: Path) -> Trajectories:
+    """The trajectories that a run learns from; `about` is how its teacher draws."""
+    settings, steps = sampler.run.sample, run.train.distillation.steps
+    return Trajectories(*sampler.computing(settings), settings, about, steps, count, folder, run.seed)
+
+
+def _teacher(sampler: Sampler) -> Teacher:
+    """The velocities that samples of the teacher follow."""
+    model, sample = sampler.computing(sampler.run.sample)
+
+    def at(x: Tensor, t: Tensor, labels: Tensor | None, ends: Sequence[Tensor]) -> Tensor:
+        return velocities(model, sample, sampler.run.sample, x, t, labels, ends)
+
+    return at
+
+
+def _trial(sampler: Sampler, about: Mapping[str, Any], inputs: Inputs | None, world: int, run: Run) -> Trial:
+    """A batch of one of so many ranks in a training step of the run, to time it."""
+    device, rows = next(sampler.model.parameters()).device, max(1, run.train.batch // world)
+    if inputs is not None:
+        lessons = from_images(run, inputs, _teacher(sampler), device)
+        return Trial(lessons.batches(lambda count: slice(0, rows), 0)(0), lessons.objective, 0.0)
+    source = _source(run, sampler, about, 0, Path())
+    points, labels = source.drawn(range(FEWEST_TRIED))  # the first may compile, and is not timed
+    each = seconds_each(source.drawn, sampler.run.sample.batch, device) / world
+    some = torch.arange(rows) % len(points)
+    return Trial((points[some], None if labels is None else labels[some]), run.objective, each)
+
+
 def _with_room(run: Run, sampler: Sampler, about: Mapping[str, Any], folder: RunFolder, say: Say) -> Run:
     """The run without stored trajectories if the disk has no room for them."""
     known = run.train.distillation
     if not known.trajectories or folder.trajectories.exists():
         return run
     try:
-        source_of(run, sampler, about, known.trajectories, folder.trajectories).check_room()
+        _source(run, sampler, about, known.trajectories, folder.trajectories).check_room()
     except ValueError as error:
         say(f"{error}. They are not stored: every training step draws new ones, which is slower")
         return replace(run, train=replace(run.train, distillation=replace(known, trajectories=0)))

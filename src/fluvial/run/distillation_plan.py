@@ -6,19 +6,15 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from math import gcd
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fluvial.config import Run
 from fluvial.flow.guidance import GuidanceWeight
 from fluvial.methods import method_of
-from fluvial.run.inputs import Inputs
 from fluvial.run.learner import build, learner_of
-from fluvial.run.lessons import from_images, source_of
-from fluvial.run.load import Sampler
 from fluvial.sampling.settings import Euler, SampleConfig
 from fluvial.training.config import Distillation
 from fluvial.training.distributed import ALONE
@@ -35,9 +31,12 @@ LONG_ENOUGH = 1.0  # seconds, to time a batch
 POINTS = 128  # that the network is evaluated at in a training step, at least, by default
 
 
-def draft(sampler: Sampler, steps: int, given: Mapping[str, Any]) -> Run:
-    """The run of a distillation to so many steps, with the options that were given, and its length by default."""
-    teacher, drawn = sampler.run, sampler.run.sample
+def draft(teacher: Run, described: str, steps: int, given: Mapping[str, Any]) -> Run:
+    """The run of a distillation to so many steps, with the options that were given, and its length by default.
+
+    `described` are the teacher's folder, step and weights.
+    """
+    drawn = teacher.sample
     method: Any = method_of(teacher.method)
     config = method.follower(replace(teacher.method, label_drop=0.0), steps)
     each = (config.images_per_sequence or 1) if given["images"] else steps  # points of an example
@@ -46,7 +45,7 @@ def draft(sampler: Sampler, steps: int, given: Mapping[str, Any]) -> Run:
         steps=steps,
         trajectories=0 if given["images"] else trajectories,
         images=given["images"],
-        teacher=f"{sampler.described}{'' if drawn.guidance.is_off else f', with {drawn.guidance.told}'}",
+        teacher=f"{described}{'' if drawn.guidance.is_off else f', with {drawn.guidance.told}'}",
     )
     batch = given["batch"] or max(1, max(POINTS, teacher.images_per_step) // each)
     return replace(
@@ -81,50 +80,27 @@ def draft(sampler: Sampler, steps: int, given: Mapping[str, Any]) -> Run:
     )
 
 
-def planned(
-    run: Run,
-    sampler: Sampler,
-    about: Mapping[str, Any],
-    inputs: Inputs | None,
-    end: float | None,
-    given: Mapping[str, Any],
-    world: int,
-) -> Run:
-    """The drafted run with the length that fits before `end`, if given, by the clock of `time.perf_counter`."""
-    if end is not None:
-        run = _within(run, sampler, about, inputs, end, given, world)
-    return with_intervals(run)
+class Trial(NamedTuple):
+    """A batch and a trajectory that are timed to plan a distillation."""
+
+    batch: tuple[Tensor, Tensor | None]
+    """Examples of a training step."""
+    objective: Any
+    """An `Objective` of the model."""
+    seconds: float
+    """Those of a trajectory; 0 without any."""
 
 
-def with_intervals(run: Run) -> Run:
-    """The run with ten checkpoints, validation losses and pictures on its way."""
-    every = -(-run.train.steps // 10)
-    train = replace(run.train, save_every=every, validate_every=every, sample_every=every, log_every=min(100, every))
-    return replace(run, train=train)
+def planned(run: Run, model: nn.Module, trial: Callable[[Run], Trial], end: float, given: Mapping[str, Any]) -> Run:
+    """The run with as many trajectories and training steps as fit before `end`, by the speed of a few of both.
 
-
-def _within(
-    run: Run,
-    sampler: Sampler,
-    about: Mapping[str, Any],
-    inputs: Inputs | None,
-    end: float,
-    given: Mapping[str, Any],
-    world: int,
-) -> Run:
-    """The run with as many trajectories and training steps as fit before `end`, by the speed of a few of both."""
-    device, train, known = next(sampler.model.parameters()).device, run.train, run.train.distillation
-    alone = replace(run, train=replace(train, batch=max(1, train.batch // world), parallel="ddp"))
-    if inputs is None:
-        trial = source_of(run, sampler, about, 0, Path())
-        points, labels = trial.drawn(range(FEWEST_TRIED))  # the first may compile, and is not timed
-        each = _seconds_each(trial.drawn, sampler.run.sample.batch, device) / world
-        rows = torch.arange(alone.train.batch) % len(points)
-        batch, objective = (points[rows], None if labels is None else labels[rows]), run.objective
-    else:
-        lessons = from_images(sampler, replace(inputs, run=alone), device)
-        batch, objective, each = lessons.batches(partial(slice, 0), 0)(0), lessons.objective, 0.0
-    learner = learner_of(alone, student(run, sampler), ALONE, objective)
+    `model` is one that it begins with, and `end` a time by the clock of `time.perf_counter`; `trial` is asked for what
+    a run has in a training step.
+    """
+    device, train, known = next(model.parameters()).device, run.train, run.train.distillation
+    batch, objective, each = trial(run)
+    alone = replace(run, train=replace(train, batch=len(batch[0]), accumulate=1, parallel="ddp"))
+    learner = learner_of(alone, model, ALONE, objective)
     numbers, health = count(), Health(device)
 
     def call() -> None:
@@ -134,7 +110,7 @@ def _within(
     of_step = seconds_of(call, device, TRIED)
     left = max(0.0, end - time.perf_counter())
     drawn = known.trajectories
-    if inputs is None and given["trajectories"] is None:
+    if each and given["trajectories"] is None:
         drawn = max(FEWEST, min(TRAJECTORIES, int(SHARE * left / each)))
     if not drawn:
         of_step += train.batch * each
@@ -143,7 +119,14 @@ def _within(
     return replace(run, train=replace(train, steps=given["updates"] or updates, distillation=distillation))
 
 
-def _seconds_each(draw: Callable[[Sequence[int]], Any], most: int, device: torch.device) -> float:
+def with_intervals(run: Run) -> Run:
+    """The run with ten checkpoints, validation losses and pictures on its way."""
+    every = -(-run.train.steps // 10)
+    train = replace(run.train, save_every=every, validate_every=every, sample_every=every, log_every=min(100, every))
+    return replace(run, train=train)
+
+
+def seconds_each(draw: Callable[[Sequence[int]], Any], most: int, device: torch.device) -> float:
     """Seconds of a trajectory, drawn in a batch that takes a second, or is of `most`: more at once are faster."""
     at_once = min(FEWEST_TRIED, most)
     while True:
@@ -153,11 +136,11 @@ def _seconds_each(draw: Callable[[Sequence[int]], Any], most: int, device: torch
         at_once = min(4 * at_once, most)
 
 
-def student(run: Run, sampler: Sampler) -> nn.Module:
+def student(run: Run, teacher: nn.Module) -> nn.Module:
     """The teacher's copy, of which only the part that is distilled has gradients."""
     method: Any = method_of(run.method)
-    model = build(run, next(sampler.model.parameters()).device)
-    model.load_state_dict(sampler.model.state_dict())
+    model = build(run, next(teacher.parameters()).device)
+    model.load_state_dict(teacher.state_dict())
     model.requires_grad_(False)
     method.followed(model).requires_grad_(True)
     return model

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fluvial
 from fluvial.config import Run, fixed_differences, from_json, to_json
@@ -29,7 +29,7 @@ from fluvial.training.health import check_finite_weights
 from fluvial.training.kept import best
 from fluvial.training.optim import learning_rate
 from fluvial.utils.atomic import write_json
-from fluvial.utils.files import brief, check_folder, json_checksum, make_folder, read_bytes
+from fluvial.utils.files import brief, check_folder, check_room, json_checksum, make_folder, read_bytes
 from fluvial.utils.places import closest
 from fluvial.utils.tensors import Lazy
 
@@ -176,6 +176,12 @@ class RunFolder:
                 )
         elif self.path.exists() and any(p.name[0] != "." and p != self.latents for p in self.path.iterdir()):
             raise ValueError(f"{self} is not empty and not a run folder; choose another with --out")
+
+    def check_room(self, run: Run, model: nn.Module) -> None:
+        """Raises ValueError if the disk has no room for the checkpoints that are to be there beside what there is."""
+        each = checkpoint.BYTES * sum(p.numel() for p in model.parameters())
+        count = 1 if checkpoint.newest(self.path) is not None else run.train.keep + 1
+        check_room(self.path, each * count, what="the checkpoints", advice="or choose another disk with --out")
 
     def next_rate(self, run: Run) -> str:
         """The learning rate of a run that goes on to another number of steps, in a line; "" if it is as it was."""

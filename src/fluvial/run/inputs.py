@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fluvial import autoencoders
 from fluvial.autoencoders import Autoencoder, AutoencoderConfig, kl16
@@ -15,14 +15,16 @@ from fluvial.config import Run
 from fluvial.data import images as data_images
 from fluvial.data import latents
 from fluvial.data.batches import Batch, Examples, batches, in_two, with_same_classes
-from fluvial.data.given import checked
+from fluvial.data.given import Given, checked, image_sets, is_place
 from fluvial.data.images import DataConfig, ImageSet, Split, listed
 from fluvial.data.latents import LatentSet, Manifest, Plan
 from fluvial.data.manifest import is_cache
 from fluvial.data.pixels import to_signed
 from fluvial.data.sources import check_there
+from fluvial.training.step import Batches
+from fluvial.training.validation import EXAMPLES, validation_losses
 from fluvial.utils.places import HUB, missing, repository
-from fluvial.utils.randomness import generator, numpy_generator
+from fluvial.utils.randomness import address, generator, numpy_generator
 
 WEIGHT_FILES = (".ckpt", ".pt", ".pth", ".safetensors")
 MEASURED = 1024  # images behind the measured shift and scale, where no cache has those of all
@@ -189,6 +191,44 @@ def batches_of(
     settings = {"seed": run.seed, "small_classes": run.data.small_classes, "device": device}
     settings |= {"images_per_sequence": run.method.images_per_sequence}
     return batches(examples, encoder(inputs.autoencoder, examples), batch=batch, **{**settings, **options})
+
+
+def with_data(
+    run: Run, data: Given | Path | str | None, validation: Given | Path | str | None
+) -> tuple[Run, ImageSet | None, ImageSet | None]:
+    """The run with the data that was given in place of its own: as a place in its settings, or as image sets."""
+    if is_place(data):
+        if validation is not None and not is_place(validation):
+            raise ValueError(f"validation must be a place like the data, got {type(validation).__name__}")
+        given = {"path": str(data), "test_path": str(validation or ""), "split": "", "test_split": ""}
+        return replace(run, data=replace(run.data, **given)), None, None
+    if is_place(validation):
+        raise ValueError(f"validation must be given like the data, got the place {validation}")
+    images, held_out = image_sets(data, validation)
+    if images is not None:
+        run = replace(run, data=replace(run.data, name="given", path="", test_path=""))
+    return run, images, held_out
+
+
+def batches_in_order(inputs: Inputs, device: torch.device, share: Callable[[int], slice], order: int) -> Batches:
+    """This rank's training batches by step; `order` 0 is the run's own order of the data, others follow rollbacks."""
+    run = inputs.run
+    seed = address(run.seed, "order", order) if order else run.seed
+    return batches_of(inputs, inputs.train, run.train.batch, device, seed=seed, flip=run.data.flip, share=share)
+
+
+def validation_of(
+    inputs: Inputs,
+    device: torch.device,
+    objective: Any = None,  # noqa: ANN401 - an Objective
+) -> Callable[[nn.Module], dict[str, Any]] | None:
+    """A function from a model to its validation loss, of the run's objective by default; None without such examples."""
+    if inputs.held_out is None:
+        return None
+    run = inputs.run
+    batch = batches_of(inputs, inputs.held_out, EXAMPLES, device, seed=0, small_classes="repeat")
+    size = run.train.batch // run.train.accumulate
+    return validation_losses(objective or run.objective, run.method, batch, size, device)
 
 
 def encode(

@@ -7,7 +7,6 @@ from torch import nn
 
 from fluvial.config import Run
 from fluvial.methods import empty_model, method_of
-from fluvial.run.folder import RunFolder
 from fluvial.training import distributed
 from fluvial.training.distributed import whole
 from fluvial.training.health import check_finite_weights
@@ -34,7 +33,7 @@ def learner_of(run: Run, model: nn.Module, world: distributed.World, objective: 
     )
 
 
-def check_trained(folder: RunFolder, model: nn.Module, average: nn.Module) -> None:
+def check_trained(folder: object, model: nn.Module, average: nn.Module) -> None:
     """Raises RuntimeError if weights that training has ended with are not finite. All ranks have to ask for it."""
     weights = {name: whole(p.detach()) for name, p in model.named_parameters()}
     check_finite_weights(weights, f"the weights that training in {folder} ended with")

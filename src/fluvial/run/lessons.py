@@ -1,22 +1,18 @@
-"""What a distillation learns from: the trajectories of its teacher, or images."""
+"""Lessons of a distillation: its objective, with the trajectories of its teacher or with images."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fluvial.config import Run
 from fluvial.methods import method_of
-from fluvial.run.inputs import Inputs
-from fluvial.run.load import Sampler
-from fluvial.run.train import batches_in_order, validation_of
+from fluvial.run.inputs import Inputs, batches_in_order, validation_of
 from fluvial.run.trajectories import Trajectories
-from fluvial.sampling.trajectories import velocities
-from fluvial.training.distillation import ahead_of_itself
+from fluvial.training.distillation import Teacher, ahead_of_itself
 from fluvial.training.distributed import World
 from fluvial.training.loop import Measure
 from fluvial.training.step import Batches, MicroBatch, loss_of, split
@@ -33,24 +29,6 @@ class Lessons(NamedTuple):
     """From `share` and `order`, as `training/loop.py` has them, to the batches of a rank."""
     validate: Callable[[], Measure | None]
     """Makes the function from a model to its loss on examples that it does not learn from; None without any."""
-
-
-def lessons_of(
-    run: Run, sampler: Sampler, about: Mapping[str, Any], inputs: Inputs | None, trajectories: Path
-) -> Lessons:
-    """What a run learns from: its inputs, or else the teacher's trajectories, in a folder; see `source_of`."""
-    device = next(sampler.model.parameters()).device
-    if inputs is not None:
-        return from_images(sampler, replace(inputs, run=run), device)
-    return from_trajectories(
-        run, source_of(run, sampler, about, run.train.distillation.trajectories, trajectories), device
-    )
-
-
-def source_of(run: Run, sampler: Sampler, about: Mapping[str, Any], count: int, folder: Path) -> Trajectories:
-    """The trajectories that a run learns from; `about` is how its teacher draws."""
-    settings, steps = sampler.run.sample, run.train.distillation.steps
-    return Trajectories(*sampler.computing(settings), settings, about, steps, count, folder, run.seed)
 
 
 def from_trajectories(run: Run, source: Trajectories, device: torch.device) -> Lessons:
@@ -79,14 +57,9 @@ def _on_trajectories(run: Run, source: Trajectories, device: torch.device) -> Me
     return measure
 
 
-def from_images(sampler: Sampler, inputs: Inputs, device: torch.device) -> Lessons:
+def from_images(run: Run, inputs: Inputs, teacher: Teacher, device: torch.device) -> Lessons:
     """Learning from noisy images of the data, with the velocities that the teacher has there."""
-    run = inputs.run
-    model, sample = sampler.computing(sampler.run.sample)
-
-    def teacher(x: Tensor, t: Tensor, labels: Tensor | None, ends: Any) -> Tensor:  # noqa: ANN401 - one for each scale
-        return velocities(model, sample, sampler.run.sample, x, t, labels, ends)
-
+    inputs = replace(inputs, run=run)
     objective = ahead_of_itself(method_of(run.method), teacher, run.train.distillation.steps)
     return Lessons(
         objective=objective,

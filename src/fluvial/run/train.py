@@ -12,26 +12,31 @@ from torch import Tensor, nn
 
 from fluvial.autoencoders import Autoencoder
 from fluvial.config import Run
-from fluvial.data.given import Given, image_sets, is_place
-from fluvial.data.images import ImageSet
+from fluvial.data.given import Given
 from fluvial.evaluation.against import against
 from fluvial.evaluation.statistics import statistics
 from fluvial.methods import name_of
 from fluvial.metrics.features import extractor
 from fluvial.run import by_heart, finetune
 from fluvial.run.folder import RunFolder
-from fluvial.run.inputs import Inputs, batches_of, check_data, on_the_hub, open_autoencoder, open_inputs
+from fluvial.run.inputs import (
+    Inputs,
+    batches_in_order,
+    batches_of,
+    check_data,
+    on_the_hub,
+    open_autoencoder,
+    open_inputs,
+    validation_of,
+    with_data,
+)
 from fluvial.run.learner import build, check_trained, learner_of
 from fluvial.run.load import Sampler, draw_preview, sampler_of
 from fluvial.training import checkpoint, distributed, loop
 from fluvial.training.log import rows_of, validated
 from fluvial.training.loop import OnStep
-from fluvial.training.step import Batches
-from fluvial.training.validation import EXAMPLES, validation_losses
 from fluvial.utils.atomic import check_unlocked, only_one
 from fluvial.utils.devices import device_of
-from fluvial.utils.files import check_room
-from fluvial.utils.randomness import address
 
 Say = Callable[[str], None]
 
@@ -83,7 +88,7 @@ def train(
         model = build(run, device)
         with only_one(folder.path) if world.first else nullcontext():
             if world.first:
-                check_room_for(folder, run, model)
+                folder.check_room(run, model)
                 write_first(folder, run, recipe, start, model, config=config, start_over=start_over)
                 say(about(inputs, model, device))
             world.barrier()
@@ -101,13 +106,6 @@ def train(
                 say(told)
             check_trained(folder, model, average)
             return checkpoint.read(folder.path, lambda place: sampler_of(folder, place, average, run, decoder))
-
-
-def check_room_for(folder: RunFolder, run: Run, model: nn.Module) -> None:
-    """Raises ValueError if the disk has no room for the checkpoints that are to be there beside what there is."""
-    each = checkpoint.BYTES * sum(p.numel() for p in model.parameters())
-    count = 1 if checkpoint.newest(folder.path) is not None else run.train.keep + 1
-    check_room(folder.path, each * count, what="the checkpoints", advice="or choose another disk with --out")
 
 
 def check(run: Run, out: Path | str, *, start: Path | str | None = None, tell: Say = print) -> int | None:
@@ -166,23 +164,6 @@ def about(inputs: Inputs, model: nn.Module, device: torch.device) -> str:
     )
 
 
-def with_data(
-    run: Run, data: Given | Path | str | None, validation: Given | Path | str | None
-) -> tuple[Run, ImageSet | None, ImageSet | None]:
-    """The run with the data that was given in place of its own: as a place in its settings, or as image sets."""
-    if is_place(data):
-        if validation is not None and not is_place(validation):
-            raise ValueError(f"validation must be a place like the data, got {type(validation).__name__}")
-        given = {"path": str(data), "test_path": str(validation or ""), "split": "", "test_split": ""}
-        return replace(run, data=replace(run.data, **given)), None, None
-    if is_place(validation):
-        raise ValueError(f"validation must be given like the data, got the place {validation}")
-    images, held_out = image_sets(data, validation)
-    if images is not None:
-        run = replace(run, data=replace(run.data, name="given", path="", test_path=""))
-    return run, images, held_out
-
-
 def continued(run: Run, folder: RunFolder, start: Path | str | None) -> Run:
     """The run as it goes on in the folder, or as weights start it. Raises ValueError if the folder is not for it."""
     run.check_trained_on_images()
@@ -192,23 +173,6 @@ def continued(run: Run, folder: RunFolder, start: Path | str | None) -> Run:
     folder.check(run)
     run.check_guidance()  # before hours of training, after which its pictures would be refused
     return run
-
-
-def batches_in_order(inputs: Inputs, device: torch.device, share: Callable[[int], slice], order: int) -> Batches:
-    """This rank's training batches by step; `order` 0 is the run's own order of the data, others follow rollbacks."""
-    run = inputs.run
-    seed = address(run.seed, "order", order) if order else run.seed
-    return batches_of(inputs, inputs.train, run.train.batch, device, seed=seed, flip=run.data.flip, share=share)
-
-
-def validation_of(inputs: Inputs, device: torch.device, objective: Any = None) -> loop.Measure | None:  # noqa: ANN401 - an Objective
-    """A function from a model to its validation loss, of the run's objective by default; None without such examples."""
-    if inputs.held_out is None:
-        return None
-    run = inputs.run
-    batch = batches_of(inputs, inputs.held_out, EXAMPLES, device, seed=0, small_classes="repeat")
-    size = run.train.batch // run.train.accumulate
-    return validation_losses(objective or run.objective, run.method, batch, size, device)
 
 
 def scorer(inputs: Inputs, device: torch.device) -> loop.Measure:

@@ -150,6 +150,7 @@ def remembering(model: nn.Module, memory: Memory) -> nn.Module:
                 owner._modules[part] = _sharing(real)
             owner = owner.get_submodule(part)
         setattr(owner, last, remembered(getattr(real, last), memory, name))
+    found.remembers = True  # type: ignore[assignment] - see `flow/guidance.py`
     return found
 
 
