@@ -180,7 +180,7 @@ def test_the_last_step_is_the_teachers_alone():
     assert torch.equal(mean_velocity(lambda x, t: x * 1e6, v, x, t, end_of(t, 2)), v)
 
 
-@pytest.mark.parametrize("steps", (1, 2, 3, 4, 7, 12))
+@pytest.mark.parametrize("steps", (1, 2, 3, 4, 22, 41))  # 13 / 22 times 22 is below 13 in float32
 def test_the_end_of_a_step(steps):
     starts = (torch.arange(steps) + 0.0) / steps
     for inside in (0.0, 0.3, 0.99):
