@@ -93,6 +93,10 @@ def test_train_sample_and_score(run, capsys):
     options = ["--reference", "digits:test", "--extractor", "pixels", "--against", str(run / "score.json")]
     assert main(["score", str(run / "samples"), *options]) == 1
     assert "images.count is 20 and 30" in capsys.readouterr().err
+    before = (run / "score.json").read_bytes()
+    assert main(["score", str(run), "--count", "20", "--against", str(run / "score.json")]) == 2
+    assert "score.json cannot be compared with --count 20, where it has 30: give the same" in capsys.readouterr().err
+    assert (run / "score.json").read_bytes() == before
     options[2] = "--features"
     assert main(["score", str(run / "samples"), *options, "--extractor", "pixels"]) == 2
     assert "given more than once: --extractor and --features" in capsys.readouterr().err

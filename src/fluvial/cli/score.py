@@ -130,6 +130,8 @@ def score(arguments: list[str]) -> None:
     else:
         options = parse(Measured, Measured(), rest, f"fluvial score {name}", DESCRIPTION)
     there = None if options.against is None else report.read(options.against)  # before hours of work
+    if there is not None and path.suffix != ".json":
+        _check_alike(there, options)
     if path.suffix == ".json":
         if there is None:
             raise UsageError("a card is put beside another: name it with --against")
@@ -162,6 +164,16 @@ def score(arguments: list[str]) -> None:
         print(f"next: fluvial score OTHER --against {shlex.quote(str(out))}")
     if there is not None:
         _put_beside(card, name, there, str(options.against))
+
+
+def _check_alike(there: Mapping[str, Any], options: Measured) -> None:
+    """Raises UsageError for options that make a card which cannot be put beside the one that is there."""
+    count, features = there["images"].get("count"), there["extractor"].get("name")
+    asked = {"--features": (options.features if options.features in NAMES else features, features)}
+    if isinstance(options, MeasuredRun):
+        asked["--count"] = (options.count, count)
+    if wrong := [f"{name} {here}, where it has {known}" for name, (here, known) in asked.items() if here != known]:
+        raise UsageError(f"{options.against} cannot be compared with {'; '.join(wrong)}: give the same")
 
 
 def _card(name: str, options: Measured, out: Path | None) -> tuple[dict[str, Any], bool]:
