@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from fluvial.nn import layers
+from fluvial.nn.layers import linear
 
 
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
@@ -69,3 +70,13 @@ def test_weights_of_classes_mix_their_embeddings():
     torch.testing.assert_close(embed(weights, 2), expected)
     with pytest.raises(ValueError, match="weights of classes must be of 5, the null id last, got 4"):
         embed(weights[:, :4], 2)
+
+
+@pytest.mark.parametrize("shape", [(64, 4), (384, 128), (48, 160)])
+def test_rows_do_not_depend_on_their_number_or_on_where_they_lie(shape):
+    weight, bias, apart = torch.randn(shape), torch.randn(shape[0]), torch.randn(300, 5, shape[1])
+    with torch.no_grad():
+        whole = linear(apart[:, :1].contiguous(), weight, bias)
+        for count in (1, 3, 5, 16, 64, 250, 256, 300):
+            assert torch.equal(linear(apart[:count, :1], weight, bias), whole[:count]), count
+            assert torch.equal(linear(apart[:count, :1].contiguous(), weight, bias), whole[:count]), count

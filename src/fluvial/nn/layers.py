@@ -63,12 +63,15 @@ def linear(x: Float[Tensor, "*b k"], weight: Float[Tensor, "n k"], bias: Tensor 
     """x W^T + b; in sampling on a CPU, a row's result does not depend on the number of rows.
 
     A CPU's matrix product adds up a few rows in another order (in MKL, fewer than 4 rows a thread), which changes the
-    last bits, and so would an image with the batch that it is sampled in. Few rows are filled up with zeros.
+    last bits, and so would an image with the batch that it is sampled in. Few rows are filled up with zeros. Rows that
+    lie apart in memory, which another product takes, are put together.
     """
     rows = x.shape[:-1].numel()
     is_computed = x.device.type == "cpu" and type(x) is Tensor  # and not a fake tensor, by which FLOPs are counted
-    if torch.is_grad_enabled() or not is_computed or rows >= FEW or rows % TILE == 0:
+    if torch.is_grad_enabled() or not is_computed:
         return F.linear(x, weight, bias)
+    if rows >= FEW or rows % TILE == 0:
+        return F.linear(x.contiguous(), weight, bias)
     filled = F.pad(x.reshape(rows, -1), (0, 0, 0, -rows % TILE))
     return F.linear(filled, weight, bias)[:rows].reshape(*x.shape[:-1], -1)
 

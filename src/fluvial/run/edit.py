@@ -287,7 +287,8 @@ def _begin(
         latents = latents.repeat_interleave(copies, dim=0)
     ids = None if classes is None else asked.classes
     if ids is None and config.classes and not config.label_drop:
-        raise ValueError("the run was trained without label drop and draws nothing without a class: give classes")
+        why = "distilled" if sampler.run.train.distillation.steps else "trained without label drop"
+        raise ValueError(f"the run was {why} and draws nothing without a class: give classes (--classes)")
     count = len(images) if images is not None else 1
     if ids is not None and images is not None and len(ids) not in (1, count):
         raise ValueError(f"classes must be one, or one for each of {count} images, got {len(ids)}")
