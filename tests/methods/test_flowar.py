@@ -460,7 +460,9 @@ def test_a_latent_that_does_not_fit_is_refused():
             loss(tiny(), torch.randn(shape), torch.tensor([0]))
 
 
-def test_what_does_not_depend_on_time_is_computed_once_a_scale():
+@pytest.mark.parametrize(("most", "evaluations"), [(0, 3 * 2 * 5), (256, 3 * 5)])  # branches apart, and at once
+def test_what_does_not_depend_on_time_is_computed_once_a_scale(most, evaluations, monkeypatch):
+    monkeypatch.setattr("fluvial.flow.guidance.TOGETHER", most)
     model, calls = tiny(head="cross_attention"), Counter()
     for name, module in (
         ("project", model.head.project),
@@ -469,7 +471,7 @@ def test_what_does_not_depend_on_time_is_computed_once_a_scale():
     ):
         module.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
     flowar.sample(model, torch.tensor([0]), noise=torch.randn(1, 21, 8), times=grid(5), guidance=Guidance(weight=2.0))
-    assert calls == {"project": 3 * 2, "kv": 3 * 2, "out": 3 * 2 * 5}
+    assert calls == {"project": 3 * 2, "kv": 3 * 2, "out": evaluations}
 
 
 def test_the_level_is_told_and_the_residual_stream_stays_float32():

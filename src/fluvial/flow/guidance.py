@@ -216,8 +216,13 @@ def _at_once(
 ) -> tuple[tuple[Tensor, ...], tuple[State, State]]:
     """The velocities and the states of two branches, of one evaluation."""
     count = len(x)
-    v, state = both(torch.cat([x, x]), torch.cat([t, t]), _each(lambda of: torch.cat([*of]), state_c, state_n))
+    v, state = both(torch.cat([x, x]), torch.cat([t, t]), joined(state_c, state_n))
     return v.split(count), (_each(lambda of: of[0][:count], state), _each(lambda of: of[0][count:], state))
+
+
+def joined(first: State, second: State) -> State:
+    """The rows of one state after those of another: tensors, tuples of such, or None."""
+    return _each(lambda of: torch.cat([*of]), first, second)
 
 
 def _each(change: Callable[[Sequence[Tensor]], Tensor], *states: State) -> State:

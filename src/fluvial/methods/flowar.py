@@ -15,12 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fluvial.flow.guidance import Guidance, guided, together
+from fluvial.flow.guidance import Guidance, guided, joined, together
 from fluvial.flow.interpolant import linear, u_t, x_t
 from fluvial.flow.solvers import Field, OnStep, Solver, Step, StepNoise, euler
 from fluvial.flow.timesteps import TIME_SAMPLINGS
 from fluvial.methods.method import Draws, Flow
-from fluvial.nn.flow_head import FlowHead
+from fluvial.nn.flow_head import Condition, FlowHead
 from fluvial.nn.layers import LabelEmbedding, Labels, Linear, TimeEmbedding, patchify, unpatchify
 from fluvial.nn.next_scale import PRESETS as PRESETS
 from fluvial.nn.next_scale import FlowARConfig
@@ -346,10 +346,10 @@ def sample(
         fields, conditions = [], []
         for j, (network, ids) in enumerate(branches):
             z, caches[j] = network.transformer(inputs, ids, scales, caches[j], level)
-            fields.append(_field(network.head, z, scales))
-            conditions.append(z)
+            conditions.append(network.head.condition(z, scales))
+            fields.append(_field(network.head, conditions[j], scales))
         at_once = guide is None and len(fields) == 2 and together(model, len(noise), size[0] * size[1])
-        both = _field(model.head, torch.cat(conditions), scales) if at_once else None
+        both = _field(model.head, joined(*conditions), scales) if at_once else None
         calls = Counter(transformer=len(fields))
         scale, at = f"{size[0]}x{size[1]}", guidance.at_scale(i, count)
         solution = solvers[i](
@@ -380,14 +380,13 @@ def flows(model: nn.Module, latents: Float[Tensor, "b c h w"], labels: Int[Tenso
     found = []
     for i, of_scale in enumerate(maps):
         scales = range(i, i + 1)
-        field = _field(model.head, z[:, config.span(scales)], scales)
+        field = _field(model.head, model.head.condition(z[:, config.span(scales)], scales), scales)
         found.append(Flow(lambda x, t, field=field: field(x, t, None)[0], patchify(of_scale, config.patch)))
     return found
 
 
-def _field(head: FlowHead, z: Tensor, scales: range) -> Field:
-    """The velocity field of these scales, given the transformer's output z."""
-    condition = head.condition(z, scales)
+def _field(head: FlowHead, condition: Condition, scales: range) -> Field:
+    """The velocity field of these scales under a condition."""
     return lambda x, t, state: (head(x, t.unsqueeze(1), condition, scales), state)
 
 
