@@ -1,3 +1,5 @@
+import numpy as np
+import pytest
 import torch
 
 from fluvial.utils.randomness import generator, normal, numpy_generator
@@ -35,3 +37,14 @@ def test_generators_are_functions_of_their_address():
     assert not torch.equal(draw(0, "train", 5), draw(0, "train", 6))
     assert not torch.equal(draw(0, "train", 5), draw(0, "held-out", 5))
     assert numpy_generator(0, 1).random() == numpy_generator(0, 1).random() != numpy_generator(1, 0).random()
+
+
+@pytest.mark.parametrize(("seed", "step"), [(0, 0), (3, 1), (2**63 - 1, 2**40), (2**64 + 5, 7)])
+def test_draws_are_those_of_a_generator_of_each_image(seed, step):
+    """Written images stay what they are: numpy's Philox, keyed by seed and image, counting from the step."""
+    expected = []
+    for image in (7, 0, 2**33):
+        key = np.array([seed % 2**64, image], dtype=np.uint64)
+        bits = np.random.Philox(key=key, counter=[0, 0, 0, step])
+        expected.append(np.random.Generator(bits).standard_normal((3, 5), dtype=np.float32))
+    assert torch.equal(normal(seed, [7, 0, 2**33], (3, 5), step=step), torch.from_numpy(np.stack(expected)))
