@@ -146,10 +146,10 @@ class Run:
             )
         if not steps:
             return
-        learned = {"sample.solver": (sample.solver_settings.name, "euler"), "sample.grid": (sample.grid, "uniform")}
-        learned |= {"sample.shift": (sample.shift, 1), "sample.history": (sample.history, None)}
-        learned |= {"sample.context_noise": (sample.context_noise, 0)}
-        if others := [f"{name} {got}" for name, (got, own) in learned.items() if got != own]:
+        asked = {"solver": sample.solver_settings.name}
+        asked |= {name: getattr(sample, name) for name in ("grid", "shift", "history", "context_noise")}
+        own = {"solver": "euler", "grid": "uniform", "shift": 1, "history": None, "context_noise": 0}
+        if others := [f"sample.{name} {got}" for name, got in asked.items() if got != own[name]]:
             raise ValueError(
                 f"the model was distilled to equal steps of euler, with all of its history and no context noise: got "
                 f"{' and '.join(others)}"

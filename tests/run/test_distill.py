@@ -5,7 +5,6 @@ import json
 import shutil
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -326,7 +325,7 @@ def test_minutes_decide_on_trajectories_and_training_steps(teachers, monkeypatch
     monkeypatch.setattr(plan, "TRIED", 2)
     teacher, options = fluvial.load(teachers("digits-sit"), device="cpu"), given(batch=4)
     draft = plan.draft(teacher.run, teacher.described, 2, options)
-    trial = partial(module._trial, teacher, module._drawing(teacher), None, 1)
+    trial = module._trial(draft, teacher, module._drawing(teacher), None, 1)
     model = plan.student(draft, teacher.model)
     run = plan.planned(draft, model, trial, time.perf_counter() + 600, options)
     each, of_step = 5.0 / plan.FEWEST_TRIED, 5.0 / 2

@@ -211,6 +211,16 @@ def together(model: object, rows: int, tokens: int) -> bool:
     return rows * tokens <= TOGETHER and not getattr(model, "remembers", False)
 
 
+def labels_of_both(model: object, labels: Tensor | None, null: int, tokens: int) -> Tensor | None:
+    """The labels of the conditional branch and the null ids of the other, if one evaluation is to make both; else None.
+
+    Images have this many tokens. Without labels the branches are one, and mixed classes are no ids.
+    """
+    if labels is None or labels.is_floating_point() or not together(model, len(labels), tokens):
+        return None
+    return torch.cat([labels, torch.full_like(labels, null)])
+
+
 def _at_once(
     both: Field, x: Tensor, t: Tensor, state_c: State, state_n: State
 ) -> tuple[tuple[Tensor, ...], tuple[State, State]]:

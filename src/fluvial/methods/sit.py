@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fluvial.flow.guidance import Guidance, guided, together
+from fluvial.flow.guidance import Guidance, guided, labels_of_both
 from fluvial.flow.interpolant import INTERPOLANTS, u_t, x_t
 from fluvial.flow.solvers import Field, OnStep, Solver, State, StepNoise, euler
 from fluvial.flow.timesteps import TIME_SAMPLINGS
@@ -189,10 +189,9 @@ def sample(
     if guide is None:
         guidance = Guidance() if labels is None else guidance  # without labels both branches are equal
     null = branch(model, None) if guide is None else branch(guide, labels)
-    config, both = cast(SiTConfig, model.config), None
-    ids = None if guide is not None or labels is None or labels.is_floating_point() else labels
-    if ids is not None and together(model, len(noise), tokens(config)):
-        both = branch(model, torch.cat([ids, torch.full_like(ids, config.classes)]))
+    config = cast(SiTConfig, model.config)
+    ids = labels_of_both(model, labels, config.classes, tokens(config)) if guide is None else None
+    both = None if ids is None else branch(model, ids)
     path = INTERPOLANTS[config.interpolant]
     told = {"evaluations": evaluations, "careful": careful, "both": both}
     field = guided(branch(model, labels), null, guidance, interpolant=path, **told)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fluvial.config import Run
 from fluvial.data.given import Given
@@ -90,49 +90,38 @@ def distill(
         folder, say = RunFolder(out), partial(print, flush=True) if world.first else lambda text: None
         if not folder.exists():
             folder.check(sampler.run)
-        drafted = draft(sampler.run, sampler.described, steps, given)
+        described = sampler.described
+        drafted = draft(sampler.run, described, steps, given)
         with only_one(folder.path) if world.first else nullcontext():
             about = _drawing(sampler)
-            run = world.broadcast(_there(folder, sampler, about, steps, given) if world.first else None)
-            if run is not None and minutes is not None:
-                say(
-                    f"minutes plan a start, and this goes on to its {run.train.steps:,} training steps; more: --updates"
-                )
-            is_new, run = run is None, run or drafted
+            begun = world.broadcast(_there(folder, about, steps, given) if world.first else None)
+            if begun is not None and minutes is not None:
+                say(f"minutes plan a start; this goes on to its {begun.train.steps:,} training steps; more: --updates")
+            run = begun or drafted
             if run.train.batch < world.size:
                 raise ValueError(f"batch must be at least the number of ranks, {world.size}, got {run.train.batch}")
             inputs = _inputs(run, data, sampler, folder, world, device, say) if images else None
             run = run if inputs is None else inputs.run
             if world.first:
-                if is_new and minutes is not None:
-                    trial, end = partial(_trial, sampler, about, inputs, world.size), started + 60 * minutes
-                    run = planned(run, student(run, sampler.model), trial, end, given)
-                if is_new:
-                    run = with_intervals(run)
-                run = _with_room(run, sampler, about, folder, say)
-                folder.first_weights(None, start_over=start_over)  # refuses to start over what is whole
-                if told := folder.next_rate(run):
-                    say(told)
-                start = sampler.folder and sampler.folder.path
-                folder.claim(run, None, start, {"teacher": about})
+                if begun is None and minutes is not None:
+                    trial = _trial(run, sampler, about, inputs, world.size)
+                    run = planned(run, student(run, sampler.model), trial, started + 60 * minutes, given)
+                run = _with_room(with_intervals(run), sampler, about, folder, say)
+                _claim(run, folder, sampler, about, start_over, say)
             run = world.broadcast(run)
             if world.agree(world.first and folder.taken() >= run.train.steps and not start_over):
                 return _finished(run, folder, sampler, device, say)
-            say(_about(run, sampler, inputs))
-            model = student(run, sampler.model)
-            if world.first:
-                folder.check_room(run, model)
-            if inputs is None:
-                source = _source(run, sampler, about, run.train.distillation.trajectories, folder.trajectories)
-                lessons = from_trajectories(run, source, device)
-            else:
-                lessons = from_images(run, inputs, _teacher(sampler), device)
-            try:
-                lessons.make(world)
-            except KeyboardInterrupt:
-                kept = f"interrupted: finished parts of the trajectories stay in {folder}; the same command goes on"
-                raise KeyboardInterrupt(kept) from None
-            return _trained(run, folder, sampler, model, lessons, world, on_step, start_over)
+            say(f"{described}\n{_told(run, inputs)}")
+            lessons = _lessons(run, sampler, about, inputs, folder, device)
+            return _trained(run, folder, sampler, lessons, world, on_step, start_over)
+
+
+def _claim(run: Run, folder: RunFolder, sampler: Sampler, about: Mapping[str, Any], start_over: bool, say: Say) -> None:
+    """Writes run.json. Raises ValueError if a whole run was to start over."""
+    folder.first_weights(None, start_over=start_over)
+    if told := folder.next_rate(run):
+        say(told)
+    folder.claim(run, None, sampler.folder and sampler.folder.path, {"teacher": about})
 
 
 def _finished(run: Run, folder: RunFolder, sampler: Sampler, device: torch.device, say: Say) -> Sampler:
@@ -189,15 +178,12 @@ def _drawing_with(sampler: Sampler, settings: SampleConfig | None, steps: int) -
     return replace(sampler, run=replace(run, sample=settings))
 
 
-def _there(
-    folder: RunFolder, sampler: Sampler, about: Mapping[str, Any], steps: int, given: Mapping[str, Any]
-) -> Run | None:
+def _there(folder: RunFolder, about: Mapping[str, Any], steps: int, given: Mapping[str, Any]) -> Run | None:
     """The run that the folder holds, which goes on; None if it holds none.
 
     Raises ValueError if it is another run, was distilled from another teacher, or with other settings.
     """
     if not folder.exists():
-        folder.check(sampler.run)
         return None
     run = folder.run()
     known = run.train.distillation
@@ -217,7 +203,7 @@ def _there(
         raise ValueError(
             f"{folder} holds another distillation: {'; '.join(unlike[:3])}. Choose another folder with --out"
         )
-    return with_intervals(replace(run, train=replace(run.train, steps=given["updates"] or run.train.steps)))
+    return replace(run, train=replace(run.train, steps=given["updates"] or run.train.steps))
 
 
 def _drawing(sampler: Sampler) -> dict[str, Any]:
@@ -262,7 +248,22 @@ def _teacher(sampler: Sampler) -> Teacher:
     return at
 
 
-def _trial(sampler: Sampler, about: Mapping[str, Any], inputs: Inputs | None, world: int, run: Run) -> Trial:
+def _lessons(
+    run: Run,
+    sampler: Sampler,
+    about: Mapping[str, Any],
+    inputs: Inputs | None,
+    folder: RunFolder,
+    device: torch.device,
+) -> Lessons:
+    """The objective and examples of a run: its inputs, or the teacher's trajectories."""
+    if inputs is not None:
+        return from_images(run, inputs, _teacher(sampler), device)
+    source = _source(run, sampler, about, run.train.distillation.trajectories, folder.trajectories)
+    return from_trajectories(run, source, device)
+
+
+def _trial(run: Run, sampler: Sampler, about: Mapping[str, Any], inputs: Inputs | None, world: int) -> Trial:
     """A batch of one of so many ranks in a training step of the run, to time it."""
     device, rows = next(sampler.model.parameters()).device, max(1, run.train.batch // world)
     if inputs is not None:
@@ -288,8 +289,8 @@ def _with_room(run: Run, sampler: Sampler, about: Mapping[str, Any], folder: Run
     return run
 
 
-def _about(run: Run, sampler: Sampler, inputs: Inputs | None) -> str:
-    """Two lines on the distillation before it starts."""
+def _told(run: Run, inputs: Inputs | None) -> str:
+    """A line on the distillation before it starts."""
     train, known = run.train, run.train.distillation
     taken = f"{train.steps:,} training step{'s' * (train.steps > 1)} of {train.batch}"
     if inputs is not None:
@@ -303,20 +304,27 @@ def _about(run: Run, sampler: Sampler, inputs: Inputs | None) -> str:
     else:
         learned = f"{taken} on new trajectories of it"
     short = ". So few training steps teach little: give more" if train.steps < FEW else ""
-    return f"{sampler.described}\ndistilled to {known.steps} step{'s' * (known.steps > 1)}: {learned}{short}"
+    return f"distilled to {known.steps} step{'s' * (known.steps > 1)}: {learned}{short}"
 
 
 def _trained(
     run: Run,
     folder: RunFolder,
     sampler: Sampler,
-    model: nn.Module,
     lessons: Lessons,
     world: World,
     on_step: OnStep | None,
     start_over: bool,
 ) -> Sampler:
-    """Trains on the lessons, from the newest checkpoint on."""
+    """Makes the lessons, and trains on them from the newest checkpoint on."""
+    model = student(run, sampler.model)
+    if world.first:
+        folder.check_room(run, model)
+    try:
+        lessons.make(world)
+    except KeyboardInterrupt:
+        kept = f"interrupted: finished parts of the trajectories stay in {folder}; the same command goes on"
+        raise KeyboardInterrupt(kept) from None
     average = loop.train(
         learner_of(run, model, world, lessons.objective),
         partial(lessons.batches, world.share),

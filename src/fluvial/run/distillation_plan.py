@@ -91,14 +91,13 @@ class Trial(NamedTuple):
     """Those of a trajectory; 0 without any."""
 
 
-def planned(run: Run, model: nn.Module, trial: Callable[[Run], Trial], end: float, given: Mapping[str, Any]) -> Run:
+def planned(run: Run, model: nn.Module, trial: Trial, end: float, given: Mapping[str, Any]) -> Run:
     """The run with as many trajectories and training steps as fit before `end`, by the speed of a few of both.
 
-    `model` is one that it begins with, and `end` a time by the clock of `time.perf_counter`; `trial` is asked for what
-    a run has in a training step.
+    `model` is the one that it begins with, and `end` a time by the clock of `time.perf_counter`.
     """
     device, train, known = next(model.parameters()).device, run.train, run.train.distillation
-    batch, objective, each = trial(run)
+    batch, objective, each = trial
     alone = replace(run, train=replace(train, batch=len(batch[0]), accumulate=1, parallel="ddp"))
     learner = learner_of(alone, model, ALONE, objective)
     numbers, health = count(), Health(device)

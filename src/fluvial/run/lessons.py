@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from fluvial.config import Run
 from fluvial.methods import method_of
@@ -15,7 +14,8 @@ from fluvial.run.trajectories import Trajectories
 from fluvial.training.distillation import Teacher, ahead_of_itself
 from fluvial.training.distributed import World
 from fluvial.training.loop import Measure
-from fluvial.training.step import Batches, MicroBatch, loss_of, split
+from fluvial.training.step import Batches
+from fluvial.training.validation import validation_losses
 
 
 class Lessons(NamedTuple):
@@ -33,28 +33,16 @@ class Lessons(NamedTuple):
 
 def from_trajectories(run: Run, source: Trajectories, device: torch.device) -> Lessons:
     """Learning to follow the teacher's trajectories."""
+    objective, batch = run.objective, run.train.batch
     return Lessons(
-        objective=run.objective,
+        objective=objective,
         make=source.make,
-        batches=partial(source.batches, run.train.batch),
-        validate=lambda: _on_trajectories(run, source, device),
+        batches=partial(source.batches, batch),
+        # which have no times of their own
+        validate=lambda: validation_losses(
+            objective, run.method, lambda step: source.validation(), batch, device, by_part=False
+        ),
     )
-
-
-def _on_trajectories(run: Run, source: Trajectories, device: torch.device) -> Measure:
-    """A function from a model to its loss on trajectories that it does not learn from."""
-    objective = run.objective
-    points, labels = (None if part is None else part.to(device) for part in source.validation())
-    assert points is not None
-    whole_batch = MicroBatch(points, labels, objective.draws(run.method, points.shape, device=device))
-    weights = torch.tensor(objective.part_weights(run.method), device=device)
-
-    @torch.no_grad()
-    def measure(model: nn.Module) -> dict[str, Any]:
-        errors = torch.cat([objective.errors(model, *part) for part in split(whole_batch, run.train.batch)])
-        return {"held_out_loss": float(loss_of(errors, weights))}
-
-    return measure
 
 
 def from_images(run: Run, inputs: Inputs, teacher: Teacher, device: torch.device) -> Lessons:

@@ -182,8 +182,8 @@ class Trajectories:
         for part in parts:
             file = self.folder / forms.names("latents", part.number, ())[0]
             try:
-                check_tensors(file)
                 if faults := sets.faults(self.folder, self.plan, part):
+                    check_tensors(file)  # tells a damaged file from one of another set
                     raise ValueError("; ".join(faults))
                 found.append(load_file(file)["latents"])
             except (OSError, ValueError, KeyError, SafetensorError) as error:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from fluvial.flow.interpolant import INTERPOLANTS, expand, x_t
 from fluvial.flow.timesteps import grid
 from fluvial.methods.method import Distillable, Draws, with_functions
+from fluvial.training.distributed import unwrapped
 
 AT_START = 0.4  # of the points from images: at the start of a step, where sampling evaluates
 AHEAD = 1 / 24  # length of the teacher's step, at most
@@ -107,7 +108,7 @@ def ahead_of_itself(method: Any, teacher: Teacher, steps: int) -> Any:  # noqa: 
         ends, t = clean[:, -1], draws.t
         x = x_t(INTERPOLANTS[config.interpolant], draws.noise, clean, t)
         with torch.no_grad():  # first, so that the pass with a gradient is the last before it is taken
-            inner = getattr(model, "module", model)  # without DDP, which counts the passes that have a gradient
+            inner = unwrapped(model)
             v = teacher(x, t, labels, parts)
             target = mean_velocity(
                 lambda x, t: method.velocities_along(inner, x, t, labels, ends).float(), v, x, t, end_of(t, steps)

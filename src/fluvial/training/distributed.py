@@ -175,6 +175,11 @@ def _checkpointed(block: nn.Module, forward: Any, *arguments: Any, **named: Any)
     return forward(*arguments, **named)
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model without DDP, which counts the passes that have a gradient."""
+    return getattr(model, "module", model)
+
+
 def parallelise(model: nn.Module, parallel: Parallel, world: World) -> nn.Module:
     """The model as it is trained on all ranks. FSDP2 shards inside a node and copies over nodes."""
     if world.size == 1:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fluvial.flow.guidance import GuidanceWeight
 from fluvial.flow.interpolant import expand
 from fluvial.methods.method import with_functions
+from fluvial.training.distributed import unwrapped
 
 
 def with_guidance(method: Any, guidance: GuidanceWeight) -> Any:  # noqa: ANN401 - a method's module, or one like it
@@ -44,7 +45,7 @@ class _TowardsGuidance(nn.Module):
         self.training = model.training
 
     def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None, *rest: Any) -> Any:  # noqa: ANN401
-        inner = getattr(self.model, "module", self.model)  # without DDP, which counts the passes that have a gradient
+        inner: Any = unwrapped(self.model)
         with torch.no_grad():  # first, so that the pass with a gradient is the last before it is taken
             null = _velocity(inner(x_t, t, None, *rest))
         out = self.model(x_t, t, labels, *rest)

@@ -20,8 +20,10 @@ def validation_losses(
     batches: Batches,
     micro_batch: int,
     device: torch.device,
+    *,
+    by_part: bool = True,
 ) -> Callable[[nn.Module], dict[str, Any]]:
-    """A function from a model to its validation loss, in all, by tenth of t, and by scale if the method has scales.
+    """A function from a model to its validation loss, and with `by_part` also by tenth of t, and by scale if there are.
 
     The loss is that of the examples of batches(0), `micro_batch` at a time. Examples, times and noises are the same at
     every call, whatever the run's seed.
@@ -35,8 +37,10 @@ def validation_losses(
         parts = split(MicroBatch(latents, labels, draws), micro_batch)
         errors = torch.cat([method.errors(model, *part) for part in parts])
         weights = torch.tensor(method.part_weights(config), device=device)
-        found = {"held_out_loss": float(loss_of(errors, weights)), "held_out_by_time": by_time(errors, draws.t)}
-        if method.scales(config):
+        found: dict[str, Any] = {"held_out_loss": float(loss_of(errors, weights))}
+        if by_part:
+            found["held_out_by_time"] = by_time(errors, draws.t)
+        if by_part and method.scales(config):
             found["held_out_by_scale"] = errors.mean(dim=0).tolist()
         return found
 

@@ -38,12 +38,11 @@ def described(run: Run) -> dict[str, str]:
         words["last step"] = f"{solver.last_step}, {solver.last_step_size:g}"
     else:
         words["grid"] = sample.grid
-    words["guidance"] = f"{guidance.weight:g}" + "; that of the teacher is in the weights" * bool(
-        run.train.distillation.steps
-    )
+    words["guidance"] = f"{guidance.weight:g}"
     if method.classes and not method.label_drop and not run.train.distillation.steps:
         words["guidance"] += ", no other: the model was trained without label drop, and has no null branch"
     if run.train.distillation.steps:
+        words["guidance"] += "; that of the teacher is in the weights"
         words["distilled"] = run.train.distillation.told
     if not run.train.guidance.is_off:
         words["guidance"] += f"; learned, and in the weights: {run.train.guidance.told}"

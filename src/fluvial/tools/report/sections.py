@@ -197,8 +197,7 @@ def _next(run: Gathered) -> list[tuple[str, str]]:
     folder, listed = str(run.folder), run.listed
     train = join(["fluvial", "train", folder])
     use = [("draw images", join(["fluvial", "sample", folder])), ("measure", join(["fluvial", "score", folder]))]
-    if run.run.train.distillation.steps and listed.state != "running":
-        steps = run.run.train.distillation.steps
+    if (steps := run.run.train.distillation.steps) and listed.state != "running":
         again = f"fluvial distill TEACHER --steps {steps} --out {folder}"
         return [("go on, with the same teacher and options", again), *(use if listed.step else [])]
     match listed.state:
