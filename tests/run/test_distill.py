@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fluvial
 from fluvial import cli, recipes
@@ -376,6 +377,14 @@ def test_images_can_be_given(teachers, tmp_path):
     few = {"steps": 4, "updates": 1, "batch": 4}
     found = distill(teachers("digits-sit"), tmp_path / "given", images=(images, labels), **few)
     assert found.run.data.name == "given" and found.run.train.distillation.images
+    with pytest.raises(ValueError, match="too few|at least|fewer"):
+        distill(teachers("digits-arflow"), tmp_path / "small", images=(images[:10], labels[:10]), **few)
+    assert not (tmp_path / "small" / "run.json").exists()
+    for i, image in enumerate(images):
+        (tmp_path / "grey" / str(i % 10)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(tmp_path / "grey" / str(i % 10) / f"{i}.png")
+    of_files = distill(teachers("digits-sit"), tmp_path / "files", images=tmp_path / "grey", **few)
+    assert of_files.run.data.path == str(tmp_path / "grey") and of_files.run.data.channels == 1
     with pytest.raises(ValueError, match="give images or trajectories to learn from"):
         distill(teachers("digits-sit"), tmp_path / "both", images=True, trajectories=0, **few)
     with pytest.raises(ValueError, match="images is True there and False here"):

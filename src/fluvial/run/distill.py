@@ -18,7 +18,7 @@ from fluvial.methods import method_of, name_of
 from fluvial.methods.method import Distillable, Editable
 from fluvial.run.distillation_plan import FEWEST_TRIED, Trial, draft, planned, seconds_each, student, with_intervals
 from fluvial.run.folder import RunFolder
-from fluvial.run.inputs import Inputs, open_inputs, with_data
+from fluvial.run.inputs import Inputs, batches_in_order, open_inputs, with_data
 from fluvial.run.learner import check_trained, learner_of
 from fluvial.run.lessons import Lessons, from_images, from_trajectories
 from fluvial.run.load import Sampler, draw_preview, load, sampler_of
@@ -229,6 +229,7 @@ def _inputs(
         options = {"images": images, "held_out": held_out, "cache": folder.latents, "device": device, "tell": say}
         inputs = open_inputs(run, autoencoder=sampler.autoencoder, **options)
     folder.check(inputs.run)
+    batches_in_order(inputs, device, world.share, 0)  # raises for data that will not do, before anything is written
     return inputs
 
 

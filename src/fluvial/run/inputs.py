@@ -200,7 +200,9 @@ def with_data(
     if is_place(data):
         if validation is not None and not is_place(validation):
             raise ValueError(f"validation must be a place like the data, got {type(validation).__name__}")
-        given = {"path": str(data), "test_path": str(validation or ""), "split": "", "test_split": ""}
+        given: dict[str, Any] = {"path": str(data), "test_path": str(validation or ""), "split": "", "test_split": ""}
+        if run.autoencoder.name == "pixels" and run.method.channels in (1, 3):  # files are read as the model wants them
+            given["channels"] = run.method.channels
         return replace(run, data=replace(run.data, **given)), None, None
     if is_place(validation):
         raise ValueError(f"validation must be given like the data, got the place {validation}")
