@@ -14,6 +14,7 @@ from PIL import Image
 
 import fluvial
 from fluvial import cli, recipes
+from fluvial.cli.distill import DistillOptions
 from fluvial.flow.guidance import Guidance
 from fluvial.methods import method_of
 from fluvial.run import distill as module
@@ -393,6 +394,46 @@ def test_images_can_be_given(teachers, tmp_path):
         distill(teachers("digits-sit"), tmp_path / "other", images=(images[..., :4], labels), **few)
     with pytest.raises(ValueError, match="a training step of it needs its teacher"):
         found.run.objective  # noqa: B018
+
+
+def test_images_that_moved_are_named_and_others_told(tmp_path, capsys):
+    photos, moved, teacher, out = (tmp_path / name for name in ("photos", "moved", "teacher", "few"))
+    for i in range(20):
+        (photos / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 9 * i, np.uint8)).save(photos / "ab"[i % 2] / f"{i}.png")
+    run = recipes.smoke(recipes.get("digits-sit"))
+    run = replace(run, method=replace(run.method, classes=2), train=replace(run.train, steps=1, batch=4))
+    fluvial.train(run, teacher, data=photos, device="cpu")
+    words = ["distill", str(teacher), "--images", "--steps", "2", "--batch", "4", "--device", "cpu", "--out"]
+    assert cli.main([*words, str(out), "--updates", "3"]) == 0
+    told = capsys.readouterr().out
+    assert "3 training steps of 4 on 12 images of 20" in told and "not the images" not in told
+
+    photos.rename(moved)
+    assert cli.main([*words, str(out)]) == 0, "finished: its images are not needed"
+    assert "has taken all of its 3 training steps" in capsys.readouterr().out
+    assert cli.main([*words, str(out), "--updates", "7"]) != 0
+    refused = capsys.readouterr().err
+    assert "photos does not exist" in refused and "--data" in refused
+    assert cli.main([*words, str(out), "--updates", "7", "--data", str(moved)]) == 0
+    assert "7 training steps of 4 on 20 images, each of them 1.4 times" in capsys.readouterr().out
+    assert fluvial.load(out, device="cpu").step == 7
+
+    (moved / "b" / "19.png").unlink()
+    assert cli.main([*words, str(out), "--updates", "9", "--data", str(moved)]) != 0
+    assert "files were added, removed" in capsys.readouterr().err
+    moved.rename(photos)
+    assert cli.main([*words, str(tmp_path / "others"), "--updates", "1"]) == 0
+    assert "not the images that the teacher was trained on" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--data names images to learn from"):
+        DistillOptions(data="photos", sample=SampleConfig())
+
+
+def test_nothing_is_no_images(teachers, tmp_path):
+    with pytest.raises(ValueError, match="images must be True for those of the run, a folder, or images, got ''"):
+        distill(teachers("digits-sit"), tmp_path / "none", steps=2, images="", updates=1)
+    assert not (tmp_path / "none").exists()
+    assert module._images(np.False_) == (False, None) and module._images(True) == (True, None)
 
 
 def test_minutes_decide_on_training_steps_on_images(teachers, tmp_path, monkeypatch):

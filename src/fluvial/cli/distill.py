@@ -18,8 +18,8 @@ DESCRIPTION = """Distil a run into one that samples in a few steps, with the gui
 
 The run draws trajectories with its own sampling settings, or those given, and a copy of it learns to follow them in
 --steps; or with --images the copy learns from the images that the run was trained on. --minutes is the time for both;
-without it 10,000 trajectories are drawn, and 5,000 training steps taken. The
-same command goes on where it stopped. The new folder is a run like any other."""
+without it 10,000 trajectories are drawn, and 5,000 training steps taken. The same command goes on where it stopped. The
+new folder is a run like any other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,9 @@ class DistillOptions:
     """Trajectories that are drawn and stored, 10,000 by default; 0 draws new ones in every training step."""
     images: bool = False
     """Learn from the images of the run, with the velocities that it has there, in place of trajectories."""
+    data: str = ""
+    """The images to learn from, where they are no longer where the run has them, or others: as `fluvial train` takes
+    them."""
     updates: int | None = None
     """Training steps; 5,000 by default. More than the run has taken go on with it."""
     batch: int | None = None
@@ -66,6 +69,8 @@ class DistillOptions:
             raise ValueError(f"lr must be above 0, got {self.lr:g}")
         if self.images and self.trajectories is not None:
             raise ValueError("give --images or --trajectories, got both")
+        if self.data and not self.images:
+            raise ValueError("--data names images to learn from: give --images with it")
         if self.minutes is not None and self.updates is not None:
             raise ValueError("give --minutes or --updates, got both")
 
@@ -87,7 +92,7 @@ def distill(arguments: list[str]) -> None:
         steps=options.steps,
         minutes=options.minutes,
         trajectories=options.trajectories,
-        images=options.images,
+        images=options.data or options.images,
         updates=options.updates,
         batch=options.batch,
         lr=options.lr,

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,6 +39,7 @@ from fluvial.utils.tensors import tensors_checksum
 
 FEW = 100  # training steps, that teach little
 MOST_AT_ONCE, MOST_MINUTES = 100_000, 1e6  # trajectories or images in a training step
+FIXED = "The model's settings are its teacher's: give images that fit them (--data; in Python images=)"
 Say = Callable[[str], None]
 
 
@@ -75,8 +77,7 @@ def distill(
     Raises ValueError for a teacher whose sampling is no ODE with steps of its own, one that was distilled itself, and a
     folder that holds another run; RuntimeError if weights or trajectories are not finite.
     """
-    started, data = time.perf_counter(), None if isinstance(images, bool) else images
-    images = data is not None or bool(images)
+    started, (images, data) = time.perf_counter(), _images(images)
     lengths = {"trajectories": trajectories, "updates": updates, "batch": batch, "seed": seed}
     given = {name: _whole(name, value) for name, value in lengths.items()}
     given |= {"lr": None if lr is None else float(lr), "images": images}
@@ -100,6 +101,8 @@ def distill(
             run = begun or drafted
             if run.train.batch < world.size:
                 raise ValueError(f"batch must be at least the number of ranks, {world.size}, got {run.train.batch}")
+            if begun is not None and not start_over and world.agree(world.first and folder.taken() == run.train.steps):
+                return _finished(run, folder, sampler, device, say)  # also where its images are gone
             inputs = _inputs(run, data, sampler, folder, world, device, say) if images else None
             run = run if inputs is None else inputs.run
             if world.first:
@@ -109,8 +112,6 @@ def distill(
                 run = _with_room(with_intervals(run), sampler, about, folder, say)
                 _claim(run, folder, sampler, about, start_over, say)
             run = world.broadcast(run)
-            if world.agree(world.first and folder.taken() >= run.train.steps and not start_over):
-                return _finished(run, folder, sampler, device, say)
             say(f"{described}\n{_told(run, inputs)}")
             lessons = _lessons(run, sampler, about, inputs, folder, device)
             return _trained(run, folder, sampler, lessons, world, on_step, start_over)
@@ -144,6 +145,15 @@ def _check_options(minutes: float | None, given: Mapping[str, Any], settings: Sa
         raise ValueError(f"give images or trajectories to learn from, got images and trajectories {trajectories}")
     if settings is not None and not isinstance(settings, SampleConfig):
         raise ValueError(f"settings must be a SampleConfig, such as run.sample, got {settings!r:.100}")
+
+
+def _images(given: Any) -> tuple[bool, Given | Path | str | None]:  # noqa: ANN401 - numpy's booleans, too
+    """True to learn from images, and those that were given in place of the run's. Raises ValueError for no images."""
+    if isinstance(given, bool | np.bool_):
+        return bool(given), None
+    if given is None or (isinstance(given, str) and not given):
+        raise ValueError(f"images must be True for those of the run, a folder, or images, got {given!r:.100}")
+    return True, given
 
 
 def _whole(name: str, value: Any) -> int | None:  # noqa: ANN401 - numpy's integers, too
@@ -224,12 +234,17 @@ def _inputs(
     say: Say,
 ) -> Inputs:
     """The images that a run learns from: those given, or its own. Raises ValueError if they do not fit it."""
-    run, images, held_out = with_data(run, data, None)
-    with world.one_by_one():  # the main process writes the cache of latents
-        options = {"images": images, "held_out": held_out, "cache": folder.latents, "device": device, "tell": say}
-        inputs = open_inputs(run, autoencoder=sampler.autoencoder, **options)
-    folder.check(inputs.run)
-    batches_in_order(inputs, device, world.share, 0)  # raises for data that will not do, before anything is written
+    learned, (run, images, held_out) = run.data.digest, with_data(run, data, None)
+    try:
+        with world.one_by_one():  # the main process writes the cache of latents
+            options = {"images": images, "held_out": held_out, "cache": folder.latents, "device": device, "tell": say}
+            inputs = open_inputs(run, autoencoder=sampler.autoencoder, **options)
+        folder.check(inputs.run)
+        batches_in_order(inputs, device, world.share, 0)  # raises for data that will not do, before anything is written
+    except ValueError as error:
+        raise ValueError(f"images to distil from: {error}. {FIXED}") from error
+    if data is None and not folder.exists() and inputs.run.data.digest != learned:
+        say("these are not the images that the teacher was trained on: files were added, removed, renamed or changed")
     return inputs
 
 
@@ -295,8 +310,9 @@ def _told(run: Run, inputs: Inputs | None) -> str:
     train, known = run.train, run.train.distillation
     taken = f"{train.steps:,} training step{'s' * (train.steps > 1)} of {train.batch}"
     if inputs is not None:
-        each = train.steps * run.images_per_step / len(inputs.train[0])
-        learned = f"{taken} on {len(inputs.train[0]):,} images, each of them {each:.3g} times"
+        seen, there = train.steps * run.images_per_step, len(inputs.train[0])
+        often = f", each of them {seen / there:.3g} times" if seen >= there else ""
+        learned = f"{taken} on {min(seen, there):,} images{often or f' of {there:,}'}"
     elif known.trajectories:
         each = train.steps * train.batch / known.trajectories
         learned = (
