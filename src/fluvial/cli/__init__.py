@@ -20,6 +20,7 @@ fluvial compare A B [...] [options]   the same of runs, measured as they are, an
 fluvial runs [FOLDER]                 a table of the runs in a folder: how far, losses, score, size, state
 fluvial runs clean [RUN ...] [--yes]  what could be removed of runs, or its removal
 fluvial report RUN [RUN ...]          one HTML page: curves, samples, scores, what is wrong, settings that differ
+fluvial studio [FOLDER]               a web page over the runs in a folder: see them train, draw from them
 fluvial bench train RECIPE [options]  how fast training is, or sampling: images/s, memory, share of the machine's rate
 fluvial import FILE [options]         a run folder of published weights
 fluvial ema RUN --length 0.1          a run folder with another average of a run's weights
@@ -68,6 +69,7 @@ COMMANDS = {  # by command, its module and function: torch is imported by those 
     "compare": "runs.compare",
     "runs": "listing.runs",
     "report": "report.report",
+    "studio": "studio.studio",
     "bench": "bench.bench",
     "import": "weights.import_",
     "ema": "average.ema",

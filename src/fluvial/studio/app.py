@@ -1,0 +1,55 @@
+"""Starts the studio: the server, its pages, and who may open them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fluvial.studio.guard import Guard, is_loopback, new_token
+from fluvial.studio.training import Trainings
+from fluvial.studio.work import Work
+from fluvial.utils.extras import require
+
+STATIC = Path(__file__).parent / "static"
+UPLOAD = 20 * 2**20  # bytes of an uploaded file, at most
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What the pages share."""
+
+    root: Path
+    """The folder of runs."""
+    work: Work = field(default_factory=Work)
+    trainings: Trainings = field(default_factory=Trainings)
+
+
+def serve(root: Path, *, host: str = "127.0.0.1", port: int = 7860, show: bool = False, token: str = "") -> None:
+    """Serves the studio over the runs in a folder until it is interrupted.
+
+    A host that other machines reach needs a token, which is made if none is given; the address with it is printed.
+    Raises ValueError if NiceGUI is missing.
+    """
+    require("nicegui", extra="studio", why="fluvial studio")
+    from nicegui import app, ui
+
+    from fluvial.studio.pages import playground, run, runs
+
+    studio = Studio(root)
+    token = "" if is_loopback(host) else token or new_token()
+    app.add_middleware(Guard, token=token)
+    app.add_static_files("/studio", STATIC)
+    for page in (runs, run, playground):
+        page.register(studio)
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{port}/{f'?token={token}' if token else ''}"
+    app.on_startup(lambda: print(f"fluvial studio: {address} over {root}; Ctrl+C ends it", flush=True))
+    ui.run(
+        host=host,
+        port=port,
+        title="fluvial studio",
+        favicon=STATIC / "icon.svg",
+        dark=None,
+        reload=False,
+        show=show,
+        show_welcome_message=False,
+        message_history_length=50,
+    )

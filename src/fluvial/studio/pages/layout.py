@@ -1,0 +1,49 @@
+"""The frame around every page: the bar at the top, what is being worked on, and the colours."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nicegui import ui
+
+from fluvial.studio.work import Work
+
+PAGES = {"Runs": "/", "Playground": "/play"}
+ACCENT = "#0b7285"
+LOOKS_EVERY = 1.0  # seconds between looks at what is being worked on
+STYLE = (Path(__file__).parent.parent / "static" / "style.css").read_text()
+
+
+@contextmanager
+def page(title: str, work: Work) -> Iterator[None]:
+    """The frame of a page of this title; what is made inside is its content."""
+    ui.colors(primary=ACCENT)
+    ui.dark_mode(value=None)  # as the system is set
+    ui.add_css(STYLE)
+    ui.page_title(f"{title} · fluvial")
+    with ui.header().classes("bar"):
+        with ui.link(target="/").classes("brand"):
+            ui.image("/studio/icon.svg").classes("logo")
+            ui.label("fluvial")
+        with ui.row().classes("tabs"):
+            for name, address in PAGES.items():
+                ui.link(name, address).classes("tab here" if name == title else "tab")
+        ui.space()
+        busy = ui.label().classes("busy").mark("busy")
+
+    def look() -> None:
+        names = work.names()
+        waiting = f", {len(names) - 1} waiting" if len(names) > 1 else ""
+        busy.set_text(f"{names[0]}{waiting}" if names else "")
+
+    ui.timer(LOOKS_EVERY, look)
+    with ui.column().classes("page"):
+        yield
+
+
+def empty(title: str, *lines: str) -> None:
+    """A card in place of content that is not there, and what makes it."""
+    with ui.card().classes("empty"):
+        ui.label(title).classes("title")
+        for line in lines:
+            ui.label(line).classes("dim")
