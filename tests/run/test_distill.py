@@ -421,10 +421,16 @@ def test_images_that_moved_are_named_and_others_told(tmp_path, capsys):
 
     (moved / "b" / "19.png").unlink()
     assert cli.main([*words, str(out), "--updates", "9", "--data", str(moved)]) != 0
-    assert "files were added, removed" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert "files were added, removed" in refused and "distil into another folder" in refused
     moved.rename(photos)
     assert cli.main([*words, str(tmp_path / "others"), "--updates", "1"]) == 0
     assert "not the images that the teacher was trained on" in capsys.readouterr().out
+    for name, new in (("a", "cat"), ("b", "dog")):
+        (photos / name).rename(photos / new)
+    assert cli.main([*words, str(tmp_path / "classes"), "--updates", "1", "--data", str(photos)]) != 0
+    assert "the classes are cat, dog, those of the teacher are a, b" in capsys.readouterr().err
+    assert not (tmp_path / "classes" / "run.json").exists()
     with pytest.raises(ValueError, match="--data names images to learn from"):
         DistillOptions(data="photos", sample=SampleConfig())
 

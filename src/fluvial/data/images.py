@@ -278,7 +278,7 @@ def load(config: DataConfig, split: Split, *, scan: bool = True) -> ImageSet | N
     if place in BUILT_IN and (config.name == place or not Path(place).exists()):
         return _built_in(BUILT_IN[place](split), config)
     if place == "given":
-        raise ValueError("this run was trained on images given to it in Python; pass them again with data=")
+        raise ValueError("this run was trained on images given to it in Python; pass them again, data= or images=")
     held_out = split == "test"
     source = opened(config, split)
     validation = source if held_out else opened(config, "test") if config.validation else None

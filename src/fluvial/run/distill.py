@@ -15,6 +15,8 @@ from torch import Tensor
 
 from fluvial.config import Run
 from fluvial.data.given import Given
+from fluvial.data.images import ImageSet
+from fluvial.data.images import load as load_images
 from fluvial.methods import method_of, name_of
 from fluvial.methods.method import Distillable, Editable
 from fluvial.run.distillation_plan import FEWEST_TRIED, Trial, draft, planned, seconds_each, student, with_intervals
@@ -239,13 +241,26 @@ def _inputs(
         with world.one_by_one():  # the main process writes the cache of latents
             options = {"images": images, "held_out": held_out, "cache": folder.latents, "device": device, "tell": say}
             inputs = open_inputs(run, autoencoder=sampler.autoencoder, **options)
-        folder.check(inputs.run)
+        if data is not None:
+            _check_classes(run, images)
         batches_in_order(inputs, device, world.share, 0)  # raises for data that will not do, before anything is written
     except ValueError as error:
         raise ValueError(f"images to distil from: {error}. {FIXED}") from error
+    folder.check(inputs.run)
     if data is None and not folder.exists() and inputs.run.data.digest != learned:
         say("these are not the images that the teacher was trained on: files were added, removed, renamed or changed")
     return inputs
+
+
+def _check_classes(run: Run, images: ImageSet | None) -> None:
+    """Raises ValueError for images in place of the run's whose classes have other names than the run's."""
+    known = run.data
+    if images is None:
+        images = load_images(replace(known, class_names=()), "train", scan=False)
+    own = () if images is None or not run.method.classes else images.class_names
+    if own and known.class_names and not known.names_given and set(own) != set(known.class_names):
+        there, here = (", ".join(names)[:200] for names in (known.class_names, own))
+        raise ValueError(f"the classes are {here}, those of the teacher are {there}")
 
 
 def _source(run: Run, sampler: Sampler, about: Mapping[str, Any], count: int, folder: Path) -> Trajectories:

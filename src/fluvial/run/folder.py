@@ -162,9 +162,11 @@ class RunFolder:
             if newest is not None and checkpoint.is_untrained(newest):
                 fatal = {k: v for k, v in fatal.items() if k.startswith("method.") or (k.startswith("auto") and v[0])}
             if set(fatal) == {"data.digest"}:
+                other = "start another run from its weights with --from or --out"
+                other = "distil into another folder with --out" if there.train.distillation.steps else other
                 raise ValueError(
                     f"the images are not those that {self} was trained on: files were added, removed, renamed or "
-                    f"changed. Bring them back, or start another run from its weights with --from or --out"
+                    f"changed. Bring them back, or {other}"
                 )
             if fatal:
                 listed = ", ".join(f"{k} is {old} there and {new} here" for k, (old, new) in fatal.items())
@@ -196,8 +198,8 @@ class RunFolder:
             return f"{line} at the learning rate {new:.1e}"
         what = "the decay" if run.optim.schedule == "wsd" else "the cosine"
         return (
-            f"{line}: the learning rate goes from {old:.1e} to {new:.1e}, as {what} now ends at step {steps:,}; for a "
-            f"new run from these weights instead: --out FOLDER"
+            f"{line}: the learning rate goes from {old:.1e} to {new:.1e}, as {what} now ends at step {steps:,}"
+            + ("" if run.train.distillation.steps else "; for a new run from these weights instead: --out FOLDER")
         )
 
     def claim(
