@@ -16,7 +16,12 @@ import pytest
 REQUIRED = "FLUVIAL_BROWSER"  # set where the browser must be there: its tests then fail in place of being skipped
 OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars", "--force-device-scale-factor=1"),
+    *(
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--hide-scrollbars",
+        "--force-device-scale-factor=1",
+    ),
 )
 
 
@@ -39,7 +44,8 @@ def served(root: Path, *options: str):
     """A studio over the folder, until the block ends."""
     port = free_port()
     words = [sys.executable, "-m", "fluvial", "studio", str(root), "--port", str(port), *options]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}  # as a user's
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     try:
         for _ in range(600):
             try:
@@ -76,12 +82,6 @@ def browsing(folder: Path, size: tuple[int, int] = (1280, 900), *more: str):
         yield found
     finally:
         found.quit()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with browsing(tmp_path_factory.mktemp("browser")) as found:
-        yield found
 
 
 def until(condition, seconds: float = 60.0, what: str = ""):

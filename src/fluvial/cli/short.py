@@ -107,6 +107,8 @@ SHORT: dict[str, tuple[Short, ...]] = {
         Short("frames", "frames", "N", "images from one to the other, both included (default: 24)"),
         Short("corners", "corners", "IMAGE ...", "four images in place of two: draws a plane between them"),
         Short("side", "side", "N", "images along each side of the plane (default: 8)"),
+        Short("seeds", "seeds", "N ...", "four seeds in place of images: draws between what they draw,"),
+        Short("at", "at", "X Y", "at this place, two numbers from 0 to 1"),
         STEPS,
         NFE,
         GUIDANCE,
@@ -179,7 +181,7 @@ ABOUT = {
     ),
     "walk": (
         "RUN",
-        "Draw the images between two, as a GIF, or between four, as a grid.",
+        "Draw the images between two, as a GIF, or between four, as a grid; or at a place between four seeds.",
         "An image is CLASS:INDEX, or INDEX, as `fluvial sample --classes CLASS --indices INDEX` draws it. Noises are "
         "mixed on the sphere, and classes by their label embeddings.",
     ),

@@ -13,10 +13,12 @@ from torch.nn import functional as F
 from fluvial.config import Run
 from fluvial.data.labels import class_ids, ids_of_words
 from fluvial.flow.guidance import Guidance
+from fluvial.flow.solvers import OnStep
 from fluvial.nn.layers import LabelEmbedding, Labels
 from fluvial.run.load import Sampler
 from fluvial.sampling.generate import generate
 from fluvial.sampling.given import indices_of
+from fluvial.sampling.labels import labels_for
 from fluvial.sampling.samples import Samples
 from fluvial.sampling.settings import AnySolver, SampleConfig
 from fluvial.sampling.walk import lerp, plane_of_classes, slerp
@@ -66,6 +68,54 @@ def plane(sampler: Sampler, corners: Sequence[Place], side: int = SIDE, **how: U
         raise ValueError(f"a plane has 4 corners, got {len(corners)}")
     mix = partial(plane_of_noise, side=side), partial(plane_of_classes, side=side)
     return _drawn(sampler, corners, *mix, {"corners": [str(corner) for corner in corners], "side": side}, how)
+
+
+def between_seeds(
+    sampler: Sampler,
+    seeds: Sequence[int],
+    at: tuple[float, float],
+    count: int | None = None,
+    *,
+    indices: Sequence[int] | None = None,
+    classes: int | str | Sequence[int | str] | None = None,
+    on_step: OnStep | None = None,
+    **how: Unpack[How],
+) -> Samples:
+    """The images that `sample` draws, with noise between that of four seeds, at a place (x, y) in the square of them.
+
+    The seeds are those at (0, 0), (1, 0), (0, 1) and (1, 1), where the images are those of the seed; between them
+    noises are mixed on the sphere, image by image. Raises ValueError for a place outside the square, or as `sample`.
+    """
+    rest: dict[str, Any] = dict(how)
+    if rest.pop("seed", 0):
+        raise ValueError("seeds stand in place of a seed: leave it out")
+    if len(seeds) != 4:
+        raise ValueError(f"a square has 4 seeds, got {len(seeds)}")
+    if not all(0 <= share <= 1 for share in at):
+        raise ValueError(f"a place in the square has two coordinates from 0 to 1, got {tuple(at)}")
+    settings, shape = sampler.settings(**rest), sampler.run.method.noise_shape
+    asked = [sampler.asked(count, indices=indices, classes=classes, seed=seed) for seed in seeds].pop()
+    across, down = (torch.tensor([share]) for share in at)
+
+    def mixed(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+        return torch.cat([slerp(*pair, share) for pair in zip(a, b, strict=True)])
+
+    def noise(images: Sequence[int], step: int) -> Tensor:
+        corners = [normal(seed, list(images), shape, step=step) for seed in seeds]
+        return mixed(mixed(*corners[:2], across), mixed(*corners[2:], across), down)
+
+    found = generate(
+        *sampler.computing(settings),
+        sampler.autoencoder.decode,
+        settings,
+        indices=asked.indices,
+        labels=labels_for(asked.indices, asked.classes),
+        noise=noise,
+        on_step=on_step,
+    )
+    chosen = None if classes is None else asked.classes
+    about = sampler.provenance(seed=seeds[0], settings=settings, classes=chosen, evaluations=found.nfe)
+    return replace(found, about={**about, "edit": {"edit": "walk", "seeds": list(seeds), "at": list(at)}})
 
 
 def _check_count(name: str, value: int, most: int) -> None:

@@ -1,19 +1,265 @@
 """Draw from a run while its settings are moved."""
 
-from typing import TYPE_CHECKING
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from random import randrange
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
-from nicegui import ui
+from nicegui import background_tasks, ui
+from nicegui import run as background
+from starlette.requests import Request
 
-from fluvial.studio.pages.layout import page
+from fluvial.studio.draw import Form, Picture, Samplers, difference, draw, file_of
+from fluvial.studio.pages.layout import empty, page
+from fluvial.studio.pages.settings import Controls
+from fluvial.studio.places import name_of_run, run_named, runs_below
+from fluvial.studio.scene import ROW, Scene, as_command, as_python, from_query, to_query
+from fluvial.studio.stage import Stage, data_url
+from fluvial.studio.work import Job, Stopped
 
 if TYPE_CHECKING:
     from fluvial.studio.app import Studio
 
+SEEDS_A_SIDE = 2.0  # steps in the plane of seeds that a drag across the picture takes
+KEPT = 100  # scenes that back and forward know
+
 
 def register(studio: "Studio") -> None:
     """The page at /play."""
+    samplers = Samplers()
 
     @ui.page("/play")
-    def play() -> None:
+    async def play(request: Request) -> None:
         with page("Playground", studio.work):
-            ui.label("to come")
+            names = await background.io_bound(lambda: [name_of_run(studio.root, r) for r in runs_below(studio.root)])
+            if not names:
+                return empty(f"No runs in {studio.root} to draw from", "fluvial train digits-sit makes one.")
+            scene = from_query(request.query_params)
+            playground = Playground(studio, samplers, scene if scene.run else replace(scene, run=names[0]), names)
+            await ui.context.client.connected()
+            ui.context.client.on_disconnect(playground.stop)
+            playground.redraw()
+
+
+class Playground:
+    """The playground of one browser tab."""
+
+    def __init__(self, studio: "Studio", samplers: Samplers, scene: Scene, names: list[str]) -> None:
+        self.studio, self.samplers, self.scene = studio, samplers, scene
+        self.job: Job | None = None
+        self.drawn: Picture | None = None
+        self.pinned: Picture | None = None
+        self.history, self.at = [scene], 0
+        self.dragging = self.again = False
+        with ui.row().classes("play"):
+            with ui.column().classes("controls"):
+                self.controls = Controls(names, self.change)
+            with ui.column().classes("shown"):
+                self.stage = Stage(self.drag, self.drop, self.key)
+                self._bar()
+                self.line = ui.label().classes("small dim told")
+                self.command = self._copied("As a command")
+                self.python = self._copied("As Python")
+            with ui.column().classes("beside") as self.beside:
+                ui.label("Pinned").classes("small dim")
+                self.before = ui.image().classes("pixels").mark("before")
+                self.apart = ui.label().classes("small dim").mark("apart")
+                self.difference = ui.image().classes("pixels").mark("difference")
+            self.beside.set_visibility(False)
+
+    def _copied(self, title: str) -> ui.label:
+        """Lines that can be copied, folded away."""
+        with ui.expansion(title, value=False).classes("lines").props("dense"):
+            label = ui.label().classes("code").mark(title)
+            ui.button("copy", on_click=lambda: ui.clipboard.write(label.text)).props("flat dense no-caps")
+        return label
+
+    def _bar(self) -> None:
+        """The buttons under the picture."""
+        with ui.row().classes("buttons"):
+            for icon, told, does in (
+                ("undo", "back", lambda: self.turn(-1)),
+                ("redo", "forward", lambda: self.turn(1)),
+                ("casino", "other seed (space)", self.other_seed),
+                ("my_location", "to the nearest seed", self.snap),
+                ("home", "settings of the run", self.reset),
+                ("stop", "stop drawing", self.stop),
+                ("push_pin", "pin, to compare; again to let go", self.pin),
+            ):
+                ui.button(icon=icon, on_click=does).props(f'flat dense aria-label="{told}"').tooltip(told).mark(icon)
+            with ui.button(icon="download").props('flat dense aria-label="save"'), ui.menu():
+                ui.menu_item("PNG", lambda: self.save("png"))
+                ui.menu_item("GIF of the steps", lambda: self.save("gif"))
+                ui.menu_item(".npz of the images", lambda: self.save("npz"))
+
+    def change(self, **settings: Any) -> None:  # noqa: ANN401 - those of a scene
+        """Draws with other settings; what is being drawn is given up."""
+        if "run" in settings:  # of which none of these may be known
+            settings |= {"label": "", "steps": None, "solver": "", "weight": None, "average": "ema"}
+        scene = replace(self.scene, **settings)
+        if scene == self.scene:
+            return
+        self.scene = scene
+        self.remember()
+        self.redraw()
+
+    def remember(self) -> None:
+        """Keeps the scene for back and forward."""
+        self.history = [*self.history[: self.at + 1], self.scene][-KEPT:]
+        self.at = len(self.history) - 1
+
+    def turn(self, by: int) -> None:
+        """Goes back or forward in what was drawn."""
+        if 0 <= self.at + by < len(self.history):
+            self.at += by
+            self.scene = self.history[self.at]
+            self.redraw()
+
+    def move(self, x: float, y: float) -> None:
+        """Goes on in the plane of seeds."""
+        self.scene = replace(self.scene, x=min(self.scene.x + x, ROW - 1.0), y=self.scene.y + y)
+
+    def drag(self, x: float, y: float) -> None:
+        """Follows the pointer: a picture that is being drawn is finished, then the newest place is drawn."""
+        self.dragging = True
+        self.move(SEEDS_A_SIDE * x, SEEDS_A_SIDE * y)
+        if self.job is None:
+            self.redraw()
+        else:
+            self.again = True
+
+    def drop(self) -> None:
+        """Ends a drag."""
+        if self.dragging:
+            self.dragging = False
+            self.remember()
+            self.redraw()
+
+    def other_seed(self) -> None:
+        """Draws a seed by chance."""
+        self.change(x=float(randrange(ROW)), y=float(randrange(ROW)))
+
+    def snap(self) -> None:
+        """Draws the seed that is nearest."""
+        self.change(x=float(round(self.scene.x)), y=float(round(self.scene.y)))
+
+    def reset(self) -> None:
+        """Draws with the settings of the run, at seed 0."""
+        self.change(**{name: getattr(Scene(), name) for name in vars(Scene()) if name not in ("run", "count")})
+
+    def pin(self) -> None:
+        """Lays the picture over those to come, or takes it away."""
+        self.pinned = None if self.pinned else self.drawn
+        self.stage.pin(self.pinned.png if self.pinned else None)
+        self.beside.set_visibility(self.pinned is not None)
+        if self.pinned:
+            self.before.set_source(data_url(self.pinned.png))
+            self._compare()
+
+    def _compare(self) -> None:
+        """Shows how far the picture is from the pinned one."""
+        if self.pinned and self.drawn and (found := difference(self.pinned, self.drawn, self.scene.columns)):
+            png, mean = found
+            self.difference.set_source(data_url(png))
+            self.apart.set_text(f"Difference, {mean:.1f} of 255 in the mean of all pixels")
+        elif self.pinned:
+            self.difference.set_source("")
+            self.apart.set_text("Other numbers or sizes of images: no difference")
+
+    def stop(self) -> None:
+        """Gives up what is being drawn."""
+        self.again = False
+        if self.job is not None:
+            self.job.stop()
+
+    def key(self, name: str) -> None:
+        """The arrows go to the next seeds, space to any."""
+        ways = {"ArrowLeft": (-1.0, 0.0), "ArrowRight": (1.0, 0.0), "ArrowUp": (0.0, -1.0), "ArrowDown": (0.0, 1.0)}
+        if name not in ways:
+            return self.other_seed()
+        before = self.scene
+        self.move(*ways[name])
+        if self.scene != before:
+            self.remember()
+            self.redraw()
+
+    def redraw(self) -> None:
+        """Draws the scene, once what is being drawn is given up or done."""
+        self.controls.set(self.scene)
+        if self.job is not None:
+            self.again = True
+            if not self.dragging:
+                self.job.stop()
+            return
+        self.again = False
+        background_tasks.create(self._draw(self.scene, ui.context.client))
+
+    async def _draw(self, scene: Scene, client: Any) -> None:  # noqa: ANN401
+        """Lets the picture be drawn, and shows it."""
+        loop = asyncio.get_running_loop()
+
+        def show(picture: Picture) -> None:  # in the thread that draws
+            loop.call_soon_threadsafe(self._show, scene, picture)
+
+        def work(job: Job) -> Picture:
+            sampler = self.samplers.get(run_named(self.studio.root, scene.run), scene.average)
+            loop.call_soon_threadsafe(self._loaded, scene, sampler)
+            return draw(sampler, scene, job, show)
+
+        self.job = self.studio.work.submit(f"drawing from {scene.run}", work)
+        with client:
+            if before := self.studio.work.before(self.job)[:-1]:
+                self.line.set_text(f"waits for {len(before)} before it: {before[0]}")
+            try:
+                self.drawn = await asyncio.wrap_future(self.job.future)
+                self._show(scene, self.drawn)
+            except Stopped:
+                self.line.set_text("stopped")
+            except Exception as error:  # of settings that the run cannot follow, or a damaged run
+                self.line.set_text(" ".join(str(error).split())[:500])
+                if self.drawn is None:
+                    self.stage.say("nothing drawn")
+            finally:
+                self.job = None
+            if self.again:
+                self.redraw()
+
+    def _loaded(self, scene: Scene, sampler: Any) -> None:  # noqa: ANN401
+        if scene.run == self.scene.run:
+            self.controls.fit(sampler, self.scene)
+
+    def _show(self, scene: Scene, picture: Picture) -> None:
+        """Shows a picture and what it is."""
+        self.stage.show(picture.png)
+        place = f"seed {scene.seed}" if scene.seed is not None else f"between seeds {', '.join(map(str, scene.seeds))}"
+        self.line.set_text(f"{place}: {picture.told}")
+        if picture.samples is None:
+            return
+        self._compare()
+        folder = self._shown_folder(scene)
+        self.command.set_text(as_command(scene, folder))
+        self.python.set_text(as_python(scene, folder))
+        if not self.dragging:
+            link = urlencode(to_query(scene))
+            ui.run_javascript(f"history.replaceState(null, '', '/play?{link}')")
+
+    def _shown_folder(self, scene: Scene) -> Path:
+        return self.studio.root if scene.run == "." else self.studio.root / scene.run
+
+    async def save(self, form: Form) -> None:
+        """Lets the browser save the picture, the steps to it, or the images."""
+        scene, drawn = self.scene, self.drawn
+        if drawn is None or drawn.samples is None:
+            return ui.notify("nothing is drawn yet")
+
+        def work(job: Job) -> bytes:
+            return file_of(self.samplers.get(run_named(self.studio.root, scene.run), scene.average), scene, form, job)
+
+        job = self.studio.work.submit(f"a {form} file of {scene.run}", work)
+        try:
+            content = await asyncio.wrap_future(job.future)
+        except Exception as error:
+            return ui.notify(str(error), type="negative")
+        ui.download.content(content, f"{Path(scene.run).name}-{scene.x:g}-{scene.y:g}.{form}")
