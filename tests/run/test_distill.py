@@ -409,6 +409,10 @@ def test_images_that_moved_are_named_and_others_told(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "3 training steps of 4 on 12 images of 20" in told and "not the images" not in told
 
+    latents = tmp_path / "latents"
+    grey = ["--autoencoder", "pixels", "--channels", "1", "--image-size", "8", "--dtype", "fp32"]
+    assert cli.main(["encode", str(photos), *grey, "--out", str(latents)]) == 0
+    assert cli.main([*words, str(tmp_path / "of-latents"), "--updates", "1", "--data", str(latents)]) == 0
     photos.rename(moved)
     assert cli.main([*words, str(out)]) == 0, "finished: its images are not needed"
     assert "has taken all of its 3 training steps" in capsys.readouterr().out
@@ -429,6 +433,7 @@ def test_images_that_moved_are_named_and_others_told(tmp_path, capsys):
     for name, new in (("a", "cat"), ("b", "dog")):
         (photos / name).rename(photos / new)
     assert cli.main([*words, str(tmp_path / "classes"), "--updates", "1", "--data", str(photos)]) != 0
+    assert not (tmp_path / "classes" / "latents").exists()
     assert "the classes are cat, dog, those of the teacher are a, b" in capsys.readouterr().err
     assert not (tmp_path / "classes" / "run.json").exists()
     with pytest.raises(ValueError, match="--data names images to learn from"):

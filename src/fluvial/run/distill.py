@@ -16,12 +16,11 @@ from torch import Tensor
 from fluvial.config import Run
 from fluvial.data.given import Given
 from fluvial.data.images import ImageSet
-from fluvial.data.images import load as load_images
 from fluvial.methods import method_of, name_of
 from fluvial.methods.method import Distillable, Editable
 from fluvial.run.distillation_plan import FEWEST_TRIED, Trial, draft, planned, seconds_each, student, with_intervals
 from fluvial.run.folder import RunFolder
-from fluvial.run.inputs import Inputs, batches_in_order, open_inputs, with_data
+from fluvial.run.inputs import Inputs, batches_in_order, class_names_of, open_inputs, with_data
 from fluvial.run.learner import check_trained, learner_of
 from fluvial.run.lessons import Lessons, from_images, from_trajectories
 from fluvial.run.load import Sampler, draw_preview, load, sampler_of
@@ -238,11 +237,11 @@ def _inputs(
     """The images that a run learns from: those given, or its own. Raises ValueError if they do not fit it."""
     learned, (run, images, held_out) = run.data.digest, with_data(run, data, None)
     try:
+        if data is not None:
+            _check_classes(run, images)
         with world.one_by_one():  # the main process writes the cache of latents
             options = {"images": images, "held_out": held_out, "cache": folder.latents, "device": device, "tell": say}
             inputs = open_inputs(run, autoencoder=sampler.autoencoder, **options)
-        if data is not None:
-            _check_classes(run, images)
         batches_in_order(inputs, device, world.share, 0)  # raises for data that will not do, before anything is written
     except ValueError as error:
         raise ValueError(f"images to distil from: {error}. {FIXED}") from error
@@ -255,9 +254,7 @@ def _inputs(
 def _check_classes(run: Run, images: ImageSet | None) -> None:
     """Raises ValueError for images in place of the run's whose classes have other names than the run's."""
     known = run.data
-    if images is None:
-        images = load_images(replace(known, class_names=()), "train", scan=False)
-    own = () if images is None or not run.method.classes else images.class_names
+    own = class_names_of(run, images) if run.method.classes else ()
     if own and known.class_names and not known.names_given and set(own) != set(known.class_names):
         there, here = (", ".join(names)[:200] for names in (known.class_names, own))
         raise ValueError(f"the classes are {here}, those of the teacher are {there}")

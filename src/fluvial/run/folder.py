@@ -197,9 +197,8 @@ class RunFolder:
         if run.optim.schedule == "constant":
             return f"{line} at the learning rate {new:.1e}"
         what = "the decay" if run.optim.schedule == "wsd" else "the cosine"
-        return (
-            f"{line}: the learning rate goes from {old:.1e} to {new:.1e}, as {what} now ends at step {steps:,}"
-            + ("" if run.train.distillation.steps else "; for a new run from these weights instead: --out FOLDER")
+        return f"{line}: the learning rate goes from {old:.1e} to {new:.1e}, as {what} now ends at step {steps:,}" + (
+            "" if run.train.distillation.steps else "; for a new run from these weights instead: --out FOLDER"
         )
 
     def claim(

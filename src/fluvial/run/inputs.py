@@ -212,6 +212,18 @@ def with_data(
     return run, images, held_out
 
 
+def class_names_of(run: Run, images: ImageSet | None) -> tuple[str, ...]:
+    """The names of the classes in the training images themselves, or in their latents; () for none."""
+    if images is not None:
+        return images.class_names
+    if is_cache(place := run.data.place):
+        return latents.read_manifest(Path(place).expanduser()).plan.class_names
+    check_there(place)
+    found = data_images.load(replace(run.data, class_names=()), "train", scan=False)
+    assert found is not None
+    return found.class_names
+
+
 def batches_in_order(inputs: Inputs, device: torch.device, share: Callable[[int], slice], order: int) -> Batches:
     """This rank's training batches by step; `order` 0 is the run's own order of the data, others follow rollbacks."""
     run = inputs.run

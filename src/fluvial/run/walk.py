@@ -101,8 +101,8 @@ def between_seeds(
         return torch.cat([slerp(*pair, share) for pair in zip(a, b, strict=True)])
 
     def noise(images: Sequence[int], step: int) -> Tensor:
-        corners = [normal(seed, list(images), shape, step=step) for seed in seeds]
-        return mixed(mixed(*corners[:2], across), mixed(*corners[2:], across), down)
+        a, b, c, d = (normal(seed, list(images), shape, step=step) for seed in seeds)
+        return mixed(mixed(a, b, across), mixed(c, d, across), down)
 
     found = generate(
         *sampler.computing(settings),

@@ -1,25 +1,12 @@
 """Starts the studio: the server, its pages, and who may open them."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from fluvial.studio.guard import Guard, is_loopback, new_token
-from fluvial.studio.training import Trainings
-from fluvial.studio.work import Work
+from fluvial.studio.shared import Studio
 from fluvial.utils.extras import require
 
 STATIC = Path(__file__).parent / "static"
-UPLOAD = 20 * 2**20  # bytes of an uploaded file, at most
-
-
-@dataclass(frozen=True)
-class Studio:
-    """What the pages share."""
-
-    root: Path
-    """The folder of runs."""
-    work: Work = field(default_factory=Work)
-    trainings: Trainings = field(default_factory=Trainings)
 
 
 def serve(root: Path, *, host: str = "127.0.0.1", port: int = 7860, show: bool = False, token: str = "") -> None:

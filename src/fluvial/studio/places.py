@@ -17,8 +17,8 @@ def name_of_run(root: Path, run: Path) -> str:
 
 def run_named(root: Path, name: str) -> Path:
     """The run folder of this name. Raises ValueError if it is none, or lies outside the folder."""
+    path = root / name
     try:
-        path = root / name
         inside = path.resolve().is_relative_to(root.resolve())
         found = inside and is_run(path)
     except (OSError, ValueError):  # a name that no file can have

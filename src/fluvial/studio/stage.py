@@ -32,7 +32,7 @@ class Stage(Element, component="static/stage.js"):
 
 
 def _numbers(moved: Any) -> tuple[float, float]:  # noqa: ANN401 - from the browser
-    """How far the pointer went, in sides of the picture; nothing for what is no such message."""
+    """The way of the pointer, in sides of the picture; (0, 0) for anything that is no such message."""
     try:
         return tuple(max(-1.0, min(1.0, float(moved[axis]))) for axis in "xy")  # type: ignore[return-value]
     except (KeyError, TypeError, ValueError):

@@ -38,7 +38,7 @@ class Work:
         self._lock, self._jobs = Lock(), list[Job]()
 
     def submit(self, name: str, function: Callable[[Job], Any]) -> Job:
-        """Lets `function(job)` run when those before it are done; `name` is what a queue shows."""
+        """Lets `function(job)` run when those before it are done; `name` is for the queue that pages show."""
         job = Job(name, function)
         with self._lock:
             self._jobs.append(job)
@@ -61,11 +61,11 @@ class Work:
             self._jobs.remove(job)
 
     def names(self) -> list[str]:
-        """What runs, then what waits, in order."""
+        """The names of the job that runs, and of those that wait, in order."""
         with self._lock:
             return [job.name for job in self._jobs]
 
     def before(self, job: Job) -> list[str]:
-        """What runs or waits before a job."""
+        """The names of the jobs before a job."""
         with self._lock:
             return [other.name for other in self._jobs[: self._jobs.index(job)]] if job in self._jobs else []

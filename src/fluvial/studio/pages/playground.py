@@ -20,7 +20,7 @@ from fluvial.studio.stage import Stage, data_url
 from fluvial.studio.work import Job, Stopped
 
 if TYPE_CHECKING:
-    from fluvial.studio.app import Studio
+    from fluvial.studio.shared import Studio
 
 SEEDS_A_SIDE = 2.0  # steps in the plane of seeds that a drag across the picture takes
 KEPT = 100  # scenes that back and forward know
@@ -213,8 +213,8 @@ class Playground:
             if before := self.studio.work.before(self.job)[:-1]:
                 self.line.set_text(f"waits for {len(before)} before it: {before[0]}")
             try:
-                self.drawn = await asyncio.wrap_future(self.job.future)
-                self._show(scene, self.drawn)
+                self.drawn = drawn = await asyncio.wrap_future(self.job.future)
+                self._show(scene, drawn)
             except Stopped:
                 self.line.set_text("stopped")
             except Exception as error:  # of settings that the run cannot follow, or a damaged run

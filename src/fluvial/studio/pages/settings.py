@@ -102,9 +102,11 @@ class Controls:
                 ui.label("Guidance acts at times").classes("small dim")
                 told = ui.label().classes("small")
             found = ui.range(min=0.0, max=1.0, step=0.05, value={"min": 0.0, "max": 1.0})
-            found.on_value_change(
-                lambda event: self._told(low=round(event.value["min"], 2), high=round(event.value["max"], 2))
-            )
+
+            def moved(event: Any) -> None:  # noqa: ANN401 - NiceGUI's
+                self._told(low=round(event.value["min"], 2), high=round(event.value["max"], 2))
+
+            found.on_value_change(moved)
         return found.props('aria-label="times of guidance"').mark("interval"), told
 
 

@@ -1,0 +1,17 @@
+"""The folder of runs, the queue of work, and the trainings: all pages share them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fluvial.studio.training import Trainings
+from fluvial.studio.work import Work
+
+
+@dataclass(frozen=True)
+class Studio:
+    """The state of the studio that all pages share."""
+
+    root: Path
+    """The folder of runs."""
+    work: Work = field(default_factory=Work)
+    trainings: Trainings = field(default_factory=Trainings)
