@@ -440,6 +440,21 @@ def test_images_that_moved_are_named_and_others_told(tmp_path, capsys):
         DistillOptions(data="photos", sample=SampleConfig())
 
 
+def test_a_refused_start_leaves_nothing_and_built_in_images_are_named(teachers, tmp_path, capsys):
+    words = ["distill", str(teachers("digits-sit")), "--images", "--steps", "2", "--batch", "4", "--device", "cpu"]
+    (tmp_path / "empty").mkdir()
+    assert cli.main([*words, "--out", str(tmp_path / "none"), "--updates", "1", "--data", str(tmp_path / "empty")]) != 0
+    assert not (tmp_path / "none").exists()
+    few = tmp_path / "few"
+    assert cli.main([*words, "--out", str(few), "--updates", "1"]) == 0
+    assert cli.main([*words, "--out", str(few), "--updates", "2", "--data", "digits"]) == 0, "the same by their name"
+    capsys.readouterr()
+    assert cli.main([*words, "--out", str(few), "--data", "digits"]) == 0
+    assert "these are not looked at" in capsys.readouterr().out
+    assert cli.main([*words, "--data", ""]) != 0
+    assert "data must be a folder" in capsys.readouterr().err
+
+
 def test_nothing_is_no_images(teachers, tmp_path):
     with pytest.raises(ValueError, match="images must be True for those of the run, a folder, or images, got ''"):
         distill(teachers("digits-sit"), tmp_path / "none", steps=2, images="", updates=1)

@@ -34,7 +34,7 @@ class DistillOptions:
     """Trajectories that are drawn and stored, 10,000 by default; 0 draws new ones in every training step."""
     images: bool = False
     """Learn from the images of the run, with the velocities that it has there, in place of trajectories."""
-    data: str = ""
+    data: str | None = None
     """The images to learn from, where they are no longer where the run has them, or others: as `fluvial train` takes
     them."""
     updates: int | None = None
@@ -69,7 +69,9 @@ class DistillOptions:
             raise ValueError(f"lr must be above 0, got {self.lr:g}")
         if self.images and self.trajectories is not None:
             raise ValueError("give --images or --trajectories, got both")
-        if self.data and not self.images:
+        if self.data == "":
+            raise ValueError("data must be a folder, a file or a name, got ''")
+        if self.data is not None and not self.images:
             raise ValueError("--data names images to learn from: give --images with it")
         if self.minutes is not None and self.updates is not None:
             raise ValueError("give --minutes or --updates, got both")

@@ -1,9 +1,10 @@
 """Distils a run into one that samples in a few steps, or goes on with the one that is there."""
 
 import json
+import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fluvial.config import Run
-from fluvial.data.given import Given
+from fluvial.data.given import Given, is_place
 from fluvial.data.images import ImageSet
 from fluvial.methods import method_of, name_of
 from fluvial.methods.method import Distillable, Editable
@@ -94,7 +95,7 @@ def distill(
             folder.check(sampler.run)
         described = sampler.described
         drafted = draft(sampler.run, described, steps, given)
-        with only_one(folder.path) if world.first else nullcontext():
+        with _alone(folder) if world.first else nullcontext():
             about = _drawing(sampler)
             begun = world.broadcast(_there(folder, about, steps, given) if world.first else None)
             if begun is not None and minutes is not None:
@@ -103,6 +104,8 @@ def distill(
             if run.train.batch < world.size:
                 raise ValueError(f"batch must be at least the number of ranks, {world.size}, got {run.train.batch}")
             if begun is not None and not start_over and world.agree(world.first and folder.taken() == run.train.steps):
+                if data is not None:
+                    say("a finished run learns from no more images: these are not looked at")
                 return _finished(run, folder, sampler, device, say)  # also where its images are gone
             inputs = _inputs(run, data, sampler, folder, world, device, say) if images else None
             run = run if inputs is None else inputs.run
@@ -116,6 +119,24 @@ def distill(
             say(f"{described}\n{_told(run, inputs)}")
             lessons = _lessons(run, sampler, about, inputs, folder, device)
             return _trained(run, folder, sampler, lessons, world, on_step, start_over)
+
+
+@contextmanager
+def _alone(folder: RunFolder) -> Iterator[None]:
+    """Locks the folder; where no run has begun in it when an error comes, nothing that was made for it stays."""
+    there, cached = folder.path.exists(), folder.latents.exists()
+    try:
+        with only_one(folder.path):
+            yield
+    except ValueError:
+        if not folder.exists():
+            if not cached:
+                shutil.rmtree(folder.latents, ignore_errors=True)
+            if not there:
+                (folder.path / ".lock").unlink(missing_ok=True)
+                with suppress(OSError):
+                    folder.path.rmdir()
+        raise
 
 
 def _claim(run: Run, folder: RunFolder, sampler: Sampler, about: Mapping[str, Any], start_over: bool, say: Say) -> None:
@@ -235,10 +256,15 @@ def _inputs(
     say: Say,
 ) -> Inputs:
     """The images that a run learns from: those given, or its own. Raises ValueError if they do not fit it."""
-    learned, (run, images, held_out) = run.data.digest, with_data(run, data, None)
+    before, (run, images, held_out) = run.data, with_data(run, data, None)
+    if is_place(data) and before.test_path:
+        if Path(before.test_path).exists():
+            run = replace(run, data=replace(run.data, test_path=before.test_path))
+        else:
+            say(f"the validation images {before.test_path} are not there: there is no validation loss")
     try:
         if data is not None:
-            _check_classes(run, images)
+            _check_classes(run, images, say)
         with world.one_by_one():  # the main process writes the cache of latents
             options = {"images": images, "held_out": held_out, "cache": folder.latents, "device": device, "tell": say}
             inputs = open_inputs(run, autoencoder=sampler.autoencoder, **options)
@@ -246,17 +272,22 @@ def _inputs(
     except ValueError as error:
         raise ValueError(f"images to distil from: {error}. {FIXED}") from error
     folder.check(inputs.run)
-    if data is None and not folder.exists() and inputs.run.data.digest != learned:
+    if data is None and not folder.exists() and inputs.run.data.digest != before.digest:
         say("these are not the images that the teacher was trained on: files were added, removed, renamed or changed")
     return inputs
 
 
-def _check_classes(run: Run, images: ImageSet | None) -> None:
-    """Raises ValueError for images in place of the run's whose classes have other names than the run's."""
+def _check_classes(run: Run, images: ImageSet | None, say: Say) -> None:
+    """Raises ValueError for images in place of the run's whose classes have other names than the run's.
+
+    Classes that the user named for the teacher have no other names in its folder: then a line says which is which.
+    """
     known = run.data
     own = class_names_of(run, images) if run.method.classes else ()
-    if own and known.class_names and not known.names_given and set(own) != set(known.class_names):
+    if own and known.class_names and set(own) != set(known.class_names):
         there, here = (", ".join(names)[:200] for names in (known.class_names, own))
+        if known.names_given and len(own) == len(known.class_names):
+            return say(f"the classes {here} are learned, in this order, as {there}")
         raise ValueError(f"the classes are {here}, those of the teacher are {there}")
 
 

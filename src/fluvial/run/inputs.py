@@ -201,7 +201,10 @@ def with_data(
         if validation is not None and not is_place(validation):
             raise ValueError(f"validation must be a place like the data, got {type(validation).__name__}")
         given: dict[str, Any] = {"path": str(data), "test_path": str(validation or ""), "split": "", "test_split": ""}
-        if run.autoencoder.name == "pixels" and run.method.channels in (1, 3):  # files are read as the model wants them
+        files = str(data) not in data_images.BUILT_IN
+        if (
+            files and run.autoencoder.name == "pixels" and run.method.channels in (1, 3)
+        ):  # files are read as the model wants them
             given["channels"] = run.method.channels
         return replace(run, data=replace(run.data, **given)), None, None
     if is_place(validation):
@@ -218,10 +221,10 @@ def class_names_of(run: Run, images: ImageSet | None) -> tuple[str, ...]:
         return images.class_names
     if is_cache(place := run.data.place):
         return latents.read_manifest(Path(place).expanduser()).plan.class_names
-    check_there(place)
+    if place not in data_images.BUILT_IN:
+        check_there(place)
     found = data_images.load(replace(run.data, class_names=()), "train", scan=False)
-    assert found is not None
-    return found.class_names
+    return () if found is None else found.class_names
 
 
 def batches_in_order(inputs: Inputs, device: torch.device, share: Callable[[int], slice], order: int) -> Batches:

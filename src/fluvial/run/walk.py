@@ -21,7 +21,7 @@ from fluvial.sampling.given import indices_of
 from fluvial.sampling.labels import labels_for
 from fluvial.sampling.samples import Samples
 from fluvial.sampling.settings import AnySolver, SampleConfig
-from fluvial.sampling.walk import lerp, plane_of_classes, slerp
+from fluvial.sampling.walk import arcs, lerp, plane_of_classes, slerp
 from fluvial.sampling.walk import plane as plane_of_noise
 from fluvial.sampling.work import check_at_least
 from fluvial.utils.randomness import normal
@@ -97,12 +97,9 @@ def between_seeds(
     asked = [sampler.asked(count, indices=indices, classes=classes, seed=seed) for seed in seeds].pop()
     across, down = (torch.tensor([share]) for share in at)
 
-    def mixed(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-        return torch.cat([slerp(*pair, share) for pair in zip(a, b, strict=True)])
-
     def noise(images: Sequence[int], step: int) -> Tensor:
         a, b, c, d = (normal(seed, list(images), shape, step=step) for seed in seeds)
-        return mixed(mixed(a, b, across), mixed(c, d, across), down)
+        return arcs(arcs(a, b, across)[:, 0], arcs(c, d, across)[:, 0], down)[:, 0]
 
     found = generate(
         *sampler.computing(settings),

@@ -10,18 +10,24 @@ def slerp(start: Float[Tensor, "..."], end: Float[Tensor, "..."], shares: Float[
 
     Share 0 is exactly the start, and 1 the end. Points in opposite directions have no arc: those are taken straight.
     """
-    a, b = start.flatten().double(), end.flatten().double()
-    lengths = a.norm(), b.norm()
-    angle = torch.arccos(((a @ b) / (lengths[0] * lengths[1])).clamp(-1, 1))
-    s = shares.double()
-    if angle.sin() > 1e-6:
-        weights = ((1 - s) * angle).sin() / angle.sin(), (s * angle).sin() / angle.sin()
-    else:
-        weights = 1 - s, s
+    return arcs(start[None], end[None], shares)[0]
+
+
+def arcs(
+    starts: Float[Tensor, "n ..."], ends: Float[Tensor, "n ..."], shares: Float[Tensor, "k"]
+) -> Float[Tensor, "n k ..."]:
+    """The points of `slerp` for n pairs of noises."""
+    a, b, s = starts.flatten(1).double(), ends.flatten(1).double(), shares.double()
+    lengths = a.norm(dim=1, keepdim=True), b.norm(dim=1, keepdim=True)
+    cosine = (a * b).sum(1, keepdim=True) / (lengths[0] * lengths[1])
+    angle = torch.arccos(cosine.clamp(-1, 1))
+    no_arc = angle.sin() <= 1e-6
+    sine = torch.where(no_arc, 1.0, angle.sin())
+    weights = [torch.where(no_arc, way, (way * angle).sin() / sine) for way in (1 - s, s)]
     length = torch.lerp(*lengths, s)
-    ways = [weight * length / own for weight, own in zip(weights, lengths, strict=True)]
-    found = ways[0][:, None] * a + ways[1][:, None] * b
-    return found.to(start.dtype).unflatten(1, start.shape)
+    ways = [(weight * length / own)[..., None] for weight, own in zip(weights, lengths, strict=True)]
+    found = ways[0] * a[:, None] + ways[1] * b[:, None]
+    return found.to(starts.dtype).unflatten(2, starts.shape[1:])
 
 
 def plane(corners: Float[Tensor, "4 ..."], side: int) -> Float[Tensor, "n ..."]:
