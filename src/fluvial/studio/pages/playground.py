@@ -187,7 +187,8 @@ class Playground:
 
     def redraw(self) -> None:
         """Draws the scene, once what is being drawn is given up or done."""
-        self.controls.set(self.scene)
+        if not self.dragging:
+            self.controls.set(self.scene)
         if self.job is not None:
             self.again = True
             if not self.dragging:
@@ -227,7 +228,7 @@ class Playground:
                 self.redraw()
 
     def _loaded(self, scene: Scene, sampler: Any) -> None:  # noqa: ANN401
-        if scene.run == self.scene.run:
+        if scene.run == self.scene.run and not self.dragging:
             self.controls.fit(sampler, self.scene)
 
     def _show(self, scene: Scene, picture: Picture) -> None:
@@ -235,15 +236,13 @@ class Playground:
         self.stage.show(picture.png)
         place = f"seed {scene.seed}" if scene.seed is not None else f"between seeds {', '.join(map(str, scene.seeds))}"
         self.line.set_text(f"{place}: {picture.told}")
-        if picture.samples is None:
+        if picture.samples is None or self.dragging:
             return
         self._compare()
         folder = self._shown_folder(scene)
         self.command.set_text(as_command(scene, folder))
         self.python.set_text(as_python(scene, folder))
-        if not self.dragging:
-            link = urlencode(to_query(scene))
-            ui.run_javascript(f"history.replaceState(null, '', '/play?{link}')")
+        ui.run_javascript(f"history.replaceState(null, '', '/play?{urlencode(to_query(scene))}')")
 
     def _shown_folder(self, scene: Scene) -> Path:
         return self.studio.root if scene.run == "." else self.studio.root / scene.run

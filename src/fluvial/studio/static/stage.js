@@ -3,7 +3,7 @@ export default {
   template: `
     <div class="stage" tabindex="0" ref="stage"
          @pointerdown="grab" @pointermove="drag" @pointerup="drop" @pointercancel="drop">
-      <img v-if="picture" class="pixels" :src="picture" draggable="false" alt="samples" @load="loaded">
+      <img v-if="picture" class="pixels" :src="picture" draggable="false" alt="samples">
       <div v-else class="waiting">{{ waiting }}</div>
       <img v-if="picture && pinned" class="pixels over" :src="pinned" draggable="false" alt="pinned samples"
            :style="{ clipPath: 'inset(0 ' + (100 - cut) + '% 0 0)' }">
@@ -24,10 +24,9 @@ export default {
       event.preventDefault();
       if (event.key !== " " || !event.repeat) this.$emit("key", event.key);
     },
-    show(picture, seconds) { this.picture = picture; },
+    show(picture) { this.picture = picture; },
     pin(picture) { this.pinned = picture; },
     say(text) { this.picture = ""; this.waiting = text; },
-    loaded() { window.shown = (window.shown || 0) + 1; this.$emit("shown"); },
     grab(event) {
       if (event.button) return;
       this.from = { x: event.clientX, y: event.clientY };

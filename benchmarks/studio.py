@@ -1,0 +1,98 @@
+"""The playground in a browser: how soon a slider shows something, and how fast pictures follow the pointer.
+
+    python benchmarks/studio.py runs/digits-sit runs/digits-sit-4-steps
+
+The last column is the time between two pictures while dragging, by that of `Sampler.sample` alone, in the same minute
+on the same machine. Needs chromium and chromedriver.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from fluvial.run.load import Sampler, load
+
+FOLLOW = """
+const stage = document.querySelector('.stage');
+window.shownAt = [];
+stage.addEventListener('load', () => shownAt.push(performance.now()), true);
+"""
+DRAG = """
+const done = arguments[0], stage = document.querySelector('.stage'), box = stage.getBoundingClientRect();
+const at = (x, y) => ({clientX: box.x + x, clientY: box.y + y, bubbles: true, pointerId: 1, button: 0});
+shownAt.length = 0;
+stage.dispatchEvent(new PointerEvent('pointerdown', at(200, 200)));
+let n = 0;
+const go = () => {
+  n += 1;
+  stage.dispatchEvent(new PointerEvent('pointermove', at(200 + n % 120, 200 + n % 70)));
+  if (n < 360) return requestAnimationFrame(go);
+  const count = shownAt.length, from = shownAt[0], to = shownAt[count - 1];
+  stage.dispatchEvent(new PointerEvent('pointerup', at(200, 200)));
+  setTimeout(() => done([count, (to - from) / Math.max(1, count - 1)]), 500);
+};
+requestAnimationFrame(go);
+"""
+SLIDE = """
+const done = arguments[0], slider = document.querySelector(`.q-slider[aria-label="Steps"]`);
+const field = slider.matches('[tabindex]') ? slider : slider.querySelector('[tabindex]');
+shownAt.length = 0;
+const began = performance.now();
+field.dispatchEvent(new KeyboardEvent('keydown', {keyCode: 39, which: 39, key: 'ArrowRight', bubbles: true}));
+field.dispatchEvent(new KeyboardEvent('keyup', {keyCode: 39, which: 39, key: 'ArrowRight', bubbles: true}));
+setTimeout(() => done(shownAt.length ? [shownAt[0] - began, shownAt[shownAt.length - 1] - began] : null), 2500);
+"""
+
+
+def alone(sampler: Sampler, count: int) -> float:
+    """Median seconds of sampling so many images."""
+    seconds = []
+    for seed in range(10):
+        started = time.perf_counter()
+        sampler.sample(count, seed=seed)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def measured(browser: Any, address: str, run: str, count: int) -> dict[str, float]:  # noqa: ANN401 - a WebDriver
+    """Milliseconds from a slider to the first and to the last picture, and between pictures while dragging."""
+    from in_browser import until
+
+    browser.get(f"{address}/play?run={run}&count={count}")
+    told = "return (document.querySelector('.told') || {}).innerText || ''"
+    until(lambda: "evaluations" in browser.execute_script(told))
+    browser.execute_script(FOLLOW)
+    slides = [found for _ in range(6) if (found := browser.execute_async_script(SLIDE))]
+    drags = [browser.execute_async_script(DRAG) for _ in range(3)]
+    first, last = (statistics.median(times) for times in zip(*slides, strict=True)) if slides else (0.0, 0.0)
+    return {"first": first, "last": last, "between": statistics.median(between for _, between in drags)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, in one folder")
+    parser.add_argument("--count", type=int, default=16, help="images in the picture")
+    options = parser.parse_args()
+    from in_browser import browsing, served
+
+    root = options.runs[0].resolve().parent
+    print("| run | slider to first picture | to last | between pictures | a second | sampling alone | ratio |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    with tempfile.TemporaryDirectory() as profile, served(root) as studio, browsing(Path(profile)) as browser:
+        browser.set_script_timeout(60)
+        for run in options.runs:
+            sampler = load(run)
+            before = alone(sampler, options.count)
+            found = measured(browser, studio.address, run.name, options.count)
+            own = 1000 * statistics.mean((before, alone(sampler, options.count)))
+            slider = f"{found['first']:.0f} ms | {found['last']:.0f} ms" if found["first"] else "- | -"
+            between = found["between"]
+            rate, ratio = 1000 / between, between / own
+            print(f"| {run.name} | {slider} | {between:.0f} ms | {rate:.1f} | {own:.0f} ms | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
