@@ -230,3 +230,30 @@ def test_files_are_saved(page, root, studio, tmp_path):
         gif.seek(gif.n_frames - 1)
         apart = ImageChops.difference(gif.convert("L"), png.convert("L"))
         assert max(apart.getextrema()) <= 2, "the last frame is the picture"
+
+
+def test_it_moves_through_seeds_by_itself(page):
+    browser = page(run="few", x=1.0, count=4)
+    button(browser, "move through seeds")
+    until(lambda: "between seeds" in line(browser), WAIT)
+    seen = {picture(browser)}
+    until(lambda: seen.add(picture(browser)) or len(seen) > 3, WAIT, "it stands still")
+    button(browser, "move through seeds")
+    until(lambda: "--at" in copied(browser, "As a command"), WAIT)
+    settled(browser)
+
+
+def test_a_grid_of_two_settings_is_what_its_lines_draw(page, tmp_path):
+    browser = page(run="digits", count=4, label="3")
+    open_grid = "[...document.querySelectorAll('.lines .q-item')].find(e => e.innerText.includes('Grid')).click()"
+    browser.execute_script(open_grid)
+    draw = "[...document.querySelectorAll('button')].find(e => e.innerText === 'Draw grid')"
+    until(lambda: browser.execute_script(f"return !!{draw}"), WAIT)
+    browser.execute_script(f"{draw}.click()")
+    source = "return (document.querySelector('.grid-picture img') || {}).src || ''"
+    until(lambda: browser.execute_script(source).startswith("data:image/png"), WAIT, "no grid")
+    shown = base64.b64decode(browser.execute_script(source).partition(",")[2])
+    program = browser.execute_script("return document.querySelector('.grid-python').textContent")
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "grid.png").read_bytes() == shown

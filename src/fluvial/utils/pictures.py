@@ -54,16 +54,34 @@ def save_strip(stages: Sequence[UInt8[Tensor, "n c h w"]], path: Path, rows: int
 
 def save_labelled_rows(rows: Mapping[str, UInt8[Tensor, "n c h w"]], path: Path) -> Path:
     """Writes a PNG with one row of images per name, each row labelled by its name on the left."""
+    return _save(labelled_rows(rows), path)
+
+
+def labelled_rows(rows: Mapping[str, UInt8[Tensor, "n c h w"]], top: Sequence[str] = ()) -> Image.Image:
+    """A picture with one row of images per name, each labelled on the left, and the columns, if named, on top."""
     sheets = {name: grid(images, columns=len(images)).convert("RGB") for name, images in rows.items()}
     font = ImageFont.load_default(16)
     left = 16 + max(int(font.getlength(name)) for name in sheets)
     width, height = max(s.width for s in sheets.values()), sum(s.height for s in sheets.values())
-    picture, top = Image.new("RGB", (left + width, height), "white"), 0
+    above = 24 if top else 0
+    each = width / max(1, len(top))
+    wide = max((font.getlength(name) for name in top), default=0.0) + 8
+    if wide > each:  # the images are too small for what is written above them
+        sheets = {
+            name: sheet.resize((int(wide * len(top)), int(sheet.height * wide / each)), Image.Resampling.NEAREST)
+            for name, sheet in sheets.items()
+        }
+        width, height, each = int(wide * len(top)), sum(s.height for s in sheets.values()), wide
+    picture = Image.new("RGB", (left + width, above + height), "white")
+    draw = ImageDraw.Draw(picture)
+    for i, name in enumerate(top):
+        draw.text((left + (i + 0.5) * each, above / 2), name, fill="black", font=font, anchor="mm")
+    down = above
     for name, sheet in sheets.items():
-        picture.paste(sheet, (left, top))
-        ImageDraw.Draw(picture).text((8, top + sheet.height // 2), name, fill="black", font=font, anchor="lm")
-        top += sheet.height
-    return _save(picture, path)
+        picture.paste(sheet, (left, down))
+        draw.text((8, down + sheet.height // 2), name, fill="black", font=font, anchor="lm")
+        down += sheet.height
+    return picture
 
 
 def save_gif(frames: Sequence[UInt8[Tensor, "n c h w"]], path: Path, columns: int = 10) -> Path:

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from fluvial.studio.draw import Form, Picture, Samplers, difference, draw, file_of
 from fluvial.studio.pages.layout import empty, page
 from fluvial.studio.pages.settings import Controls
+from fluvial.studio.pages.settings_grid import SettingsGrid
 from fluvial.studio.places import name_of_run, run_named, runs_below
 from fluvial.studio.scene import ROW, Scene, as_command, as_python, from_query, to_query
 from fluvial.studio.stage import Stage, data_url
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fluvial.studio.shared import Studio
 
 SEEDS_A_SIDE = 2.0  # steps in the plane of seeds that a drag across the picture takes
+STEP = 0.08  # between pictures that move by themselves
 KEPT = 100  # scenes that back and forward know
 
 
@@ -39,7 +41,7 @@ def register(studio: "Studio") -> None:
             scene = from_query(request.query_params)
             playground = Playground(studio, samplers, scene if scene.run else replace(scene, run=names[0]), names)
             await ui.context.client.connected()
-            ui.context.client.on_disconnect(playground.stop)
+            ui.context.client.on_disconnect(playground.leave)
             playground.redraw()
 
 
@@ -52,7 +54,8 @@ class Playground:
         self.drawn: Picture | None = None
         self.pinned: Picture | None = None
         self.history, self.at = [scene], 0
-        self.dragging = self.again = False
+        self.dragging = self.again = self.moving = False
+        self.way = STEP
         with ui.row().classes("play"):
             with ui.column().classes("controls"):
                 self.controls = Controls(names, self.change)
@@ -62,6 +65,7 @@ class Playground:
                 self.line = ui.label().classes("small dim told")
                 self.command = self._copied("As a command")
                 self.python = self._copied("As Python")
+                self.grid = SettingsGrid(studio, samplers, lambda: self.scene)
             with ui.column().classes("beside") as self.beside:
                 ui.label("Pinned").classes("small dim")
                 self.before = ui.image().classes("pixels").mark("before")
@@ -78,12 +82,13 @@ class Playground:
 
     def _bar(self) -> None:
         """The buttons under the picture."""
-        with ui.row().classes("buttons"):
+        with ui.row().classes("under"):
             for icon, told, does in (
                 ("undo", "back", lambda: self.turn(-1)),
                 ("redo", "forward", lambda: self.turn(1)),
                 ("casino", "other seed (space)", self.other_seed),
                 ("my_location", "to the nearest seed", self.snap),
+                ("play_circle", "move through seeds; again to stop", self.animate),
                 ("home", "settings of the run", self.reset),
                 ("stop", "stop drawing", self.stop),
                 ("push_pin", "pin, to compare; again to let go", self.pin),
@@ -145,6 +150,22 @@ class Playground:
         """Draws the seed that is nearest."""
         self.change(x=float(round(self.scene.x)), y=float(round(self.scene.y)))
 
+    def animate(self) -> None:
+        """Moves through seeds by itself, or stops there."""
+        self.moving = not self.moving
+        if self.moving:
+            self.step_on()
+        else:
+            self.drop()
+
+    def step_on(self) -> None:
+        """Goes a little further to the right, and back at the end of the row."""
+        self.dragging = True
+        if not 0 < self.scene.x + self.way < ROW - 1:
+            self.way = -self.way
+        self.move(self.way, 0.0)
+        self.redraw()
+
     def reset(self) -> None:
         """Draws with the settings of the run, at seed 0."""
         self.change(**{name: getattr(Scene(), name) for name in vars(Scene()) if name not in ("run", "count")})
@@ -170,9 +191,14 @@ class Playground:
 
     def stop(self) -> None:
         """Gives up what is being drawn."""
-        self.again = False
+        self.again = self.moving = self.dragging = False
         if self.job is not None:
             self.job.stop()
+
+    def leave(self) -> None:
+        """Gives up all work of a page that is closed."""
+        self.stop()
+        self.grid.stop()
 
     def key(self, name: str) -> None:
         """The arrows go to the next seeds, space to any."""
@@ -219,12 +245,15 @@ class Playground:
             except Stopped:
                 self.line.set_text("stopped")
             except Exception as error:  # of settings that the run cannot follow, or a damaged run
+                self.moving = False
                 self.line.set_text(" ".join(str(error).split())[:500])
                 if self.drawn is None:
                     self.stage.say("nothing drawn")
             finally:
                 self.job = None
-            if self.again:
+            if self.moving:
+                self.step_on()
+            elif self.again:
                 self.redraw()
 
     def _loaded(self, scene: Scene, sampler: Any) -> None:  # noqa: ANN401

@@ -9,6 +9,7 @@ from fluvial.studio.scene import COUNTS, Scene
 
 SOLVERS = ("ab2", "euler", "heun", "midpoint", "dopri5", "euler-maruyama")
 MOST_STEPS, MOST_WEIGHT = 100, 8.0
+LENGTHS = 0.02, 0.25, 0.01  # of power-function averages: least, most, steps
 OWN = "as the run has it"
 
 
@@ -28,6 +29,8 @@ class Controls:
         self.weight, self.weight_told = self._slider("weight", "Guidance", 0.0, MOST_WEIGHT, 0.1)
         self.interval, self.interval_told = self._range()
         self.average = self._select("average", {"ema": "moving average", "raw": "as trained"}, "Weights")
+        with ui.column().classes("control") as self.length_row:
+            self.length, self.length_told = self._slider("length", "Length of the average", *LENGTHS)
         self.note = ui.label().classes("small dim")
         self.quiet = False
 
@@ -64,6 +67,7 @@ class Controls:
         self.weight.set_value(min(weight, MOST_WEIGHT))
         self.weight_told.set_text(f"{weight:g}")
         self.interval_told.set_text(f"{scene.low:g} to {scene.high:g}")
+        self._fit_lengths(sampler, scene)
         fixed = bool(run.train.distillation.steps)
         guided = bool(classes) and not fixed and run.train.guidance.is_off
         for element in (self.steps, self.solver):
@@ -72,6 +76,16 @@ class Controls:
             element.set_enabled(guided)
         self.note.set_text(_note(run))
         self.quiet = False
+
+    def _fit_lengths(self, sampler: Any, scene: Scene) -> None:  # noqa: ANN401
+        """Shows the slider of lengths for a run that stored snapshots."""
+        from fluvial.training.power_ema import snapshots
+
+        any_length = bool(snapshots(sampler.folder.averages))
+        self.length_row.set_visibility(any_length)
+        length = float(scene.average) if _is_number(scene.average) else LENGTHS[0]
+        self.length.set_value(length)
+        self.length_told.set_text(f"{length:g}" if _is_number(scene.average) else "off")
 
     def _told(self, **settings: Any) -> None:  # noqa: ANN401
         if not self.quiet:
@@ -93,7 +107,7 @@ class Controls:
                 ui.label(label).classes("small dim")
                 told = ui.label().classes("small")
             found = ui.slider(min=low, max=high, step=step, value=low)
-            found.on_value_change(lambda event: self._told(**{name: event.value}))
+            found.on_value_change(lambda event: self._told(**_setting(name, event.value)))
         return found.props(f'aria-label="{label}"').mark(name), told
 
     def _range(self) -> tuple[ui.range, ui.label]:
@@ -108,6 +122,18 @@ class Controls:
 
             found.on_value_change(moved)
         return found.props('aria-label="times of guidance"').mark("interval"), told
+
+
+def _setting(name: str, value: float | None) -> dict[str, Any]:
+    """The setting of a scene that a slider of this name sets."""
+    return {"average": f"{value:.2f}"} if name == "length" else {name: value}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) > 0
+    except ValueError:
+        return False
 
 
 def _note(run: Any) -> str:  # noqa: ANN401 - a Run
