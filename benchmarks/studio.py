@@ -8,6 +8,7 @@ on the same machine. Needs chromium and chromedriver.
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -59,7 +60,7 @@ def alone(sampler: Sampler, count: int) -> float:
 
 def measured(browser: Any, address: str, run: str, count: int) -> dict[str, float]:  # noqa: ANN401 - a WebDriver
     """Milliseconds from a slider to the first and to the last picture, and between pictures while dragging."""
-    from in_browser import until
+    from in_browser import until  # pyright: ignore[reportMissingImports] - see main
 
     browser.get(f"{address}/play?run={run}&count={count}")
     told = "return (document.querySelector('.told') || {}).innerText || ''"
@@ -76,7 +77,8 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, in one folder")
     parser.add_argument("--count", type=int, default=16, help="images in the picture")
     options = parser.parse_args()
-    from in_browser import browsing, served
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "studio"))
+    from in_browser import browsing, served  # pyright: ignore[reportMissingImports]
 
     root = options.runs[0].resolve().parent
     print("| run | slider to first picture | to last | between pictures | a second | sampling alone | ratio |")

@@ -13,7 +13,7 @@ ROOT = Path(fluvial.__file__).parent
 ORDER = """utils flow nn methods autoencoders data training sampling metrics evaluation config recipes run weights tools
 studio cli""".split()
 LONGEST_CHAIN = 10
-LONGEST_OF_STUDIO = 5  # modules of the studio above the rest, which have a chain of their own: a page, and its parts
+LONGEST_OF_STUDIO = 6  # modules of the studio above the rest, which have a chain of their own: a page, parts, logic
 FILES = sorted(p for p in ROOT.rglob("*.py") if p.name != "__main__.py" and p != ROOT / "__init__.py")
 
 

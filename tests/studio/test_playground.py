@@ -257,3 +257,14 @@ def test_a_grid_of_two_settings_is_what_its_lines_draw(page, tmp_path):
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "grid.png").read_bytes() == shown
+
+
+def test_the_images_of_a_run_are_shown(page, browser, studio):
+    page(run="digits", count=4)
+    browser.get(f"{studio.address}/data?run=digits")
+    until(lambda: "Contact sheet" in text_of(browser), WAIT)
+    assert "1,257" in text_of(browser) and "As the model sees them" in text_of(browser)
+    browser.get(f"{studio.address}/data?run=broken")
+    until(lambda: "These images cannot be shown" in text_of(browser), WAIT)
+    browser.get(f"{studio.address}/data?run=../elsewhere")
+    until(lambda: "is no run in" in text_of(browser), WAIT)

@@ -1,5 +1,6 @@
 """Starts the studio: the server, its pages, and who may open them."""
 
+import socket
 from pathlib import Path
 
 from fluvial.studio.guard import Guard, is_loopback, new_token
@@ -13,18 +14,19 @@ def serve(root: Path, *, host: str = "127.0.0.1", port: int = 7860, show: bool =
     """Serves the studio over the runs in a folder until it is interrupted.
 
     A host that other machines reach needs a token, which is made if none is given; the address with it is printed.
-    Raises ValueError if NiceGUI is missing.
+    Raises ValueError if NiceGUI is missing, or the port is taken.
     """
     require("nicegui", extra="studio", why="fluvial studio")
+    check_free(host, port)
     from nicegui import app, ui
 
-    from fluvial.studio.pages import playground, run, runs
+    from fluvial.studio.pages import apart, data, edit, playground, run, runs
 
     studio = Studio(root)
     token = "" if is_loopback(host) else token or new_token()
     app.add_middleware(Guard, token=token)
     app.add_static_files("/studio", STATIC)
-    for page in (runs, run, playground):
+    for page in (runs, run, playground, edit, data, apart):
         page.register(studio)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}/{f'?token={token}' if token else ''}"
@@ -40,3 +42,16 @@ def serve(root: Path, *, host: str = "127.0.0.1", port: int = 7860, show: bool =
         show_welcome_message=False,
         message_history_length=50,
     )
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises ValueError if nothing can be served there, as another program does."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as found:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address)
+    except OSError as error:
+        raise ValueError(
+            f"{host}:{port} cannot be served: {error.strerror}. Choose another --port or --host"
+        ) from error

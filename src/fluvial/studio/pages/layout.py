@@ -8,7 +8,7 @@ from nicegui import ui
 
 from fluvial.studio.work import Work
 
-PAGES = {"Runs": "/", "Playground": "/play"}
+PAGES = {"Runs": "/", "Playground": "/play", "Steps": "/apart", "Edit": "/edit", "Data": "/data"}
 ACCENT = "#0b7285"
 LOOKS_EVERY = 1.0  # seconds between looks at what is being worked on
 STYLE = (Path(__file__).parent.parent / "static" / "style.css").read_text()
