@@ -59,7 +59,8 @@ def served(root: Path, *options: str):
         yield Served(root, port, process)
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        printed = process.communicate(timeout=60)[0]
+    assert "Traceback" not in printed and "Error" not in printed and "deleted" not in printed, printed
 
 
 @contextmanager

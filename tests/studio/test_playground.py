@@ -268,3 +268,11 @@ def test_the_images_of_a_run_are_shown(page, browser, studio):
     until(lambda: "These images cannot be shown" in text_of(browser), WAIT)
     browser.get(f"{studio.address}/data?run=../elsewhere")
     until(lambda: "is no run in" in text_of(browser), WAIT)
+
+
+def test_pages_are_left_while_they_draw(page, browser, studio):
+    page(run="digits", count=4)
+    for _ in range(2):
+        for address in ("play?run=digits&count=64&steps=300", "data?run=digits", "edit?run=digits", "apart?run=digits"):
+            browser.get(f"{studio.address}/{address}")
+    page(run="few", count=4)  # what the server has printed is looked at when it ends

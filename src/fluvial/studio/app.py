@@ -1,5 +1,6 @@
 """Starts the studio: the server, its pages, and who may open them."""
 
+import logging
 import socket
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def serve(root: Path, *, host: str = "127.0.0.1", port: int = 7860, show: bool =
         page.register(studio)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}/{f'?token={token}' if token else ''}"
+    app.on_startup(lambda: logging.getLogger("uvicorn.error").addFilter(is_worth_a_line))
     app.on_startup(lambda: print(f"fluvial studio: {address} over {root}; Ctrl+C ends it", flush=True))
     ui.run(
         host=host,
@@ -42,6 +44,12 @@ def serve(root: Path, *, host: str = "127.0.0.1", port: int = 7860, show: bool =
         show_welcome_message=False,
         message_history_length=50,
     )
+
+
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """False for the error of a page whose browser left before it was made: Starlette's middleware raises it."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, RuntimeError) and str(error) == "No response returned.")
 
 
 def check_free(host: str, port: int) -> None:

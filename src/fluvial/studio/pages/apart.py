@@ -18,6 +18,7 @@ from fluvial.studio.pages import apart_parts as parts
 from fluvial.studio.pages.apart_otherwise import Otherwise
 from fluvial.studio.pages.layout import empty, page
 from fluvial.studio.places import name_of_run, run_named, runs_below
+from fluvial.studio.stage import while_open
 from fluvial.studio.work import Job, Stopped
 
 if TYPE_CHECKING:
@@ -137,13 +138,13 @@ class Steps:
         except Stopped:
             return None
         except Exception as error:  # of a choice that the run cannot follow, or a damaged run
-            if self.job is job:
+            if self.job is job and not self.line.is_deleted:
                 self.line.set_text(" ".join(str(error).split())[:500])
                 self.shown.set_visibility(self.first is not None)
                 if self.first is None:
                     self.otherwise.hide()
             return None
-        if self.job is not job:
+        if self.job is not job or self.line.is_deleted:
             return None
         self.job = None
         self.line.set_text("")
@@ -204,7 +205,7 @@ class Steps:
             found = await self._work(
                 f"drawing again from {choice.run}", lambda job: changed(first, choice, change, job.check)
             )
-            if found is None:
+            if found is None or client.is_deleted:
                 return
             self.other, self.changed = found, change
             self._fit_other(first, found, change)
@@ -256,11 +257,11 @@ class Steps:
                 first, other, at = self.first, self.other, self.at
                 job = self.studio.work.submit(f"a step of {self.choice.run}", lambda job: pictures_at(first, other, at))  # noqa: B023
                 shown = await asyncio.wrap_future(job.future)
-                if first is self.first and other is self.other:
+                if first is self.first and other is self.other and not client.is_deleted:
                     with client:
                         self._put(shown, at)
         except Exception as error:  # of an autoencoder
-            self.line.set_text(" ".join(str(error).split())[:500])
+            while_open(self.line, self.line.set_text)(" ".join(str(error).split())[:500])
         finally:
             self.showing = False
 

@@ -62,9 +62,13 @@ class View:
         except Stopped:
             return
         except Exception as error:  # of images that moved, or a damaged run
+            if self.content.is_deleted:
+                return
             self.content.clear()
             with self.content:
                 empty("These images cannot be shown", " ".join(str(error).split())[:500])
+            return
+        if self.content.is_deleted:
             return
         self.content.clear()
         with self.content:

@@ -28,7 +28,7 @@ from fluvial.studio.given import (
 from fluvial.studio.pages.edit_controls import Canvas, KindButtons, Settings, button, copied
 from fluvial.studio.pages.layout import empty, page
 from fluvial.studio.places import name_of_run, run_named, runs_below
-from fluvial.studio.stage import data_url
+from fluvial.studio.stage import data_url, while_open
 from fluvial.studio.work import Job, Stopped
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Editor:
         loop, files, runs = asyncio.get_running_loop(), self.files, self.runs
 
         def tell(function: Callable[..., None], *values: Any) -> None:  # noqa: ANN401 - in the thread that draws
-            loop.call_soon_threadsafe(function, *values)
+            loop.call_soon_threadsafe(while_open(self.line, function), *values)
 
         def work(job: Job) -> tuple[Editing, Edited | None]:
             sampler = self.samplers.get(run_named(self.studio.root, editing.run), "ema")
@@ -215,15 +215,15 @@ class Editor:
             if before := self.studio.work.before(self.job)[:-1]:
                 self.line.set_text(f"waits for {len(before)} before it: {before[0]}")
             try:
-                self._show(*await asyncio.wrap_future(self.job.future))
+                while_open(self.line, self._show)(*await asyncio.wrap_future(self.job.future))
             except Stopped:
-                self.line.set_text("stopped")
+                while_open(self.line, self.line.set_text)("stopped")
             except Exception as error:  # of files or settings that the run cannot follow, or a damaged run
                 self.files = self.read if self.files is files else self.files
-                self._show_nothing(" ".join(str(error).split())[:500])
+                while_open(self.line, self._show_nothing)(" ".join(str(error).split())[:500])
             finally:
                 self.job = None
-            if self.again:
+            if self.again and not self.line.is_deleted:
                 self.redraw()
 
     def _fit(self, asked: Editing, editing: Editing, able: Abilities) -> None:

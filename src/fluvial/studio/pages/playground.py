@@ -17,7 +17,7 @@ from fluvial.studio.pages.settings import Controls
 from fluvial.studio.pages.settings_grid import SettingsGrid
 from fluvial.studio.places import name_of_run, run_named, runs_below
 from fluvial.studio.scene import ROW, Scene, as_command, as_python, from_query, to_query
-from fluvial.studio.stage import Stage, data_url
+from fluvial.studio.stage import Stage, data_url, while_open
 from fluvial.studio.work import Job, Stopped
 
 if TYPE_CHECKING:
@@ -228,11 +228,11 @@ class Playground:
         loop = asyncio.get_running_loop()
 
         def show(picture: Picture) -> None:  # in the thread that draws
-            loop.call_soon_threadsafe(self._show, scene, picture)
+            loop.call_soon_threadsafe(while_open(self.line, self._show), scene, picture)
 
         def work(job: Job) -> Picture:
             sampler = self.samplers.get(run_named(self.studio.root, scene.run), scene.average)
-            loop.call_soon_threadsafe(self._loaded, scene, sampler)
+            loop.call_soon_threadsafe(while_open(self.line, self._loaded), scene, sampler)
             return draw(sampler, scene, job, show)
 
         self.job = self.studio.work.submit(f"drawing from {scene.run}", work)
@@ -241,20 +241,25 @@ class Playground:
                 self.line.set_text(f"waits for {len(before)} before it: {before[0]}")
             try:
                 self.drawn = drawn = await asyncio.wrap_future(self.job.future)
-                self._show(scene, drawn)
+                while_open(self.line, self._show)(scene, drawn)
             except Stopped:
-                self.line.set_text("stopped")
+                while_open(self.line, self.line.set_text)("stopped")
             except Exception as error:  # of settings that the run cannot follow, or a damaged run
                 self.moving = False
-                self.line.set_text(" ".join(str(error).split())[:500])
-                if self.drawn is None:
-                    self.stage.say("nothing drawn")
+                while_open(self.line, self._refused)(error)
             finally:
                 self.job = None
+            if self.line.is_deleted:
+                return
             if self.moving:
                 self.step_on()
             elif self.again:
                 self.redraw()
+
+    def _refused(self, error: Exception) -> None:
+        self.line.set_text(" ".join(str(error).split())[:500])
+        if self.drawn is None:
+            self.stage.say("nothing drawn")
 
     def _loaded(self, scene: Scene, sampler: Any) -> None:  # noqa: ANN401
         if scene.run == self.scene.run and not self.dragging:

@@ -9,7 +9,7 @@ from nicegui import ui
 from fluvial.studio.draw import Samplers
 from fluvial.studio.grid import SETTINGS, as_python, grid, values_of
 from fluvial.studio.scene import Scene
-from fluvial.studio.stage import data_url
+from fluvial.studio.stage import data_url, while_open
 from fluvial.studio.work import Job, Stopped
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class SettingsGrid:
 
             def check(done: int) -> None:
                 job.check()
-                loop.call_soon_threadsafe(self.line.set_text, f"{done} of {total} images")
+                loop.call_soon_threadsafe(while_open(self.line, self.line.set_text), f"{done} of {total} images")
 
             drawn = grid(self.studio.root, scene, across, down, samplers=self.samplers, check=check)
             return encoded(drawn, "png")
@@ -76,14 +76,16 @@ class SettingsGrid:
         self.job = self.studio.work.submit(f"a grid of {scene.run}", work)
         try:
             self.png = await asyncio.wrap_future(self.job.future)
+            if self.line.is_deleted:
+                return
             self.picture.set_source(data_url(self.png))
             self.line.set_text("")
             self.python.set_text(as_python(self.studio.root, scene, across, down))
             self.python.set_visibility(True)
         except Stopped:
-            self.line.set_text("stopped")
+            while_open(self.line, self.line.set_text)("stopped")
         except Exception as error:  # of settings that a run cannot follow
-            self.line.set_text(" ".join(str(error).split())[:500])
+            while_open(self.line, self.line.set_text)(" ".join(str(error).split())[:500])
         finally:
             self.job = None
 
