@@ -55,6 +55,15 @@ def shared(name: str) -> Path:
     return SHARED / name
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    """A headless Chromium, see studio/in_browser.py."""
+    from in_browser import browsing
+
+    with browsing(tmp_path_factory.mktemp("browser")) as found:
+        yield found
+
+
 @pytest.fixture
 def new_threads() -> Callable[[], set[threading.Thread]]:
     """The threads that a test has started and that still run; those of the tests before it do not count."""

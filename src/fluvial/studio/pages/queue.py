@@ -58,7 +58,7 @@ def _row(studio: Studio, training: Training, before: list[str], output: list[str
 def stop(studio: Studio, run: str) -> None:
     """Asks a training to save and end, and says so."""
     try:
-        studio.trainings.stop(run)
+        asked = studio.trainings.stop(run)
     except ValueError as error:
         return ui.notify(str(error), type="negative")
-    ui.notify(f"{run} saves and ends")
+    ui.notify(f"{run} saves and ends" if asked.state == "running" else f"{run} does not begin")

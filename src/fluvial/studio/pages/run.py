@@ -36,8 +36,8 @@ def register(studio: Studio) -> None:
                 queue(studio, name)
                 if waits is None or not waits.active:
                     return empty("No such run", str(error))
-                ui.label("The run is about to begin.").classes("dim")
-                ui.timer(LOOKS_EVERY, lambda: _open_when_there(studio.root, name))
+                about = ui.label("The run is about to begin.").classes("dim")
+                ui.timer(LOOKS_EVERY, lambda: _open_when_there(studio, name, about))
                 return
             shown, others = await background.io_bound(lambda: (gallery.of(folder), _names(studio.root))) or (None, [])
             if shown is not None:
@@ -48,11 +48,14 @@ def _names(root: Path) -> list[str]:
     return [name_of_run(root, path) for path in runs_below(root)]
 
 
-def _open_when_there(root: Path, name: str) -> None:
-    """Loads the page anew once the run has its folder."""
+def _open_when_there(studio: Studio, name: str, about: ui.label) -> None:
+    """Loads the page anew once the run has its folder; says so where it does not begin."""
     try:
-        run_named(root, name)
+        run_named(studio.root, name)
     except ValueError:
+        training = studio.trainings.of(name)
+        if training is None or not training.active:
+            about.set_text("The run has not begun.")
         return
     ui.navigate.reload()
 

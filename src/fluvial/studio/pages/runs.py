@@ -82,6 +82,7 @@ class Cards:
         with self.none:
             empty(f"No runs in {studio.root} yet", "“New run” trains one on your images, or a recipe to try it out.")
         self.nothing = ui.label("No run fits the search.").classes("dim")
+        self.nothing.set_visibility(False)
         self.grid = ui.element("div").classes("runs").classes("at-runs")
         self.show(found)
 
