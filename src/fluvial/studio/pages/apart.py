@@ -13,7 +13,6 @@ from starlette.requests import Request
 from fluvial.studio import apart
 from fluvial.studio.apart_drawn import Drawn, changed, difference, drawn_of, fork_of, pictures_at
 from fluvial.studio.apart_lines import COUNTS, Change, Choice, as_command, as_python, from_query, to_query
-from fluvial.studio.draw import Samplers
 from fluvial.studio.pages import apart_parts as parts
 from fluvial.studio.pages.apart_otherwise import Otherwise
 from fluvial.studio.pages.layout import empty, page
@@ -29,7 +28,6 @@ PAUSE = 0.12  # seconds between frames that are played
 
 def register(studio: "Studio") -> None:
     """The page at /apart."""
-    samplers = Samplers()
 
     @ui.page("/apart")
     async def steps(request: Request) -> None:
@@ -39,7 +37,7 @@ def register(studio: "Studio") -> None:
             if not names:
                 return empty(f"No runs in {studio.root} to draw from", "fluvial train digits-sit makes one.")
             choice = from_query(request.query_params)
-            view = Steps(studio, samplers, choice if choice.run else replace(choice, run=names[0]), names)
+            view = Steps(studio, choice if choice.run else replace(choice, run=names[0]), names)
             await ui.context.client.connected()
             ui.context.client.on_disconnect(view.leave)
             await view.draw()
@@ -48,8 +46,8 @@ def register(studio: "Studio") -> None:
 class Steps:
     """The page of one browser tab."""
 
-    def __init__(self, studio: "Studio", samplers: Samplers, choice: Choice, names: list[str]) -> None:
-        self.studio, self.samplers, self.choice = studio, samplers, choice
+    def __init__(self, studio: "Studio", choice: Choice, names: list[str]) -> None:
+        self.studio, self.samplers, self.choice = studio, studio.samplers, choice
         self.job: Job | None = None
         self.first: Drawn | None = None
         self.other: Drawn | None = None

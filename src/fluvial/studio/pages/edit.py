@@ -12,7 +12,6 @@ from nicegui import run as background
 from starlette.requests import Request
 
 from fluvial.studio import editing as edits
-from fluvial.studio.draw import Samplers
 from fluvial.studio.editing import Abilities, Edited, Editing
 from fluvial.studio.given import (
     MOST_BYTES,
@@ -39,7 +38,6 @@ LIMITS = f"Images of up to {MOST_BYTES // 2**20} MB, and at most {MOST_EXAMPLES}
 
 def register(studio: "Studio") -> None:
     """The page at /edit."""
-    samplers = Samplers()
     app.add_middleware(UploadLimit)
 
     @ui.page("/edit")
@@ -49,7 +47,7 @@ def register(studio: "Studio") -> None:
             if not names:
                 return empty(f"No runs in {studio.root} to edit with", "fluvial train digits-sit makes one.")
             editing = edits.from_query(request.query_params)
-            editor = Editor(studio, samplers, editing if editing.run else replace(editing, run=names[0]), names)
+            editor = Editor(studio, editing if editing.run else replace(editing, run=names[0]), names)
             await ui.context.client.connected()
             ui.context.client.on_disconnect(editor.stop)
             editor.redraw()
@@ -58,8 +56,8 @@ def register(studio: "Studio") -> None:
 class Editor:
     """The Edit page of one browser tab."""
 
-    def __init__(self, studio: "Studio", samplers: Samplers, editing: Editing, names: list[str]) -> None:
-        self.studio, self.samplers, self.editing = studio, samplers, editing
+    def __init__(self, studio: "Studio", editing: Editing, names: list[str]) -> None:
+        self.studio, self.samplers, self.editing = studio, studio.samplers, editing
         self.files = self.read = list[tuple[str, bytes]]()  # that were given, and those of them that could be read
         self.runs: Any = None  # of the mask, as the browser sent them
         self.job: Job | None = None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 
 from nicegui import ui
@@ -11,6 +12,8 @@ from fluvial.studio.work import Work
 PAGES = {"Runs": "/", "Playground": "/play", "Steps": "/apart", "Edit": "/edit", "Data": "/data"}
 ACCENT = "#0b7285"
 LOOKS_EVERY = 1.0  # seconds between looks at what is being worked on
+WORDS = {"weights": "weights only"}
+COLOURS = {"running": "running", "finished": "ok", "damaged": "wrong"}
 STYLE = (Path(__file__).parent.parent / "static" / "style.css").read_text()
 
 
@@ -47,3 +50,8 @@ def empty(title: str, *lines: str) -> None:
         ui.label(title).classes("title")
         for line in lines:
             ui.label(line).classes("dim")
+
+
+def state_of(state: str) -> str:
+    """The state of a run as a coloured word, in HTML."""
+    return f'<span class="state {COLOURS.get(state, "dim")}">{escape(WORDS.get(state, state))}</span>'

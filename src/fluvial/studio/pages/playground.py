@@ -11,7 +11,7 @@ from nicegui import background_tasks, ui
 from nicegui import run as background
 from starlette.requests import Request
 
-from fluvial.studio.draw import Form, Picture, Samplers, difference, draw, file_of
+from fluvial.studio.draw import Form, Picture, difference, draw, file_of
 from fluvial.studio.pages.layout import empty, page
 from fluvial.studio.pages.settings import Controls
 from fluvial.studio.pages.settings_grid import SettingsGrid
@@ -30,7 +30,6 @@ KEPT = 100  # scenes that back and forward know
 
 def register(studio: "Studio") -> None:
     """The page at /play."""
-    samplers = Samplers()
 
     @ui.page("/play")
     async def play(request: Request) -> None:
@@ -39,7 +38,7 @@ def register(studio: "Studio") -> None:
             if not names:
                 return empty(f"No runs in {studio.root} to draw from", "fluvial train digits-sit makes one.")
             scene = from_query(request.query_params)
-            playground = Playground(studio, samplers, scene if scene.run else replace(scene, run=names[0]), names)
+            playground = Playground(studio, scene if scene.run else replace(scene, run=names[0]), names)
             await ui.context.client.connected()
             ui.context.client.on_disconnect(playground.leave)
             playground.redraw()
@@ -48,8 +47,8 @@ def register(studio: "Studio") -> None:
 class Playground:
     """The playground of one browser tab."""
 
-    def __init__(self, studio: "Studio", samplers: Samplers, scene: Scene, names: list[str]) -> None:
-        self.studio, self.samplers, self.scene = studio, samplers, scene
+    def __init__(self, studio: "Studio", scene: Scene, names: list[str]) -> None:
+        self.studio, self.samplers, self.scene = studio, studio.samplers, scene
         self.job: Job | None = None
         self.drawn: Picture | None = None
         self.pinned: Picture | None = None
@@ -65,7 +64,7 @@ class Playground:
                 self.line = ui.label().classes("small dim told")
                 self.command = self._copied("As a command")
                 self.python = self._copied("As Python")
-                self.grid = SettingsGrid(studio, samplers, lambda: self.scene)
+                self.grid = SettingsGrid(studio, lambda: self.scene)
             with ui.column().classes("beside") as self.beside:
                 ui.label("Pinned").classes("small dim")
                 self.before = ui.image().classes("pixels").mark("before")

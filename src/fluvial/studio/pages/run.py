@@ -10,9 +10,8 @@ from nicegui import ui
 from fluvial.studio import details
 from fluvial.studio.gallery import Gallery, Shown, address_of, ago, grids, newest_picture
 from fluvial.studio.pages.curves import Curves
-from fluvial.studio.pages.layout import empty, page
+from fluvial.studio.pages.layout import empty, page, state_of
 from fluvial.studio.pages.queue import queue, stop
-from fluvial.studio.pages.runs import state_of
 from fluvial.studio.places import name_of_run, run_named, runs_below
 from fluvial.studio.shared import Studio
 

@@ -8,7 +8,7 @@ from nicegui import run as background
 from starlette.responses import FileResponse, PlainTextResponse, Response
 
 from fluvial.studio.gallery import Gallery, Shown, ago, picture_file, run_address
-from fluvial.studio.pages.layout import empty, page
+from fluvial.studio.pages.layout import empty, page, state_of
 from fluvial.studio.pages.new_run import new_run
 from fluvial.studio.pages.queue import queue
 from fluvial.studio.shared import Studio
@@ -23,8 +23,6 @@ ORDERS: dict[str, Callable[[Shown], tuple[object, ...]]] = {
     "by state": lambda shown: (("running", "damaged").index(s) if (s := shown.listed.state) in STATES[:2] else 2, s),
 }
 STATES = ("running", "damaged", "stopped", "finished", "weights")
-WORDS = {"weights": "weights only"}
-COLOURS = {"running": "running", "finished": "ok", "damaged": "wrong"}
 HOUR = "max-age=3600"
 
 
@@ -145,11 +143,6 @@ class Card:
         for element, content in ((self.picture, picture), (self.text, text_of(shown))):
             if element.content != content:
                 element.set_content(content)
-
-
-def state_of(state: str) -> str:
-    """The state of a run as a coloured word, in HTML."""
-    return f'<span class="state {COLOURS.get(state, "dim")}">{escape(WORDS.get(state, state))}</span>'
 
 
 def text_of(shown: Shown) -> str:

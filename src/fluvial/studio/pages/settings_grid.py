@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from nicegui import ui
 
-from fluvial.studio.draw import Samplers
 from fluvial.studio.grid import SETTINGS, as_python, grid, values_of
 from fluvial.studio.scene import Scene
 from fluvial.studio.stage import data_url, while_open
@@ -22,8 +21,8 @@ USUAL |= {"low": "0 0.25 0.5", "high": "0.5 0.75 1"}
 class SettingsGrid:
     """Two settings with their values, and the picture of all pairs; `scene()` has the other settings."""
 
-    def __init__(self, studio: "Studio", samplers: Samplers, scene: Callable[[], Scene]) -> None:
-        self.studio, self.samplers, self.scene = studio, samplers, scene
+    def __init__(self, studio: "Studio", scene: Callable[[], Scene]) -> None:
+        self.studio, self.samplers, self.scene = studio, studio.samplers, scene
         self.job: Job | None = None
         self.png = b""
         with ui.expansion("Grid of two settings", value=False).classes("lines").props("dense"):
