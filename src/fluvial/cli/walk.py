@@ -81,7 +81,8 @@ def walk_(arguments: list[str]) -> None:
         raise UsageError("fluvial walk needs --from and --to, such as cat:3 and dog:8, or four --corners or --seeds")
     if options.corners and len(options.corners) != 4:
         raise UsageError(f"--corners takes four images, got {len(options.corners)}")
-    if (options.frames if options.corners or options.seeds else options.side) is not None:
+    unused = options.side if not options.corners else options.frames
+    if unused is not None or (options.seeds and options.frames is not None):
         raise UsageError("--frames is for --from and --to, and --side for --corners")
     settings = options.sample if options.nfe is None else spent(run, options.sample, options.nfe)
     _check_images(run, options)
