@@ -4,12 +4,14 @@ import json
 import shutil
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import replace
 from urllib.parse import quote
 
 import pytest
 from in_browser import browsing, errors_of, served, text_of, until
 from PIL import Image
+from selenium.common.exceptions import ElementNotInteractableException, StaleElementReferenceException
 
 import fluvial
 from fluvial import recipes
@@ -69,6 +71,22 @@ def one(browser, selector):
 def shows(browser, text, selector="body"):
     script = "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText).join('\\n')"
     until(lambda: text in browser.execute_script(script, selector), WAIT, f"no {text!r} in {selector}")
+
+
+def choose(browser, selector, text):
+    """Chooses an item of a select. A menu that a change of the page has closed is opened again."""
+
+    def tried():
+        with suppress(StaleElementReferenceException, ElementNotInteractableException):
+            there = browser.find_elements("css selector", ".q-menu .q-item")
+            if items := [item for item in there if text in item.text]:
+                items[0].click()
+                return True
+            if not there:
+                one(browser, selector).click()
+        return False
+
+    until(tried, WAIT, f"no {text} in {selector}")
 
 
 def points(browser, selector=".at-chart-loss"):
@@ -146,9 +164,7 @@ def test_axes_and_other_runs(page):
     one(browser, ".at-log .q-checkbox, .at-log").click()
     axis = "return getElement(Number(document.querySelector('.at-chart-loss').id.slice(1))).chart.getOption().yAxis[0]"
     until(lambda: browser.execute_script(axis)["type"] == "log", WAIT, "the axis is not logarithmic")
-    one(browser, ".at-compare").click()
-    until(lambda: [e for e in browser.find_elements("css selector", ".q-menu .q-item") if "a b" in e.text], WAIT)
-    next(e for e in browser.find_elements("css selector", ".q-menu .q-item") if "a b" in e.text).click()
+    choose(browser, ".at-compare", "a b")
     until(lambda: {"digits", "a b%#<i>"} < set(points(browser)), WAIT, "the other run is not drawn")
 
 
@@ -173,9 +189,7 @@ def test_what_differs_from_another_run_and_names_are_text(page):
     browser = page(f"/run/{quote('a b%#<i>')}")
     shows(browser, "step 20 of 20")
     shows(browser, "no recipe to compare with", ".at-differing")
-    one(browser, ".at-other").click()
-    until(lambda: [e for e in browser.find_elements("css selector", ".q-menu .q-item") if e.text == "digits"], WAIT)
-    next(e for e in browser.find_elements("css selector", ".q-menu .q-item") if e.text == "digits").click()
+    choose(browser, ".at-other", "digits")
     shows(browser, "seed\t7\t0", ".at-differing")
     assert not browser.find_elements("css selector", ".page i:not(.q-icon)")
 
