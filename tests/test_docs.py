@@ -154,7 +154,7 @@ def test_options_in_the_text_exist(folders):
         text += help_of("sample", folders("digits-arflow"), "--sample.solver", solver)
     for words in (["bench", "train", "digits-sit"], ["data", "inspect"], ["compare", "digits"], ["runs", "clean"]):
         text += help_of(*words)
-    others = ("import", "export", "config", "ema", "encode", "plot", "doctor", "runs", "report")
+    others = ("import", "export", "config", "ema", "encode", "plot", "doctor", "runs", "report", "studio")
     for command in ("edit", "walk", "likelihood", "guide", "distill", *others):
         text += help_of(command)
     for path in PAGES:

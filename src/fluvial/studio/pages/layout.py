@@ -14,7 +14,7 @@ ACCENT = "#0b7285"
 LOOKS_EVERY = 1.0  # seconds between looks at what is being worked on
 WORDS = {"weights": "weights only"}
 COLOURS = {"running": "running", "finished": "ok", "damaged": "wrong"}
-STYLE = (Path(__file__).parent.parent / "static" / "style.css").read_text()
+STYLE = (Path(__file__).parent.parent / "static" / "style.css").read_text("utf-8")
 
 
 @contextmanager
