@@ -201,11 +201,9 @@ def with_data(
         if validation is not None and not is_place(validation):
             raise ValueError(f"validation must be a place like the data, got {type(validation).__name__}")
         given: dict[str, Any] = {"path": str(data), "test_path": str(validation or ""), "split": "", "test_split": ""}
-        files = str(data) not in data_images.BUILT_IN
-        if (
-            files and run.autoencoder.name == "pixels" and run.method.channels in (1, 3)
-        ):  # files are read as the model wants them
-            given["channels"] = run.method.channels
+        of_pixels = run.autoencoder.name == "pixels" and run.method.channels in (1, 3)
+        if of_pixels and str(data) not in data_images.BUILT_IN:
+            given["channels"] = run.method.channels  # files are read as the model wants them
         return replace(run, data=replace(run.data, **given)), None, None
     if is_place(validation):
         raise ValueError(f"validation must be given like the data, got the place {validation}")

@@ -141,6 +141,11 @@ def image_of(run: Run, place: Place) -> tuple[int, int]:
     return ids[0], index
 
 
+def class_id(run: Run, word: str) -> int:
+    """The id of a class that was given as a text, by name or id. Raises ValueError for none of the run's."""
+    return ids_of_words([word], run.data.class_names, run.method.classes)[0]
+
+
 Mix = Callable[[Tensor], Tensor]  # from values of the ends (k, ...) to those of all images (n, ...)
 
 

@@ -87,11 +87,13 @@ def record(
 
     `history` is the number of points that ARFlow's history holds, the run's own by default.
     """
+    from fluvial.run.walk import class_id
+
     settings = sampler.settings()
     settings = replace(settings, batch=max(count, settings.batch))
     settings = settings if history is None else replace(settings, history=history)
     recording = Recording(check)
-    classes = _class_id(sampler, label) if label else None
+    classes = class_id(sampler.run, label) if label else None
     with gates(sampler.computing(settings)[0]) as decays:
         samples = sampler.sample(count, seed=seed, settings=settings, on_step=recording, classes=classes)
     return Recorded(samples, tuple(recording.frames), tuple(tuple(means) for means in decays()))
@@ -114,11 +116,12 @@ def redrawn(
 
     from fluvial.methods import method_of
     from fluvial.run.edit import vary
+    from fluvial.run.walk import class_id
     from fluvial.sampling.work import latents_of
 
     images, labels, config = first.samples.images, first.samples.labels, sampler.run.method
     own, recording = None if labels is None else labels.tolist(), Recording(check)
-    classes = _class_id(sampler, label) if label else own
+    classes = class_id(sampler.run, label) if label else own
     samples = vary(_followed(sampler, recording), images, keep=keep, classes=classes, seed=seed)
     device, sizes = next(sampler.model.parameters()).device, [config.size]
     latents = latents_of(sampler.autoencoder, images, channels=config.channels, sizes=sizes, device=device)
@@ -208,13 +211,6 @@ def _png(images: "Tensor", columns: int) -> bytes:
     from fluvial.utils import pictures
 
     return pictures.encoded(pictures.grid(images, columns), "png")
-
-
-def _class_id(sampler: "Sampler", label: str) -> int:
-    """The id of a class that was given by name or id. Raises ValueError for none of the run's."""
-    from fluvial.data.labels import ids_of_words
-
-    return ids_of_words([label], sampler.run.data.class_names, sampler.run.method.classes)[0]
 
 
 def velocity_images(velocity: "Tensor") -> "Tensor":

@@ -75,10 +75,10 @@ def draw(sampler: "Sampler", scene: Scene, job: Job, show: Callable[[Picture], N
 
 def sampled(sampler: "Sampler", scene: Scene, on_step: "Callable[[Step], None]") -> "Samples":
     """The images of a scene, at a seed or between four."""
-    from fluvial.run.walk import between_seeds
+    from fluvial.run.walk import between_seeds, class_id
 
     how: dict[str, Any] = {"settings": settings_of(sampler, scene), "on_step": on_step}
-    how |= {"classes": chosen_class(sampler, scene.label)} if scene.label else {}
+    how |= {"classes": class_id(sampler.run, scene.label)} if scene.label else {}
     if scene.seed is None:
         return between_seeds(sampler, scene.seeds, scene.at, scene.count, **how)
     return sampler.sample(scene.count, seed=scene.seed, **how)
@@ -99,13 +99,6 @@ def file_of(sampler: "Sampler", scene: Scene, form: Form, job: Job) -> bytes:
     with TemporaryDirectory() as folder:
         samples.save(folder, columns=scene.columns)
         return (Path(folder) / {"png": "grid.png", "gif": "trajectory.gif", "npz": "samples.npz"}[form]).read_bytes()
-
-
-def chosen_class(sampler: "Sampler", label: str) -> int:
-    """The id of a class that was given by name or id. Raises ValueError for none of the run's."""
-    from fluvial.data.labels import ids_of_words
-
-    return ids_of_words([label], sampler.run.data.class_names, sampler.run.method.classes)[0]
 
 
 def png_of(images: Any, columns: int) -> bytes:  # noqa: ANN401 - of any shape

@@ -265,11 +265,9 @@ def as_python(editing: Editing, folder: Path, channels: int, out: str = "edit") 
 
 def chosen_class(sampler: "Sampler", label: str) -> int | None:
     """The id of a class that was given by name or id; None for none. Raises ValueError if the run has no such class."""
-    from fluvial.data.labels import ids_of_words
+    from fluvial.run.walk import class_id
 
-    if label in ("", NONE):
-        return None
-    return ids_of_words([label], sampler.run.data.class_names, sampler.run.method.classes)[0]
+    return None if label in ("", NONE) else class_id(sampler.run, label)
 
 
 def class_of(label: str) -> int | str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from nicegui import ui
 
+from fluvial.studio.pages.layout import copied
 from fluvial.studio.stage import data_url
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ class Column:
             self.line = ui.label().classes("small dim apart-line")
             with ui.element("div").classes("apart-three") as self.three:
                 self.pictures = [self._picture(caption) for caption in CAPTIONS]
-            self.command = copied("As a command", f"{mark}-command")
-            self.python = copied("This step as Python", f"{mark}-python")
+            self.command = copied("As a command", f"apart-{mark}-command")
+            self.python = copied("This step as Python", f"apart-{mark}-python")
 
     def _picture(self, caption: str) -> ui.html:
         with ui.column().classes("apart-picture"):
@@ -70,14 +71,6 @@ class Strip:
             click = self.on_click
             cell.props(f'aria-label="draw again from scale {name} on"').on("click", lambda: click(i))
             cell.tooltip("draw again from here on")
-
-
-def copied(title: str, mark: str) -> ui.label:
-    """Lines that can be copied, folded away."""
-    with ui.expansion(title, value=False).classes("lines").props("dense"):
-        label = ui.label().classes(f"code apart-{mark}").mark(mark)
-        ui.button("copy", on_click=lambda: ui.clipboard.write(label.text)).props("flat dense no-caps")
-    return label
 
 
 def image(png: bytes, alt: str) -> str:

@@ -24,8 +24,8 @@ from fluvial.studio.given import (
     npz_file,
     shown,
 )
-from fluvial.studio.pages.edit_controls import Canvas, KindButtons, Settings, button, copied
-from fluvial.studio.pages.layout import empty, page
+from fluvial.studio.pages.edit_controls import Canvas, KindButtons, Settings, button
+from fluvial.studio.pages.layout import copied, empty, page
 from fluvial.studio.places import name_of_run, run_named, runs_below
 from fluvial.studio.stage import data_url, while_open
 from fluvial.studio.work import Job, Stopped

@@ -143,11 +143,3 @@ class Settings:
 def button(text: str, does: Callable[..., Any], icon: str | None = None, how: str = "flat") -> ui.button:
     """A button without a ground of its own."""
     return ui.button(text, icon=icon, on_click=does).props(f"{how} dense no-caps")
-
-
-def copied(title: str) -> ui.label:
-    """Lines that can be copied, folded away."""
-    with ui.expansion(title, value=False).classes("lines").props("dense"):
-        label = ui.label().classes("code").mark(title)
-        ui.button("copy", on_click=lambda: ui.clipboard.write(label.text)).props("flat dense no-caps")
-    return label

@@ -52,6 +52,14 @@ def empty(title: str, *lines: str) -> None:
             ui.label(line).classes("dim")
 
 
+def copied(title: str, mark: str = "") -> ui.label:
+    """Lines that can be copied, folded away; `mark` is a class of theirs."""
+    with ui.expansion(title, value=False).classes("lines").props("dense"):
+        label = ui.label().classes(f"code {mark}").mark(title)
+        ui.button("copy", on_click=lambda: ui.clipboard.write(label.text)).props("flat dense no-caps")
+    return label
+
+
 def state_of(state: str) -> str:
     """The state of a run as a coloured word, in HTML."""
     return f'<span class="state {COLOURS.get(state, "dim")}">{escape(WORDS.get(state, state))}</span>'

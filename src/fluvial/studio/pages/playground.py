@@ -12,7 +12,7 @@ from nicegui import run as background
 from starlette.requests import Request
 
 from fluvial.studio.draw import Form, Picture, difference, draw, file_of
-from fluvial.studio.pages.layout import empty, page
+from fluvial.studio.pages.layout import copied, empty, page
 from fluvial.studio.pages.settings import Controls
 from fluvial.studio.pages.settings_grid import SettingsGrid
 from fluvial.studio.places import name_of_run, run_named, runs_below
@@ -62,8 +62,8 @@ class Playground:
                 self.stage = Stage(self.drag, self.drop, self.key)
                 self._bar()
                 self.line = ui.label().classes("small dim told")
-                self.command = self._copied("As a command")
-                self.python = self._copied("As Python")
+                self.command = copied("As a command")
+                self.python = copied("As Python")
                 self.grid = SettingsGrid(studio, lambda: self.scene)
             with ui.column().classes("beside") as self.beside:
                 ui.label("Pinned").classes("small dim")
@@ -71,13 +71,6 @@ class Playground:
                 self.apart = ui.label().classes("small dim").mark("apart")
                 self.difference = ui.image().classes("pixels").mark("difference")
             self.beside.set_visibility(False)
-
-    def _copied(self, title: str) -> ui.label:
-        """Lines that can be copied, folded away."""
-        with ui.expansion(title, value=False).classes("lines").props("dense"):
-            label = ui.label().classes("code").mark(title)
-            ui.button("copy", on_click=lambda: ui.clipboard.write(label.text)).props("flat dense no-caps")
-        return label
 
     def _bar(self) -> None:
         """The buttons under the picture."""
