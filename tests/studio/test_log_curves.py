@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from fluvial.studio import curves
-from fluvial.studio.curves import Reader, names_within, places_within, scale, series, smoothed
+from fluvial.studio.curves import Reader, names_within, places_within, scale
 from fluvial.studio.pages import charts
 from fluvial.tools import curves as plotted
 from fluvial.training import log
+from fluvial.training.rows import finite, series
 
 KEYS = ("loss", "held_out_loss", "lr", "grad_norm", "images_per_second")
 START = 1.7e9
@@ -60,9 +61,9 @@ def test_curves_are_those_of_the_log_as_training_reads_it(tmp_path, mixed, monke
     rows, oracle = searched(Reader(path)), log.read(tmp_path)
     capsys.readouterr()
     for key, part in [*((key, None) for key in KEYS), ("score", "fid"), ("score", "kid"), ("held_out_by_time", 2)]:
-        steps, values = log.series(oracle, key, part)
+        steps, values = series(oracle, key, part)
         kept = np.isfinite(values)
-        found = series(rows, key, part)
+        found = finite(rows, key, part)
         assert len(found[0]) or part in ("kid", 2)  # undone
         assert np.array_equal(found, (steps[kept], values[kept])), key
     assert [r["rolled_back_to"] for r in rows if "rolled_back_to" in r] == [20, 25]
@@ -89,24 +90,24 @@ def test_of_a_long_log_few_rows_are_read_and_every_measurement(long):
     tracemalloc.start()
     reader.look(budget=0.0)
     assert reader.searched < 1
-    assert curves.POINTS / 3 < len(series(reader.rows, "loss")[0]) <= curves.POINTS + 1
+    assert curves.POINTS / 3 < len(finite(reader.rows, "loss")[0]) <= curves.POINTS + 1
     searched(reader)
     assert tracemalloc.get_traced_memory()[1] < 12e6 < 2 * long.stat().st_size
     tracemalloc.stop()
-    steps, values = series(reader.rows, "loss")
+    steps, values = finite(reader.rows, "loss")
     assert np.array_equal(values, 1 + 1 / steps)
     assert np.diff(steps).min() > 0
     assert (steps[0], steps[-1]) == (1, 190_001)
     assert np.diff(steps).max() < 198_000 / 500
-    assert np.array_equal(series(reader.rows, "held_out_loss")[0], np.arange(100, 190_001, 100))
-    assert series(reader.rows, "score", "fid")[0].tolist() == [50_000, 150_000]
+    assert np.array_equal(finite(reader.rows, "held_out_loss")[0], np.arange(100, 190_001, 100))
+    assert finite(reader.rows, "score", "fid")[0].tolist() == [50_000, 150_000]
     assert [r["skipped"] for r in reader.rows if "skipped" in r] == [50_000, 150_000]
 
 
 def test_measurements_stay_below_a_limit(long, monkeypatch):
     monkeypatch.setattr(curves, "KEPT", 100)
     rows = searched(Reader(long))
-    steps, _ = series(rows, "held_out_loss")
+    steps, _ = finite(rows, "held_out_loss")
     assert 50 < len(steps) <= 200
     assert np.diff(steps).max() < 190_000 / 20
     assert [r["rolled_back_to"] for r in rows if "rolled_back_to" in r] == [190_000]
@@ -158,7 +159,7 @@ def test_a_log_that_is_written_anew_is_read_anew(long, tmp_path):
     lines = long.read_bytes().split(b"\n")[:100_000]
     (tmp_path / "other").write_bytes(b"\n".join(lines) + b"\n")
     (tmp_path / "other").rename(path)
-    steps, _ = series(searched(reader), "held_out_loss")
+    steps, _ = finite(searched(reader), "held_out_loss")
     assert steps[-1] == json.loads(lines[-1])["step"] // 100 * 100 < 100_000
     path.unlink()
     reader.look()
@@ -172,15 +173,13 @@ def test_a_log_that_is_none_has_no_rows(tmp_path, content):
     assert searched(Reader(tmp_path)) == searched(Reader(tmp_path / "none")) == []
 
 
-def test_axes_and_averages_are_those_of_the_plots():
+def test_axes_are_those_of_the_plots():
     times = {step: START + step / 10 + 1e4 * float(step > 30) for step in range(5, 60, 5)}
     rows = [{"step": step, "loss": 1.0, "time": time} for step, time in times.items()]
     steps = np.array(list(times), dtype=np.float64)
     for by, other, factor in (("images", "images", 1), ("steps", "steps", 1), ("seconds", "hours", 3600)):
         oracle = plotted._scale(plotted.History(name="", rows=rows, images_per_step=8), other)(steps)
         assert np.allclose(scale(rows, by, 8, steps), factor * oracle)
-    values = np.random.default_rng(0).random(300)
-    assert np.allclose(smoothed(values), plotted.smoothed(values))
     assert {"loss", "held_out_loss", *charts.PANELS} == set(plotted.PANELS)
     assert all(charts.PANELS[key] == plotted.PANELS[key] for key in charts.PANELS)
 

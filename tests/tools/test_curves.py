@@ -9,6 +9,7 @@ from fluvial.cli import main
 from fluvial.config import to_json
 from fluvial.tools import curves
 from fluvial.tools.curves import History
+from fluvial.training.rows import smoothed
 
 pytest.importorskip("matplotlib")
 
@@ -63,7 +64,7 @@ def test_a_long_training_loss_is_smoothed_and_the_raw_one_is_faint():
     smooth = line(axes, "a")[1]
     assert smooth[200] == pytest.approx(np.mean(3 + noise[190:211]))
     assert smooth[0] == pytest.approx(3 + noise[0])  # nothing to either side
-    np.testing.assert_allclose(curves.smoothed(np.arange(400.0)), np.arange(400.0))  # a slope stays where it is
+    np.testing.assert_allclose(smoothed(np.arange(400.0)), np.arange(400.0))  # a slope stays where it is
 
 
 def test_the_axis_may_be_images_or_hours_without_the_stops():

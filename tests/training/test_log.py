@@ -11,6 +11,7 @@ from fluvial.config import to_json
 from fluvial.tools.doctor import examine
 from fluvial.training import log
 from fluvial.training.distributed import ALONE
+from fluvial.training.rows import series
 
 
 def write(folder, *lines):
@@ -36,7 +37,7 @@ def test_a_roll_back_takes_back_what_was_measured_but_not_what_happened(tmp_path
     ]
     read = log.read(write(tmp_path, *rows))
     assert read == [rows[0], *rows[2:]]
-    assert [part.tolist() for part in log.series(read, "loss")] == [[10, 20], [2.0, 1.8]]
+    assert [part.tolist() for part in series(read, "loss")] == [[10, 20], [2.0, 1.8]]
 
 
 def test_series_look_inside_and_leave_out_what_is_null():
@@ -45,10 +46,10 @@ def test_series_look_inside_and_leave_out_what_is_null():
         {"step": 2, "held_out_by_time": [0.5, 0.25], "loss": float("nan")},
         {"step": 3, "held_out_by_time": None, "score": {"accuracy": 0.75, "frechet": 2}},
     ]
-    assert [part.tolist() for part in log.series(rows, "held_out_by_time", 1)] == [[2], [0.25]]
-    assert [part.tolist() for part in log.series(rows, "score", "accuracy")] == [[1, 3], [0.5, 0.75]]
-    assert np.isnan(log.series(rows, "loss")[1]).tolist() == [True]
-    assert len(log.series(rows, "lr")[0]) == 0
+    assert [part.tolist() for part in series(rows, "held_out_by_time", 1)] == [[2], [0.25]]
+    assert [part.tolist() for part in series(rows, "score", "accuracy")] == [[1, 3], [0.5, 0.75]]
+    assert np.isnan(series(rows, "loss")[1]).tolist() == [True]
+    assert len(series(rows, "lr")[0]) == 0
 
 
 @pytest.mark.parametrize(

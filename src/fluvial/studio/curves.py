@@ -15,10 +15,10 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from fluvial.training.rows import EVENTS, Row, seconds, standing
 from fluvial.utils.checks import LARGEST
 from fluvial.utils.files import reading
 
-Row = dict[str, Any]
 By = Literal["steps", "images", "seconds"]
 Points = list[tuple[float, float]]
 
@@ -28,12 +28,8 @@ KEPT = 4000  # measurements that are kept, and events
 LINE = 2**16  # bytes of a line, at most; longer ones are no rows
 CHUNK = 2**20  # bytes that are searched at once
 BUDGET = 0.4  # seconds that a look searches for: the next one goes on from there
-EVENTS = ("skipped", "rolled_back_to")
 KINDS = ("held_out_loss", "score", *EVENTS)
 NEEDLES = tuple(f'"{key}"'.encode() for key in KINDS)
-HUGE = 1e300  # numbers of a chart are below
-STOPPED = 20  # a gap of more than so many median gaps is a time when training stood still, and counts as one
-SMOOTH = 40  # the training loss is averaged over 1/40 of its points on each side
 
 
 def row_of(line: bytes) -> Row | None:
@@ -45,16 +41,6 @@ def row_of(line: bytes) -> Row | None:
     if not isinstance(row, dict) or not _is_count(row.get("step")):
         return None
     return {key: value for key, value in row.items() if key not in EVENTS or _is_count(value)}
-
-
-def standing(rows: Sequence[Row]) -> list[Row]:
-    """The rows without what a roll-back undid: the measurements of later steps before it."""
-    kept: list[Row] = []
-    for row in rows:
-        if "rolled_back_to" in row:
-            kept = [r for r in kept if r["step"] <= row["rolled_back_to"] or any(key in r for key in EVENTS)]
-        kept.append(row)
-    return kept
 
 
 class Reader:
@@ -188,37 +174,14 @@ def reader(path: Path) -> Reader:
     return Reader(path)
 
 
-def series(rows: Sequence[Row], key: str, part: str | int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and finite values of one quantity, in float64; `part` is a name or place inside it."""
-    found = [(row["step"], value) for row in rows if (value := _value(row.get(key), part)) is not None]
-    steps, values = zip(*found, strict=True) if found else ((), ())
-    return np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
-
-
 def scale(rows: Sequence[Row], by: By, images_per_step: int, wanted: np.ndarray) -> np.ndarray:
     """Steps as steps, as images seen, or as seconds of training without the time in which it stood still."""
     if by == "steps":
         return wanted
     if by == "images":
         return wanted * images_per_step
-    # the first line of each step, as a roll-back repeats steps
-    at = {row["step"]: row["time"] for row in reversed(rows) if _value(row.get("time")) is not None}
-    if len(at) < 2:
-        return np.full(len(wanted), np.nan)
-    steps, times = (np.array(column, dtype=np.float64) for column in zip(*sorted(at.items()), strict=True))
-    gaps = np.diff(times) / np.diff(steps)  # seconds per step
-    usual = float(np.median(gaps))
-    gaps = np.where((gaps > STOPPED * usual) | (gaps < 0), usual, gaps)
-    return np.interp(wanted, steps, np.cumsum([steps[0] * usual, *(gaps * np.diff(steps))]))
-
-
-def smoothed(values: np.ndarray) -> np.ndarray:
-    """A moving average with a window that shrinks towards the ends, as in the pictures of `fluvial plot`."""
-    half = len(values) // SMOOTH
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    place = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(place, len(values) - 1 - place))  # a symmetric window does not shift slopes
-    return (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1)
+    found = seconds(rows)
+    return np.full(len(wanted), np.nan) if found is None else found(wanted)
 
 
 def names_within(rows: Sequence[Row], key: str) -> list[str]:
@@ -233,11 +196,3 @@ def places_within(rows: Sequence[Row], key: str) -> int:
 
 def _is_count(value: Any) -> bool:  # noqa: ANN401 - whatever stands in a log
     return type(value) is int and 0 <= value < LARGEST
-
-
-def _value(value: Any, part: str | int | None = None) -> float | None:  # noqa: ANN401
-    if isinstance(part, str):
-        value = value.get(part) if isinstance(value, dict) else None
-    elif part is not None:
-        value = value[part] if isinstance(value, list) and part < len(value) else None
-    return float(value) if type(value) in (int, float) and abs(value) < HUGE else None

@@ -10,6 +10,7 @@ import numpy as np
 
 from fluvial.run.folder import RunFolder
 from fluvial.training import log
+from fluvial.training.rows import Row, finite, seconds, smoothed
 from fluvial.utils.atomic import write_bytes
 from fluvial.utils.extras import require
 from fluvial.utils.files import make_folder
@@ -39,8 +40,6 @@ COLOURS = (
 )  # by Okabe and Ito, for the colour-blind
 WIDTH, HEIGHT = 4.8, 3.1  # of a panel, in inches
 LOG_FROM = 4.0  # a loss that falls by this factor is drawn on a log axis
-SMOOTH = 40  # the training loss is averaged over 1/40 of its points on each side
-STOPPED = 20  # a gap of more than 20 median gaps in the log is an interruption, counted as one median gap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class History:
     """The log of one run, with its name in the legend."""
 
     name: str
-    rows: Sequence[log.Row]
+    rows: Sequence[Row]
     images_per_step: int = 1
 
 
@@ -142,11 +141,11 @@ def _panels(histories: Sequence[History]) -> dict[str, Draw]:
     """Functions that draw the panels, by title."""
     panels: dict[str, Draw] = {}
     for key, title in PANELS.items():
-        if any(len(_finite(history, key)[0]) for history in histories):
+        if any(len(finite(history.rows, key)[0]) for history in histories):
             panels[title] = _panel(histories, key)
     scored = {name: None for history in histories for row in history.rows for name in row.get("score") or {}}
     for name in scored:
-        if any(len(_finite(history, "score", name)[0]) for history in histories):
+        if any(len(finite(history.rows, "score", name)[0]) for history in histories):
             panels[f"score: {name.replace('_', ' ')}"] = _panel(histories, "score", name)
     if len(histories) == 1:
         for key, title in (
@@ -154,7 +153,7 @@ def _panels(histories: Sequence[History]) -> dict[str, Draw]:
             ("held_out_by_scale", "validation loss by scale"),
         ):
             count = max((len(row.get(key) or ()) for row in histories[0].rows), default=0)
-            if any(len(_finite(histories[0], key, part)[0]) for part in range(count)):
+            if any(len(finite(histories[0].rows, key, part)[0]) for part in range(count)):
                 panels[title] = _parts(histories[0], key, count)
     return panels
 
@@ -165,7 +164,7 @@ def _panel(histories: Sequence[History], key: str, part: str | None = None) -> D
     def draw(axes: "Axes", scales: Sequence[Scale]) -> None:
         everything = []
         for i, (history, scale) in enumerate(zip(histories, scales, strict=True)):
-            steps, values = _finite(history, key, part)
+            steps, values = finite(history.rows, key, part)
             if not len(steps):
                 continue
             everything.append(values)
@@ -200,7 +199,7 @@ def _parts(history: History, key: str, count: int) -> Draw:
 
         everything = []
         for part in range(count):
-            steps, values = _finite(history, key, part)
+            steps, values = finite(history.rows, key, part)
             label = f"{part / count:g} to {(part + 1) / count:g}" if key == "held_out_by_time" else f"scale {part + 1}"
             if len(steps):
                 everything.append(values)
@@ -212,22 +211,6 @@ def _parts(history: History, key: str, count: int) -> Draw:
         axes.legend(fontsize=7, frameon=False, loc="upper right", ncols=2, handlelength=1.2, columnspacing=1.0)
 
     return draw
-
-
-def smoothed(values: np.ndarray) -> np.ndarray:
-    """A moving average with a window that shrinks towards the ends; few points are not averaged."""
-    half = len(values) // SMOOTH
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    place = np.arange(len(values))
-    reach = np.minimum(half, np.minimum(place, len(values) - 1 - place))  # a symmetric window does not shift slopes
-    return (sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1)
-
-
-def _finite(history: History, key: str, part: str | int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of a quantity, without values that are not finite."""
-    steps, values = log.series(history.rows, key, part)
-    kept = np.isfinite(values)
-    return steps[kept], values[kept]
 
 
 def _scales(histories: Sequence[History], by: By) -> tuple[list[Scale], str]:
@@ -247,16 +230,9 @@ def _scale(history: History, by: By) -> Scale:
         return lambda steps: steps
     if by == "images":
         return lambda steps: steps * history.images_per_step
-    # the first line of each step, as a roll-back repeats steps
-    time = {row["step"]: row["time"] for row in reversed(history.rows) if isinstance(row.get("time"), int | float)}
-    if len(time) < 2:
+    if (found := seconds(history.rows)) is None:
         raise ValueError(f"{history.name}: its log has no times, which hours need; draw it by steps")
-    steps, times = (np.array(column, dtype=np.float64) for column in zip(*sorted(time.items()), strict=True))
-    gaps = np.diff(times) / np.diff(steps)  # seconds per step
-    usual = float(np.median(gaps))
-    gaps = np.where((gaps > STOPPED * usual) | (gaps < 0), usual, gaps)
-    hours = np.cumsum([steps[0] * usual, *(gaps * np.diff(steps))]) / 3600
-    return lambda wanted: np.interp(wanted, steps, hours)
+    return lambda steps: found(steps) / 3600
 
 
 def _log_axis(axes: "Axes", values: np.ndarray) -> None:

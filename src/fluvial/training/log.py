@@ -9,22 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from fluvial.training.distributed import World
+from fluvial.training.rows import EVENTS, HUGE, Row, standing
 from fluvial.utils.atomic import atomic_file, flush, naming
 from fluvial.utils.checks import LARGEST
 from fluvial.utils.extras import require
 from fluvial.utils.files import at_once, read_bytes
 
-Row = dict[str, Any]
-EVENTS = ("skipped", "rolled_back_to")
 KNOWN = ("loss", "held_out_loss", "score", "blocks", *EVENTS)
 LogTo = Literal["tensorboard", "wandb", "trackio"]
-HUGE = 1e300  # numbers are below: sums and ratios of them stay within float64
 
 
 class Log:
@@ -265,7 +262,7 @@ def read(folder: Path | str) -> list[Row]:
     if left_out:
         number, text = left_out[0]
         print(f"line {number} of {path}: {text}; this value{_more(left_out)} left out", file=sys.stderr)
-    rows = _standing(row for row, _ in found)
+    rows = standing(row for row, _ in found)
     if not rows:
         raise ValueError(f"{path} is empty: the run has not come to its first line (train.log_every); try again later")
     if not any(key in row for row in rows for key in KNOWN):
@@ -273,39 +270,13 @@ def read(folder: Path | str) -> list[Row]:
     return rows
 
 
-def _standing(found: Iterable[Row]) -> list[Row]:
-    """The rows without what a roll-back undid."""
-    rows: list[Row] = []
-    for row in found:
-        if "rolled_back_to" in row:
-            rows = [r for r in rows if r["step"] <= row["rolled_back_to"] or any(key in r for key in EVENTS)]
-        rows.append(row)
-    return rows
-
-
 def rows_of(run: Path) -> list[Row]:
     """The rows that `read` returns, for training itself: nothing is printed, and there are none without a log."""
     path = run / "log.jsonl"
-    return _standing(row for row, _ in _parsed(path)[0]) if path.is_file() else []
+    return standing(row for row, _ in _parsed(path)[0]) if path.is_file() else []
 
 
 def validated(rows: Iterable[Row]) -> dict[int, float]:
     """The validation losses by step, those that are finite."""
     losses = {row["step"]: row["held_out_loss"] for row in rows if row.get("held_out_loss") is not None}
     return {step: float(loss) for step, loss in losses.items() if math.isfinite(loss)}
-
-
-def series(rows: Sequence[Row], key: str, part: str | int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one quantity, in float64; `part` is a name or place inside it. What is null is left out."""
-    found = [(row["step"], value) for row in rows if (value := _value(row.get(key), part)) is not None]
-    steps, values = zip(*found, strict=True) if found else ((), ())
-    return np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
-
-
-def _value(value: Any, part: str | int | None) -> float | None:  # noqa: ANN401 - whatever stands in the log
-    if part is not None:
-        if isinstance(part, str):
-            value = value.get(part) if isinstance(value, dict) else None
-        else:
-            value = value[part] if isinstance(value, list) and part < len(value) else None
-    return float(value) if isinstance(value, int | float) else None

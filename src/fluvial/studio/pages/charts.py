@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fluvial.studio.curves import By, Row, names_within, places_within, scale, series, smoothed
+from fluvial.studio.curves import By, names_within, places_within, scale
+from fluvial.training.rows import Row, finite, smoothed
 
 Options = dict[str, Any]
 
@@ -64,13 +65,13 @@ def _losses(histories: Sequence[History], view: View) -> list[Options]:
     for i, history in enumerate(histories):
         alone = len(histories) == 1
         colour, name = COLOURS[i % len(COLOURS)], "training" if alone else history.name
-        steps, values = series(history.rows, "loss")
+        steps, values = finite(history.rows, "loss")
         if len(steps):
             back = [row["step"] for row in history.rows if "rolled_back_to" in row]
             raw = _pale(name, colour, _points(history, view, steps, values))
             raw["markLine"] = _marks(history, view, back, colour)
             lines += [raw, _line(name, colour, _points(history, view, steps, smoothed(values)))]
-        points = _points(history, view, *series(history.rows, "held_out_loss"))
+        points = _points(history, view, *finite(history.rows, "held_out_loss"))
         if points:
             colour = SECOND if alone else colour
             name = "validation" if alone else f"{history.name}, validation"
@@ -82,7 +83,7 @@ def _one(histories: Sequence[History], view: View, key: str, part: str | None = 
     """One quantity of all runs; many points are pale, with their average over them."""
     lines = []
     for i, history in enumerate(histories):
-        colour, (steps, values) = COLOURS[i % len(COLOURS)], series(history.rows, key, part)
+        colour, (steps, values) = COLOURS[i % len(COLOURS)], finite(history.rows, key, part)
         many = len(steps) > NOISY and key != "lr"
         if many:
             lines.append(_pale(history.name, colour, _points(history, view, steps, values)))
@@ -98,7 +99,7 @@ def _parts(history: History, view: View, key: str) -> list[Options]:
         share = part / max(1, count - 1)
         name = f"{part / count:g} to {(part + 1) / count:g}" if key == "held_out_by_time" else f"scale {part + 1}"
         colour = f"hsl({45 + 145 * share:.0f}, {75 - 5 * share:.0f}%, {56 - 16 * share:.0f}%)"
-        if points := _evenly(_points(history, view, *series(history.rows, key, part)), SPARSE):
+        if points := _evenly(_points(history, view, *finite(history.rows, key, part)), SPARSE):
             lines.append(_line(name, colour, points, width=1.4, marked=True))
     return lines
 

@@ -16,6 +16,7 @@ from fluvial.tools.doctor.check import Check, not_checked
 from fluvial.tools.doctor.latents import check_latents, check_pixels, training_latents
 from fluvial.tools.doctor.level import level
 from fluvial.training import log
+from fluvial.training.rows import Row
 
 SET_BY_DISTILLATION = ("settings together", "learning rate", "schedule", "moving average")
 COMPARED = ("method", "optim.", "data.", "autoencoder.", "train.steps", "train.batch", "train.log_every")
@@ -69,7 +70,7 @@ def _not_begun(run: Run) -> Check:
 
 def examine(
     run: Run,
-    rows: Sequence[log.Row],
+    rows: Sequence[Row],
     *,
     latents: Float[Tensor, "n c h w"] | str = "no latents were given",
     recipe: str | None = None,

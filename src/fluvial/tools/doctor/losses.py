@@ -10,8 +10,8 @@ from fluvial.config import Run
 from fluvial.tools.doctor.check import Check, judge, not_checked, rounded
 from fluvial.tools.doctor.level import Level
 from fluvial.tools.doctor.settings import slower, usual_rates
-from fluvial.training.log import Row, series
 from fluvial.training.optim import learning_rate
+from fluvial.training.rows import Row, series
 
 START = 1.15  # the first row may have this multiple of the loss of a zero output, as batches differ
 HALFWAY, BELOW = (

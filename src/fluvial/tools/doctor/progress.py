@@ -8,7 +8,7 @@ import numpy as np
 from fluvial.config import Run
 from fluvial.tools.doctor.check import Check, judge, not_checked, rounded
 from fluvial.tools.doctor.settings import slower
-from fluvial.training.log import Row, series
+from fluvial.training.rows import Row, series
 
 BEFORE = 20  # rows whose median a gradient norm is compared with
 SPIKE, HUGE = 6.0, 30.0  # multiples of that median

@@ -11,6 +11,7 @@ from fluvial.data.images import DataConfig
 from fluvial.data.manifest import is_cache, read_manifest
 from fluvial.run.folder import RunFolder
 from fluvial.training import log
+from fluvial.training.rows import series
 
 LINES = 40  # of the log, whose times count
 PAUSE = 20  # a wait of so many times the median is a time without training
@@ -34,7 +35,7 @@ def steps_in(folder: RunFolder, run: Run, minutes: float) -> int:
 def _seconds_a_step(folder: RunFolder) -> float | None:
     """Seconds a step in the last lines of the log, with validations and pictures; None if it has no two lines."""
     there = (folder.path / "log.jsonl").exists()
-    steps, times = log.series(log.read(folder.path), "time") if there else (np.zeros(0), np.zeros(0))
+    steps, times = series(log.read(folder.path), "time") if there else (np.zeros(0), np.zeros(0))
     steps, times = steps[-LINES:], times[-LINES:]
     if len(steps) < 2 or steps[-1] <= steps[0]:
         return None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from fluvial.config import Run
 from fluvial.tools.doctor.check import Check
 from fluvial.tools.runs import Listed
-from fluvial.training import log
+from fluvial.training.rows import Row
 
 
 class Picture(NamedTuple):
@@ -30,7 +30,7 @@ class Gathered:
     original: Run | None
     """The run of the recipe, if it is known."""
     parameters: int | None
-    rows: list[log.Row] | str
+    rows: list[Row] | str
     card: dict[str, Any] | str
     checks: list[Check] | str
     grids: list[Picture] | str
