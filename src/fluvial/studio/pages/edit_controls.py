@@ -7,9 +7,9 @@ from nicegui import ui
 from nicegui.element import Element
 
 from fluvial.studio.editing import KINDS, MOST_COPIES, MOST_SEED, NONE, Abilities, Editing
+from fluvial.studio.pages.inputs import MOST_STEPS, MOST_WEIGHT, Inputs
 
 SOLVERS = {"": "as the run has it", "ab2": "ab2", "euler": "euler", "heun": "heun", "midpoint": "midpoint"}
-MOST_STEPS, MOST_WEIGHT = 100, 8.0
 TOLD = {
     "inpaint": "Draws what you paint over anew, so that it fits the rest.",
     "redraw": "Adds noise to the image, and draws from there: the more noise, the further from it.",
@@ -60,26 +60,23 @@ class KindButtons:
                 ui.label(f"{' and '.join(names)}: {reason}.").classes("small dim")
 
 
-class Settings:
+class Settings(Inputs):
     """Class, seed, copies and settings of drawing. `change(name=value)` is called when one is moved."""
 
     def __init__(self, change: Callable[..., None]) -> None:
-        self.change, self.quiet = change, True
-        self.rows = dict[str, ui.column]()
-        self.label = self._select("label", {"": ""}, "Class to draw")
-        self.at, self.at_told = self._slider("at", "Start, from 0 noise to 1 image", 0.05, 0.95, 0.05)
-        self.keep, self.keep_told = self._slider("keep", "Coarse scales that are kept", 0, 1, 1)
-        self.side = self._select("side", {0: ""}, "Size of the small image")
+        super().__init__(change)
+        self.label = self.select("label", {"": ""}, "Class to draw")
+        self.at, self.at_told = self.slider("at", "Start, from 0 noise to 1 image", 0.05, 0.95, 0.05)
+        self.keep, self.keep_told = self.slider("keep", "Coarse scales that are kept", 0, 1, 1)
+        self.side = self.select("side", {0: ""}, "Size of the small image")
         self.agree = ui.checkbox("Keep to the small image exactly").classes("small").props("dense").mark("agree")
-        self.agree.on_value_change(lambda event: self._told(agree=bool(event.value)))
+        self.agree.on_value_change(lambda event: self.moved(agree=bool(event.value)))
         with ui.row().classes("two"):
-            self.seed = ui.number("Seed", value=0, min=0, max=MOST_SEED, step=1)
-            self.seed.on_value_change(lambda event: event.value is not None and self._told(seed=int(event.value)))
-            self.seed.props("dense outlined").classes("control").mark("seed")
-        self.copies, self.copies_told = self._slider("copies", "Results", 1, MOST_COPIES, 1)
-        self.steps, self.steps_told = self._slider("steps", "Steps", 1, MOST_STEPS, 1)
-        self.weight, self.weight_told = self._slider("weight", "Guidance", 0.0, MOST_WEIGHT, 0.1)
-        self.solver = self._select("solver", SOLVERS, "Solver")
+            self.seed = self.number("seed", "Seed", MOST_SEED)
+        self.copies, self.copies_told = self.slider("copies", "Results", 1, MOST_COPIES, 1)
+        self.steps, self.steps_told = self.slider("steps", "Steps", 1, MOST_STEPS, 1)
+        self.weight, self.weight_told = self.slider("weight", "Guidance", 0.0, MOST_WEIGHT, 0.1)
+        self.solver = self.select("solver", SOLVERS, "Solver")
         self.quiet = False
 
     def fit(self, able: Abilities, editing: Editing) -> None:
@@ -114,30 +111,6 @@ class Settings:
     def _show(self, name: str, value: float, most: float = float("inf")) -> None:
         getattr(self, name).set_value(min(value, most))
         getattr(self, f"{name}_told").set_text(f"{value:g}")
-
-    def _told(self, **settings: Any) -> None:  # noqa: ANN401
-        if not self.quiet:
-            self.change(**settings)
-
-    def _select(self, name: str, options: dict[Any, str], label: str) -> ui.select:
-        found = ui.select(options, value=next(iter(options)), label=label)
-        found.on_value_change(lambda event: self._told(**{name: event.value}))
-        return found.props("dense outlined options-dense").classes("control").mark(name)
-
-    def _slider(self, name: str, label: str, low: float, high: float, step: float) -> tuple[ui.slider, ui.label]:
-        whole = isinstance(step, int)
-        with ui.column().classes("control slider") as row:
-            with ui.row().classes("named"):
-                ui.label(label).classes("small dim")
-                told = ui.label().classes("small")
-            found = ui.slider(min=low, max=high, step=step, value=low)
-
-            def moved(event: Any) -> None:  # noqa: ANN401 - NiceGUI's
-                self._told(**{name: int(event.value) if whole else round(event.value, 2)})
-
-            found.on_value_change(moved)
-        self.rows[name] = row
-        return found.props(f'aria-label="{label}"').mark(name), told
 
 
 def button(text: str, does: Callable[..., Any], icon: str | None = None, how: str = "flat") -> ui.button:

@@ -5,34 +5,40 @@ from typing import Any
 
 from nicegui import ui
 
-from fluvial.studio.scene import COUNTS, Scene
+from fluvial.studio.pages.inputs import MOST_STEPS, MOST_WEIGHT, Inputs
+from fluvial.studio.scene import COUNTS, ROW, Scene
 
 SOLVERS = ("ab2", "euler", "heun", "midpoint", "dopri5", "euler-maruyama")
-MOST_STEPS, MOST_WEIGHT = 100, 8.0
+MOST_DOWN = 10**6
 LENGTHS = 0.02, 0.25, 0.01  # of power-function averages: least, most, steps
 OWN = "as the run has it"
 
 
-class Controls:
+class Controls(Inputs):
     """Run, class, seed and settings of sampling. `change(name=value)` is called when one is moved."""
 
     def __init__(self, names: list[str], change: Callable[..., None]) -> None:
-        self.change, self.quiet = change, True
-        self.run = self._select("run", {name: name for name in names}, "Run")
-        self.label = self._select("label", {"": "all in turn"}, "Class")
+        super().__init__(change)
+        self.run = self.select("run", {name: name for name in names}, "Run")
+        self.label = self.select("label", {"": "all in turn"}, "Class")
         with ui.row().classes("two"):
-            self.x = self._number("x", "Seed across")
-            self.y = self._number("y", "Seed down")
-        self.count = self._select("count", {n: str(n) for n in COUNTS}, "Images")
-        self.steps, self.steps_told = self._slider("steps", "Steps", 1, MOST_STEPS, 1)
-        self.solver = self._select("solver", {"": OWN, **{name: name for name in SOLVERS}}, "Solver")
-        self.weight, self.weight_told = self._slider("weight", "Guidance", 0.0, MOST_WEIGHT, 0.1)
-        self.interval, self.interval_told = self._range()
-        self.average = self._select("average", {"ema": "moving average", "raw": "as trained"}, "Weights")
-        with ui.column().classes("control") as self.length_row:
-            self.length, self.length_told = self._slider("length", "Length of the average", *LENGTHS)
+            self.x = self.number("x", "Seed across", ROW - 1, float)
+            self.y = self.number("y", "Seed down", MOST_DOWN, float)
+        self.count = self.select("count", {n: str(n) for n in COUNTS}, "Images")
+        self.steps, self.steps_told = self.slider("steps", "Steps", 1, MOST_STEPS, 1)
+        self.solver = self.select("solver", {"": OWN, **{name: name for name in SOLVERS}}, "Solver")
+        self.weight, self.weight_told = self.slider("weight", "Guidance", 0.0, MOST_WEIGHT, 0.1)
+        self.interval, self.interval_told = self.span("interval", "Guidance acts at times", "low", "high")
+        self.average = self.select("average", {"ema": "moving average", "raw": "as trained"}, "Weights")
+        self.length, self.length_told = self.slider("length", "Length of the average", *LENGTHS)
         self.note = ui.label().classes("small dim")
         self.quiet = False
+
+    def moved(self, **settings: Any) -> None:  # noqa: ANN401
+        """Calls `change`; a length of the average is a choice of weights."""
+        if (length := settings.pop("length", None)) is not None:
+            settings["average"] = f"{length:.2f}"
+        super().moved(**settings)
 
     def set(self, scene: Scene) -> None:
         """Shows the settings of a scene, and calls nothing."""
@@ -82,51 +88,10 @@ class Controls:
         from fluvial.training.power_ema import snapshots
 
         any_length = bool(snapshots(sampler.folder.averages))
-        self.length_row.set_visibility(any_length)
+        self.rows["length"].set_visibility(any_length)
         length = float(scene.average) if _is_number(scene.average) else LENGTHS[0]
         self.length.set_value(length)
         self.length_told.set_text(f"{length:g}" if _is_number(scene.average) else "off")
-
-    def _told(self, **settings: Any) -> None:  # noqa: ANN401
-        if not self.quiet:
-            self.change(**settings)
-
-    def _select(self, name: str, options: dict[Any, str], label: str) -> ui.select:
-        found = ui.select(options, value=next(iter(options)), label=label)
-        found.on_value_change(lambda event: self._told(**{name: event.value}))
-        return found.props("dense outlined options-dense").classes("control").mark(name)
-
-    def _number(self, name: str, label: str) -> ui.number:
-        found = ui.number(label, value=0, min=0, max=99 if name == "x" else 10**6, step=1)
-        found.on_value_change(lambda event: event.value is not None and self._told(**{name: float(event.value)}))
-        return found.props("dense outlined").classes("control").mark(name)
-
-    def _slider(self, name: str, label: str, low: float, high: float, step: float) -> tuple[ui.slider, ui.label]:
-        with ui.column().classes("control slider"):
-            with ui.row().classes("named"):
-                ui.label(label).classes("small dim")
-                told = ui.label().classes("small")
-            found = ui.slider(min=low, max=high, step=step, value=low)
-            found.on_value_change(lambda event: self._told(**_setting(name, event.value)))
-        return found.props(f'aria-label="{label}"').mark(name), told
-
-    def _range(self) -> tuple[ui.range, ui.label]:
-        with ui.column().classes("control slider"):
-            with ui.row().classes("named"):
-                ui.label("Guidance acts at times").classes("small dim")
-                told = ui.label().classes("small")
-            found = ui.range(min=0.0, max=1.0, step=0.05, value={"min": 0.0, "max": 1.0})
-
-            def moved(event: Any) -> None:  # noqa: ANN401 - NiceGUI's
-                self._told(low=round(event.value["min"], 2), high=round(event.value["max"], 2))
-
-            found.on_value_change(moved)
-        return found.props('aria-label="times of guidance"').mark("interval"), told
-
-
-def _setting(name: str, value: float | None) -> dict[str, Any]:
-    """The setting of a scene that a slider of this name sets."""
-    return {"average": f"{value:.2f}"} if name == "length" else {name: value}
 
 
 def _is_number(text: str) -> bool:
