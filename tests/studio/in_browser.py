@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 REQUIRED = "FLUVIAL_BROWSER"  # set where the browser must be there: its tests then fail in place of being skipped
+PATIENCE = 90.0  # seconds for which a test waits for the browser
 OPTIONS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *(
@@ -78,11 +79,17 @@ def browsing(folder: Path, size: tuple[int, int] = (1280, 900), *more: str):
     for option in (*OPTIONS, f"--user-data-dir={folder}", f"--window-size={size[0]},{size[1]}", *more):
         options.add_argument(option)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=Service(driver))
+    service = Service(driver)
+    found = webdriver.Chrome(options=options, service=service)
+    found.set_page_load_timeout(PATIENCE)
+    found.command_executor.client_config.timeout = 2 * PATIENCE
     try:
         yield found
     finally:
-        found.quit()
+        try:
+            found.quit()
+        except Exception:  # a browser that hangs: its test has failed, and the others go on with a new one
+            service.process.kill()
 
 
 def until(condition, seconds: float = 60.0, what: str = ""):

@@ -21,11 +21,13 @@ def serve(root: Path, *, host: str = "127.0.0.1", port: int = 7860, show: bool =
     check_free(host, port)
     from nicegui import app, ui
 
+    from fluvial.studio.given import UploadLimit
     from fluvial.studio.pages import apart, data, edit, playground, run, runs
 
     studio = Studio(root)
     token = "" if is_loopback(host) else token or new_token()
-    app.add_middleware(Guard, token=token)
+    app.add_middleware(UploadLimit)
+    app.add_middleware(Guard, token=token)  # the last one that is added is asked first
     app.add_static_files("/studio", STATIC)
     for page in (runs, run, playground, edit, data, apart):
         page.register(studio)

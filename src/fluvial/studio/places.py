@@ -15,6 +15,11 @@ def name_of_run(root: Path, run: Path) -> str:
     return run.relative_to(root).as_posix()
 
 
+def names_below(root: Path) -> list[str]:
+    """The names of the runs below a folder."""
+    return [name_of_run(root, path) for path in runs_below(root)]
+
+
 def run_named(root: Path, name: str) -> Path:
     """The run folder of this name. Raises ValueError if it is none, or lies outside the folder."""
     path = root / name

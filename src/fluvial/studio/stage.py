@@ -31,16 +31,6 @@ class Stage(Element, component="static/stage.js"):
         self.run_method("say", text)
 
 
-def while_open(element: Element, function: Callable[..., Any]) -> Callable[..., None]:
-    """The function, which does nothing once the page of this element is closed."""
-
-    def call(*values: Any) -> None:  # noqa: ANN401
-        if not element.is_deleted:
-            function(*values)
-
-    return call
-
-
 def _numbers(moved: Any) -> tuple[float, float]:  # noqa: ANN401 - from the browser
     """The way of the pointer, in sides of the picture; (0, 0) for anything that is no such message."""
     try:

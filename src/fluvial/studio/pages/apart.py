@@ -6,18 +6,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from nicegui import background_tasks, ui
-from nicegui import run as background
+from nicegui import ui
 from starlette.requests import Request
 
 from fluvial.studio import apart
 from fluvial.studio.apart_drawn import Drawn, changed, difference, drawn_of, fork_of, pictures_at
 from fluvial.studio.apart_lines import COUNTS, Change, Choice, as_command, as_python, from_query, to_query
+from fluvial.studio.aside import aside, begin, finished, opened
 from fluvial.studio.pages import apart_parts as parts
 from fluvial.studio.pages.apart_otherwise import Otherwise
-from fluvial.studio.pages.layout import empty, page
-from fluvial.studio.places import name_of_run, run_named, runs_below
-from fluvial.studio.stage import while_open
+from fluvial.studio.pages.layout import empty, page, page_at
+from fluvial.studio.places import names_below, run_named
 from fluvial.studio.work import Job, Stopped
 
 if TYPE_CHECKING:
@@ -29,16 +28,16 @@ PAUSE = 0.12  # seconds between frames that are played
 def register(studio: "Studio") -> None:
     """The page at /apart."""
 
-    @ui.page("/apart")
+    @page_at("/apart")
     async def steps(request: Request) -> None:
         with page("Steps", studio.work):
             ui.page_title("Step by step · fluvial")
-            names = await background.io_bound(lambda: [name_of_run(studio.root, r) for r in runs_below(studio.root)])
+            names = await aside(lambda: names_below(studio.root))
             if not names:
                 return empty(f"No runs in {studio.root} to draw from", "fluvial train digits-sit makes one.")
             choice = from_query(request.query_params)
             view = Steps(studio, choice if choice.run else replace(choice, run=names[0]), names)
-            await ui.context.client.connected()
+            await opened()
             ui.context.client.on_disconnect(view.leave)
             await view.draw()
 
@@ -132,17 +131,17 @@ class Steps:
         self.stop()
         self.job = job = self.studio.work.submit(name, function)
         try:
-            found = await asyncio.wrap_future(job.future)
+            found = await finished(job)
         except Stopped:
             return None
         except Exception as error:  # of a choice that the run cannot follow, or a damaged run
-            if self.job is job and not self.line.is_deleted:
+            if self.job is job:
                 self.line.set_text(" ".join(str(error).split())[:500])
                 self.shown.set_visibility(self.first is not None)
                 if self.first is None:
                     self.otherwise.hide()
             return None
-        if self.job is not job or self.line.is_deleted:
+        if self.job is not job:
             return None
         self.job = None
         self.line.set_text("")
@@ -191,20 +190,18 @@ class Steps:
 
     def change(self, change: Change) -> None:
         """Draws the images otherwise."""
-        background_tasks.create(self._change(change, ui.context.client))
+        begin(self._change(change))
 
-    async def _change(self, change: Change, client: Any) -> None:  # noqa: ANN401
+    async def _change(self, change: Change) -> None:
         """Draws the images otherwise, and shows them beside the others."""
         first, choice = self.first, self.choice
         if first is None:
             return
-        with client:
-            self.line.set_text("drawing")
-            found = await self._work(
-                f"drawing again from {choice.run}", lambda job: changed(first, choice, change, job.check)
-            )
-            if found is None or client.is_deleted:
-                return
+        self.line.set_text("drawing")
+        found = await self._work(
+            f"drawing again from {choice.run}", lambda job: changed(first, choice, change, job.check)
+        )
+        if found is not None:
             self.other, self.changed = found, change
             self._fit_other(first, found, change)
             self.scrub()
@@ -243,9 +240,9 @@ class Steps:
         if self.showing:
             self.again = True
         else:
-            background_tasks.create(self._show(ui.context.client))
+            begin(self._show())
 
-    async def _show(self, client: Any) -> None:  # noqa: ANN401
+    async def _show(self) -> None:
         """Shows the frame that the slider is at, and those it goes on to meanwhile."""
         self.showing = True
         try:
@@ -254,12 +251,11 @@ class Steps:
                 self.again = False
                 first, other, at = self.first, self.other, self.at
                 job = self.studio.work.submit(f"a step of {self.choice.run}", lambda job: pictures_at(first, other, at))  # noqa: B023
-                shown = await asyncio.wrap_future(job.future)
-                if first is self.first and other is self.other and not client.is_deleted:
-                    with client:
-                        self._put(shown, at)
+                shown = await finished(job)
+                if first is self.first and other is self.other:
+                    self._put(shown, at)
         except Exception as error:  # of an autoencoder
-            while_open(self.line, self.line.set_text)(" ".join(str(error).split())[:500])
+            self.line.set_text(" ".join(str(error).split())[:500])
         finally:
             self.showing = False
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import cast
 
-from nicegui import run as background
 from nicegui import ui
 
 from fluvial.studio import details
+from fluvial.studio.aside import aside
 from fluvial.studio.curves import BUDGET, By, reader
 from fluvial.studio.pages.charts import LOSS, History, Options, View, charts
 from fluvial.studio.places import run_named
@@ -49,9 +49,9 @@ class Curves:
         """Draws the charts anew if a log has grown, or the view has changed."""
         view = View(cast(By, self.by.value), bool(self.log_x.value), bool(self.log_y.value))
         names = [self.name, *(self.others.value or [])[:COMPARED]]
-        found = await background.io_bound(self._read, names, view)
-        if found is not None and found[0] != self.drawn:
-            self.drawn, options, said = found
+        key, options, said = await aside(lambda: self._read(names, view))
+        if key != self.drawn:
+            self.drawn = key
             self._draw(options)
             self.said.set_text(said)
             self.said.set_visibility(bool(said))

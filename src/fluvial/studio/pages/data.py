@@ -1,16 +1,15 @@
 """The images that a run learns from."""
 
-import asyncio
 import json
 from typing import TYPE_CHECKING
 
-from nicegui import run as background
 from nicegui import ui
 from starlette.requests import Request
 
+from fluvial.studio.aside import aside, finished, opened
 from fluvial.studio.dataset import CLASSES, Look, look_at
-from fluvial.studio.pages.layout import empty, page
-from fluvial.studio.places import name_of_run, run_named, runs_below
+from fluvial.studio.pages.layout import empty, page, page_at
+from fluvial.studio.places import names_below, run_named
 from fluvial.studio.stage import data_url
 from fluvial.studio.work import Job, Stopped
 
@@ -21,15 +20,15 @@ if TYPE_CHECKING:
 def register(studio: "Studio") -> None:
     """The page at /data."""
 
-    @ui.page("/data")
+    @page_at("/data")
     async def data(request: Request) -> None:
         with page("Data", studio.work):
-            names = await background.io_bound(lambda: [name_of_run(studio.root, r) for r in runs_below(studio.root)])
+            names = await aside(lambda: names_below(studio.root))
             if not names:
                 return empty(f"No runs in {studio.root} yet", "Here are the images that runs learn from.")
             asked = request.query_params.get("run", names[0])
             view = View(studio, names, asked)
-            await ui.context.client.connected()
+            await opened()
             ui.context.client.on_disconnect(view.stop)
             await view.look(asked)
 
@@ -58,17 +57,13 @@ class View:
 
         self.job = job = self.studio.work.submit(f"looking at the images of {name}", work)
         try:
-            found = await asyncio.wrap_future(job.future)
+            found = await finished(job)
         except Stopped:
             return
         except Exception as error:  # of images that moved, or a damaged run
-            if self.content.is_deleted:
-                return
             self.content.clear()
             with self.content:
                 empty("These images cannot be shown", " ".join(str(error).split())[:500])
-            return
-        if self.content.is_deleted:
             return
         self.content.clear()
         with self.content:

@@ -7,17 +7,16 @@ from random import randrange
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from nicegui import app, background_tasks, ui
-from nicegui import run as background
+from nicegui import ui
 from starlette.requests import Request
 
 from fluvial.studio import editing as edits
+from fluvial.studio.aside import aside, begin, finished, opened, while_open
 from fluvial.studio.editing import Abilities, Edited, Editing
 from fluvial.studio.given import (
     MOST_BYTES,
     MOST_EXAMPLES,
     Given,
-    UploadLimit,
     image_file,
     mask_file,
     mask_of,
@@ -25,9 +24,9 @@ from fluvial.studio.given import (
     shown,
 )
 from fluvial.studio.pages.edit_controls import Canvas, KindButtons, Settings, button
-from fluvial.studio.pages.layout import copied, empty, page
-from fluvial.studio.places import name_of_run, run_named, runs_below
-from fluvial.studio.stage import data_url, while_open
+from fluvial.studio.pages.layout import copied, empty, page, page_at
+from fluvial.studio.places import names_below, run_named
+from fluvial.studio.stage import data_url
 from fluvial.studio.work import Job, Stopped
 
 if TYPE_CHECKING:
@@ -38,17 +37,16 @@ LIMITS = f"Images of up to {MOST_BYTES // 2**20} MB, and at most {MOST_EXAMPLES}
 
 def register(studio: "Studio") -> None:
     """The page at /edit."""
-    app.add_middleware(UploadLimit)
 
-    @ui.page("/edit")
+    @page_at("/edit")
     async def edit(request: Request) -> None:
         with page("Edit", studio.work):
-            names = await background.io_bound(lambda: [name_of_run(studio.root, r) for r in runs_below(studio.root)])
+            names = await aside(lambda: names_below(studio.root))
             if not names:
                 return empty(f"No runs in {studio.root} to edit with", "fluvial train digits-sit makes one.")
             editing = edits.from_query(request.query_params)
             editor = Editor(studio, editing if editing.run else replace(editing, run=names[0]), names)
-            await ui.context.client.connected()
+            await opened()
             ui.context.client.on_disconnect(editor.stop)
             editor.redraw()
 
@@ -184,9 +182,9 @@ class Editor:
             self.job.stop()
             return
         self.again = False
-        background_tasks.create(self._draw(self.editing, ui.context.client))
+        begin(self._draw(self.editing))
 
-    async def _draw(self, editing: Editing, client: Any) -> None:  # noqa: ANN401
+    async def _draw(self, editing: Editing) -> None:
         """Lets the result be drawn, and shows it."""
         loop, files, runs = asyncio.get_running_loop(), self.files, self.runs
 
@@ -209,20 +207,19 @@ class Editor:
 
         self.job = self.studio.work.submit(f"editing with {editing.run}", work)
         self.line.set_text("drawing")
-        with client:
-            if before := self.studio.work.before(self.job)[:-1]:
-                self.line.set_text(f"waits for {len(before)} before it: {before[0]}")
-            try:
-                while_open(self.line, self._show)(*await asyncio.wrap_future(self.job.future))
-            except Stopped:
-                while_open(self.line, self.line.set_text)("stopped")
-            except Exception as error:  # of files or settings that the run cannot follow, or a damaged run
-                self.files = self.read if self.files is files else self.files
-                while_open(self.line, self._show_nothing)(" ".join(str(error).split())[:500])
-            finally:
-                self.job = None
-            if self.again and not self.line.is_deleted:
-                self.redraw()
+        if before := self.studio.work.before(self.job)[:-1]:
+            self.line.set_text(f"waits for {len(before)} before it: {before[0]}")
+        try:
+            self._show(*await finished(self.job))
+        except Stopped:
+            self.line.set_text("stopped")
+        except Exception as error:  # of files or settings that the run cannot follow, or a damaged run
+            self.files = self.read if self.files is files else self.files
+            self._show_nothing(" ".join(str(error).split())[:500])
+        finally:
+            self.job = None
+        if self.again:
+            self.redraw()
 
     def _fit(self, asked: Editing, editing: Editing, able: Abilities) -> None:
         """Shows what a run has, unless other settings have been asked for since."""

@@ -12,9 +12,15 @@ from fluvial.studio.work import Work
 PAGES = {"Runs": "/", "Playground": "/play", "Steps": "/apart", "Edit": "/edit", "Data": "/data"}
 ACCENT = "#0b7285"
 LOOKS_EVERY = 1.0  # seconds between looks at what is being worked on
+PATIENCE = 60.0  # seconds for which a browser waits for a page
 WORDS = {"weights": "weights only"}
 COLOURS = {"running": "running", "finished": "ok", "damaged": "wrong"}
 STYLE = (Path(__file__).parent.parent / "static" / "style.css").read_text("utf-8")
+
+
+def page_at(address: str) -> ui.page:
+    """Makes a function the page at an address, which may take its time to look at many runs."""
+    return ui.page(address, response_timeout=PATIENCE)
 
 
 @contextmanager

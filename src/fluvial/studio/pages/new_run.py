@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from nicegui import run as background
 from nicegui import ui
 
+from fluvial.studio.aside import aside
 from fluvial.studio.shared import Studio
 from fluvial.studio.training import METHODS, checked_name, free_name, words_for
 
@@ -71,7 +71,7 @@ class NewRun:
         self.recipes.set_visibility(recipe)
         self.changed()
         if recipe and not self.recipe.options:
-            names = await background.io_bound(_recipes) or []
+            names = await aside(_recipes)
             self.recipe.set_options(names, value=next((name for name in names if name == "digits-sit"), None))
 
     def changed(self) -> None:
@@ -102,7 +102,7 @@ class NewRun:
             return
         self.look.set_enabled(False)
         self.waits.set_visibility(True)
-        fits, said = await background.io_bound(self.studio.trainings.plan, words) or (False, "")
+        fits, said = await aside(lambda: self.studio.trainings.plan(words))
         self.look.set_enabled(True)
         self.waits.set_visibility(False)
         if self.dialog.value and words == self.checked(self.words):  # the fields may have changed meanwhile

@@ -7,17 +7,17 @@ from random import randrange
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from nicegui import background_tasks, ui
-from nicegui import run as background
+from nicegui import ui
 from starlette.requests import Request
 
+from fluvial.studio.aside import aside, begin, finished, opened, while_open
 from fluvial.studio.draw import Form, Picture, difference, draw, file_of
-from fluvial.studio.pages.layout import copied, empty, page
+from fluvial.studio.pages.layout import copied, empty, page, page_at
 from fluvial.studio.pages.settings import Controls
 from fluvial.studio.pages.settings_grid import SettingsGrid
-from fluvial.studio.places import name_of_run, run_named, runs_below
+from fluvial.studio.places import names_below, run_named
 from fluvial.studio.scene import ROW, Scene, as_command, as_python, from_query, to_query
-from fluvial.studio.stage import Stage, data_url, while_open
+from fluvial.studio.stage import Stage, data_url
 from fluvial.studio.work import Job, Stopped
 
 if TYPE_CHECKING:
@@ -31,15 +31,15 @@ KEPT = 100  # scenes that back and forward know
 def register(studio: "Studio") -> None:
     """The page at /play."""
 
-    @ui.page("/play")
+    @page_at("/play")
     async def play(request: Request) -> None:
         with page("Playground", studio.work):
-            names = await background.io_bound(lambda: [name_of_run(studio.root, r) for r in runs_below(studio.root)])
+            names = await aside(lambda: names_below(studio.root))
             if not names:
                 return empty(f"No runs in {studio.root} to draw from", "fluvial train digits-sit makes one.")
             scene = from_query(request.query_params)
             playground = Playground(studio, scene if scene.run else replace(scene, run=names[0]), names)
-            await ui.context.client.connected()
+            await opened()
             ui.context.client.on_disconnect(playground.leave)
             playground.redraw()
 
@@ -213,9 +213,9 @@ class Playground:
                 self.job.stop()
             return
         self.again = False
-        background_tasks.create(self._draw(self.scene, ui.context.client))
+        begin(self._draw(self.scene))
 
-    async def _draw(self, scene: Scene, client: Any) -> None:  # noqa: ANN401
+    async def _draw(self, scene: Scene) -> None:
         """Lets the picture be drawn, and shows it."""
         loop = asyncio.get_running_loop()
 
@@ -228,25 +228,22 @@ class Playground:
             return draw(sampler, scene, job, show)
 
         self.job = self.studio.work.submit(f"drawing from {scene.run}", work)
-        with client:
-            if before := self.studio.work.before(self.job)[:-1]:
-                self.line.set_text(f"waits for {len(before)} before it: {before[0]}")
-            try:
-                self.drawn = drawn = await asyncio.wrap_future(self.job.future)
-                while_open(self.line, self._show)(scene, drawn)
-            except Stopped:
-                while_open(self.line, self.line.set_text)("stopped")
-            except Exception as error:  # of settings that the run cannot follow, or a damaged run
-                self.moving = False
-                while_open(self.line, self._refused)(error)
-            finally:
-                self.job = None
-            if self.line.is_deleted:
-                return
-            if self.moving:
-                self.step_on()
-            elif self.again:
-                self.redraw()
+        if before := self.studio.work.before(self.job)[:-1]:
+            self.line.set_text(f"waits for {len(before)} before it: {before[0]}")
+        try:
+            self.drawn = drawn = await finished(self.job)
+            self._show(scene, drawn)
+        except Stopped:
+            self.line.set_text("stopped")
+        except Exception as error:  # of settings that the run cannot follow, or a damaged run
+            self.moving = False
+            self._refused(error)
+        finally:
+            self.job = None
+        if self.moving:
+            self.step_on()
+        elif self.again:
+            self.redraw()
 
     def _refused(self, error: Exception) -> None:
         self.line.set_text(" ".join(str(error).split())[:500])
@@ -284,7 +281,7 @@ class Playground:
 
         job = self.studio.work.submit(f"a {form} file of {scene.run}", work)
         try:
-            content = await asyncio.wrap_future(job.future)
+            content = await finished(job)
         except Exception as error:
             return ui.notify(str(error), type="negative")
         ui.download.content(content, f"{Path(scene.run).name}-{scene.x:g}-{scene.y:g}.{form}")

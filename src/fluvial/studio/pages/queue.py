@@ -1,8 +1,8 @@
 """The trainings that run, wait or have failed, with the buttons that end them."""
 
-from nicegui import run as background
 from nicegui import ui
 
+from fluvial.studio.aside import aside
 from fluvial.studio.gallery import run_address
 from fluvial.studio.shared import Studio
 from fluvial.studio.training import Training
@@ -23,8 +23,8 @@ def queue(studio: Studio, run: str = "") -> None:
         return [(each, trainings.before(each), trainings.output(each, n)) for each, n in zip(shown, lines, strict=True)]
 
     async def look() -> None:
-        found = await background.io_bound(read) or []
-        if found == before or box.is_deleted:
+        found = await aside(read)
+        if found == before:
             return
         before[:] = found
         box.clear()

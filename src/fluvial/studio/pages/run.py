@@ -4,15 +4,15 @@ from html import escape
 from pathlib import Path
 from urllib.parse import urlencode
 
-from nicegui import run as background
 from nicegui import ui
 
 from fluvial.studio import details
+from fluvial.studio.aside import aside
 from fluvial.studio.gallery import Gallery, Shown, address_of, ago, grids, newest_picture
 from fluvial.studio.pages.curves import Curves
-from fluvial.studio.pages.layout import empty, page, state_of
+from fluvial.studio.pages.layout import empty, page, page_at, state_of
 from fluvial.studio.pages.queue import queue, stop
-from fluvial.studio.places import name_of_run, run_named, runs_below
+from fluvial.studio.places import names_below, run_named
 from fluvial.studio.shared import Studio
 
 LOOKS_EVERY = 2.0  # seconds between looks at a run
@@ -25,7 +25,7 @@ def register(studio: Studio) -> None:
     """The page at /run/NAME."""
     gallery = Gallery(studio.root)
 
-    @ui.page("/run/{name:path}")
+    @page_at("/run/{name:path}")
     async def run(name: str) -> None:
         with page(name, studio.work):
             try:
@@ -38,13 +38,8 @@ def register(studio: Studio) -> None:
                 about = ui.label("The run is about to begin.").classes("dim")
                 ui.timer(LOOKS_EVERY, lambda: _open_when_there(studio, name, about))
                 return
-            shown, others = await background.io_bound(lambda: (gallery.of(folder), _names(studio.root))) or (None, [])
-            if shown is not None:
-                await RunPage(studio, gallery, folder, shown, others).begin()
-
-
-def _names(root: Path) -> list[str]:
-    return [name_of_run(root, path) for path in runs_below(root)]
+            shown, others = await aside(lambda: (gallery.of(folder), names_below(studio.root)))
+            await RunPage(studio, gallery, folder, shown, others).begin()
 
 
 def _open_when_there(studio: Studio, name: str, about: ui.label) -> None:
@@ -132,10 +127,8 @@ class RunPage:
 
     async def look(self) -> None:
         """Shows what has changed."""
-        shown = await background.io_bound(self.gallery.of, self.folder)
-        if shown is not None:
-            self.show(shown)
-            self.pictures.look()
+        self.show(await aside(lambda: self.gallery.of(self.folder)))
+        self.pictures.look()
         await self.curves.look()
 
     def _details(self) -> None:
@@ -156,11 +149,11 @@ class RunPage:
     async def _fill_details(self) -> None:
         await self._differ()
         for name, read in (("scores", details.scores), ("findings", details.findings)):
-            self.parts[name].set_content(await background.io_bound(read, self.folder) or "")
+            self.parts[name].set_content(await aside(lambda read=read: read(self.folder)))
 
     async def _differ(self) -> None:
         """Shows the settings in which the run differs from the one that is chosen, or from its recipe."""
-        self.parts["differing"].set_content(await background.io_bound(self._differing) or "")
+        self.parts["differing"].set_content(await aside(self._differing))
 
     def _differing(self) -> str:
         other = self.other.value

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from html import escape
 
 from nicegui import app, ui
-from nicegui import run as background
 from starlette.responses import FileResponse, PlainTextResponse, Response
 
+from fluvial.studio.aside import aside
 from fluvial.studio.gallery import Gallery, Shown, ago, picture_file, run_address
-from fluvial.studio.pages.layout import empty, page, state_of
+from fluvial.studio.pages.layout import empty, page, page_at, state_of
 from fluvial.studio.pages.new_run import new_run
 from fluvial.studio.pages.queue import queue
 from fluvial.studio.shared import Studio
@@ -40,14 +40,13 @@ def register(studio: Studio) -> None:
         headers = {"cache-control": HOUR, "x-content-type-options": "nosniff"}
         return FileResponse(found, media_type="image/png", headers=headers)
 
-    @ui.page("/")
+    @page_at("/")
     async def runs() -> None:
         with page("Runs", studio.work):
-            found = await background.io_bound(gallery.look)
-            cards = Cards(studio, found or [])
+            cards = Cards(studio, await aside(gallery.look))
 
             async def look_again() -> None:
-                cards.show(await background.io_bound(gallery.look) or [])
+                cards.show(await aside(gallery.look))
 
             ui.timer(LOOKS_EVERY, look_again)
 

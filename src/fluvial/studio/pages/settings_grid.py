@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from nicegui import ui
 
+from fluvial.studio.aside import finished, while_open
 from fluvial.studio.grid import SETTINGS, as_python, grid, values_of
 from fluvial.studio.scene import Scene
-from fluvial.studio.stage import data_url, while_open
+from fluvial.studio.stage import data_url
 from fluvial.studio.work import Job, Stopped
 
 if TYPE_CHECKING:
@@ -74,17 +75,15 @@ class SettingsGrid:
 
         self.job = self.studio.work.submit(f"a grid of {scene.run}", work)
         try:
-            self.png = await asyncio.wrap_future(self.job.future)
-            if self.line.is_deleted:
-                return
+            self.png = await finished(self.job)
             self.picture.set_source(data_url(self.png))
             self.line.set_text("")
             self.python.set_text(as_python(self.studio.root, scene, across, down))
             self.python.set_visibility(True)
         except Stopped:
-            while_open(self.line, self.line.set_text)("stopped")
+            self.line.set_text("stopped")
         except Exception as error:  # of settings that a run cannot follow
-            while_open(self.line, self.line.set_text)(" ".join(str(error).split())[:500])
+            self.line.set_text(" ".join(str(error).split())[:500])
         finally:
             self.job = None
 

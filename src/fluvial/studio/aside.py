@@ -1,0 +1,54 @@
+"""Work done aside, in threads: a page stays answerable meanwhile, and one that is closed goes no further."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from nicegui import background_tasks, ui
+from nicegui.element import Element
+
+from fluvial.studio.work import Job
+
+T = TypeVar("T")
+
+
+async def opened() -> None:
+    """Waits until the browser shows the page. Raises CancelledError, which ends what waits, if it never does."""
+    await _while_open(ui.context.client.connected())
+
+
+async def aside(function: Callable[[], T]) -> T:
+    """The result of a function that is called in a thread.
+
+    Raises CancelledError, which ends what waits for it, if the page is closed meanwhile.
+    """
+    return await _while_open(asyncio.get_running_loop().run_in_executor(None, function))
+
+
+async def finished(job: Job) -> Any:  # noqa: ANN401 - what the job returns
+    """The result of a job. Raises what it raises, and CancelledError if the page is closed meanwhile."""
+    return await _while_open(asyncio.wrap_future(job.future))
+
+
+async def _while_open(waited: Awaitable[T]) -> T:
+    client = ui.context.client
+    try:
+        return await waited
+    finally:
+        if client.is_deleted:
+            raise asyncio.CancelledError
+
+
+def begin(work: Coroutine[Any, Any, None]) -> None:
+    """Lets work on the page begin, in whose middle other events of the page are answered."""
+    background_tasks.create(work, context=ui.context.client)
+
+
+def while_open(element: Element, function: Callable[..., Any]) -> Callable[..., None]:
+    """The function, which does nothing once the page of this element is closed."""
+
+    def call(*values: Any) -> None:  # noqa: ANN401
+        if not element.is_deleted:
+            function(*values)
+
+    return call
