@@ -17,6 +17,7 @@ fluvial plot RUN [RUN ...] [options]  draw the curves of runs into one picture
 fluvial doctor RUN                    compare a run with what is expected: what is wrong, why, and what to do
 fluvial compare digits [options]      train all methods for the same time and put them side by side
 fluvial compare A B [...] [options]   the same of runs, measured as they are, and recipes, trained for the same time
+fluvial study FILE [options]          runs x seeds for the same budget, and a page: means, differences, their errors
 fluvial runs [FOLDER]                 a table of the runs in a folder: how far, losses, score, size, state
 fluvial runs clean [RUN ...] [--yes]  what could be removed of runs, or its removal
 fluvial report RUN [RUN ...]          one HTML page: curves, samples, scores, what is wrong, settings that differ
@@ -67,6 +68,7 @@ COMMANDS = {  # by command, its module and function: torch is imported by those 
     "plot": "health.plot",
     "doctor": "health.doctor",
     "compare": "runs.compare",
+    "study": "study.study",
     "runs": "listing.runs",
     "report": "report.report",
     "studio": "studio.studio",

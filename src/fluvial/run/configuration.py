@@ -156,6 +156,11 @@ def _of_yaml(text: str, file: str) -> Run:
         settings = parse(text)
     except ValueError as error:
         raise ValueError(f"{file} cannot be used: {error}") from error
+    return run_with(settings, file)
+
+
+def run_with(settings: Settings, file: str) -> Run:
+    """The Run of a base and settings by their path. Raises ValueError that names the file and each fault."""
     values, faults, run = dict(settings.values), list(settings.faults), None
     if isinstance(values.get("sample.solver"), str):
         values["sample.solver.name"] = values.pop("sample.solver")

@@ -2,25 +2,21 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 import fluvial
 from fluvial.config import Run
-from fluvial.data.images import BUILT_IN, DataConfig
 from fluvial.metrics import report
 from fluvial.run.folder import RunFolder
 from fluvial.run.load import Sampler
+from fluvial.tools.study.budget import quiet, seconds_of_training
+from fluvial.tools.study.same_images import check_same_data
 from fluvial.utils import pictures
 from fluvial.utils.atomic import write_json
 from fluvial.utils.files import brief, make_folder, read_bytes
-from fluvial.utils.places import HUB
-
-CALIBRATION = 40  # steps of a trial that measures the speed; the last half is timed
 
 
 def compare(
@@ -59,33 +55,6 @@ def compare(
     write_json(out / "compare.json", rows)
     pictures.save_labelled_rows(samples, out / "compare.png")
     return rows
-
-
-def check_same_data(data: Mapping[str, DataConfig]) -> None:
-    """Raises ValueError naming two runs and the settings by which they are not of the same images."""
-    (first, there), *others = data.items()
-    for name, here in others:
-        a, b = _images_of(there), _images_of(here)
-        if there.digest and here.digest:  # the same images in two places
-            a, b = a | {"digest": there.digest, "place": ""}, b | {"digest": here.digest, "place": ""}
-        if unlike := [f"data.{key} is {a[key] or '-'} and {b[key] or '-'}" for key in a if a[key] != b[key]]:
-            raise ValueError(
-                f"{first} and {name} are of different images, and scores against different images cannot be compared: "
-                f"{', '.join(unlike)}"
-            )
-
-
-def _images_of(data: DataConfig) -> dict[str, Any]:
-    """The settings that decide on which images a run is measured against."""
-    places = {
-        key: str(Path(place).expanduser().resolve()) if place and not place.startswith(HUB) else place
-        for key, place in (("path", data.path), ("test_path", data.test_path))
-    }
-    place = places["path"] or data.name
-    if data.name in BUILT_IN:
-        return {"place": place, "test_path": "", "split": "", "test_split": "", "size": 0, "channels": 1}
-    kept = {key: getattr(data, key) for key in ("split", "test_split", "size", "channels")}
-    return {"place": place, "test_path": places["test_path"], **kept}
 
 
 def _trained(run: Run, folder: Path, seconds: float, device: torch.device | str | None) -> Sampler:
@@ -133,11 +102,5 @@ def _claim(out: Path, seconds: float) -> None:
 
 def _for_seconds(run: Run, seconds: float, device: torch.device | str | None) -> Run:
     """The run with as many steps as fit into this time, without validation and pictures during training."""
-    quiet = replace(run.train, validate_every=0, sample_every=0)
-    trial = replace(run, train=replace(quiet, steps=CALIBRATION, log_every=CALIBRATION // 2, save_every=CALIBRATION))
-    with TemporaryDirectory() as folder:
-        fluvial.train(trial, Path(folder) / "trial", device=device)
-        log = (Path(folder) / "trial" / "log.jsonl").read_bytes().splitlines()
-    images_per_second = [json.loads(line)["images_per_second"] for line in log if b"images_per_second" in line][-1]
-    steps = max(1, round(seconds * images_per_second / run.images_per_step))
-    return replace(run, train=replace(quiet, steps=steps))
+    a_step, _ = seconds_of_training(run, device)
+    return quiet(run, steps=max(1, round(seconds / a_step)))

@@ -1,0 +1,223 @@
+"""A study as its file describes it: which runs, with which seeds, how long, and how they are measured."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from fluvial.config import Run
+from fluvial.run.configuration import LARGEST, run_with
+from fluvial.sampling.settings import SampleConfig
+from fluvial.tools.study.budget import Budget, quiet
+from fluvial.tools.study.same_images import check_same_data
+from fluvial.utils.checks import as_declared, at_least
+from fluvial.utils.files import read_bytes
+from fluvial.utils.places import closest
+from fluvial.utils.yaml_text import Settings, parse
+
+RUNS, COMMON, VARIANTS, SAMPLINGS = "runs", "common", "variants", "samplings"
+SECTIONS = (RUNS, COMMON, VARIANTS, SAMPLINGS)
+OF_STUDY = {
+    "train.steps": "follows from the budget",
+    "train.keep_every": "follows from measure.points",
+    "train.save_every": "is chosen, about once a minute",
+    "seed": "is one of the seeds",
+}
+"""Settings of a run that a study sets itself."""
+SAVED_EVERY = 60.0  # seconds between checkpoints
+RESULTS = "results"
+USUAL = "usual"  # the name of the run's own sampling, if no others are named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """How samples of a run are measured: the settings of `fluvial score`, and how often along the training."""
+
+    count: int = 1000
+    """Samples that are measured."""
+    seed: int = 0
+    """Seed of their noise, which is the same for all runs."""
+    features: str = ""
+    """Feature extractor: pixels, inception, a TorchScript file, ...; as `fluvial score` chooses it by default."""
+    reference: str = ""
+    """Real images: test, train, or others."""
+    points: int = 4
+    """Points of the curves: checkpoints of each run that are measured, evenly over its training."""
+
+    def __post_init__(self) -> None:
+        as_declared(self)
+        at_least(2, self, "count")
+        at_least(0, self, "seed")
+        at_least(1, self, "points")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Runs, each trained with every seed for the same budget."""
+
+    runs: Mapping[str, Run]
+    """The runs by name; those of several variants are named RUN, VARIANT."""
+    samplings: Mapping[str, Mapping[str, SampleConfig]]
+    """For each run, the settings with which its images are drawn, by name; the curves are of the first."""
+    budget: Budget
+    seeds: tuple[int, ...] = (0, 1, 2)
+    measure: Measure = Measure()
+    baseline: str = ""
+    """The run that the others are compared with; the first by default."""
+    question: str = ""
+    """What the study asks, in a sentence."""
+
+    def __post_init__(self) -> None:
+        if not self.runs or not self.seeds:
+            raise ValueError("a study needs at least one run and one seed")
+        folders = [slug(name) for name in self.runs]
+        for name in self.runs:
+            if folders.count(slug(name)) > 1 or slug(name) in ("", RESULTS):
+                raise ValueError(f"run {name!r} needs another name: its folder would be {slug(name)!r}")
+        check_same_data({name: run.data for name, run in self.runs.items()})
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds must be different whole numbers from 0, got {' '.join(map(str, self.seeds))}")
+        if self.baseline and self.baseline not in self.runs:
+            raise ValueError(f"baseline must be one of the runs ({', '.join(self.runs)}), got {self.baseline!r}")
+
+    @property
+    def compared_with(self) -> str:
+        """The name of the run that the others are compared with."""
+        return self.baseline or next(iter(self.runs))
+
+
+def slug(name: str) -> str:
+    """The name of a run's folder: its letters and digits, with - between them."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def read_study(file: Path | str) -> Study:
+    """The study that a YAML file describes. Raises ValueError that names the file, and what is wrong in it.
+
+    `runs` has a name for each run, and below it what a file of `fluvial train` has: a base, and the settings that
+    differ. `common` are settings of all runs; `variants` are settings with which each run is trained once more;
+    `samplings` settings of sampling, with which the trained runs are measured.
+    """
+    file = Path(file).expanduser()
+    if not file.is_file():
+        raise ValueError(
+            f"{file} is no file{closest(str(file))}; expected a study in YAML, such as studies/digits.yaml"
+        )
+    content = read_bytes(file)
+    if len(content) > LARGEST:
+        raise ValueError(f"{file} has {len(content):,} bytes, more than any study")
+    try:
+        return _study(parse(content.decode("utf-8-sig")), str(file))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text in UTF-8: {error.reason} at byte {error.start}") from error
+    except ValueError as error:
+        told = str(error)
+        raise ValueError(told if told.startswith(str(file)) else f"{file} cannot be used: {told}") from error
+
+
+def _study(settings: Settings, file: str) -> Study:
+    if settings.faults:
+        raise ValueError("; ".join(f"line {line}: {text}" for line, text in sorted(settings.faults)))
+    parts = {name: _below(settings, name) for name in SECTIONS}
+    own = {path: value for path, value in settings.values.items() if path.partition(".")[0] not in SECTIONS}
+    _check_known(own, settings)
+    named = {name: _named(parts[name]) for name in (RUNS, VARIANTS, SAMPLINGS)}
+    if not named[RUNS]:
+        raise ValueError("it has no runs: give each a name below runs:, and below that a base, such as digits-sit")
+    runs, samplings = dict[str, Run](), dict[str, dict[str, SampleConfig]]()
+    for name, settings_of_run in named[RUNS].items():
+        for variant, settings_of_variant in (named[VARIANTS] or {"": Settings({}, {}, [])}).items():
+            title = f"{name}, {variant}" if variant else name
+            merged = _merged(parts[COMMON], settings_of_run, settings_of_variant)
+            for path, why in OF_STUDY.items():
+                if path in merged.values:
+                    raise ValueError(f"line {merged.lines[path]}: {path} {why} in a study: leave it out")
+            runs[title] = run_with(merged, f"{file}, run {title},")
+            samplings[title] = {
+                sampling: run_with(_merged(merged, more), f"{file}, sampling {sampling} of run {title},").sample
+                for sampling, more in (named[SAMPLINGS] or {USUAL: Settings({}, {}, [])}).items()
+            }
+    for name, more in named[SAMPLINGS].items():
+        if others := [path for path in more.values if not path.startswith("sample.")]:
+            line = more.lines[others[0]]
+            raise ValueError(f"line {line}: a sampling has settings of sample alone, and {name} has {others[0]}")
+    return Study(
+        runs=runs,
+        samplings=samplings,
+        budget=_part(Budget, "budget", own),
+        measure=_part(Measure, "measure", own),
+        **{name: _tuple(own[name]) for name in ("seeds", "baseline", "question") if name in own},
+    )
+
+
+def _tuple(value: Any) -> Any:  # noqa: ANN401 - of YAML
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _part(kind: type, name: str, values: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    given = {path.partition(".")[2]: value for path, value in values.items() if path.startswith(f"{name}.")}
+    try:
+        return kind(**given)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _check_known(own: Mapping[str, Any], settings: Settings) -> None:
+    """Raises ValueError for what is no setting of a study, with the closest."""
+    parts = {"budget": Budget, "measure": Measure}
+    known = [f"{name}.{field.name}" for name, kind in parts.items() for field in fields(kind)]
+    known += ["seeds", "baseline", "question"]
+    for path, value in own.items():
+        line = settings.lines[path]
+        if path not in known:
+            close = get_close_matches(path, [*known, *SECTIONS], n=1)
+            hint = f"did you mean {close[0]}?" if close else f"a study has {', '.join([*SECTIONS, *known])}"
+            raise ValueError(f"line {line}: there is no {path}; {hint}")
+        if path == "seeds" and not (isinstance(value, list) and value and all(type(seed) is int for seed in value)):
+            raise ValueError(
+                f"line {line}: seeds must be a list of whole numbers, such as [0, 1, 2], got {value!r:.80}"
+            )
+        if path in ("baseline", "question") and not isinstance(value, str):
+            raise ValueError(f"line {line}: {path} must be a text, got {value!r:.80}")
+
+
+def _below(settings: Settings, section: str) -> Settings:
+    """The settings below a section, by the rest of their path. Raises ValueError if it has a value instead."""
+    start = f"{section}."
+    if (value := settings.values.get(section)) is not None:
+        told = f"{section} must have settings below it, as base: digits-sit, got {value!r:.80}"
+        raise ValueError(f"line {settings.lines[section]}: {told}")
+    return Settings(
+        {path.removeprefix(start): value for path, value in settings.values.items() if path.startswith(start)},
+        {path.removeprefix(start): line for path, line in settings.lines.items() if path.startswith(start)},
+        [],
+    )
+
+
+def _named(settings: Settings) -> dict[str, Settings]:
+    """The settings below each name, in the order of the file; a name without any has none."""
+    names = dict.fromkeys(path.partition(".")[0] for path in settings.lines)
+    return {name: _below(settings, name) for name in names}
+
+
+def _merged(*parts: Settings) -> Settings:
+    """The settings of all parts; of two for the same path, the later stands."""
+    values, lines = dict[str, Any](), dict[str, int]()
+    for part in parts:
+        values |= part.values
+        lines |= part.lines
+    return Settings(values, lines, [])
+
+
+def scheduled(run: Run, seed: int, steps: int, seconds: float, points: int) -> Run:
+    """The run of a seed, with about so many steps of so many seconds each, in equal parts that end in a checkpoint.
+
+    Nothing is drawn, validated or scored meanwhile, as that would take time of the budget.
+    """
+    part = max(1, steps // points)
+    every = max(1, round(part / max(1, round(part * seconds / SAVED_EVERY))))
+    part = every * max(1, part // every)
+    settings = {"steps": part * points, "keep_every": part, "save_every": every, "keep": 1}
+    return replace(quiet(run, **settings, log_every=min(run.train.log_every, part)), seed=seed)

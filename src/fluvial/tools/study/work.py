@@ -1,0 +1,175 @@
+"""A process of a study: it measures the speed of a run, or trains a run with one seed and measures it.
+
+python -m fluvial.tools.study.work FOLDER NAME speed|SEED DEVICE
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import fluvial
+from fluvial.config import Run, to_json
+from fluvial.run.load import Sampler, load
+from fluvial.tools.bench import machine
+from fluvial.tools.study.budget import Speed, speed_of
+from fluvial.tools.study.plan import RESULTS, Study, read_study, scheduled, slug
+from fluvial.utils.atomic import write_json
+from fluvial.utils.files import brief, make_folder, read_bytes
+
+FILE, SHOWN = "study.yaml", 10
+"""The study's file in its folder, and samples that its page shows of a run."""
+
+
+class Wanted(NamedTuple):
+    """A measurement: of the checkpoint at a step, with the sampling of a name."""
+
+    step: int
+    sampling: str
+    key: dict[str, Any]
+    """What the numbers depend on besides the weights."""
+
+
+def folder_of(out: Path, name: str, seed: int) -> Path:
+    """The run folder of a run with a seed."""
+    return out / slug(name) / f"seed-{seed}"
+
+
+def result_file(out: Path, name: str, seed: int) -> Path:
+    """The file of the result of a run with a seed."""
+    return out / RESULTS / f"{slug(name)}-seed-{seed}.json"
+
+
+def speed_file(out: Path, name: str) -> Path:
+    """The file of the speed of a run."""
+    return out / RESULTS / f"{slug(name)}-speed.json"
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A JSON file of a study; empty if there is none. Raises ValueError if it is damaged."""
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(read_bytes(file))
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read ({brief(error)}): remove it, and it is made again") from error
+    return found
+
+
+def planned(study: Study, name: str, seed: int, speed: Speed) -> Run:
+    """The run of a name with a seed, with as many steps as the budget has."""
+    run = study.runs[name]
+    return scheduled(run, seed, study.budget.steps(run, speed), speed.seconds, study.measure.points)
+
+
+def wanted(study: Study, name: str, run: Run) -> list[Wanted]:
+    """All measurements of a run: along its training with the first sampling, and in the end with each."""
+    part = run.train.steps // study.measure.points
+    about = {key: value for key, value in asdict(study.measure).items() if key != "points"}
+    samplings = study.samplings[name]
+    first = next(iter(samplings))
+    found = [(part * point, first) for point in range(1, study.measure.points)]
+    found += [(run.train.steps, sampling) for sampling in samplings]
+    keys = {
+        sampling: {"sample": to_json(run.sampled_with(settings))["sample"], "measure": about}
+        for sampling, settings in samplings.items()
+    }
+    keys = json.loads(json.dumps(keys))  # as they are read back
+    return [Wanted(step, sampling, keys[sampling]) for step, sampling in found]
+
+
+def missing(result: Mapping[str, Any], those: list[Wanted]) -> list[Wanted]:
+    """The measurements that a result has not."""
+    there = [Wanted(row["step"], row["sampling"], row["of"]) for row in result.get("measured", ())]
+    return [each for each in those if each not in there]
+
+
+def train_and_measure(study: Study, out: Path, name: str, seed: int, device: str) -> None:
+    """Trains a run with a seed, or goes on with it, and writes its result with what is measured, one after another."""
+    speed = Speed(**read(speed_file(out, name))["speed"])
+    run, folder, file = planned(study, name, seed, speed), folder_of(out, name, seed), result_file(out, name, seed)
+    sampler = fluvial.train(run, folder, device=device)
+    those, flops = wanted(study, name, run), speed.flops
+    there = [row for row in read(file).get("measured", ()) if Wanted(row["step"], row["sampling"], row["of"]) in those]
+    result = {
+        "run": name,
+        "seed": seed,
+        "budget": study.budget.given,
+        "parameters": speed.parameters,
+        "steps": run.train.steps,
+        "images": run.train.steps * run.images_per_step,
+        "seconds": round(run.train.steps * speed.seconds, 2),
+        "seconds_taken": round(sampler.seconds, 1),
+        "flops": run.train.steps * flops,
+        "settings": to_json(run),
+        "machine": machine(device),
+        "fluvial": fluvial.__version__,
+        "measured": there,
+    }
+    write_samples(study, name, sampler, folder)
+    for each in missing(result, those):
+        at = sampler if each.step == run.train.steps else load(folder, step=each.step, device=device)
+        row = measured(study, name, at, each, device)
+        row |= {
+            "images": each.step * run.images_per_step,
+            "seconds": round(each.step * speed.seconds, 2),
+            "flops": each.step * flops,
+        }
+        result["measured"] = sorted([*result["measured"], row], key=lambda row: row["step"])
+        make_folder(file.parent)
+        write_json(file, result)
+        print(f"step {each.step:,}, sampling {each.sampling}: measured", flush=True)
+
+
+def measured(study: Study, name: str, sampler: Sampler, each: Wanted, device: str) -> dict[str, Any]:
+    """The scores of samples of these weights."""
+    how = study.measure
+    card = fluvial.score(
+        sampler,
+        count=how.count,
+        seed=how.seed,
+        settings=study.samplings[name][each.sampling],
+        features=how.features,
+        reference=how.reference,
+        device=device,
+    )
+    sampling = card["sampling"]
+    return {
+        "step": each.step,
+        "sampling": each.sampling,
+        "of": each.key,
+        "scores": card["scores"],
+        "extractor": card["extractor"],
+        "reference": card["reference"],
+        "evaluations": sampling["nfe"] + (sampling["nfe_null"] or 0),
+    }
+
+
+def write_samples(study: Study, name: str, sampler: Sampler, folder: Path) -> None:
+    """Writes a few samples, with the noise of the measurements, for the page."""
+    drawn = sampler.sample(SHOWN, seed=study.measure.seed, settings=next(iter(study.samplings[name].values())))
+    with (folder / "shown.npy").open("wb") as file:
+        np.save(file, drawn.images.numpy())
+
+
+def main() -> None:
+    """Does what the arguments say."""
+    folder, name, what, device = sys.argv[1:]
+    out = Path(folder)
+    study = read_study(out / FILE)
+    if what == "speed":
+        speed = speed_of(study.runs[name], study.samplings[name], device)
+        make_folder(out / RESULTS)
+        write_json(speed_file(out, name), {"run": name, "speed": asdict(speed), "machine": machine(device)})
+    else:
+        train_and_measure(study, out, name, int(what), device)
+
+
+if __name__ == "__main__":
+    main()
