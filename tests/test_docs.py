@@ -155,7 +155,7 @@ def test_options_in_the_text_exist(folders):
     for words in (["bench", "train", "digits-sit"], ["data", "inspect"], ["compare", "digits"], ["runs", "clean"]):
         text += help_of(*words)
     others = ("import", "export", "config", "ema", "encode", "plot", "doctor", "runs", "report", "studio")
-    for command in ("edit", "walk", "likelihood", "guide", "distill", *others):
+    for command in ("edit", "walk", "likelihood", "guide", "distill", "study", *others):
         text += help_of(command)
     for path in PAGES:
         for span in spans(path):

@@ -10,6 +10,7 @@ from fluvial import recipes
 from fluvial.studio.grid import MOST, grid, values_of
 from fluvial.studio.scene import Scene
 from fluvial.studio.work import Stopped
+from fluvial.utils import pictures
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +35,29 @@ def test_values_are_read(name, text, expected):
     assert values_of(name, text) == expected
 
 
-@pytest.mark.parametrize(("name", "text"), [("steps", "4 many"), ("weight", ""), ("x", " , ")])
-def test_what_is_no_value_is_refused(name, text):
-    with pytest.raises(ValueError, match="such as 1 1.5 2"):
+@pytest.mark.parametrize(
+    ("name", "text", "usual"),
+    [
+        ("steps", "4 many", "whole numbers, such as 4 8 16"),
+        ("steps", "1.5", "whole numbers, such as 4 8 16"),
+        ("weight", "", "such as 1 1.5 2"),
+        ("x", " , ", "such as 1 1.5 2"),
+        ("x", "inf", "numbers, such as 1 1.5 2"),
+        ("weight", "1 nan", "numbers, such as 1 1.5 2"),
+    ],
+)
+def test_what_is_no_value_is_refused(name, text, usual):
+    with pytest.raises(ValueError, match=usual):
         values_of(name, text)
+
+
+def test_labels_name_the_seeds_and_every_row_is_drawn(root, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(pictures, "labelled_rows", lambda rows, top: shown.update(rows=list(rows), top=list(top)))
+    grid(root, Scene(run="digits", y=2.0), ("weight", [1.0, 1.0, 1.0000001]), ("x", [5.0, 1e6 + 1, 1e6 + 2, 5.0]))
+    assert shown == {"rows": ["seed 205", "seed 1000201", "seed 1000202"], "top": ["guidance 1", "guidance 1.0000001"]}
+    grid(root, Scene(run="digits", y=0.2), ("x", [0.0, 3.0]), ("steps", [1]))
+    assert shown == {"rows": ["steps 1"], "top": ["x 0", "x 3"]}
 
 
 def test_each_image_is_that_of_its_settings(root):

@@ -12,12 +12,15 @@ import pytest
 from in_browser import browsing, errors_of, served, text_of, until
 from PIL import Image
 from selenium.common.exceptions import ElementNotInteractableException, StaleElementReferenceException
+from selenium.webdriver.common.action_chains import ActionChains
 
 import fluvial
 from fluvial import recipes
 from fluvial.studio.gallery import Gallery, ago, picture_file
 
 WAIT = 60
+LOG_AXIS = """const e = document.querySelector(".at-chart-loss");
+    return getElement(Number(e.id.slice(1))).chart.getOption().yAxis[0].type"""
 SLOW = 100_000  # steps, which are not taken before it is stopped
 
 
@@ -248,16 +251,39 @@ def test_a_run_is_trained_from_the_page_and_its_curve_grows_and_it_is_stopped(pa
     one(browser, ".at-show").click()
     shows(browser, "checked: training would start in", ".at-plan")
     one(browser, ".at-start").click()
+    until(lambda: browser.current_url.endswith("/run/digits-sit"), WAIT, "its page is not opened")
     shows(browser, "digits-sit", ".at-queue")
-    until(lambda: (root / "digits-sit" / "run.json").exists(), WAIT, "no training began")
-    page("/run/digits-sit")
     shows(browser, "running", ".at-state")
     first = len(curves(browser)["training"])
     until(lambda: len(points(browser)["training"]) > first, WAIT, "the curve does not grow")
-    one(browser, ".at-stop-run").click()
+    settings = "return document.querySelector('.at-settings').textContent"
+    until(lambda: str(SLOW) in browser.execute_script(settings), WAIT, "the settings are of before it began")
+    one(browser, ".at-queue .at-stop").click()
     shows(browser, "stopped", ".at-state")
     one(browser, ".at-go-on")
     assert fluvial.load(root / "digits-sit", device="cpu").step > 0  # it has saved
+
+
+def test_the_pointer_over_a_chart_tells_its_values(page):
+    browser = page("/run/digits")
+    last = curves(browser)["training"][-1]
+    chart = one(browser, ".at-chart-loss canvas")
+    for x, y in ((0, 0), (20, 10), (120, -30), (-90, 20)):
+        ActionChains(browser).move_to_element_with_offset(chart, x, y).perform()
+    shows(browser, "training", ".at-chart-loss")
+    assert last[0] == 40
+    for chart in browser.find_elements("css selector", ".at-chart canvas"):
+        ActionChains(browser).move_to_element(chart).perform()
+    one(browser, ".at-log").click()
+    until(lambda: browser.execute_script(LOG_AXIS) == "log", WAIT, "the chart is not drawn anew")
+
+
+def test_the_tabs_lead_to_the_run_of_the_page(page):
+    browser = page("/run/digits")
+    assert one(browser, ".tab.here").text == "Runs"
+    for name, path in (("Playground", "/play"), ("Data", "/data")):
+        next(tab for tab in browser.find_elements("css selector", "a.tab") if tab.text == name).click()
+        until(lambda path=path: f"{path}?run=digits" in browser.current_url, WAIT, f"{name} is of another run")
 
 
 def test_one_that_fails_shows_why(page, root):

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fluvial.studio.places import MOST_SEED
+
 COUNTS = (1, 2, 3, 4)
 
 
@@ -45,7 +47,7 @@ def from_query(query: Mapping[str, str]) -> Choice:
     return Choice(
         run=query.get("run", ""),
         label=query.get("label", ""),
-        seed=seed if seed < 2**53 else 0,  # as far as a browser counts
+        seed=seed if seed <= MOST_SEED else 0,
         count=count if count in COUNTS else 1,
     )
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fluvial.studio.places import MOST_SEED
 from fluvial.studio.work import Job
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ KINDS = {
     "context": "From examples",
 }
 """Kinds of edit as `fluvial edit` names them, with what the page calls them."""
-MOST_COPIES, MOST_SEED = 16, 2**31
+MOST_COPIES = 16
 COLUMNS = 10  # of grid.png, as `fluvial edit` writes it
 NONE = "none"  # no class
 IMAGE, EXAMPLES, MASK = "image.png", "examples.npz", "mask.png"

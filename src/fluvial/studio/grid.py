@@ -1,5 +1,6 @@
 """A picture of one image under all pairs of values of two settings."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 SETTINGS: dict[str, str] = {
     "weight": "guidance",
     "steps": "steps",
-    "x": "seed",
+    "x": "seed across",
     "label": "class",
     "solver": "solver",
     "low": "guidance from",
@@ -35,8 +36,11 @@ def values_of(name: str, text: str) -> list[Any]:
         words = [word.strip() for word in text.split(",") if word.strip()]
     try:
         found = [kind(word) for word in words]
+        if any(isinstance(value, float) and not math.isfinite(value) for value in found):
+            raise ValueError("not finite")
     except ValueError:
-        raise ValueError(f"{SETTINGS[name]} takes numbers, such as 1 1.5 2, got {text[:100]!r}") from None
+        usual = "whole numbers, such as 4 8 16" if kind is int else "numbers, such as 1 1.5 2"
+        raise ValueError(f"{SETTINGS[name]} takes {usual}, got {text[:100]!r}") from None
     if not found:
         raise ValueError(f"give values of {SETTINGS[name]}, such as 1 1.5 2")
     return found
@@ -65,21 +69,25 @@ def grid(
     if len(across[1]) * len(down[1]) > MOST:
         raise ValueError(f"a grid has at most {MOST} images, got {len(across[1])} x {len(down[1])}")
     samplers, done, rows = samplers or Samplers(), 0, {}
-    for below in down[1]:
+    besides, belows = dict.fromkeys(across[1]), dict.fromkeys(down[1])
+    for below in belows:
         images = []
-        for beside in across[1]:
+        for beside in besides:
             check(done)
             one = replace(scene, count=1, **{across[0]: beside, down[0]: below})
             sampler = samplers.get(run_named(root, one.run), one.average)
             images.append(sampled(sampler, one, lambda step: check(done)).images)  # noqa: B023 - called before it goes on
             done += 1
-        rows[told(down[0], below)] = torch.cat(images)
-    return labelled_rows(rows, [told(across[0], value) for value in across[1]])
+        rows[told(down[0], below, scene)] = torch.cat(images)
+    return labelled_rows(rows, [told(across[0], value, scene) for value in besides])
 
 
-def told(name: str, value: Any) -> str:  # noqa: ANN401
-    """A setting and its value as a label."""
-    return f"{SETTINGS[name]} {value:g}" if isinstance(value, int | float) else f"{value}"
+def told(name: str, value: Any, scene: Scene) -> str:  # noqa: ANN401
+    """A setting and its value as a label; a place between seeds is none."""
+    if name == "x":
+        seed = replace(scene, x=value).seed
+        return f"x {value:.10g}" if seed is None else f"seed {seed}"
+    return f"{SETTINGS[name]} {value:.10g}" if isinstance(value, int | float) else f"{value}"
 
 
 def as_python(root: Path, scene: Scene, across: tuple[str, Sequence[Any]], down: tuple[str, Sequence[Any]]) -> str:

@@ -1,8 +1,12 @@
 """The runs that the studio shows: those below its folder, and nothing outside it."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from fluvial.tools.runs import find, is_run
+
+MOST_SEED = 2**31  # of the fields for seeds
 
 
 def runs_below(root: Path) -> list[Path]:
@@ -18,6 +22,18 @@ def name_of_run(root: Path, run: Path) -> str:
 def names_below(root: Path) -> list[str]:
     """The names of the runs below a folder."""
     return [name_of_run(root, path) for path in runs_below(root)]
+
+
+def newest(root: Path, names: Sequence[str]) -> str:
+    """The run that has changed last, by its log, or else its settings."""
+
+    def changed(name: str) -> float:
+        for file in ("log.jsonl", "run.json"):
+            with suppress(OSError):
+                return (root / name / file).stat().st_mtime
+        return 0.0
+
+    return max(names, key=changed)
 
 
 def run_named(root: Path, name: str) -> Path:

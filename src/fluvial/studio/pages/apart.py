@@ -15,8 +15,9 @@ from fluvial.studio.apart_lines import COUNTS, Change, Choice, as_command, as_py
 from fluvial.studio.aside import aside, begin, finished, opened
 from fluvial.studio.pages import apart_parts as parts
 from fluvial.studio.pages.apart_otherwise import Otherwise
-from fluvial.studio.pages.layout import empty, page, page_at
-from fluvial.studio.places import names_below, run_named
+from fluvial.studio.pages.inputs import seed_field, seed_of
+from fluvial.studio.pages.layout import complain, empty, page, page_at, say
+from fluvial.studio.places import names_below, newest, run_named
 from fluvial.studio.work import Job, Stopped
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def register(studio: "Studio") -> None:
             if not names:
                 return empty(f"No runs in {studio.root} to draw from", "fluvial train digits-sit makes one.")
             choice = from_query(request.query_params)
-            view = Steps(studio, choice if choice.run else replace(choice, run=names[0]), names)
+            view = Steps(studio, choice if choice.run else replace(choice, run=newest(studio.root, names)), names)
             await opened()
             ui.context.client.on_disconnect(view.leave)
             await view.draw()
@@ -55,7 +56,9 @@ class Steps:
         with ui.row().classes("play apart-page"):
             with ui.column().classes("controls"):
                 self._controls(names)
-                self.otherwise = Otherwise(lambda points: self.change(Change(history=points)), self.fork)
+                self.otherwise = Otherwise(
+                    lambda points: self.change(Change(history=points)), self.fork, self.redraw_same
+                )
                 self.line = ui.label().classes("small dim told")
             with ui.column().classes("shown") as self.shown:
                 self._shown()
@@ -68,7 +71,7 @@ class Steps:
         classes = {"": "all in turn", self.choice.label: self.choice.label or "all in turn"}
         self.label = self._input(ui.select(classes, value=self.choice.label, label="Class"), "label")
         with ui.row().classes("two"):
-            self.seed = self._input(ui.number("Seed", value=self.choice.seed, min=0, step=1), "seed")
+            self.seed = self._input(seed_field("Seed", self.choice.seed), "seed")
             self._input(ui.select({n: str(n) for n in COUNTS}, value=self.choice.count, label="Images"), "count")
 
     def _input(self, found: Any, name: str) -> Any:  # noqa: ANN401 - a select or a number
@@ -92,14 +95,15 @@ class Steps:
         scale = parts.TOLD.format(apart.VELOCITY)
         ui.label(f"Of the velocity, {scale}, in every picture.").classes("small dim")
         with ui.expansion("How far the history reaches back").classes("lines").props("dense") as self.reach_box:
-            ui.label("Steps after which half of what a point adds to the history is left.").classes("small dim")
+            ui.label(parts.REACH).classes("small dim")
             self.reach = ui.html("", sanitize=False)
 
     async def choose(self, name: str, value: Any) -> None:  # noqa: ANN401 - of an input
         """Draws other images."""
         if self.quiet or value is None:
             return
-        settings: dict[str, Any] = {name: int(value) if name in ("seed", "count") else value}
+        kinds: dict[str, Callable[[Any], Any]] = {"seed": seed_of, "count": int}
+        settings: dict[str, Any] = {name: kinds.get(name, str)(value)}
         settings |= {"label": ""} if name == "run" else {}
         if (choice := replace(self.choice, **settings)) != self.choice:
             self.choice = choice
@@ -113,7 +117,7 @@ class Steps:
             sampler = self.samplers.get(run_named(self.studio.root, choice.run), "ema")
             return drawn_of(sampler, choice, job.check)
 
-        self.line.set_text("drawing")
+        say(self.line, "drawing")
         found = await self._work(f"drawing from {choice.run}", work)
         if found is None:
             return
@@ -136,7 +140,7 @@ class Steps:
             return None
         except Exception as error:  # of a choice that the run cannot follow, or a damaged run
             if self.job is job:
-                self.line.set_text(" ".join(str(error).split())[:500])
+                complain(self.line, error)
                 self.shown.set_visibility(self.first is not None)
                 if self.first is None:
                     self.otherwise.hide()
@@ -144,7 +148,7 @@ class Steps:
         if self.job is not job:
             return None
         self.job = None
-        self.line.set_text("")
+        say(self.line, "")
         return found
 
     def _fit(self, drawn: Drawn) -> None:
@@ -178,9 +182,17 @@ class Steps:
         )
 
     def redraw(self, scale: int) -> None:
-        """Draws again from this scale on, each time with the next seed."""
-        seed, label = self.otherwise.next()
+        """Draws again from this scale on; once more from the same one, with the next seed."""
+        seed, label = self.otherwise.chosen
+        if self.other is not None and self.changed == Change(keep=scale, seed=seed, label=label):
+            self.otherwise.next_seed()
+            seed, label = self.otherwise.chosen
         self.change(Change(keep=scale, seed=seed, label=label))
+
+    def redraw_same(self) -> None:
+        """Draws again from the same scale on, with another seed or class."""
+        if self.other is not None and self.changed.keep is not None:
+            self.redraw(self.changed.keep)
 
     def fork(self) -> None:
         """Draws images that are one with the first until this step."""
@@ -197,7 +209,7 @@ class Steps:
         first, choice = self.first, self.choice
         if first is None:
             return
-        self.line.set_text("drawing")
+        say(self.line, "drawing")
         found = await self._work(
             f"drawing again from {choice.run}", lambda job: changed(first, choice, change, job.check)
         )
@@ -208,17 +220,19 @@ class Steps:
 
     def _fit_other(self, first: Drawn, other: Drawn, change: Change) -> None:
         """Says what was drawn otherwise, and by how much it differs."""
-        title = "Without history" if change.history == 0 else f"With the last {change.history} points of the history"
+        last = "last point" if change.history == 1 else f"last {change.history} points"
+        title = "Without history" if change.history == 0 else f"With the {last} of the history"
         if change.keep is not None:
             label = f", class {change.label}" if change.label else ""
             title = f"From scale {first.strip[change.keep][0]} on, seed {change.seed}{label}"
         elif change.at is not None:
-            title = f"Forked at t = {change.at:.3f}"
+            title = f"The first image, forked at t = {change.at:.3f}"
         mean = difference(first.recorded, other.recorded, 0 if change.at is not None else None)
         self.drawn.title.set_text("As drawn")
         self.drawn.line.set_text(f"seed {self.choice.seed}, with the settings of the run")
         self.drawn_again.title.set_text(title)
-        self.drawn_again.line.set_text(f"{mean:.1f} of 255 apart at the end, in the mean of all pixels")
+        which = "four ways on, each with noise of its own: " if change.at is not None else ""
+        self.drawn_again.line.set_text(f"{which}{mean:.1f} of 255 apart at the end, in the mean of all pixels")
         self.drawn_again.box.set_visibility(True)
         self.strip_again.title.set_text(title)
         self.strip_again.box.set_visibility(bool(other.strip))
@@ -255,7 +269,7 @@ class Steps:
                 if first is self.first and other is self.other:
                     self._put(shown, at)
         except Exception as error:  # of an autoencoder
-            self.line.set_text(" ".join(str(error).split())[:500])
+            complain(self.line, error)
         finally:
             self.showing = False
 

@@ -13,7 +13,12 @@ from fluvial.studio.stage import data_url
 if TYPE_CHECKING:
     from fluvial.studio.apart import Recorded
 
+NOTHING = "none at the end, where nothing is left to draw"
 CAPTIONS = ("Noisy point", "Clean estimate", "Velocity")
+REACH = (
+    "Steps after which half of what a point has added to the history is left, by block and head. Where it is less than "
+    "one, the head reads hardly more than the last point."
+)
 TOLD = "grey is 0, white {0:g} and black -{0:g} per unit of time"
 
 
@@ -38,7 +43,7 @@ class Column:
         """Shows the pictures of a step of so many images."""
         self.three.classes(add="apart-one" if images == 1 else "", remove="apart-one" if images > 1 else "")
         for picture, caption, png in zip(self.pictures, CAPTIONS, pngs, strict=True):
-            picture.set_content(image(png, caption) if png else '<div class="apart-none">none here</div>')
+            picture.set_content(image(png, caption) if png else f'<div class="apart-none">{NOTHING}</div>')
 
     def lines(self, command: str, python: str) -> None:
         """Shows the lines that draw the pictures again."""

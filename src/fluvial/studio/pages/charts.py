@@ -23,11 +23,13 @@ FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif'
 NOISY = 200  # points of a curve, above which its average is drawn over it
 SPARSE = 250  # points of a curve of which there are many in a chart, about
 FEW = 60  # points of a sparse curve, up to which each is marked
+# functions of a number in JavaScript, to texts: ECharts escapes what they return
 AMOUNT = (
-    "v => v >= 1e6 ? +(v / 1e6).toPrecision(4) + 'M' : v >= 1e4 ? +(v / 1e3).toPrecision(4) + 'k' : +v.toPrecision(4)"
+    "v => v >= 1e6 ? +(v / 1e6).toPrecision(4) + 'M' : v >= 1e4 ? +(v / 1e3).toPrecision(4) + 'k' : "
+    "'' + +Number(v).toPrecision(4)"
 )
 TIME = "v => v >= 3600 ? +(v / 3600).toFixed(2) + ' h' : v >= 60 ? +(v / 60).toFixed(1) + ' min' : +v.toFixed(1) + ' s'"
-VALUE = "v => v == null || isNaN(v) ? '' : +Number(v).toPrecision(4)"
+VALUE = "v => v == null || isNaN(v) ? '' : '' + +Number(v).toPrecision(4)"
 
 
 @dataclass(frozen=True)

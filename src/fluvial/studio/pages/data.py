@@ -9,7 +9,7 @@ from starlette.requests import Request
 from fluvial.studio.aside import aside, finished, opened
 from fluvial.studio.dataset import CLASSES, Look, look_at
 from fluvial.studio.pages.layout import empty, page, page_at
-from fluvial.studio.places import names_below, run_named
+from fluvial.studio.places import names_below, newest, run_named
 from fluvial.studio.stage import data_url
 from fluvial.studio.work import Job, Stopped
 
@@ -26,7 +26,7 @@ def register(studio: "Studio") -> None:
             names = await aside(lambda: names_below(studio.root))
             if not names:
                 return empty(f"No runs in {studio.root} yet", "Here are the images that runs learn from.")
-            asked = request.query_params.get("run", names[0])
+            asked = request.query_params.get("run") or newest(studio.root, names)
             view = View(studio, names, asked)
             await opened()
             ui.context.client.on_disconnect(view.stop)

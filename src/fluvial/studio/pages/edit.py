@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from fluvial.studio import editing as edits
 from fluvial.studio.aside import aside, begin, finished, opened, while_open
-from fluvial.studio.editing import Abilities, Edited, Editing
+from fluvial.studio.editing import NONE, Abilities, Edited, Editing
 from fluvial.studio.given import (
     MOST_BYTES,
     MOST_EXAMPLES,
@@ -24,8 +24,9 @@ from fluvial.studio.given import (
     shown,
 )
 from fluvial.studio.pages.edit_controls import Canvas, KindButtons, Settings, button
-from fluvial.studio.pages.layout import copied, empty, page, page_at
-from fluvial.studio.places import names_below, run_named
+from fluvial.studio.pages.inputs import seed_field, seed_of
+from fluvial.studio.pages.layout import complain, copied, empty, page, page_at, say
+from fluvial.studio.places import names_below, newest, run_named
 from fluvial.studio.stage import data_url
 from fluvial.studio.work import Job, Stopped
 
@@ -45,7 +46,7 @@ def register(studio: "Studio") -> None:
             if not names:
                 return empty(f"No runs in {studio.root} to edit with", "fluvial train digits-sit makes one.")
             editing = edits.from_query(request.query_params)
-            editor = Editor(studio, editing if editing.run else replace(editing, run=names[0]), names)
+            editor = Editor(studio, editing if editing.run else replace(editing, run=newest(studio.root, names)), names)
             await opened()
             ui.context.client.on_disconnect(editor.stop)
             editor.redraw()
@@ -84,7 +85,7 @@ class Editor:
             max_total_size=MOST_BYTES,
             max_files=MOST_EXAMPLES,
             on_multi_upload=self.take,
-            on_rejected=lambda: self.line.set_text(f"Not taken. {LIMITS}"),
+            on_rejected=self.rejected,
             auto_upload=True,
         )
         self.upload = upload.props('accept="image/*"').classes("edit-upload")
@@ -99,13 +100,14 @@ class Editor:
         with ui.row().classes("edit-source"):
             button("Choose image", lambda: upload.run_method("pickFiles"), "image", "outline")
             button("Draw another", self.draw_one, "casino", "outline")
-        with ui.row().classes("two"):
+        with ui.row().classes("two") as self.of_sample:
             self.of = ui.select({"": ""}, value="", label="Class of the sample").props("dense outlined options-dense")
             self.of.classes("control").mark("of")
             self.of.on_value_change(lambda event: self._told(of=event.value, label=event.value))
-            self.sample = ui.number("Its seed", value=0, min=0, step=1).props("dense outlined").classes("control")
-            self.sample.mark("sample")
-            self.sample.on_value_change(lambda event: event.value is not None and self._told(sample=int(event.value)))
+            self.sample = seed_field("Its seed").mark("sample")
+            self.sample.on_value_change(
+                lambda event: event.value is not None and self._told(sample=seed_of(event.value))
+            )
         self.source = ui.label().classes("small dim")
 
     def _shown(self) -> None:
@@ -137,6 +139,7 @@ class Editor:
         """Draws with other settings; what is being drawn is given up."""
         if "run" in settings:  # of which none of these may be known
             settings |= {"label": "", "of": "", "steps": None, "solver": "", "weight": None, "side": 0}
+            settings |= {"keep": Editing().keep}
         if settings.get("kind") == "context":
             settings |= {"label": ""}  # which is left to the examples
         if {"of", "sample"} & settings.keys():
@@ -155,10 +158,16 @@ class Editor:
         """Edits the files that were uploaded; the first, but for examples."""
         self.upload.reset()
         if sum(file.size() for file in event.files) > MOST_BYTES:  # of no browser that keeps to the limits
-            self.line.set_text(f"Not taken. {LIMITS}")
+            complain(self.line, ValueError(f"Not taken. {LIMITS}"))
             return
         self.files = [(file.name, await file.read()) for file in event.files[:MOST_EXAMPLES]]
+        if NONE in self.settings.label.options and self.editing.label == self.editing.of:
+            self.editing = replace(self.editing, label=NONE)  # what it shows is not known, but for the user
         self.redraw()
+
+    def rejected(self) -> None:
+        """Says that files were too many or too large."""
+        ui.notify(f"Not all were taken. {LIMITS}", type="negative")
 
     def painted(self, runs: Any) -> None:  # noqa: ANN401 - from the browser
         """Draws what is painted over."""
@@ -206,16 +215,18 @@ class Editor:
             return fit, edits.draw(sampler, fit, images, mask, job)
 
         self.job = self.studio.work.submit(f"editing with {editing.run}", work)
-        self.line.set_text("drawing")
+        say(self.line, "drawing")
         if before := self.studio.work.before(self.job)[:-1]:
-            self.line.set_text(f"waits for {len(before)} before it: {before[0]}")
+            say(self.line, f"waits for {len(before)} before it: {before[0]}")
         try:
             self._show(*await finished(self.job))
         except Stopped:
-            self.line.set_text("stopped")
+            say(self.line, "stopped")
         except Exception as error:  # of files or settings that the run cannot follow, or a damaged run
             self.files = self.read if self.files is files else self.files
-            self._show_nothing(" ".join(str(error).split())[:500])
+            self._show_nothing()
+            complain(self.line, error)
+            self.canvas.run_method("none")
         finally:
             self.job = None
         if self.again:
@@ -246,14 +257,14 @@ class Editor:
         )
         self.canvas.run_method("paints", paints)
         self.tools.set_visibility(paints)
+        self.of_sample.set_visibility(not files)
         drawn = f"{len(images)} samples" if several else "A sample"
         names = ", ".join(name[:60] for name, _ in files[: len(images)])
         size = f"{width} x {height} pixels"
         self.source.set_text(f"{names or f'{drawn} of the run, seed {editing.sample}'}: {size}")
 
-    def _show_nothing(self, told: str) -> None:
-        """Shows a line in place of a result."""
-        self.line.set_text(told)
+    def _show_nothing(self) -> None:
+        """Shows no result."""
         self.edited = None
         self.picture.set_visibility(False)
         self.nothing.set_visibility(True)
@@ -263,12 +274,13 @@ class Editor:
         """Shows a result and the lines that draw it again."""
         ui.run_javascript(f"history.replaceState(null, '', '/edit?{urlencode(edits.to_query(editing))}')")
         if edited is None:
-            return self._show_nothing("Paint over the part of the image that is to be drawn anew.")
+            say(self.line, "Paint over the part of the image that is to be drawn anew.")
+            return self._show_nothing()
         self.edited = edited
         self.picture.props(f'src="{data_url(edited.png)}"')
         self.picture.set_visibility(True)
         self.nothing.set_visibility(False)
-        self.line.set_text(f"seed {editing.seed}: {edited.told}")
+        say(self.line, f"seed {editing.seed}: {edited.told}")
         folder = self.studio.root if editing.run == "." else self.studio.root / editing.run
         self.command.set_text(edits.as_command(editing, folder))
         self.python.set_text(edits.as_python(editing, folder, edited.given.shape[1]))

@@ -5,7 +5,20 @@ from typing import Any
 
 from nicegui import ui
 
+from fluvial.studio.places import MOST_SEED
+
 MOST_STEPS, MOST_WEIGHT = 100, 8.0  # where the sliders of steps and of guidance end
+
+
+def seed_field(label: str, value: int = 0) -> ui.number:
+    """A whole number from 0 on; `seed_of` is the one that is meant while it is typed."""
+    found = ui.number(label, value=value, min=0, max=MOST_SEED, step=1, precision=0)
+    return found.props("dense outlined").classes("control")
+
+
+def seed_of(value: float | None) -> int:
+    """The seed in a field; 0 if it is empty."""
+    return int(min(MOST_SEED, max(0, value or 0)))
 
 
 class Inputs:
@@ -29,8 +42,10 @@ class Inputs:
 
     def number(self, name: str, label: str, most: int, kind: type[int] | type[float] = int) -> ui.number:
         """A number from 0 on."""
-        found = ui.number(label, value=0, min=0, max=most, step=1)
-        found.on_value_change(lambda event: event.value is not None and self.moved(**{name: kind(event.value)}))
+        found = ui.number(label, value=0, min=0, max=most, step=1, precision=0 if kind is int else None)
+        found.on_value_change(
+            lambda event: event.value is not None and self.moved(**{name: kind(min(most, max(0, event.value)))})
+        )
         return found.props("dense outlined").classes("control").mark(name)
 
     def slider(self, name: str, label: str, low: float, high: float, step: float) -> tuple[ui.slider, ui.label]:

@@ -15,6 +15,7 @@ LOOKS_EVERY = 1.0  # seconds between looks at what is being worked on
 PATIENCE = 60.0  # seconds for which a browser waits for a page
 WORDS = {"weights": "weights only"}
 COLOURS = {"running": "running", "finished": "ok", "damaged": "wrong"}
+OPTION, PLACE = "name its folder with --autoencoder", "put it back (its path counts from where the studio was started)"
 STYLE = (Path(__file__).parent.parent / "static" / "style.css").read_text("utf-8")
 
 
@@ -24,11 +25,12 @@ def page_at(address: str) -> ui.page:
 
 
 @contextmanager
-def page(title: str, work: Work) -> Iterator[None]:
-    """The frame of a page of this title; what is made inside is its content."""
+def page(title: str, work: Work, tab: str = "") -> Iterator[None]:
+    """The frame of a page of this title, below a tab of its name or another; what is made inside is its content."""
     ui.colors(primary=ACCENT)
     ui.dark_mode(value=None)  # as the system is set
     ui.add_css(STYLE)
+    ui.add_head_html('<script src="/studio/tabs.js" defer></script>')
     ui.page_title(f"{title} · fluvial")
     with ui.header().classes("bar"):
         with ui.link(target="/").classes("brand"):
@@ -36,7 +38,7 @@ def page(title: str, work: Work) -> Iterator[None]:
             ui.label("fluvial")
         with ui.row().classes("tabs"):
             for name, address in PAGES.items():
-                ui.link(name, address).classes("tab here" if name == title else "tab")
+                ui.link(name, address).classes("tab here" if name == (tab or title) else "tab")
         ui.space()
         busy = ui.label().classes("busy").mark("busy")
 
@@ -62,8 +64,25 @@ def copied(title: str, mark: str = "") -> ui.label:
     """Lines that can be copied, folded away; `mark` is a class of theirs."""
     with ui.expansion(title, value=False).classes("lines").props("dense"):
         label = ui.label().classes(f"code {mark}").mark(title)
-        ui.button("copy", on_click=lambda: ui.clipboard.write(label.text)).props("flat dense no-caps")
+        ui.button("copy", on_click=lambda: _copy(label.text)).props("flat dense no-caps")
     return label
+
+
+def _copy(text: str) -> None:
+    ui.clipboard.write(text)
+    ui.notify("copied")
+
+
+def say(line: ui.label, text: str) -> None:
+    """Shows what a page is doing, or what it has drawn."""
+    line.classes(remove="wrong")
+    line.set_text(text)
+
+
+def complain(line: ui.label, error: Exception) -> None:
+    """Shows in one line why something was not drawn."""
+    line.classes(add="wrong")
+    line.set_text(" ".join(str(error).replace(OPTION, PLACE).split())[:500])
 
 
 def state_of(state: str) -> str:

@@ -7,8 +7,9 @@ from typing import TypeVar
 from nicegui import ui
 
 from fluvial.studio.aside import aside
+from fluvial.studio.gallery import run_address
 from fluvial.studio.shared import Studio
-from fluvial.studio.training import METHODS, checked_name, free_name, words_for
+from fluvial.studio.training import METHODS, Training, checked_name, free_name, words_for
 
 T = TypeVar("T")
 IMAGES, RECIPE = "My images", "A recipe"
@@ -27,6 +28,8 @@ class NewRun:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
         self.planned: list[str] = []
+        self.lengths: dict[str, int] = {}
+        """The steps of each recipe."""
         self.named = ""
         """The name that was proposed: it is proposed anew until the user writes another."""
         with ui.dialog() as self.dialog, ui.card().classes("new-run"):
@@ -71,8 +74,9 @@ class NewRun:
         self.recipes.set_visibility(recipe)
         self.changed()
         if recipe and not self.recipe.options:
-            names = await aside(_recipes)
-            self.recipe.set_options(names, value=next((name for name in names if name == "digits-sit"), None))
+            self.lengths = await aside(_recipes)
+            value = "digits-sit" if "digits-sit" in self.lengths else None
+            self.recipe.set_options(list(self.lengths), value=value)
 
     def changed(self) -> None:
         """Takes back the plan, and proposes a name."""
@@ -80,6 +84,8 @@ class NewRun:
         self.plan.set_visibility(False)
         self.begin.set_visibility(False)
         self.look.set_visibility(True)
+        steps = self.lengths.get(str(self.recipe.value or ""))
+        self.steps.props(f'placeholder="{f"{steps:,}, as in the recipe" if steps else "as in the recipe"}"')
         if self.name.value in ("", self.named):
             recipe = self.kind.value == RECIPE
             place = str(self.recipe.value or "") if recipe else Path((self.place.value or "").strip()).name
@@ -89,11 +95,14 @@ class NewRun:
 
     def words(self) -> list[str]:
         """The arguments of `fluvial`. Raises ValueError for fields that cannot be."""
-        out = self.studio.root / checked_name(self.studio.root, self.name.value or "")
+        out = self.studio.root / (self.name.value or "")
         if self.kind.value == RECIPE:
-            return words_for(str(self.recipe.value or ""), out, steps=int(self.steps.value or 0))
-        minutes = float(self.minutes.value or 0)
-        return words_for(self.place.value or "", out, minutes=minutes, method=str(self.method.value))
+            words = words_for(str(self.recipe.value or ""), out, steps=int(self.steps.value or 0))
+        else:
+            minutes = float(self.minutes.value or 0)
+            words = words_for(self.place.value or "", out, minutes=minutes, method=str(self.method.value))
+        checked_name(self.studio.root, self.name.value or "")
+        return words
 
     async def show_plan(self) -> None:
         """Runs the command with --dry-run, and shows what it says."""
@@ -116,9 +125,14 @@ class NewRun:
         """Starts what was planned, and opens the page of the run."""
         if self.planned:
             name = self.name.value or ""
-            if self.checked(lambda: self.studio.trainings.start(self.planned, name)) is not None:
+            if self.checked(lambda: self._begun(name)) is not None:
                 self.dialog.close()
-                ui.notify(f"{name} begins")
+                ui.navigate.to(run_address(name))
+
+    def _begun(self, name: str) -> Training:
+        """Starts the training, unless another run has come to be of that name meanwhile."""
+        checked_name(self.studio.root, name)
+        return self.studio.trainings.start(self.planned, name)
 
     def checked(self, call: Callable[[], T]) -> T | None:
         """The result of a call; its complaint is shown in place of it."""
@@ -129,7 +143,7 @@ class NewRun:
             return None
 
 
-def _recipes() -> list[str]:
-    from fluvial.recipes import RECIPES
+def _recipes() -> dict[str, int]:
+    from fluvial.recipes import RECIPES, get
 
-    return list(RECIPES)
+    return {name: get(name).train.steps for name in RECIPES}

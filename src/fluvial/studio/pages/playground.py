@@ -12,10 +12,10 @@ from starlette.requests import Request
 
 from fluvial.studio.aside import aside, begin, finished, opened, while_open
 from fluvial.studio.draw import Form, Picture, difference, draw, file_of
-from fluvial.studio.pages.layout import copied, empty, page, page_at
+from fluvial.studio.pages.layout import complain, copied, empty, page, page_at, say
 from fluvial.studio.pages.settings import Controls
 from fluvial.studio.pages.settings_grid import SettingsGrid
-from fluvial.studio.places import names_below, run_named
+from fluvial.studio.places import names_below, newest, run_named
 from fluvial.studio.scene import ROW, Scene, as_command, as_python, from_query, to_query
 from fluvial.studio.stage import Stage, data_url
 from fluvial.studio.work import Job, Stopped
@@ -38,7 +38,9 @@ def register(studio: "Studio") -> None:
             if not names:
                 return empty(f"No runs in {studio.root} to draw from", "fluvial train digits-sit makes one.")
             scene = from_query(request.query_params)
-            playground = Playground(studio, scene if scene.run else replace(scene, run=names[0]), names)
+            playground = Playground(
+                studio, scene if scene.run else replace(scene, run=newest(studio.root, names)), names
+            )
             await opened()
             ui.context.client.on_disconnect(playground.leave)
             playground.redraw()
@@ -55,6 +57,8 @@ class Playground:
         self.history, self.at = [scene], 0
         self.dragging = self.again = self.moving = False
         self.way = STEP
+        self.told = ""
+        self.buttons = dict[str, ui.button]()
         with ui.row().classes("play"):
             with ui.column().classes("controls"):
                 self.controls = Controls(names, self.change)
@@ -66,11 +70,12 @@ class Playground:
                 self.python = copied("As Python")
                 self.grid = SettingsGrid(studio, lambda: self.scene)
             with ui.column().classes("beside") as self.beside:
-                ui.label("Pinned").classes("small dim")
+                self.of_pinned = ui.label().classes("small dim")
                 self.before = ui.image().classes("pixels").mark("before")
                 self.apart = ui.label().classes("small dim").mark("apart")
                 self.difference = ui.image().classes("pixels").mark("difference")
             self.beside.set_visibility(False)
+        self._turns()
 
     def _bar(self) -> None:
         """The buttons under the picture."""
@@ -85,7 +90,8 @@ class Playground:
                 ("stop", "stop drawing", self.stop),
                 ("push_pin", "pin, to compare; again to let go", self.pin),
             ):
-                ui.button(icon=icon, on_click=does).props(f'flat dense aria-label="{told}"').tooltip(told).mark(icon)
+                button = ui.button(icon=icon, on_click=does).props(f'flat dense aria-label="{told}"')
+                self.buttons[icon] = button.tooltip(told).mark(icon)
             with ui.button(icon="download").props('flat dense aria-label="save"'), ui.menu():
                 ui.menu_item("PNG", lambda: self.save("png"))
                 ui.menu_item("GIF of the steps", lambda: self.save("gif"))
@@ -106,12 +112,19 @@ class Playground:
         """Keeps the scene for back and forward."""
         self.history = [*self.history[: self.at + 1], self.scene][-KEPT:]
         self.at = len(self.history) - 1
+        self._turns()
+
+    def _turns(self) -> None:
+        """Dims the buttons that would lead nowhere."""
+        self.buttons["undo"].set_enabled(self.at > 0)
+        self.buttons["redo"].set_enabled(self.at < len(self.history) - 1)
 
     def turn(self, by: int) -> None:
         """Goes back or forward in what was drawn."""
         if 0 <= self.at + by < len(self.history):
             self.at += by
             self.scene = self.history[self.at]
+            self._turns()
             self.redraw()
 
     def move(self, x: float, y: float) -> None:
@@ -167,7 +180,9 @@ class Playground:
         self.pinned = None if self.pinned else self.drawn
         self.stage.pin(self.pinned.png if self.pinned else None)
         self.beside.set_visibility(self.pinned is not None)
+        self.buttons["push_pin"].classes(**{"add" if self.pinned else "remove": "here"})
         if self.pinned:
+            self.of_pinned.set_text(f"Pinned, left of the line: {_settings_told(self.scene)}, {self.told}")
             self.before.set_source(data_url(self.pinned.png))
             self._compare()
 
@@ -229,12 +244,12 @@ class Playground:
 
         self.job = self.studio.work.submit(f"drawing from {scene.run}", work)
         if before := self.studio.work.before(self.job)[:-1]:
-            self.line.set_text(f"waits for {len(before)} before it: {before[0]}")
+            say(self.line, f"waits for {len(before)} before it: {before[0]}")
         try:
             self.drawn = drawn = await finished(self.job)
             self._show(scene, drawn)
         except Stopped:
-            self.line.set_text("stopped")
+            say(self.line, "stopped")
         except Exception as error:  # of settings that the run cannot follow, or a damaged run
             self.moving = False
             self._refused(error)
@@ -246,7 +261,7 @@ class Playground:
             self.redraw()
 
     def _refused(self, error: Exception) -> None:
-        self.line.set_text(" ".join(str(error).split())[:500])
+        complain(self.line, error)
         if self.drawn is None:
             self.stage.say("nothing drawn")
 
@@ -258,7 +273,8 @@ class Playground:
         """Shows a picture and what it is."""
         self.stage.show(picture.png)
         place = f"seed {scene.seed}" if scene.seed is not None else f"between seeds {', '.join(map(str, scene.seeds))}"
-        self.line.set_text(f"{place}: {picture.told}")
+        self.told = f"{place}: {picture.told}"
+        say(self.line, self.told)
         if picture.samples is None or self.dragging:
             return
         self._compare()
@@ -285,3 +301,11 @@ class Playground:
         except Exception as error:
             return ui.notify(str(error), type="negative")
         ui.download.content(content, f"{Path(scene.run).name}-{scene.x:g}-{scene.y:g}.{form}")
+
+
+def _settings_told(scene: Scene) -> str:
+    """The settings of a scene that are not those of the run, in words."""
+    names = {"label": "class", "weight": "guidance", "average": "weights"}
+    changed = {name: value for name, value in vars(scene).items() if value != getattr(Scene(), name)}
+    kept = [name for name in changed if name not in ("run", "x", "y", "count")]
+    return ", ".join([scene.run, *(f"{names.get(name, name)} {changed[name]}" for name in kept)])

@@ -11,13 +11,14 @@ from fluvial.studio.aside import aside
 from fluvial.studio.gallery import Gallery, Shown, address_of, ago, grids, newest_picture
 from fluvial.studio.pages.curves import Curves
 from fluvial.studio.pages.layout import empty, page, page_at, state_of
-from fluvial.studio.pages.queue import queue, stop
+from fluvial.studio.pages.queue import queue
 from fluvial.studio.places import names_below, run_named
 from fluvial.studio.shared import Studio
 
 LOOKS_EVERY = 2.0  # seconds between looks at a run
 SOON = 0.8  # seconds until findings, scores and settings are looked at
 WAIT = '<p class="dim">looking…</p>'
+DISTILLED = "It was distilled: fluvial distill goes on with it. Its loss is not that of other runs."
 MINUTES = 30  # for which a run goes on
 
 
@@ -27,7 +28,7 @@ def register(studio: Studio) -> None:
 
     @page_at("/run/{name:path}")
     async def run(name: str) -> None:
-        with page(name, studio.work):
+        with page(name, studio.work, "Runs"):
             try:
                 folder = run_named(studio.root, name)
             except ValueError as error:
@@ -60,6 +61,7 @@ class RunPage:
     def __init__(self, studio: Studio, gallery: Gallery, folder: Path, shown: Shown, others: list[str]) -> None:
         self.studio, self.gallery, self.folder, self.name = studio, gallery, folder, shown.name
         self.parts: dict[str, ui.html] = {}
+        self.told: object = None  # what the findings and settings were made of
         self.others = [other for other in others if other != shown.name]
         self._head()
         queue(studio, shown.name)
@@ -80,8 +82,6 @@ class RunPage:
             address = f"/play?{urlencode({'run': self.name})}"
             self.play = ui.button("Open in playground", on_click=lambda: ui.navigate.to(address))
             self.play.props("outline no-caps").classes("at-play")
-            self.stop = ui.button("Stop", icon="stop", on_click=lambda: stop(self.studio, self.name))
-            self.stop.props("unelevated no-caps").classes("at-stop-run")
             with ui.row().classes("go-on") as self.further:
                 self.minutes = (
                     ui.number(value=MINUTES, min=0.1, suffix="min").props("dense outlined").classes("at-minutes")
@@ -89,6 +89,7 @@ class RunPage:
                 ui.button("Go on", icon="play_arrow", on_click=self.go_on).props("unelevated no-caps").classes(
                     "at-go-on"
                 )
+        self.distilled = ui.label(DISTILLED).classes("dim small")
         self.facts = ui.html("", sanitize=False).classes("dim").classes("at-facts")
         self.why = ui.label().classes("wrong").classes("at-why")
 
@@ -109,15 +110,19 @@ class RunPage:
         told = [" on ".join(escape(part) for part in (run.method, run.data) if part), steps]
         told += [f"{name} {value:.4g}" for name, value in losses.items() if value is not None]
         told += [escape(run.score), ago(run.changed)]
-        for element, content in ((self.state, state_of(run.state)), (self.facts, " · ".join(filter(None, told)))):
+        for element, content in (
+            (self.state, state_of("running" if active else run.state)),
+            (self.facts, " · ".join(filter(None, told))),
+        ):
             if element.content != content:
                 element.set_content(content)
         self.why.set_text(f"This run is damaged: {run.why}" if run.why else "")
         self.why.set_visibility(bool(run.why))
-        self.stop.set_visibility(active)
         self.play.set_visibility(run.state != "damaged" and run.step > 0)
         distilled = " step" in run.method  # `fluvial distill` goes on with it, which needs its teacher
-        self.further.set_visibility(not active and run.state in ("stopped", "finished", "weights") and not distilled)
+        ended = not active and run.state in ("stopped", "finished", "weights")
+        self.further.set_visibility(ended and not distilled)
+        self.distilled.set_visibility(ended and distilled)
 
     async def begin(self) -> None:
         """Draws the curves, and goes on to follow the run."""
@@ -130,6 +135,8 @@ class RunPage:
         self.show(await aside(lambda: self.gallery.of(self.folder)))
         self.pictures.look()
         await self.curves.look()
+        if self.told is not None and self.told != self._of_details():
+            await self._fill_details()
 
     def _details(self) -> None:
         """The places of findings, scores and settings, which come after the curves: PyTorch is needed for them."""
@@ -144,9 +151,18 @@ class RunPage:
             self.parts["differing"] = ui.html(WAIT, sanitize=False).classes("at-differing")
             self.other.on_value_change(self._differ)
             with ui.expansion("All settings").classes("all-settings").classes("at-settings"):
-                ui.html(_settings(self.folder), sanitize=False)
+                self.settings = ui.html("", sanitize=False)
+
+    def _of_details(self) -> object:
+        """What changes when training begins, ends, or is to go on for longer."""
+        try:
+            return self.state.content, (self.folder / "run.json").stat().st_mtime_ns
+        except OSError:  # it was removed
+            return None
 
     async def _fill_details(self) -> None:
+        self.told = self._of_details()
+        self.settings.set_content(_settings(self.folder))
         await self._differ()
         for name, read in (("scores", details.scores), ("findings", details.findings)):
             self.parts[name].set_content(await aside(lambda read=read: read(self.folder)))

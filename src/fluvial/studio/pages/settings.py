@@ -28,7 +28,7 @@ class Controls(Inputs):
         self.steps, self.steps_told = self.slider("steps", "Steps", 1, MOST_STEPS, 1)
         self.solver = self.select("solver", {"": OWN, **{name: name for name in SOLVERS}}, "Solver")
         self.weight, self.weight_told = self.slider("weight", "Guidance", 0.0, MOST_WEIGHT, 0.1)
-        self.interval, self.interval_told = self.span("interval", "Guidance acts at times", "low", "high")
+        self.interval, self.interval_told = self.span("interval", "Times at which guidance acts", "low", "high")
         self.average = self.select("average", {"ema": "moving average", "raw": "as trained"}, "Weights")
         self.length, self.length_told = self.slider("length", "Length of the average", *LENGTHS)
         self.note = ui.label().classes("small dim")
@@ -49,7 +49,8 @@ class Controls(Inputs):
         if scene.average not in self.average.options:
             self.average.set_options({**dict(self.average.options), scene.average: scene.average})  # type: ignore[arg-type]
         for name in ("run", "label", "x", "y", "count", "solver", "average"):
-            getattr(self, name).set_value(getattr(scene, name))
+            value = getattr(scene, name)
+            getattr(self, name).set_value(int(value) if isinstance(value, float) and value.is_integer() else value)
         if scene.steps is not None:
             self.steps.set_value(min(scene.steps, MOST_STEPS))
         if scene.weight is not None:

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nicegui import ui
 
 from fluvial.studio.aside import finished, while_open
 from fluvial.studio.grid import SETTINGS, as_python, grid, values_of
+from fluvial.studio.pages.layout import complain, copied, say
 from fluvial.studio.scene import Scene
 from fluvial.studio.stage import data_url
 from fluvial.studio.work import Job, Stopped
@@ -35,13 +37,16 @@ class SettingsGrid:
                 ui.button("Draw grid", on_click=self.draw).props("dense no-caps unelevated").mark("draw-grid")
                 ui.button("Save", on_click=self.save).props("dense no-caps flat")
             self.line = ui.label().classes("small dim grid-told")
-            self.picture = ui.image().classes("pixels grid-picture")
-            self.python = ui.label().classes("code grid-python")
-            self.python.set_visibility(False)
+            self.picture = ui.image().classes("grid-picture")
+            with ui.column().classes("w-full") as self.python_box:
+                self.python = copied("This grid as Python", "grid-python")
+        self._visible(False)
 
     def _side(self, label: str, usual: str) -> tuple[ui.select, ui.input]:
         """A setting along a side, and its values."""
-        values = ui.input(f"{label}: values", value=USUAL[usual]).props("dense outlined").classes("control")
+        values = (
+            ui.input(f"{label}: values", value=USUAL[usual]).props("dense outlined debounce=200").classes("control")
+        )
         names = ui.select(SETTINGS, value=usual, label=label).props("dense outlined options-dense").classes("control")
         names.on_value_change(lambda event: values.set_value(USUAL.get(event.value, "")))
         names.move(target_index=0)
@@ -59,7 +64,7 @@ class SettingsGrid:
                 for side, values in ((self.across, self.values_across), (self.down, self.values_down))
             )
         except ValueError as error:
-            self.line.set_text(str(error))
+            self._refused(error)
             return
         total = len(across[1]) * len(down[1])
 
@@ -68,7 +73,7 @@ class SettingsGrid:
 
             def check(done: int) -> None:
                 job.check()
-                loop.call_soon_threadsafe(while_open(self.line, self.line.set_text), f"{done} of {total} images")
+                loop.call_soon_threadsafe(while_open(self.line, partial(say, self.line)), f"{done} of {total} images")
 
             drawn = grid(self.studio.root, scene, across, down, samplers=self.samplers, check=check)
             return encoded(drawn, "png")
@@ -77,15 +82,23 @@ class SettingsGrid:
         try:
             self.png = await finished(self.job)
             self.picture.set_source(data_url(self.png))
-            self.line.set_text("")
+            say(self.line, "")
             self.python.set_text(as_python(self.studio.root, scene, across, down))
-            self.python.set_visibility(True)
+            self._visible(True)
         except Stopped:
-            self.line.set_text("stopped")
+            say(self.line, "stopped")
         except Exception as error:  # of settings that a run cannot follow
-            self.line.set_text(" ".join(str(error).split())[:500])
+            self._refused(error)
         finally:
             self.job = None
+
+    def _visible(self, shown: bool) -> None:
+        for part in (self.picture, self.python_box):
+            part.set_visibility(shown)
+
+    def _refused(self, error: Exception) -> None:
+        complain(self.line, error)
+        self._visible(False)
 
     def save(self) -> None:
         """Lets the browser save the picture."""

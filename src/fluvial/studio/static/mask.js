@@ -22,6 +22,7 @@ export default {
       this.mask = new Uint8Array(width * height);
       this.draw();
     },
+    none() { this.waiting = "no image"; },
     say(text) { this.picture = ""; this.waiting = text; },
     paints(on) { this.painting = on; },
     brush(size, erases) { this.size = size; this.erases = erases; },

@@ -217,7 +217,8 @@ def scheduled(run: Run, seed: int, steps: int, seconds: float, points: int) -> R
     Nothing is drawn, validated or scored meanwhile, as that would take time of the budget.
     """
     part = max(1, steps // points)
-    every = max(1, round(part / max(1, round(part * seconds / SAVED_EVERY))))
-    part = every * max(1, part // every)
+    saves = min(part, max(1, round(part * seconds / SAVED_EVERY)))
+    every = part // saves
+    part = every * saves
     settings = {"steps": part * points, "keep_every": part, "save_every": every, "keep": 1}
     return replace(quiet(run, **settings, log_every=min(run.train.log_every, part)), seed=seed)

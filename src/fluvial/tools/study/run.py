@@ -100,17 +100,29 @@ def check_alike(plan: Study, out: Path) -> None:
 
 
 def _speed(plan: Study, out: Path, name: str, device: str, say: Say) -> Speed:
-    """The speed of a run, which is measured if it is not there."""
-    file = speed_file(out, name)
-    there = read(file)
-    if not there or plan.samplings[name].keys() - there["speed"]["sampling"].keys():
-        say(f"{name}: measuring how fast it trains and draws")
-        process = _begun(out, name, "speed", device)
-        if process.wait():
-            raise StudyError(f"the speed of {name} cannot be measured: {_last_lines(out, name, 'speed')}")
-        there = {**read(file), "of": {"run": to_json(plan.runs[name]), "budget": plan.budget.given}}
-        write_json(file, there)
+    """The speed of a run, which is measured if it is not there, nor that of one which computes the same."""
+    samplings, file = plan.samplings[name].keys(), speed_file(out, name)
+
+    def known(run: str) -> dict:
+        found = read(speed_file(out, run))
+        return found if found and samplings <= found["speed"]["sampling"].keys() else {}
+
+    if not (there := known(name)):
+        alike = (known(other) for other in plan.runs if other != name and _computes_alike(plan, name, other))
+        there = next(filter(None, alike), {})
+        if not there:
+            say(f"{name}: measuring how fast it trains and draws")
+            if _begun(out, name, "speed", device).wait():
+                raise StudyError(f"the speed of {name} cannot be measured: {_last_lines(out, name, 'speed')}")
+            there = read(file)
+        write_json(file, {**there, "run": name, "of": {"run": to_json(plan.runs[name]), "budget": plan.budget.given}})
     return Speed(**there["speed"])
+
+
+def _computes_alike(plan: Study, name: str, other: str) -> bool:
+    """True for runs that differ in the rate or schedule of the optimizer alone, and are sampled alike."""
+    one, two = plan.runs[name], plan.runs[other]
+    return replace(one, optim=two.optim) == two and plan.samplings[name] == plan.samplings[other]
 
 
 def told(plan: Study, speeds: dict[str, Speed], rest: int) -> str:
