@@ -21,6 +21,7 @@ from fluvial.tools.study import budget, page, scores, work
 from fluvial.tools.study.budget import Budget, Speed
 from fluvial.tools.study.plan import read_study, scheduled, slug
 from fluvial.tools.study.run import study
+from fluvial.utils.atomic import check_unlocked
 
 SMALL = """
 question: Does width help?
@@ -237,6 +238,37 @@ def test_a_folder_of_another_study_is_refused(done, tmp_path, old, new, told):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_of_a_study_outlives_it(tmp_path, how):
+    file = written(tmp_path, SMALL.replace("images: 480", "images: 4_800_000"))
+    speeds_there(tmp_path / "out", file)
+    words = [sys.executable, "-m", "fluvial", "study", str(file), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    process = subprocess.Popen([*words, "--at-once", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "out" / "narrow" / "seed-0"
+    until(lambda: (folder / "log.jsonl").exists() and (folder / "log.jsonl").read_text())
+    process.send_signal(how)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode != 0 and ("the same command goes on" in told) is (how == signal.SIGTERM)
+    until(lambda: is_free(folder))
+    assert any((folder / "checkpoints").iterdir())  # it has saved
+
+
+def is_free(folder: Path) -> bool:
+    try:
+        check_unlocked(folder)
+    except ValueError:
+        return False
+    return True
+
+
+def until(condition, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_study_that_is_killed_goes_on_and_comes_to_the_same(done, tmp_path):
     file, _, results = done
     out = tmp_path / "out"
@@ -256,9 +288,7 @@ def test_a_study_that_is_killed_goes_on_and_comes_to_the_same(done, tmp_path):
     ]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
     first = out / "results" / "narrow-seed-0.json"
-    end = time.monotonic() + 120
-    while not first.exists() and time.monotonic() < end:
-        time.sleep(0.05)
+    until(first.exists)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert len(json.loads(first.read_text())["measured"]) < 3 or not (out / "wide" / "seed-1").exists()

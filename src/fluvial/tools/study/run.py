@@ -1,6 +1,7 @@
 """Runs a study: measures speeds, trains and measures its runs side by side, and writes its page."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,18 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import current_thread, main_thread
 
 from fluvial.config import from_json, to_json
 from fluvial.run.configuration import changes
 from fluvial.tools.study.budget import Speed
 from fluvial.tools.study.page import write_page
 from fluvial.tools.study.plan import RESULTS, Study, read_study
-from fluvial.tools.study.work import FILE, folder_of, missing, planned, read, result_file, speed_file, wanted
+from fluvial.tools.study.work import FILE, GRACE, folder_of, missing, planned, read, result_file, speed_file, wanted
 from fluvial.utils.atomic import only_one, write_bytes, write_json
 from fluvial.utils.files import make_folder, read_bytes
 
 LOOKS_EVERY = 0.2  # seconds
-GRACE = 120.0  # seconds that a training has to write its checkpoint and end
 TOLD = 12  # lines of a process that failed
 Say = Callable[[str], None]
 Task = tuple[str, int]
@@ -163,10 +164,18 @@ def _all_done(plan: Study, out: Path, those: Sequence[Task], at_once: int, devic
 
 @contextmanager
 def _ended(running: dict[Task, subprocess.Popen]) -> Iterator[None]:
-    """Asks the processes to save and end where the block is left before they have."""
+    """Asks the processes to save and end where the block is left before they have, or this process is asked to end."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt("stopped: the same command goes on")
+
+    in_main = current_thread() is main_thread()  # others cannot have handlers of signals
+    before = signal.signal(signal.SIGTERM, stop) if in_main else None
     try:
         yield
     finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
         for process in running.values():
             process.terminate()
         for process in running.values():

@@ -4,10 +4,14 @@ python -m fluvial.tools.study.work FOLDER NAME speed|SEED DEVICE
 """
 
 import json
+import os
+import signal
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +22,11 @@ from fluvial.run.load import Sampler, load
 from fluvial.tools.bench import machine
 from fluvial.tools.study.budget import Speed, speed_of
 from fluvial.tools.study.plan import RESULTS, Study, read_study, scheduled, slug
-from fluvial.utils.atomic import write_json
+from fluvial.utils.atomic import check_unlocked, write_json
 from fluvial.utils.files import brief, make_folder, read_bytes
 
+GRACE = 120.0  # seconds that a training has to write its checkpoint and end
+LOOKS_EVERY = 0.5  # seconds
 FILE, SHOWN = "study.yaml", 10
 """The study's file in its folder, and samples that its page shows of a run."""
 
@@ -94,6 +100,7 @@ def train_and_measure(study: Study, out: Path, name: str, seed: int, device: str
     """Trains a run with a seed, or goes on with it, and writes its result with what is measured, one after another."""
     speed = Speed(**read(speed_file(out, name))["speed"])
     run, folder, file = planned(study, name, seed, speed), folder_of(out, name, seed), result_file(out, name, seed)
+    wait_for(folder)
     sampler = fluvial.train(run, folder, device=device)
     those, flops = wanted(study, name, run), speed.flops
     there = [row for row in read(file).get("measured", ()) if Wanted(row["step"], row["sampling"], row["of"]) in those]
@@ -158,8 +165,30 @@ def write_samples(study: Study, name: str, sampler: Sampler, folder: Path) -> No
         np.save(file, drawn.images.numpy())
 
 
+def wait_for(folder: Path) -> None:
+    """Waits for a process of a study that was killed, which ends with a checkpoint."""
+    end = time.monotonic() + GRACE
+    while time.monotonic() < end:
+        try:
+            return check_unlocked(folder)
+        except ValueError:  # it is still locked
+            time.sleep(LOOKS_EVERY)
+
+
+def end_with(parent: int) -> None:
+    """Ends this process, with a checkpoint, once the process that began it is no more."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOKS_EVERY)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
     """Does what the arguments say."""
+    end_with(os.getppid())
     folder, name, what, device = sys.argv[1:]
     out = Path(folder)
     study = read_study(out / FILE)
