@@ -172,17 +172,22 @@ def test_a_click_on_a_scale_draws_again_from_there_on(page, tmp_path, monkeypatc
     first = pngs(browser, ".apart-strip:nth-child(1)")
     assert len(first) == 3
 
-    def redrawn(scale, seed):
-        browser.execute_script(f"document.querySelectorAll('button.apart-scale')[{scale}].click()")
-        until(lambda: f"seed {seed}" in title(browser), WAIT, "nothing was drawn again")
+    def redrawn(scale, seed, click=True):
+        if click:
+            browser.execute_script(f"document.querySelectorAll('button.apart-scale')[{scale}].click()")
+        expected = f"From scale {('1x1', '2x2', '4x4')[scale]} on, seed {seed}"
+        until(lambda: title(browser).startswith(expected), WAIT, f"{title(browser)}, not {expected}")
         until(lambda: len(pngs(browser, ".apart-strip:nth-child(2)")) == 3, WAIT)
         return pngs(browser, ".apart-strip:nth-child(2)")
 
-    one, two = redrawn(2, 1), redrawn(2, 2)
+    one, two = redrawn(2, 1), redrawn(2, 2)  # once more takes the next seed
     assert one[:2] == two[:2], "coarser scales stay"
     assert len({one[2], two[2], first[2]}) == 3
-    three = redrawn(1, 3)
+    three = redrawn(1, 2)
     assert three[0] == one[0] and three[1] != one[1]
+    field = browser.find_element("css selector", ".apart-otherwise input[type=number]")
+    field.send_keys("\ue009a\ue0007")  # Ctrl+A, and 7
+    assert redrawn(1, 7, click=False)[1] != three[1]
     to_end(browser)
     until(lambda: pictures(browser, 2) and pictures(browser, 2)[0] != pictures(browser)[0], WAIT)
     command = lines(browser, "again-command")
@@ -192,7 +197,7 @@ def test_a_click_on_a_scale_draws_again_from_there_on(page, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("button", "expected"), [("No history", "Without history"), ("Last points", "With the last 1")]
+    ("button", "expected"), [("No history", "Without history"), ("Last points", "With the last point of the history")]
 )
 def test_less_history_is_another_picture_from_the_same_noise(page, tmp_path, monkeypatch, button, expected):
     from selenium.webdriver.common.keys import Keys
@@ -216,7 +221,7 @@ def test_less_history_is_another_picture_from_the_same_noise(page, tmp_path, mon
 def test_a_fork_begins_as_one(page, method, tmp_path, monkeypatch):
     browser = page(run=method, label="3", seed=2)
     click(browser, "Fork at this step")
-    until(lambda: title(browser).startswith("Forked at t = 0.4"), WAIT, title(browser))
+    until(lambda: title(browser).startswith("The first image, forked at t = 0.4"), WAIT, title(browser))
     to_end(browser)
     until(lambda: len(pictures(browser, 2)) == 3 and pictures(browser, 2)[2] == b"", WAIT)
     shown = pictures(browser, 2)

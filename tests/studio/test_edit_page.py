@@ -194,11 +194,11 @@ def test_files_that_are_no_images_or_too_large_are_refused(page, tmp_path):
     for name, told in (
         ("huge.png", "20,000 x 10,000 pixels, and at most 50 million"),
         ("words.png", "cannot be decoded"),
-        ("words.txt", "Not taken"),
+        ("words.txt", "Not all were taken"),
         ("heavy.png", "Images of up to 20 MB"),
     ):
         upload(browser, tmp_path / name)
-        until(lambda told=told: told in line(browser), WAIT, f"{name}: {told}")
+        until(lambda told=told: told in text_of(browser), WAIT, f"{name}: {told}")
         assert image(browser) == before, "what was there stays"
     click(browser, "Other seed")
     drawn(browser)

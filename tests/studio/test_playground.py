@@ -270,6 +270,17 @@ def test_the_images_of_a_run_are_shown(page, browser, studio):
     until(lambda: "is no run in" in text_of(browser), WAIT)
 
 
+def test_the_address_stays_while_the_browser_goes_elsewhere(page, browser):
+    """As it would stay on the page: a change of the address takes the place of a navigation that has begun."""
+    page(run="digits", count=4)
+    address = browser.current_url
+    browser.execute_script("dispatchEvent(new Event('beforeunload')); keepAddress('/play?run=digits&count=9')")
+    assert browser.current_url == address
+    page(run="digits", count=4)
+    browser.execute_script("keepAddress('/play?run=digits&count=9')")
+    assert browser.current_url.endswith("/play?run=digits&count=9")
+
+
 def test_pages_are_left_while_they_draw(page, browser, studio):
     page(run="digits", count=4)
     for _ in range(2):

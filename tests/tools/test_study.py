@@ -17,10 +17,11 @@ from scipy import stats
 import fluvial
 from fluvial import recipes
 from fluvial.cli import main
-from fluvial.tools.study import budget, page, scores, work
-from fluvial.tools.study.budget import Budget, Speed
-from fluvial.tools.study.plan import read_study, scheduled, slug
+from fluvial.tools.study import files, page, scores, speed
+from fluvial.tools.study.files import slug
+from fluvial.tools.study.plan import read_study
 from fluvial.tools.study.run import study
+from fluvial.tools.study.study import Budget, Speed, scheduled
 from fluvial.utils.atomic import check_unlocked
 
 SMALL = """
@@ -140,12 +141,12 @@ def test_only_more_than_twice_the_error_is_called_better_or_worse(values, name, 
 
 
 def test_speeds_are_those_of_training_and_drawing(monkeypatch):
-    monkeypatch.setattr(budget, "TRIAL", 0.2)
-    monkeypatch.setattr(budget, "FEWEST", 6)
+    monkeypatch.setattr(speed, "TRIAL", 0.2)
+    monkeypatch.setattr(speed, "FEWEST", 6)
     run = recipes.smoke(recipes.get("digits-sit"))
-    speed = budget.speed_of(run, {"own": run.sample, "few": replace(run.sample, steps=1)})
-    assert 1e-4 < speed.seconds < 60 and speed.flops > 6 * run.train.batch * speed.parameters
-    assert speed.sampling["few"] > speed.sampling["own"] > 0
+    found = speed.speed_of(run, {"own": run.sample, "few": replace(run.sample, steps=1)})
+    assert 1e-4 < found.seconds < 60 and found.flops > 6 * run.train.batch * found.parameters
+    assert found.sampling["few"] > found.sampling["own"] > 0
 
 
 def speeds_there(out: Path, file: Path) -> None:
@@ -164,7 +165,7 @@ def done(tmp_path_factory) -> tuple[Path, Path, list[dict]]:
     folder = tmp_path_factory.mktemp("study")
     file = written(folder, SMALL)
     speeds_there(folder / "out", file)
-    return file, folder / "out", study(file, folder / "out", at_once=2, say=lambda line: None)
+    return file, folder / "out", study(read_study(file), folder / "out", at_once=2, say=lambda line: None)
 
 
 def numbers(results: list[dict]) -> list[tuple]:
@@ -217,7 +218,7 @@ def test_the_page_has_what_the_results_have(done):
 def test_what_is_there_is_not_done_again(done, capsys):
     file, out, results = done
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".jsonl", ".npy")}
-    again = study(file, out, say=print)
+    again = study(read_study(file), out, say=print)
     assert numbers(again) == numbers(results) and "0 to do" in capsys.readouterr().out
     assert times == {path: path.stat().st_mtime_ns for path in times}
 
@@ -233,7 +234,7 @@ def test_a_folder_of_another_study_is_refused(done, tmp_path, old, new, told):
     _, out, _ = done
     before = (out / "study.yaml").read_bytes()
     with pytest.raises(ValueError) as raised:
-        study(written(tmp_path, SMALL.replace(old, new)), out, say=lambda line: None)
+        study(read_study(written(tmp_path, SMALL.replace(old, new))), out, say=lambda line: None)
     assert told.format(out=out) in str(raised.value) and (out / "study.yaml").read_bytes() == before
 
 
@@ -292,7 +293,7 @@ def test_a_study_that_is_killed_goes_on_and_comes_to_the_same(done, tmp_path):
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert len(json.loads(first.read_text())["measured"]) < 3 or not (out / "wide" / "seed-1").exists()
-    found = study(file, out, at_once=2, say=lambda line: None)
+    found = study(read_study(file), out, at_once=2, say=lambda line: None)
     assert numbers(found) == numbers(results)
 
 
@@ -307,7 +308,7 @@ def test_a_run_that_fails_is_told_and_the_others_are_done(done, tmp_path, capsys
     assert "1 of the runs failed: Wide, seed 1" in said.err and "3 of 4 are done" in (out / "index.html").read_text()
     (out / "wide" / "seed-1").unlink()
     assert main(["study", str(file), "--out", str(out), "--device", "cpu"]) == 0
-    assert numbers(study(file, out, say=lambda line: None)) == numbers(results)
+    assert numbers(study(read_study(file), out, say=lambda line: None)) == numbers(results)
 
 
 def test_more_samplings_measure_the_runs_that_are_there(done, tmp_path):
@@ -322,7 +323,7 @@ def test_more_samplings_measure_the_runs_that_are_there(done, tmp_path):
         there = json.loads(file.read_text())
         there["speed"]["sampling"]["one"] = 1.0
         file.write_text(json.dumps(there))
-    found = study(more, copy, say=lambda line: None)
+    found = study(read_study(more), copy, say=lambda line: None)
     assert all(math.isclose(a[4], b[4]) for a, b in zip(numbers(results), numbers(results), strict=True))
     assert [row for row in numbers(found) if row[3] != "one"] == numbers(results)
     assert [row[4] for row in numbers(found) if row[3] == "one"] == [1] * 4
@@ -331,18 +332,18 @@ def test_more_samplings_measure_the_runs_that_are_there(done, tmp_path):
 def test_damaged_results_are_named(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(ValueError, match=r"a\.json cannot be read .*: remove it, and it is made again"):
-        work.read(tmp_path / "a.json")
-    assert work.read(tmp_path / "b.json") == {}
+        files.read(tmp_path / "a.json")
+    assert files.read(tmp_path / "b.json") == {}
 
 
 def test_runs_that_compute_alike_have_one_speed(tmp_path, capsys, monkeypatch):
     text = SMALL.replace("runs:", "variants:\n  low: {optim.lr: 0.001}\n  high: {optim.lr: 0.01}\nruns:")
     monkeypatch.setattr("fluvial.tools.study.run._begun", fake := Begun(tmp_path / "out"))
-    study(written(tmp_path, text), tmp_path / "out", only_plan=True)
+    study(read_study(written(tmp_path, text)), tmp_path / "out", only_plan=True)
     assert fake.names == ["Narrow, low", "Wide, low"]
     said = capsys.readouterr().out
     assert said.count("measuring how fast") == 2 and "4 runs x 2 seeds, 480 images seen each; 8 to do" in said
-    study(written(tmp_path, text), tmp_path / "out", only_plan=True)
+    study(read_study(written(tmp_path, text)), tmp_path / "out", only_plan=True)
     assert len(fake.names) == 2
     speeds = [json.loads(file.read_text()) for file in sorted((tmp_path / "out" / "results").glob("*-speed.json"))]
     assert [speed["run"] for speed in speeds] == ["Narrow, high", "Narrow, low", "Wide, high", "Wide, low"]
@@ -358,7 +359,7 @@ class Begun:
     def __call__(self, out: Path, name: str, what: str, device: str) -> "Begun":
         self.names.append(name)
         speed = Speed(seconds=float(len(self.names)), flops=10, parameters=10, sampling={"guided": 1.0, "plain": 1.0})
-        work.speed_file(out, name).write_text(json.dumps({"run": name, "speed": vars(speed)}))
+        files.speed_file(out, name).write_text(json.dumps({"run": name, "speed": vars(speed)}))
         return self
 
     def wait(self) -> int:

@@ -27,6 +27,7 @@ OPTIONS = {  # by command, the module and class of its options
     "plot": "health.PlotOptions",
     "doctor": "health.DoctorOptions",
     "compare": "runs.CompareOptions",
+    "study": "study.StudyOptions",
     "studio": "studio.StudioOptions",
     "bench": "bench.BenchOptions",
     "import": "weights.ImportOptions",

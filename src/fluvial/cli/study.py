@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from fluvial.cli.arguments import Device, device_of, parse, positional
+from fluvial.tools.study.plan import read_study
 from fluvial.tools.study.run import study as run_study
 from fluvial.utils.checks import at_least
 
@@ -36,7 +37,7 @@ def study(arguments: list[str]) -> None:
     options = parse(StudyOptions, StudyOptions(), rest, "fluvial study FILE", description)
     out = options.out or Path("studies") / Path(file).stem
     run_study(
-        file,
+        read_study(file),
         out,
         at_once=options.at_once,
         device=str(device_of(options.device)),

@@ -12,8 +12,9 @@ from fluvial.config import Run
 from fluvial.metrics import report
 from fluvial.run.folder import RunFolder
 from fluvial.run.load import Sampler
-from fluvial.tools.study.budget import quiet, seconds_of_training
 from fluvial.tools.study.same_images import check_same_data
+from fluvial.tools.study.speed import seconds_of_training
+from fluvial.tools.study.study import quiet
 from fluvial.utils import pictures
 from fluvial.utils.atomic import write_json
 from fluvial.utils.files import brief, make_folder, read_bytes

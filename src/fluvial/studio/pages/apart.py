@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 from nicegui import ui
 from starlette.requests import Request
@@ -16,7 +15,7 @@ from fluvial.studio.aside import aside, begin, finished, opened
 from fluvial.studio.pages import apart_parts as parts
 from fluvial.studio.pages.apart_otherwise import Otherwise
 from fluvial.studio.pages.inputs import seed_field, seed_of
-from fluvial.studio.pages.layout import complain, empty, page, page_at, say
+from fluvial.studio.pages.layout import complain, empty, keep_address, page, page_at, say
 from fluvial.studio.places import names_below, newest, run_named
 from fluvial.studio.work import Job, Stopped
 
@@ -123,8 +122,7 @@ class Steps:
             return
         self.first, self.other = found, None
         self._fit(found)
-        query = urlencode(to_query(choice))
-        ui.run_javascript(f"history.replaceState(null, '', '/apart?{query}')")
+        keep_address("/apart", to_query(choice))
         last = len(found.recorded.frames) - 1
         self.slider.props(f"max={last}")
         self.slider.set_value(last // 2)

@@ -1,6 +1,5 @@
 """The images that a run learns from."""
 
-import json
 from typing import TYPE_CHECKING
 
 from nicegui import ui
@@ -8,7 +7,7 @@ from starlette.requests import Request
 
 from fluvial.studio.aside import aside, finished, opened
 from fluvial.studio.dataset import CLASSES, Look, look_at
-from fluvial.studio.pages.layout import empty, page, page_at
+from fluvial.studio.pages.layout import empty, keep_address, page, page_at
 from fluvial.studio.places import names_below, newest, run_named
 from fluvial.studio.stage import data_url
 from fluvial.studio.work import Job, Stopped
@@ -68,7 +67,7 @@ class View:
         self.content.clear()
         with self.content:
             shown(found)
-        ui.run_javascript(f"history.replaceState(null, '', '/data?run=' + encodeURIComponent({json.dumps(name)}))")
+        keep_address("/data", {"run": name})
 
     def stop(self) -> None:
         """Gives up reading."""

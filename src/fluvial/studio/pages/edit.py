@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import randrange
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 from nicegui import ui
 from starlette.requests import Request
@@ -25,7 +24,7 @@ from fluvial.studio.given import (
 )
 from fluvial.studio.pages.edit_controls import Canvas, KindButtons, Settings, button
 from fluvial.studio.pages.inputs import seed_field, seed_of
-from fluvial.studio.pages.layout import complain, copied, empty, page, page_at, say
+from fluvial.studio.pages.layout import complain, copied, empty, keep_address, page, page_at, say
 from fluvial.studio.places import names_below, newest, run_named
 from fluvial.studio.stage import data_url
 from fluvial.studio.work import Job, Stopped
@@ -272,7 +271,7 @@ class Editor:
 
     def _show(self, editing: Editing, edited: Edited | None) -> None:
         """Shows a result and the lines that draw it again."""
-        ui.run_javascript(f"history.replaceState(null, '', '/edit?{urlencode(edits.to_query(editing))}')")
+        keep_address("/edit", edits.to_query(editing))
         if edited is None:
             say(self.line, "Paint over the part of the image that is to be drawn anew.")
             return self._show_nothing()

@@ -1,9 +1,11 @@
 """The frame around every page: the bar at the top, what is being worked on, and the colours."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
+from urllib.parse import urlencode
 
 from nicegui import ui
 
@@ -30,7 +32,7 @@ def page(title: str, work: Work, tab: str = "") -> Iterator[None]:
     ui.colors(primary=ACCENT)
     ui.dark_mode(value=None)  # as the system is set
     ui.add_css(STYLE)
-    ui.add_head_html('<script src="/studio/tabs.js" defer></script>')
+    ui.add_head_html('<script src="/studio/address.js" defer></script>')
     ui.page_title(f"{title} · fluvial")
     with ui.header().classes("bar"):
         with ui.link(target="/").classes("brand"):
@@ -50,6 +52,11 @@ def page(title: str, work: Work, tab: str = "") -> Iterator[None]:
     ui.timer(LOOKS_EVERY, look)
     with ui.column().classes("page"):
         yield
+
+
+def keep_address(path: str, query: Mapping[str, object]) -> None:
+    """Makes the settings part of the page's address, so that it restores them."""
+    ui.run_javascript(f"keepAddress({json.dumps(f'{path}?{urlencode(query)}')})")
 
 
 def empty(title: str, *lines: str) -> None:

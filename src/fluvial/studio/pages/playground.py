@@ -5,14 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from random import randrange
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 from nicegui import ui
 from starlette.requests import Request
 
 from fluvial.studio.aside import aside, begin, finished, opened, while_open
 from fluvial.studio.draw import Form, Picture, difference, draw, file_of
-from fluvial.studio.pages.layout import complain, copied, empty, page, page_at, say
+from fluvial.studio.pages.layout import complain, copied, empty, keep_address, page, page_at, say
 from fluvial.studio.pages.settings import Controls
 from fluvial.studio.pages.settings_grid import SettingsGrid
 from fluvial.studio.places import names_below, newest, run_named
@@ -281,7 +280,7 @@ class Playground:
         folder = self._shown_folder(scene)
         self.command.set_text(as_command(scene, folder))
         self.python.set_text(as_python(scene, folder))
-        ui.run_javascript(f"history.replaceState(null, '', '/play?{urlencode(to_query(scene))}')")
+        keep_address("/play", to_query(scene))
 
     def _shown_folder(self, scene: Scene) -> Path:
         return self.studio.root if scene.run == "." else self.studio.root / scene.run

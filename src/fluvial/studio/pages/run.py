@@ -154,7 +154,7 @@ class RunPage:
                 self.settings = ui.html("", sanitize=False)
 
     def _of_details(self) -> object:
-        """What changes when training begins, ends, or is to go on for longer."""
+        """Something that changes when training begins, ends, or is to go on for longer."""
         try:
             return self.state.content, (self.folder / "run.json").stat().st_mtime_ns
         except OSError:  # it was removed

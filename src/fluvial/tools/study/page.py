@@ -10,9 +10,9 @@ import torch
 from fluvial.tools.curves import COLOURS
 from fluvial.tools.report import html
 from fluvial.tools.study import scores
-from fluvial.tools.study.plan import Study
+from fluvial.tools.study.files import FILE, folder_of, read, speed_file
 from fluvial.tools.study.scores import Difference, Mean, Result
-from fluvial.tools.study.work import FILE, folder_of, read, speed_file
+from fluvial.tools.study.study import Study
 from fluvial.utils.atomic import write_bytes, write_json
 from fluvial.utils.extras import require
 from fluvial.utils.pictures import encoded, labelled_rows
@@ -105,7 +105,7 @@ def _difference(plan: Study, results: Sequence[Result], row: Row, name: str) -> 
 
 
 def _about(plan: Study, results: Sequence[Result]) -> html.Html:
-    """What was done, in sentences."""
+    """Sentences on the set-up."""
     first, measured = results[0], results[0]["measured"][-1]
     cpu, done = first["machine"], sum(1 for _ in results)
     budget = f"{plan.budget.told} for each of {len(plan.runs)} runs and {len(plan.seeds)} seeds"

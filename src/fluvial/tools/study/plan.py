@@ -1,8 +1,7 @@
 """A study as its file describes it: which runs, with which seeds, how long, and how they are measured."""
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,7 @@ from typing import Any
 from fluvial.config import Run
 from fluvial.run.configuration import LARGEST, run_with
 from fluvial.sampling.settings import SampleConfig
-from fluvial.tools.study.budget import Budget, quiet
-from fluvial.tools.study.same_images import check_same_data
-from fluvial.utils.checks import as_declared, at_least
+from fluvial.tools.study.study import Budget, Measure, Study
 from fluvial.utils.files import read_bytes
 from fluvial.utils.places import closest
 from fluvial.utils.yaml_text import Settings, parse
@@ -26,71 +23,7 @@ OF_STUDY = {
     "seed": "is one of the seeds",
 }
 """Settings of a run that a study sets itself."""
-SAVED_EVERY = 60.0  # seconds between checkpoints
-RESULTS = "results"
 USUAL = "usual"  # the name of the run's own sampling, if no others are named
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """How samples of a run are measured: the settings of `fluvial score`, and how often along the training."""
-
-    count: int = 1000
-    """Samples that are measured."""
-    seed: int = 0
-    """Seed of their noise, which is the same for all runs."""
-    features: str = ""
-    """Feature extractor: pixels, inception, a TorchScript file, ...; as `fluvial score` chooses it by default."""
-    reference: str = ""
-    """Real images: test, train, or others."""
-    points: int = 4
-    """Points of the curves: checkpoints of each run that are measured, evenly over its training."""
-
-    def __post_init__(self) -> None:
-        as_declared(self)
-        at_least(2, self, "count")
-        at_least(0, self, "seed")
-        at_least(1, self, "points")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """Runs, each trained with every seed for the same budget."""
-
-    runs: Mapping[str, Run]
-    """The runs by name; those of several variants are named RUN, VARIANT."""
-    samplings: Mapping[str, Mapping[str, SampleConfig]]
-    """For each run, the settings with which its images are drawn, by name; the curves are of the first."""
-    budget: Budget
-    seeds: tuple[int, ...] = (0, 1, 2)
-    measure: Measure = Measure()
-    baseline: str = ""
-    """The run that the others are compared with; the first by default."""
-    question: str = ""
-    """What the study asks, in a sentence."""
-
-    def __post_init__(self) -> None:
-        if not self.runs or not self.seeds:
-            raise ValueError("a study needs at least one run and one seed")
-        folders = [slug(name) for name in self.runs]
-        for name in self.runs:
-            if folders.count(slug(name)) > 1 or slug(name) in ("", RESULTS):
-                raise ValueError(f"run {name!r} needs another name: its folder would be {slug(name)!r}")
-        check_same_data({name: run.data for name, run in self.runs.items()})
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds must be different whole numbers from 0, got {' '.join(map(str, self.seeds))}")
-        if self.baseline and self.baseline not in self.runs:
-            raise ValueError(f"baseline must be one of the runs ({', '.join(self.runs)}), got {self.baseline!r}")
-
-    @property
-    def compared_with(self) -> str:
-        """The name of the run that the others are compared with."""
-        return self.baseline or next(iter(self.runs))
-
-
-def slug(name: str) -> str:
-    """The name of a run's folder: its letters and digits, with - between them."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def read_study(file: Path | str) -> Study:
@@ -109,7 +42,8 @@ def read_study(file: Path | str) -> Study:
     if len(content) > LARGEST:
         raise ValueError(f"{file} has {len(content):,} bytes, more than any study")
     try:
-        return _study(parse(content.decode("utf-8-sig")), str(file))
+        text = content.decode("utf-8-sig")
+        return replace(_study(parse(text), str(file)), text=text)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no text in UTF-8: {error.reason} at byte {error.start}") from error
     except ValueError as error:
@@ -209,16 +143,3 @@ def _merged(*parts: Settings) -> Settings:
         values |= part.values
         lines |= part.lines
     return Settings(values, lines, [])
-
-
-def scheduled(run: Run, seed: int, steps: int, seconds: float, points: int) -> Run:
-    """The run of a seed, with about so many steps of so many seconds each, in equal parts that end in a checkpoint.
-
-    Nothing is drawn, validated or scored meanwhile, as that would take time of the budget.
-    """
-    part = max(1, steps // points)
-    saves = min(part, max(1, round(part * seconds / SAVED_EVERY)))
-    every = part // saves
-    part = every * saves
-    settings = {"steps": part * points, "keep_every": part, "save_every": every, "keep": 1}
-    return replace(quiet(run, **settings, log_every=min(run.train.log_every, part)), seed=seed)

@@ -13,14 +13,14 @@ from threading import current_thread, main_thread
 
 from fluvial.config import from_json, to_json
 from fluvial.run.configuration import changes
-from fluvial.tools.study.budget import Speed
+from fluvial.tools.study.files import FILE, RESULTS, folder_of, read, result_file, speed_file
 from fluvial.tools.study.page import write_page
-from fluvial.tools.study.plan import RESULTS, Study, read_study
-from fluvial.tools.study.work import FILE, GRACE, folder_of, missing, planned, read, result_file, speed_file, wanted
+from fluvial.tools.study.study import Speed, Study, missing
 from fluvial.utils.atomic import only_one, write_bytes, write_json
-from fluvial.utils.files import make_folder, read_bytes
+from fluvial.utils.files import make_folder
 
 LOOKS_EVERY = 0.2  # seconds
+GRACE = 120.0  # seconds that a training has to write its checkpoint and end
 TOLD = 12  # lines of a process that failed
 Say = Callable[[str], None]
 Task = tuple[str, int]
@@ -32,7 +32,7 @@ class StudyError(RuntimeError):
 
 
 def study(
-    file: Path | str,
+    plan: Study,
     out: Path | str,
     *,
     at_once: int = 0,
@@ -40,20 +40,20 @@ def study(
     only_plan: bool = False,
     say: Say = print,
 ) -> list[dict]:
-    """Runs the study of a file in the folder `out`, or goes on with the one there; returns its results.
+    """Runs a study (`read_study` makes one of a file) in the folder `out`, or goes on with the one there.
 
     Speeds are measured first, one after another with nothing beside them. Then `at_once` processes, by default one for
     each core, train and measure a run with a seed each, on one thread. What is there already is not done again: a
     study that was killed goes on where it was, and a file with more runs or seeds adds them. A page with tables, curves
     and samples is written whenever a run is done. `only_plan` stops after the speeds.
 
-    Raises ValueError for a file that is no study, or whose runs there have other settings; `StudyError` at the end if
-    runs failed, which are tried again the next time.
+    Returns the results. Raises ValueError if runs there have other settings; `StudyError` at the end if runs failed,
+    which are tried again the next time.
     """
-    out, plan = Path(out), read_study(file)
+    out = Path(out)
     with only_one(out):
         check_alike(plan, out)
-        write_bytes(out / FILE, read_bytes(Path(file).expanduser()))
+        write_bytes(out / FILE, plan.text.encode())
         make_folder(out / RESULTS)
         speeds = {name: _speed(plan, out, name, device, say) for name in plan.runs}
         open_tasks = [task for task in tasks(plan) if not is_done(plan, out, *task, speeds[task[0]])]
@@ -76,7 +76,7 @@ def tasks(plan: Study) -> list[Task]:
 
 def is_done(plan: Study, out: Path, name: str, seed: int, speed: Speed) -> bool:
     """True if the result of a run with a seed has all that is asked for."""
-    return not missing(read(result_file(out, name, seed)), wanted(plan, name, planned(plan, name, seed, speed)))
+    return not missing(read(result_file(out, name, seed)), plan.wanted(name, plan.run(name, seed, speed)))
 
 
 def results_of(plan: Study, out: Path) -> list[dict]:
@@ -132,7 +132,7 @@ def told(plan: Study, speeds: dict[str, Speed], rest: int) -> str:
     lines.append(f"{len(plan.runs)} runs x {len(plan.seeds)} seeds, {plan.budget.told} each; {rest} to do")
     width = max(len(name) for name in plan.runs)
     for name, speed in speeds.items():
-        run = planned(plan, name, 0, speed)
+        run = plan.run(name, 0, speed)
         images, seconds = run.train.steps * run.images_per_step, run.train.steps * speed.seconds
         lines.append(
             f"  {name:{width}}  {speed.parameters / 1e6:.2f}M parameters, {run.train.steps:,} steps of "

@@ -1,4 +1,4 @@
-"""Whether runs learn from the same images, without which their scores cannot be compared."""
+"""A check that runs learn from the same images, without which their scores cannot be compared."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the results of a study say: means over seeds, and differences of runs at the same seed, with their errors."""
+"""Means of scores over seeds, and differences of runs at the same seed, with their errors."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much a score of a run differs from the baseline's at the same seed and noise, in the mean over seeds."""
+    """The difference of a run's score from the baseline's at the same seed and noise, in the mean over seeds."""
 
     mean: Mean
     lower_is_better: bool

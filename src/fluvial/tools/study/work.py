@@ -3,106 +3,40 @@
 python -m fluvial.tools.study.work FOLDER NAME speed|SEED DEVICE
 """
 
-import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 import fluvial
-from fluvial.config import Run, to_json
+from fluvial.config import to_json
 from fluvial.run.load import Sampler, load
 from fluvial.tools.bench import machine
-from fluvial.tools.study.budget import Speed, speed_of
-from fluvial.tools.study.plan import RESULTS, Study, read_study, scheduled, slug
+from fluvial.tools.study.files import FILE, RESULTS, folder_of, read, result_file, speed_file
+from fluvial.tools.study.plan import read_study
+from fluvial.tools.study.speed import speed_of
+from fluvial.tools.study.study import Speed, Study, Wanted, missing
 from fluvial.utils.atomic import check_unlocked, write_json
-from fluvial.utils.files import brief, make_folder, read_bytes
+from fluvial.utils.files import make_folder
 
-GRACE = 120.0  # seconds that a training has to write its checkpoint and end
+GRACE = 120.0  # seconds for which the folder of a run is waited for
 LOOKS_EVERY = 0.5  # seconds
-FILE, SHOWN = "study.yaml", 10
-"""The study's file in its folder, and samples that its page shows of a run."""
-
-
-class Wanted(NamedTuple):
-    """A measurement: of the checkpoint at a step, with the sampling of a name."""
-
-    step: int
-    sampling: str
-    key: dict[str, Any]
-    """What the numbers depend on besides the weights."""
-
-
-def folder_of(out: Path, name: str, seed: int) -> Path:
-    """The run folder of a run with a seed."""
-    return out / slug(name) / f"seed-{seed}"
-
-
-def result_file(out: Path, name: str, seed: int) -> Path:
-    """The file of the result of a run with a seed."""
-    return out / RESULTS / f"{slug(name)}-seed-{seed}.json"
-
-
-def speed_file(out: Path, name: str) -> Path:
-    """The file of the speed of a run."""
-    return out / RESULTS / f"{slug(name)}-speed.json"
-
-
-def read(file: Path) -> dict[str, Any]:
-    """A JSON file of a study; empty if there is none. Raises ValueError if it is damaged."""
-    if not file.exists():
-        return {}
-    try:
-        found = json.loads(read_bytes(file))
-        if not isinstance(found, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read ({brief(error)}): remove it, and it is made again") from error
-    return found
-
-
-def planned(study: Study, name: str, seed: int, speed: Speed) -> Run:
-    """The run of a name with a seed, with as many steps as the budget has."""
-    run = study.runs[name]
-    return scheduled(run, seed, study.budget.steps(run, speed), speed.seconds, study.measure.points)
-
-
-def wanted(study: Study, name: str, run: Run) -> list[Wanted]:
-    """All measurements of a run: along its training with the first sampling, and in the end with each."""
-    part = run.train.steps // study.measure.points
-    about = {key: value for key, value in asdict(study.measure).items() if key != "points"}
-    samplings = study.samplings[name]
-    first = next(iter(samplings))
-    found = [(part * point, first) for point in range(1, study.measure.points)]
-    found += [(run.train.steps, sampling) for sampling in samplings]
-    keys = {
-        sampling: {"sample": to_json(run.sampled_with(settings))["sample"], "measure": about}
-        for sampling, settings in samplings.items()
-    }
-    keys = json.loads(json.dumps(keys))  # as they are read back
-    return [Wanted(step, sampling, keys[sampling]) for step, sampling in found]
-
-
-def missing(result: Mapping[str, Any], those: list[Wanted]) -> list[Wanted]:
-    """The measurements that a result has not."""
-    there = [Wanted(row["step"], row["sampling"], row["of"]) for row in result.get("measured", ())]
-    return [each for each in those if each not in there]
+SHOWN = 10  # samples of a run that the page shows
 
 
 def train_and_measure(study: Study, out: Path, name: str, seed: int, device: str) -> None:
     """Trains a run with a seed, or goes on with it, and writes its result with what is measured, one after another."""
     speed = Speed(**read(speed_file(out, name))["speed"])
-    run, folder, file = planned(study, name, seed, speed), folder_of(out, name, seed), result_file(out, name, seed)
+    run, folder, file = study.run(name, seed, speed), folder_of(out, name, seed), result_file(out, name, seed)
     wait_for(folder)
     sampler = fluvial.train(run, folder, device=device)
-    those, flops = wanted(study, name, run), speed.flops
+    those, flops = study.wanted(name, run), speed.flops
     there = [row for row in read(file).get("measured", ()) if Wanted(row["step"], row["sampling"], row["of"]) in those]
     result = {
         "run": name,

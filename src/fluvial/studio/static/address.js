@@ -8,3 +8,8 @@ function keep(event) {
   const run = path ? decodeURIComponent(path[1]) : new URLSearchParams(location.search).get("run");
   tab.search = run ? "?" + new URLSearchParams({ run }) : "";
 }
+
+// The address of the page has its settings. It is not changed while the browser goes to another page: it would stay.
+let leaving = 0;
+addEventListener("beforeunload", () => { leaving = Date.now(); });
+window.keepAddress = address => { if (Date.now() - leaving > 20000) history.replaceState(null, "", address); };
