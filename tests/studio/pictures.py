@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from in_browser import browsing, served
+from in_browser import browsing, go, served
 from PIL import Image
 
 HEIGHT, GAP = 480, 12  # of a row of pictures
@@ -31,7 +31,7 @@ def taken(browser, address: str, size: tuple[int, int], scheme: str) -> Image.Im
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get(address)
+    go(browser, address)
     time.sleep(8)
     found = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
     return found.resize((found.width * HEIGHT // found.height, HEIGHT), Image.Resampling.LANCZOS)

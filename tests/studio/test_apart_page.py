@@ -8,7 +8,7 @@ from dataclasses import replace
 from io import BytesIO
 
 import pytest
-from in_browser import errors_of, served, text_of, until
+from in_browser import errors_of, go, served, text_of, until
 from PIL import Image, ImageChops
 
 import fluvial
@@ -43,7 +43,7 @@ def page(browser, studio):
 
     def opened(**settings):
         query = "&".join(f"{name}={value}" for name, value in settings.items())
-        browser.get(f"{studio.address}/apart?{query}")
+        go(browser, f"{studio.address}/apart?{query}")
         until(lambda: len(pictures(browser)) == 3, WAIT, "no pictures")
         return browser
 
@@ -251,7 +251,7 @@ def test_what_cannot_be_drawn_says_why(page, browser, studio):
         ("run=../elsewhere", "is no run in"),
         ("run=sit&label=eleven", "eleven"),
     ):
-        browser.get(f"{studio.address}/apart?{query}")
+        go(browser, f"{studio.address}/apart?{query}")
         until(lambda expected=expected: expected in told_line(browser), WAIT, expected)
         assert pictures(browser) == []
 

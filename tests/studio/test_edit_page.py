@@ -9,7 +9,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from in_browser import browsing, errors_of, served, text_of, until
+from in_browser import browsing, errors_of, go, served, text_of, until
 from PIL import Image
 from test_editing import huge_png, png
 
@@ -45,7 +45,7 @@ def page(browser, studio):
 
     def opened(**settings):
         query = "&".join(f"{name}={value}" for name, value in to_query(Editing(**settings)).items())
-        browser.get(f"{studio.address}/edit?{query}")
+        go(browser, f"{studio.address}/edit?{query}")
         until(lambda: image(browser), WAIT, "no image to edit")
         return browser
 
@@ -246,14 +246,14 @@ def test_runs_and_kinds_that_cannot_be_say_why(page, browser, studio):
     page(run="sit", kind="vary")
     until(lambda: "Vary is only for runs with scales" in line(browser), WAIT)
     for name, told in (("broken", "run.json"), ("../elsewhere", "is no run in")):
-        browser.get(f"{studio.address}/edit?run={name}")
+        go(browser, f"{studio.address}/edit?run={name}")
         until(lambda told=told: told in line(browser), WAIT, told)
 
 
 def test_two_tabs_edit_at_once(page, studio, tmp_path, browser):
     page(run="sit", kind="redraw", copies=2)
     with browsing(tmp_path / "other") as other:
-        other.get(f"{studio.address}/edit?run=flowar&kind=vary")
+        go(other, f"{studio.address}/edit?run=flowar&kind=vary")
         drawn(other)
         assert "flowar" in copied(other, "As a command") and errors_of(other) == []
     drawn(browser)

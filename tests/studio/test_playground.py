@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from in_browser import browsing, errors_of, served, text_of, until
+from in_browser import browsing, errors_of, go, served, text_of, until
 from PIL import Image, ImageChops
 
 import fluvial
@@ -43,7 +43,7 @@ def page(browser, studio):
 
     def opened(**settings):
         query = "&".join(f"{name}={value}" for name, value in to_query(Scene(**settings)).items())
-        browser.get(f"{studio.address}/play?{query}")
+        go(browser, f"{studio.address}/play?{query}")
         until(lambda: picture(browser), WAIT)
         settled(browser)
         return browser
@@ -172,7 +172,7 @@ def test_keys_move_between_seeds(page):
 
 def test_a_long_picture_shows_previews_and_is_stopped(page, studio):
     browser = page(run="digits", count=4)
-    browser.get(f"{studio.address}/play?run=digits&steps=100000&count=64")
+    go(browser, f"{studio.address}/play?run=digits&steps=100000&count=64")
     until(lambda: line(browser).startswith("seed 0: step"), WAIT, "no preview")
     button(browser, "stop drawing")
     until(lambda: line(browser) == "stopped", WAIT)
@@ -197,7 +197,7 @@ def test_pinned_pictures_are_compared(page):
 def test_two_browsers_draw_at_once(page, studio, tmp_path, browser):
     page(run="digits", count=4)
     with browsing(tmp_path / "other") as other:
-        other.get(f"{studio.address}/play?run=few&x=5")
+        go(other, f"{studio.address}/play?run=few&x=5")
         until(lambda: "evaluations" in line(other), WAIT)
         assert line(other).startswith("seed 5") and line(browser).startswith("seed 0")
         assert "few" in copied(other, "As a command") and "digits" in copied(browser, "As a command")
@@ -207,9 +207,9 @@ def test_two_browsers_draw_at_once(page, studio, tmp_path, browser):
 def test_runs_that_cannot_be_drawn_from_say_why(page, browser, studio):
     page(run="digits", count=4)
     for name, told in (("broken", "run.json"), ("../elsewhere", "is no run in"), ("none", "is no run in")):
-        browser.get(f"{studio.address}/play?run={name}")
+        go(browser, f"{studio.address}/play?run={name}")
         until(lambda told=told: told in line(browser), WAIT, told)
-    browser.get(f"{studio.address}/play?run=digits&label=eleven")
+    go(browser, f"{studio.address}/play?run=digits&label=eleven")
     until(lambda: "eleven" in line(browser), WAIT)
 
 
@@ -261,12 +261,12 @@ def test_a_grid_of_two_settings_is_what_its_lines_draw(page, tmp_path):
 
 def test_the_images_of_a_run_are_shown(page, browser, studio):
     page(run="digits", count=4)
-    browser.get(f"{studio.address}/data?run=digits")
+    go(browser, f"{studio.address}/data?run=digits")
     until(lambda: "Contact sheet" in text_of(browser), WAIT)
     assert "1,257" in text_of(browser) and "As the model sees them" in text_of(browser)
-    browser.get(f"{studio.address}/data?run=broken")
+    go(browser, f"{studio.address}/data?run=broken")
     until(lambda: "These images cannot be shown" in text_of(browser), WAIT)
-    browser.get(f"{studio.address}/data?run=../elsewhere")
+    go(browser, f"{studio.address}/data?run=../elsewhere")
     until(lambda: "is no run in" in text_of(browser), WAIT)
 
 
@@ -285,5 +285,5 @@ def test_pages_are_left_while_they_draw(page, browser, studio):
     page(run="digits", count=4)
     for _ in range(2):
         for address in ("play?run=digits&count=64&steps=300", "data?run=digits", "edit?run=digits", "apart?run=digits"):
-            browser.get(f"{studio.address}/{address}")
+            go(browser, f"{studio.address}/{address}")
     page(run="few", count=4)  # what the server has printed is looked at when it ends

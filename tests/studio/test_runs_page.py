@@ -9,7 +9,7 @@ from dataclasses import replace
 from urllib.parse import quote
 
 import pytest
-from in_browser import browsing, errors_of, served, text_of, until
+from in_browser import browsing, errors_of, go, served, text_of, until
 from PIL import Image
 from selenium.common.exceptions import ElementNotInteractableException, StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
@@ -55,7 +55,7 @@ def page(browser, studio):
     errors_of(browser)
 
     def opened(address):
-        browser.get(f"{studio.address}{address}")
+        go(browser, f"{studio.address}{address}")
         return browser
 
     yield opened
@@ -120,7 +120,7 @@ def test_many_runs_are_searched_and_sorted_and_only_what_changes_is_redrawn(brow
     for i in range(10):
         shutil.copytree(root / "digits", tmp_path / f"run-{i}")
     with served(tmp_path) as studio:
-        browser.get(studio.address)
+        go(browser, studio.address)
         one(browser, ".at-search input").send_keys("run-3")
         shown = "return [...document.querySelectorAll('.at-run')].filter(e => e.offsetWidth).map(e => e.pathname)"
         until(lambda: browser.execute_script(shown) == ["/run/run-3"], WAIT, "it does not search")
@@ -303,7 +303,7 @@ def test_nothing_is_wider_than_a_phone(studio, tmp_path):
         metrics = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         for address in ("/", "/run/digits", "/run/broken"):
-            browser.get(studio.address + address)
+            go(browser, studio.address + address)
             one(browser, ".at-run, canvas")
             assert browser.execute_script("return document.documentElement.scrollWidth") <= 390, address
 

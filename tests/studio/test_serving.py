@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from in_browser import browsing, errors_of, served, text_of, until
+from in_browser import browsing, errors_of, go, served, text_of, until
 
 from fluvial import cli
 
@@ -57,7 +57,7 @@ def test_no_file_outside_its_own_is_served(studio, path):
 
 
 def test_nothing_is_fetched_from_elsewhere(studio, browser):
-    browser.get(studio.address)
+    go(browser, studio.address)
     until(lambda: "No runs" in text_of(browser))
     asked = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
     assert asked and [name for name in asked if not name.startswith((studio.address, "data:"))] == []
@@ -73,7 +73,7 @@ def test_another_host_asks_for_the_token_that_it_prints(tmp_path):
         status, _, headers = answer(studio, f"/play?run=a&token={token}")
         assert status == 303 and headers["location"] == "/play?run=a"
         with browsing(tmp_path / "profile") as browser:
-            browser.get(f"{studio.address}/?token={token}")
+            go(browser, f"{studio.address}/?token={token}")
             until(lambda: "No runs" in text_of(browser))
             assert token not in browser.current_url
             assert errors_of(browser) == []
