@@ -222,6 +222,41 @@ def test_times_of_a_sequence():
     assert not torch.equal(drawn.noise[:, 0], drawn.noise[:, 1])  # every image has its own
 
 
+def test_a_sequence_may_be_the_path_of_one_image():
+    """Its points lie on a line from one noise to one image, and the target is the velocity of this line."""
+    model, x, t = tiny().train(), torch.randn(3, 4, 3, 4, 6), torch.rand(3, 4)
+    labels, noise = torch.tensor([0, 1, 2]), torch.randn_like(x)
+    chance = {"t": t, "noise": noise, "drop": torch.zeros(3, dtype=torch.bool)}
+    own = torch.tensor([True, False, True])
+    expected = arflow.errors(model, x, labels, arflow.Draws(**chance))
+    found = arflow.errors(model, x, labels, arflow.SequenceDraws(**chance, own=own))
+    torch.testing.assert_close(found[1], expected[1])
+    for row in (0, 2):
+        along = t[row][:, None, None, None]
+        points = (1 - along) * noise[row, 0] + along * x[row, 0]
+        v, _ = model(points[None], t[row][None], labels[row][None])
+        error = (v[0] - (x[row, 0] - noise[row, 0])).square().mean(dim=(1, 2, 3))
+        torch.testing.assert_close(found[row], error)
+    torch.testing.assert_close(
+        arflow.errors(model.eval(), x, labels, arflow.SequenceDraws(**chance, own=own)),
+        arflow.errors(model.eval(), x, labels, arflow.Draws(**chance)),
+    )  # validation is of different images, whatever training is of
+
+
+def test_the_share_of_such_sequences_and_no_draw_without_them():
+    shape, of = (4000, 2, 1, 2, 2), {**TINY, "size": (2, 2), "channels": 1, "patch": 1}
+    plain, some = (arflow.ARFlowConfig(**of, own_path=share) for share in (0.0, 0.3))
+    first, second = (
+        arflow.draws(config, shape, generator=torch.Generator().manual_seed(3), device="cpu")
+        for config in (plain, some)
+    )
+    assert first.own is None and second.own.float().mean() == pytest.approx(0.3, abs=0.03)
+    assert torch.equal(first.t, second.t) and torch.equal(first.noise, second.noise)
+    assert torch.equal(first.drop, second.drop) and torch.equal(second[1:3].own, second.own[1:3])
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\]: {'own_path': 1.5}"):
+        arflow.ARFlowConfig(**TINY, own_path=1.5)
+
+
 @torch.no_grad()
 def test_bf16_autocast_stays_close_and_keeps_the_history_in_float32():
     model, x, t = tiny(), torch.randn(2, 4, 3, 4, 6), torch.rand(2, 4)

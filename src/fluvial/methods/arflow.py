@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fluvial.flow.guidance import Guidance, guided, labels_of_both
@@ -44,7 +44,7 @@ from fluvial.nn.layers import (
     layer_norm,
     modulate,
 )
-from fluvial.utils.checks import at_least
+from fluvial.utils.checks import at_least, probabilities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,9 @@ class ARFlowConfig(DiTConfig):
     """Images in a training sequence (release: 5, hard-wired)."""
     sorted_times: bool = True
     """Sort the times of a sequence, noisiest image first (release); False leaves them as drawn."""
+    own_path: float = 0.0
+    """Share of the training sequences that are one image on its path from one noise, as in sampling, where the release
+    always takes different images of the class. It is not of the paper."""
     qkv_norm: QkvNorm = "width"
     """RMS norm of q, k and v over the whole width (release) or per head."""
     history_decay: HistoryDecay = "raster"
@@ -65,6 +68,7 @@ class ARFlowConfig(DiTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(1, self, "images_per_sequence")
+        probabilities(self, "own_path")
 
 
 def preset(name: str, **overrides: Any) -> ARFlowConfig:  # noqa: ANN401 - any field of ARFlowConfig
@@ -142,19 +146,30 @@ Config = ARFlowConfig
 Model = ARFlow
 
 
+@dataclass(frozen=True, kw_only=True)
+class SequenceDraws(Draws):
+    """The random draws of a training step on sequences."""
+
+    own: Bool[Tensor, " b"] | None = None
+    """True for a sequence that is the path of its first image, from its first noise; None if none is."""
+
+
 def draws(
     config: ARFlowConfig, shape: Sequence[int], *, generator: torch.Generator | None = None, device: torch.device | str
-) -> Draws:
+) -> SequenceDraws:
     """Samples t (b, s), noise and the label-drop mask (b,) of one training step on latents of this shape.
 
     Every image of a sequence has its own time and its own noise; the label is dropped for the sequence as a whole.
     """
     t = TIME_SAMPLINGS[config.time_sampling](shape[:2], generator=generator, device=device)
-    return Draws(
+    found = SequenceDraws(
         t=sorted_along_sequence(t) if config.sorted_times else t,
         noise=torch.randn(shape, generator=generator, device=device),
         drop=torch.rand(shape[:1], generator=generator, device=device) < config.label_drop,
     )
+    if not config.own_path:
+        return found
+    return replace(found, own=torch.rand(shape[:1], generator=generator, device=device) < config.own_path)
 
 
 def errors(
@@ -162,14 +177,17 @@ def errors(
 ) -> Float[Tensor, "b s"]:
     """The mean squared velocity error |v - u_t|^2 of each image of each sequence (released transport.py).
 
-    Labels are dropped in training mode only.
+    Labels are dropped, and sequences of one image made, in training mode only.
     """
-    config = cast(ARFlowConfig, model.config)
+    config, noise = cast(ARFlowConfig, model.config), draws.noise
     if model.training and labels is not None:
         labels = labels.masked_fill(draws.drop, config.classes)
+    own = getattr(draws, "own", None)
+    if model.training and own is not None:
+        latents, noise = (torch.where(own[:, None, None, None, None], x[:, :1], x) for x in (latents, noise))
     path = INTERPOLANTS[config.interpolant]
-    velocity, _ = model(x_t(path, draws.noise, latents, draws.t), draws.t, labels)
-    return mean_squares(config, velocity.float() - u_t(path, draws.noise, latents, draws.t))
+    velocity, _ = model(x_t(path, noise, latents, draws.t), draws.t, labels)
+    return mean_squares(config, velocity.float() - u_t(path, noise, latents, draws.t))
 
 
 def velocities_along(
