@@ -17,7 +17,7 @@ SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 PAGES = {
     "runs": "/",
     "run": "/run/{run}",
-    "playground": "/play?run={run}",
+    "playground": "/play?run={drawn}",
     "steps": "/apart?run={scales}",
     "edit": "/edit?run={scales}",
     "data": "/data?run={run}",
@@ -43,10 +43,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--run", default="digits-arflow")
     parser.add_argument("--scales", default="digits-flowar", help="a run of FlowAR")
+    parser.add_argument("--drawn", default="digits-sit", help="the run of the playground")
+    parser.add_argument("--only", nargs="+", default=list(PAGES), choices=PAGES, help="pages")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as profile, served(options.root) as studio, browsing(Path(profile)) as browser:
-        for name, page in PAGES.items():
-            address = studio.address + page.format(run=options.run, scales=options.scales)
+        for name in options.only:
+            named = {"run": options.run, "scales": options.scales, "drawn": options.drawn}
+            address = studio.address + PAGES[name].format(**named)
             shots = [taken(browser, address, size, scheme) for size in SIZES.values() for scheme in ("light", "dark")]
             width = sum(shot.width for shot in shots) + GAP * (len(shots) + 1)
             sheet, left = Image.new("RGB", (width, HEIGHT + 2 * GAP), "#888888"), GAP
