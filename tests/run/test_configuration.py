@@ -13,6 +13,8 @@ from fluvial.run.commented import comments
 from fluvial.run.configuration import base_run, changes, configuration_text, known_settings, read_configuration
 from fluvial.run.folder import RunFolder, record_of
 from fluvial.sampling.settings import Dopri5, Heun
+from fluvial.tools.estimate import parameters
+from fluvial.tools.study.plan import read_study
 from fluvial.training.config import TrainConfig
 from fluvial.utils.yaml_text import parse
 
@@ -316,4 +318,17 @@ def test_there_are_examples():
 def test_the_yaml_of_the_pages_can_be_used(page, read):
     make_run(ARFLOW, "runs/digits-arflow")
     for text in BLOCK.findall(page.read_text()):
-        assert read(text)
+        if page.name == "studies.md":
+            Path("study.yaml").write_text(text)
+            assert read_study("study.yaml").runs
+        else:
+            assert read(text)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda file: file.name)
+def test_the_studies_that_are_here_can_be_read(file):
+    plan = read_study(file)
+    counts = [sum(parameters(run).values()) for run in plan.runs.values()]
+    assert len(plan.runs) > 1
+    if file.name != "digits.yaml":  # whose recipes are as they are
+        assert max(counts) <= 1.1 * min(counts), dict(zip(plan.runs, counts, strict=True))
