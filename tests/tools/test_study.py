@@ -342,7 +342,7 @@ def test_runs_that_compute_alike_have_one_speed(tmp_path, capsys, monkeypatch):
     study(read_study(written(tmp_path, text)), tmp_path / "out", only_plan=True)
     assert fake.names == ["Narrow, low", "Wide, low"]
     said = capsys.readouterr().out
-    assert said.count("measuring how fast") == 2 and "4 runs x 2 seeds, 480 images seen each; 8 to do" in said
+    assert said.count("measuring how fast") == 2 and "4 runs, 2 seeds each, 480 images seen; 8 to do" in said
     study(read_study(written(tmp_path, text)), tmp_path / "out", only_plan=True)
     assert len(fake.names) == 2
     speeds = [json.loads(file.read_text()) for file in sorted((tmp_path / "out" / "results").glob("*-speed.json"))]

@@ -108,7 +108,7 @@ def _about(plan: Study, results: Sequence[Result]) -> html.Html:
     """Sentences on the set-up."""
     first, measured = results[0], results[0]["measured"][-1]
     cpu, done = first["machine"], sum(1 for _ in results)
-    budget = f"{plan.budget.told} for each of {len(plan.runs)} runs and {len(plan.seeds)} seeds"
+    budget = f"{plan.budget.told} for each of {len(plan.runs)} runs and {_count(len(plan.seeds), 'seed')}"
     lines = [
         f"{budget[0].upper()}{budget[1:]}; {done} of {len(plan.runs) * len(plan.seeds)} are done.",
         f"{plan.measure.count:,} samples each with the same noise (seed {plan.measure.seed}), in features of "
@@ -161,6 +161,10 @@ def _differences(plan: Study, results: Sequence[Result]) -> html.Html:
     return html.section(title, html.table(header, lines), html.note(f"{note}. study.json has all scores."))
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
+
+
 def _shown(results: Sequence[Result]) -> list[str]:
     return [name for name in SHOWN if name in scores.names(results)]
 
@@ -182,11 +186,14 @@ def _verdict(found: Difference | None) -> object:
         return "-"
     kind = {"better": "ok", "worse": "wrong", "": "dim"}[found.verdict]
     told = _told(found.mean, "+").replace("-", "\N{MINUS SIGN}")
-    return html.joined([told, html.element("span", found.verdict or "no difference seen", klass=f"{kind} small")])
+    seen = found.verdict or ("one seed" if found.mean.error is None else "no difference seen")
+    return html.joined([told, html.element("span", seen, klass=f"{kind} small")])
 
 
 def _curves(plan: Study, results: Sequence[Result]) -> bytes | str:
     """Scores of the first sampling along the training, as a PNG; or why there is none."""
+    if plan.measure.points == 1:
+        return "Runs are measured in the end alone: measure.points is 1."
     try:
         require("matplotlib", extra="plot", why="drawing curves")
     except ValueError as error:
@@ -206,7 +213,7 @@ def _curves(plan: Study, results: Sequence[Result]) -> bytes | str:
                     values, errors = [m.value for m in means], [m.error or 0.0 for m in means]
                     colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
                     axes.errorbar(places, values, errors, color=colour, linestyle=style, marker="o", ms=3, label=run)
-            axes.set_xlim(left=0)
+            axes.set_xlim(0, 1.04 * axes.dataLim.x1 if axes.has_data() else None)
             axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
             axes.grid(True, color="#dddddd", linewidth=0.6)

@@ -129,7 +129,7 @@ def _computes_alike(plan: Study, name: str, other: str) -> bool:
 def told(plan: Study, speeds: dict[str, Speed], rest: int) -> str:
     """The plan as lines of text."""
     lines = [plan.question] if plan.question else []
-    lines.append(f"{len(plan.runs)} runs x {len(plan.seeds)} seeds, {plan.budget.told} each; {rest} to do")
+    lines.append(f"{len(plan.runs)} runs, {len(plan.seeds)} seeds each, {plan.budget.told}; {rest} to do")
     width = max(len(name) for name in plan.runs)
     for name, speed in speeds.items():
         run = plan.run(name, 0, speed)
