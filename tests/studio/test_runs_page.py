@@ -148,7 +148,7 @@ def test_a_run_has_curves_pictures_findings_and_settings(page, root):
     for title in ("Learning rate", "Gradient norm", "Images/s", "Validation loss by time t", "step 40"):
         shows(browser, title)
     shows(browser, "of 14 checks", ".at-findings")
-    shows(browser, "no scores yet", ".at-scores")
+    shows(browser, "no score:", ".at-scores")
     shows(browser, "no recipe to compare with", ".at-differing")
     one(browser, ".at-settings .q-item").click()
     shows(browser, "train.batch\t16", ".at-settings")

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fluvial.studio.curves import reader
-from fluvial.tools.runs import look, record
+from fluvial.tools.runs import record
 
 if TYPE_CHECKING:
-    from fluvial.config import Run
     from fluvial.tools.doctor.check import Check
     from fluvial.tools.report.contents import Gathered
 
 LONG = 2**24  # bytes of a log, above which the rows that the curves show are checked in place of all
-SMOKE = "-smoke"  # the end of the recipe's name in a run of `--smoke`
 
 
 def findings(folder: Path) -> str:
@@ -58,68 +56,30 @@ def images_per_step(folder: Path) -> int:
 
 def _gathered(folder: Path, name: str, *, checked: bool = False) -> "Gathered":
     """The parts of a report that are shown here."""
-    from fluvial.metrics import report as cards
-    from fluvial.run.folder import RunFolder
-    from fluvial.tools.report.contents import Gathered
+    from fluvial.tools.report import run_of_recipe
+    from fluvial.tools.report.gather import gather
 
-    there = RunFolder(folder)
-    run, recipe = there.run(), there.record().get("recipe")
-    card = f"no scores yet: `fluvial score {folder}` measures them"
-    checks: list[Check] | str = ""
-    if checked:
-        try:
-            checks = _checks(folder, run, there.record())
-        except (ValueError, OSError) as error:
-            checks = str(error)
-    if there.card.exists():
-        try:
-            card = cards.read(there.card)
-        except (ValueError, OSError) as error:
-            card = str(error)
-    return Gathered(
-        name=name,
-        folder=folder,
-        listed=look(folder),
-        run=run,
-        recipe=recipe,
-        original=_original(recipe or ""),
-        parameters=None,
-        rows="",
-        card=card,
-        checks=checks,
-        grids="",
-    )
+    return gather(folder, name, _checks if checked else None, run_of_recipe, whole=False)
 
 
-def _checks(folder: Path, run: "Run", known: Mapping[str, Any]) -> "list[Check]":
+def _checks(folder: Path) -> "list[Check]":
     """The checks of `fluvial doctor`; those of a long log are made on the rows of its curves, which spares memory."""
+    from fluvial.run.folder import RunFolder
     from fluvial.tools.doctor import doctor, examine
 
-    log = folder / "log.jsonl"
+    log, there = folder / "log.jsonl", RunFolder(folder)
     if not log.is_file() or log.stat().st_size <= LONG:
         return doctor(folder)
-    read = reader(log)
+    read, known = reader(log), there.record()
     while read.searched < 1 or not read.version:
         read.look()
-    found = examine(
-        run,
+    return examine(
+        there.run(),
         read.rows,
         latents=f"of a long log, `fluvial doctor {folder}` checks them",
         recipe=known.get("recipe"),
         continued=known.get("start") is not None,
     )
-    return found
-
-
-def _original(recipe: str) -> "Run | None":
-    """The run of a recipe, or of `train --smoke` with it; None for a name that is not known."""
-    from fluvial import recipes
-
-    try:
-        run = recipes.get(recipe.removesuffix(SMOKE))
-    except ValueError:
-        return None
-    return recipes.smoke(run) if recipe.endswith(SMOKE) else run
 
 
 def _or_reason(title: str, make: Callable[[], str]) -> str:

@@ -21,7 +21,7 @@ def report(folders: Sequence[Path], out: Path, doctor: Doctor) -> Path:
     Raises ValueError if one of them is no run folder.
     """
     names = short_names(folders)
-    runs = [gather(folder, name, doctor, _recipe) for folder, name in zip(folders, names, strict=True)]
+    runs = [gather(folder, name, doctor, run_of_recipe) for folder, name in zip(folders, names, strict=True)]
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     parts = [
         sections.heading(title, runs),
@@ -38,7 +38,7 @@ def report(folders: Sequence[Path], out: Path, doctor: Doctor) -> Path:
     return out
 
 
-def _recipe(name: str) -> Run | None:
+def run_of_recipe(name: str) -> Run | None:
     """The run of a recipe, or of `train --smoke` with it; None for a name that is not known."""
     try:
         run = recipes.get(name.removesuffix(SMOKE))

@@ -29,8 +29,11 @@ SMALL, WHOLE = 420, 1400  # pixels of the longer side, to which earlier grids an
 QUALITY = 88  # of JPEG, for what was reduced
 
 
-def gather(folder: Path, name: str, doctor: Doctor, recipe: Recipe) -> Gathered:
-    """The parts of a report about a run. Raises ValueError if its run.json cannot be read."""
+def gather(folder: Path, name: str, doctor: Doctor | None, recipe: Recipe, *, whole: bool = True) -> Gathered:
+    """The parts of a report about a run, with the checks of `doctor` if there is one.
+
+    `whole` are parameters, curves and pictures too. Raises ValueError if its run.json cannot be read.
+    """
     there = RunFolder(folder)
     run, named = there.run(), there.record().get("recipe")
     card = f"no score: `{join(['fluvial', 'score', str(folder)])}` makes one"
@@ -41,11 +44,11 @@ def gather(folder: Path, name: str, doctor: Doctor, recipe: Recipe) -> Gathered:
         run=run,
         recipe=named,
         original=recipe(named or ""),
-        parameters=_parameters(run),
-        rows=_or_reason(lambda: log.read(folder)),
+        parameters=_parameters(run) if whole else None,
+        rows=_or_reason(lambda: log.read(folder)) if whole else "",
         card=_or_reason(lambda: cards.read(there.card)) if there.card.exists() else card,
-        checks=_or_reason(lambda: doctor(folder)),
-        grids=_grids(there.samples),
+        checks="" if doctor is None else _or_reason(lambda: doctor(folder)),
+        grids=_grids(there.samples) if whole else "",
     )
 
 
