@@ -22,6 +22,7 @@ from torch import Tensor  # noqa: E402
 
 from fluvial.methods import method_of  # noqa: E402
 from fluvial.tools import timing  # noqa: E402
+from fluvial.tools.study import speed  # noqa: E402
 from fluvial.training.step import loss_of  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -31,6 +32,7 @@ SHARED = Path(__file__).parents[2] / "shared"  # real images and autoencoders, w
 def pytest_configure() -> None:
     torch.set_num_threads(1)
     timing.MEASURED = 0.1  # plans need not be good
+    speed.TRIAL = 0.1  # nor comparisons fair
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
