@@ -20,7 +20,7 @@ from fluvial.cli import main
 from fluvial.tools.study import files, page, scores, speed
 from fluvial.tools.study.files import slug
 from fluvial.tools.study.plan import read_study
-from fluvial.tools.study.run import study
+from fluvial.tools.study.run import StudyError, study
 from fluvial.tools.study.study import Budget, Speed, scheduled
 from fluvial.utils.atomic import check_unlocked
 
@@ -144,9 +144,9 @@ def test_speeds_are_those_of_training_and_drawing(monkeypatch):
     monkeypatch.setattr(speed, "TRIAL", 0.2)
     monkeypatch.setattr(speed, "FEWEST", 6)
     run = recipes.smoke(recipes.get("digits-sit"))
-    found = speed.speed_of(run, {"own": run.sample, "few": replace(run.sample, steps=1)})
+    found, sampler = speed.speed_of(run, {"own": run.sample, "few": replace(run.sample, steps=1)})
     assert 1e-4 < found.seconds < 60 and found.flops > 6 * run.train.batch * found.parameters
-    assert found.sampling["few"] > found.sampling["own"] > 0
+    assert found.sampling["few"] > found.sampling["own"] > 0 and sampler.step == 6
 
 
 def speeds_there(out: Path, file: Path) -> None:
@@ -364,3 +364,14 @@ class Begun:
 
     def wait(self) -> int:
         return 0
+
+
+def test_what_cannot_be_measured_is_refused_before_it_is_trained(tmp_path):
+    for old, new, told in (
+        ("points: 2", "points: 2, features: none.pt", "none.pt"),
+        ("points: 2", "points: 2, reference: nowhere", "nowhere"),
+    ):
+        out = tmp_path / new[-4:]
+        with pytest.raises(StudyError, match=f"the speed of Narrow cannot be measured: .*{told}"):
+            study(read_study(written(tmp_path, SMALL.replace(old, new))), out, device="cpu", say=lambda line: None)
+        assert not (out / "narrow" / "seed-0").exists()

@@ -37,16 +37,19 @@ def _trial(run: Run, steps: int, device: torch.device | str | None) -> tuple[flo
     return run.images_per_step / float(speeds[-1]), sampler
 
 
-def speed_of(run: Run, samplings: Mapping[str, SampleConfig], device: torch.device | str | None = None) -> Speed:
-    """Measures how fast a run trains and draws."""
+def speed_of(
+    run: Run, samplings: Mapping[str, SampleConfig], device: torch.device | str | None = None
+) -> tuple[Speed, fluvial.Sampler]:
+    """Measures how fast a run trains and draws; returns the sampler of the trial, too."""
     seconds, sampler = seconds_of_training(run, device)
     drawn = {}
     for name, settings in samplings.items():
         sampler.sample(1, settings=settings)  # initialises
         drawn[name] = round(DRAWN / sum(sampler.sample(DRAWN, settings=settings).seconds.values()), 2)
-    return Speed(
+    speed = Speed(
         seconds=seconds,
         flops=estimate.flops(run).total,
         parameters=sum(estimate.parameters(run).values()),
         sampling=drawn,
     )
+    return speed, sampler

@@ -28,6 +28,7 @@ from fluvial.utils.files import make_folder
 GRACE = 120.0  # seconds for which the folder of a run is waited for
 LOOKS_EVERY = 0.5  # seconds
 SHOWN = 10  # samples of a run that the page shows
+FEW = 20  # samples that are measured to see whether they can be
 
 
 def train_and_measure(study: Study, out: Path, name: str, seed: int, device: str) -> None:
@@ -70,16 +71,7 @@ def train_and_measure(study: Study, out: Path, name: str, seed: int, device: str
 
 def measured(study: Study, name: str, sampler: Sampler, each: Wanted, device: str) -> dict[str, Any]:
     """The scores of samples of these weights."""
-    how = study.measure
-    card = fluvial.score(
-        sampler,
-        count=how.count,
-        seed=how.seed,
-        settings=study.samplings[name][each.sampling],
-        features=how.features,
-        reference=how.reference,
-        device=device,
-    )
+    card = score(study, name, sampler, each.sampling, study.measure.count, device)
     sampling = card["sampling"]
     return {
         "step": each.step,
@@ -90,6 +82,20 @@ def measured(study: Study, name: str, sampler: Sampler, each: Wanted, device: st
         "reference": card["reference"],
         "evaluations": sampling["nfe"] + (sampling["nfe_null"] or 0),
     }
+
+
+def score(study: Study, name: str, sampler: Sampler, sampling: str, count: int, device: str) -> dict[str, Any]:
+    """The card of so many samples."""
+    how = study.measure
+    return fluvial.score(
+        sampler,
+        count=count,
+        seed=how.seed,
+        settings=study.samplings[name][sampling],
+        features=how.features,
+        reference=how.reference,
+        device=device,
+    )
 
 
 def write_samples(study: Study, name: str, sampler: Sampler, folder: Path) -> None:
@@ -127,7 +133,8 @@ def main() -> None:
     out = Path(folder)
     study = read_study(out / FILE)
     if what == "speed":
-        speed = speed_of(study.runs[name], study.samplings[name], device)
+        speed, sampler = speed_of(study.runs[name], study.samplings[name], device)
+        score(study, name, sampler, next(iter(study.samplings[name])), FEW, device)  # before hours of training
         make_folder(out / RESULTS)
         write_json(speed_file(out, name), {"run": name, "speed": asdict(speed), "machine": machine(device)})
     else:
