@@ -2,14 +2,12 @@
 
 import logging
 import socket
-import sys
 from pathlib import Path
 
 from fluvial.studio.guard import Guard, is_loopback, new_token
 from fluvial.studio.shared import Studio
 from fluvial.utils.extras import require
 
-SWITCH = 5e-4  # seconds for which a thread that draws keeps the others waiting, which is 5e-3 by default
 STATIC = Path(__file__).parent / "static"
 
 
@@ -26,7 +24,6 @@ def serve(root: Path, *, host: str = "127.0.0.1", port: int = 7860, show: bool =
     from fluvial.studio.given import UploadLimit
     from fluvial.studio.pages import apart, data, edit, playground, run, runs
 
-    sys.setswitchinterval(SWITCH)
     studio = Studio(root)
     token = "" if is_loopback(host) else token or new_token()
     app.add_middleware(UploadLimit)
