@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from scipy import stats
 import fluvial
 from fluvial import recipes
 from fluvial.cli import main
-from fluvial.tools.study import files, page, scores, speed
+from fluvial.tools.study import files, page, scores, speed, work
 from fluvial.tools.study.files import slug
 from fluvial.tools.study.plan import read_study
 from fluvial.tools.study.run import StudyError, study
@@ -141,7 +142,7 @@ def test_only_more_than_twice_the_error_is_called_better_or_worse(values, name, 
 
 
 def test_speeds_are_those_of_training_and_drawing(monkeypatch):
-    monkeypatch.setattr(speed, "TRIAL", 0.2)
+    monkeypatch.setattr(speed, "TRIAL", 0.0)  # a quick machine would take more steps than the fewest
     monkeypatch.setattr(speed, "FEWEST", 6)
     run = recipes.smoke(recipes.get("digits-sit"))
     found, sampler = speed.speed_of(run, {"own": run.sample, "few": replace(run.sample, steps=1)})
@@ -375,3 +376,31 @@ def test_what_cannot_be_measured_is_refused_before_it_is_trained(tmp_path):
         with pytest.raises(StudyError, match=f"the speed of Narrow cannot be measured: .*{told}"):
             study(read_study(written(tmp_path, SMALL.replace(old, new))), out, device="cpu", say=lambda line: None)
         assert not (out / "narrow" / "seed-0").exists()
+
+
+def test_a_sampling_that_is_added_leaves_the_steps_as_they_are(tmp_path, monkeypatch):
+    """Its speed is measured anew, and with it that of training, which steps of runs that are there follow from."""
+    first = SMALL.replace("budget.images: 480", "budget.seconds: 10")
+    more = first + "  one: {sample.steps: 1, sample.guidance.weight: 1}\n"
+    out, seconds = tmp_path / "out", iter((0.5, 0.25, 0.2, 0.1))
+
+    def speed_of(run, samplings, device):
+        sampling = dict.fromkeys(samplings, 1.0)
+        return Speed(seconds=next(seconds), flops=10, parameters=10, sampling=sampling), None
+
+    def process(out, name, what, device):
+        monkeypatch.setattr("sys.argv", ["work", str(out), name, what, device])
+        work.main()
+        return SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(work, "speed_of", speed_of)
+    monkeypatch.setattr(work, "score", lambda *told: None)
+    monkeypatch.setattr("fluvial.tools.study.run._begun", process)
+    steps = []
+    for text in (first, more):
+        plan = read_study(written(tmp_path, text))
+        study(plan, out, only_plan=True, say=lambda line: None)
+        speeds = [Speed(**files.read(files.speed_file(out, name))["speed"]) for name in plan.runs]
+        steps.append([plan.run(name, 0, speed).train.steps for name, speed in zip(plan.runs, speeds, strict=True)])
+        assert all(speed.sampling.keys() == set(plan.samplings["Wide"]) for speed in speeds)
+    assert steps == [[20, 40], [20, 40]] and next(seconds, None) is None

@@ -64,16 +64,21 @@ def read_configuration(file: Path | str) -> Configuration:
         raise ValueError(f"{file} has another ending than {', '.join(ENDINGS)}")
     if not file.exists():
         raise ValueError(f"{file} does not exist{closest(str(file))}")
+    text = text_of(file)
+    kinds = {".py": _of_python, ".json": run_of}
+    kind = kinds.get(file.suffix.lower())
+    return Configuration(run=_of_yaml(text, str(file)) if kind is None else kind(file), file=file, text=text)
+
+
+def text_of(file: Path) -> str:
+    """The text in a file of settings. Raises ValueError if it is none, or far too long."""
     content = read_bytes(file)
     if len(content) > LARGEST:
         raise ValueError(f"{file} has {len(content):,} bytes, more than any file of settings")
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no text in UTF-8: {error.reason} at byte {error.start}") from error
-    kinds = {".py": _of_python, ".json": run_of}
-    kind = kinds.get(file.suffix.lower())
-    return Configuration(run=_of_yaml(text, str(file)) if kind is None else kind(file), file=file, text=text)
 
 
 def configuration_text(run: Run, *, base: str = "") -> str:

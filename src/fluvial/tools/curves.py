@@ -168,8 +168,7 @@ def _panel(histories: Sequence[History], key: str, part: str | None = None) -> D
             if not len(steps):
                 continue
             everything.append(values)
-            colour = COLOURS[i % len(COLOURS)]
-            style = ("-", "--", ":")[i // len(COLOURS) % 3]
+            colour, style = look_of(i)
             if key == "loss":
                 axes.plot(scale(steps), values, style, color=colour, alpha=0.25, linewidth=1, label="_raw")
                 values = smoothed(values)
@@ -189,6 +188,11 @@ def _panel(histories: Sequence[History], key: str, part: str | None = None) -> D
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
     return draw
+
+
+def look_of(i: int) -> tuple[str, str]:
+    """The colour and style of the lines of run i."""
+    return COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
 
 
 def _parts(history: History, key: str, count: int) -> Draw:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ def result_file(out: Path, name: str, seed: int) -> Path:
 def speed_file(out: Path, name: str) -> Path:
     """The file of the speed of a run."""
     return out / RESULTS / f"{slug(name)}-speed.json"
+
+
+def kept_steps(before: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """A speed that is measured again for a new sampling: training keeps the one that its steps follow from."""
+    if not before:
+        return dict(measured)
+    return {**measured, "speed": {**measured["speed"], "seconds": before["speed"]["seconds"]}}
 
 
 def read(file: Path) -> dict[str, Any]:

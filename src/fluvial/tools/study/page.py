@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fluvial.tools.curves import COLOURS
+from fluvial.tools.curves import look_of
 from fluvial.tools.report import html
 from fluvial.tools.study import scores
 from fluvial.tools.study.files import FILE, folder_of, read, speed_file
@@ -29,8 +29,9 @@ Row = tuple[str, str]
 
 def write_page(plan: Study, out: Path, results: Sequence[Result]) -> Path:
     """Writes study.json, curves.png, samples.png and index.html of these results; returns the path of the page."""
-    write_json(out / "study.json", summary(plan, out, results))
-    parts = [_about(plan, results), _means(plan, out, results), _differences(plan, results)]
+    found = summary(plan, out, results)
+    write_json(out / "study.json", found)
+    parts = [_about(plan, results), _means(plan, found, results), _differences(plan, results)]
     for title, file, picture in (
         ("Curves", "curves.png", _curves(plan, results)),
         ("Samples", "samples.png", _samples(plan, out)),
@@ -107,25 +108,25 @@ def _difference(plan: Study, results: Sequence[Result], row: Row, name: str) -> 
 def _about(plan: Study, results: Sequence[Result]) -> html.Html:
     """Sentences on the set-up."""
     first, measured = results[0], results[0]["measured"][-1]
-    cpu, done = first["machine"], sum(1 for _ in results)
+    machine = first["machine"]
     budget = f"{plan.budget.told} for each of {len(plan.runs)} runs and {_count(len(plan.seeds), 'seed')}"
     lines = [
-        f"{budget[0].upper()}{budget[1:]}; {done} of {len(plan.runs) * len(plan.seeds)} are done.",
+        f"{budget[0].upper()}{budget[1:]}; {len(results)} of {len(plan.runs) * len(plan.seeds)} are done.",
         f"{plan.measure.count:,} samples each with the same noise (seed {plan.measure.seed}), in features of "
         f"{measured['extractor']['name']}, against {measured['reference']['name']}.",
-        f"{cpu['gpu'] or cpu['cpu']} ({cpu['instructions']}), one thread for each run, PyTorch {cpu['torch']}, fluvial "
-        f"{first['fluvial']}. Speeds were measured alone, before the first run.",
+        f"{machine['gpu'] or machine['cpu']} ({machine['instructions']}), one thread for each run, PyTorch "
+        f"{machine['torch']}, fluvial {first['fluvial']}. Speeds were measured alone, before the first run.",
     ]
     return html.joined(html.element("p", line, klass="dim") for line in lines)
 
 
-def _means(plan: Study, out: Path, results: Sequence[Result]) -> html.Html:
+def _means(plan: Study, found: dict, results: Sequence[Result]) -> html.Html:
     """Means over seeds, with standard errors."""
     known = _shown(results)
     sampling = ["sampling"] if _several(plan) else []
     header = ["run", *sampling, "parameters", "steps", "images seen", "evaluations", "images/s", *map(_plain, known)]
     lines = []
-    for row in summary(plan, out, results)["rows"]:
+    for row in found["rows"]:
         cells = [
             f"{row['parameters'] / 1e6:.2f}M",
             f"{row['steps']:,}",
@@ -211,7 +212,7 @@ def _curves(plan: Study, results: Sequence[Result]) -> bytes | str:
                 places, means = scores.curve(results, run, sampling, name, by)
                 if places:
                     values, errors = [m.value for m in means], [m.error or 0.0 for m in means]
-                    colour, style = COLOURS[i % len(COLOURS)], ("-", "--", ":")[i // len(COLOURS) % 3]
+                    colour, style = look_of(i)
                     axes.errorbar(places, values, errors, color=colour, linestyle=style, marker="o", ms=3, label=run)
             axes.set_xlim(0, 1.04 * axes.dataLim.x1 if axes.has_data() else None)
             axes.xaxis.set_major_locator(MaxNLocator(5))

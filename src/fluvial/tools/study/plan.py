@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fluvial.config import Run
-from fluvial.run.configuration import LARGEST, run_with
+from fluvial.run.configuration import run_with, text_of
 from fluvial.sampling.settings import SampleConfig
 from fluvial.tools.study.study import Budget, Measure, Study
-from fluvial.utils.files import read_bytes
 from fluvial.utils.places import closest
 from fluvial.utils.yaml_text import Settings, parse
 
@@ -23,6 +22,7 @@ OF_STUDY = {
     "seed": "is one of the seeds",
 }
 """Settings of a run that a study sets itself."""
+EMPTY = Settings({}, {}, [])
 USUAL = "usual"  # the name of the run's own sampling, if no others are named
 
 
@@ -38,14 +38,9 @@ def read_study(file: Path | str) -> Study:
         raise ValueError(
             f"{file} is no file{closest(str(file))}; expected a study in YAML, such as studies/digits.yaml"
         )
-    content = read_bytes(file)
-    if len(content) > LARGEST:
-        raise ValueError(f"{file} has {len(content):,} bytes, more than any study")
+    text = text_of(file)
     try:
-        text = content.decode("utf-8-sig")
         return replace(_study(parse(text), str(file)), text=text)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text in UTF-8: {error.reason} at byte {error.start}") from error
     except ValueError as error:
         told = str(error)
         raise ValueError(told if told.startswith(str(file)) else f"{file} cannot be used: {told}") from error
@@ -62,7 +57,7 @@ def _study(settings: Settings, file: str) -> Study:
         raise ValueError("it has no runs: give each a name below runs:, and below that a base, such as digits-sit")
     runs, samplings = dict[str, Run](), dict[str, dict[str, SampleConfig]]()
     for name, settings_of_run in named[RUNS].items():
-        for variant, settings_of_variant in (named[VARIANTS] or {"": Settings({}, {}, [])}).items():
+        for variant, settings_of_variant in (named[VARIANTS] or {"": EMPTY}).items():
             title = f"{name}, {variant}" if variant else name
             merged = _merged(parts[COMMON], settings_of_run, settings_of_variant)
             for path, why in OF_STUDY.items():
@@ -71,7 +66,7 @@ def _study(settings: Settings, file: str) -> Study:
             runs[title] = run_with(merged, f"{file}, run {title},")
             samplings[title] = {
                 sampling: run_with(_merged(merged, more), f"{file}, sampling {sampling} of run {title},").sample
-                for sampling, more in (named[SAMPLINGS] or {USUAL: Settings({}, {}, [])}).items()
+                for sampling, more in (named[SAMPLINGS] or {USUAL: EMPTY}).items()
             }
     for name, more in named[SAMPLINGS].items():
         if others := [path for path in more.values if not path.startswith("sample.")]:

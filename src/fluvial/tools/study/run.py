@@ -13,7 +13,7 @@ from threading import current_thread, main_thread
 
 from fluvial.config import from_json, to_json
 from fluvial.run.configuration import changes
-from fluvial.tools.study.files import FILE, RESULTS, folder_of, read, result_file, speed_file
+from fluvial.tools.study.files import FILE, RESULTS, folder_of, kept_steps, read, result_file, speed_file
 from fluvial.tools.study.page import write_page
 from fluvial.tools.study.study import Speed, Study, missing
 from fluvial.utils.atomic import only_one, write_bytes, write_json
@@ -21,7 +21,6 @@ from fluvial.utils.files import make_folder
 
 LOOKS_EVERY = 0.2  # seconds
 GRACE = 120.0  # seconds that a training has to write its checkpoint and end
-TOLD = 12  # lines of a process that failed
 Say = Callable[[str], None]
 Task = tuple[str, int]
 """A run by its name, and a seed."""
@@ -114,8 +113,9 @@ def _speed(plan: Study, out: Path, name: str, device: str, say: Say) -> Speed:
         if not there:
             say(f"{name}: measuring how fast it trains and draws")
             if _begun(out, name, "speed", device).wait():
-                raise StudyError(f"the speed of {name} cannot be measured: {_last_lines(out, name, 'speed')}")
+                raise StudyError(f"the speed of {name} cannot be measured: {_last_line(out, name, 'speed')}")
             there = read(file)
+        there = kept_steps(read(file), there)
         write_json(file, {**there, "run": name, "of": {"run": to_json(plan.runs[name]), "budget": plan.budget.given}})
     return Speed(**there["speed"])
 
@@ -154,11 +154,12 @@ def _all_done(plan: Study, out: Path, those: Sequence[Task], at_once: int, devic
                 name, seed = task
                 done += 1
                 if running.pop(task).returncode:
-                    failed.append(f"{name}, seed {seed}: {_last_lines(out, name, str(seed))}")
+                    failed.append(f"{name}, seed {seed}: {_last_line(out, name, str(seed))}")
                     say(f"{done} of {len(those)}: {name}, seed {seed} failed")
                 else:
                     say(f"{done} of {len(those)}: {name}, seed {seed}")
-                    write_page(plan, out, results_of(plan, out))
+                    if done < len(those):  # at the end it is written in any case
+                        write_page(plan, out, results_of(plan, out))
     return failed
 
 
@@ -197,7 +198,7 @@ def _log(out: Path, name: str, what: str) -> Path:
     return folder_of(out, name, 0).parent / f"{what}.txt"
 
 
-def _last_lines(out: Path, name: str, what: str) -> str:
+def _last_line(out: Path, name: str, what: str) -> str:
     lines = _log(out, name, what).read_text("utf-8", "replace").strip().splitlines()
     return lines[-1] if lines else "it printed nothing"
 

@@ -1,6 +1,5 @@
 """The speed of a run, measured in a short trial: how long a training step takes, and how many images it draws."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from fluvial.config import Run
 from fluvial.sampling.settings import SampleConfig
 from fluvial.tools import estimate
 from fluvial.tools.study.study import Speed, quiet
+from fluvial.training.log import rows_of
 from fluvial.training.rows import series
 
 TRIAL = 10.0  # seconds of training of which the last half is timed
@@ -32,8 +32,7 @@ def _trial(run: Run, steps: int, device: torch.device | str | None) -> tuple[flo
     trial = quiet(run, steps=steps, log_every=steps // 2, save_every=steps, keep_every=0, ema_every=0)
     with TemporaryDirectory() as folder:
         sampler = fluvial.train(trial, Path(folder) / "trial", device=device)
-        lines = (Path(folder) / "trial" / "log.jsonl").read_text("utf-8").splitlines()
-    _, speeds = series([json.loads(line) for line in lines], "images_per_second")
+        _, speeds = series(rows_of(Path(folder) / "trial"), "images_per_second")
     return run.images_per_step / float(speeds[-1]), sampler
 
 

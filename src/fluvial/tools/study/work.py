@@ -18,7 +18,7 @@ import fluvial
 from fluvial.config import to_json
 from fluvial.run.load import Sampler, load
 from fluvial.tools.bench import machine
-from fluvial.tools.study.files import FILE, RESULTS, folder_of, read, result_file, speed_file
+from fluvial.tools.study.files import FILE, RESULTS, folder_of, kept_steps, read, result_file, speed_file
 from fluvial.tools.study.plan import read_study
 from fluvial.tools.study.speed import speed_of
 from fluvial.tools.study.study import Speed, Study, Wanted, missing
@@ -136,7 +136,9 @@ def main() -> None:
         speed, sampler = speed_of(study.runs[name], study.samplings[name], device)
         score(study, name, sampler, next(iter(study.samplings[name])), FEW, device)  # before hours of training
         make_folder(out / RESULTS)
-        write_json(speed_file(out, name), {"run": name, "speed": asdict(speed), "machine": machine(device)})
+        before = read(speed_file(out, name))
+        kept = kept_steps(before, {"run": name, "speed": asdict(speed), "machine": machine(device)})
+        write_json(speed_file(out, name), {**before, **kept})
     else:
         train_and_measure(study, out, name, int(what), device)
 
