@@ -44,11 +44,12 @@ def begin(work: Coroutine[Any, Any, None]) -> None:
     background_tasks.create(work, context=ui.context.client)
 
 
-def while_open(element: Element, function: Callable[..., Any]) -> Callable[..., None]:
-    """The function, which does nothing once the page of this element is closed."""
+def teller(element: Element) -> Callable[..., object]:
+    """`tell(function, *values)` for threads: the page calls the function, unless that of this element is closed."""
+    loop = asyncio.get_running_loop()
 
-    def call(*values: Any) -> None:  # noqa: ANN401
+    def call(function: Callable[..., Any], *values: Any) -> None:  # noqa: ANN401
         if not element.is_deleted:
             function(*values)
 
-    return call
+    return lambda function, *values: loop.call_soon_threadsafe(call, function, *values)

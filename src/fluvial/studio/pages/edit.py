@@ -1,7 +1,5 @@
 """Edit an image with a run: paint over a part of it, vary it, redraw it, upscale it, invert it, or show examples."""
 
-import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 from random import randrange
 from typing import TYPE_CHECKING, Any
@@ -10,7 +8,7 @@ from nicegui import ui
 from starlette.requests import Request
 
 from fluvial.studio import editing as edits
-from fluvial.studio.aside import aside, begin, finished, opened, while_open
+from fluvial.studio.aside import aside, begin, finished, opened, teller
 from fluvial.studio.editing import NONE, Abilities, Edited, Editing
 from fluvial.studio.given import (
     MOST_BYTES,
@@ -194,10 +192,7 @@ class Editor:
 
     async def _draw(self, editing: Editing) -> None:
         """Lets the result be drawn, and shows it."""
-        loop, files, runs = asyncio.get_running_loop(), self.files, self.runs
-
-        def tell(function: Callable[..., None], *values: Any) -> None:  # noqa: ANN401 - in the thread that draws
-            loop.call_soon_threadsafe(while_open(self.line, function), *values)
+        tell, files, runs = teller(self.line), self.files, self.runs
 
         def work(job: Job) -> tuple[Editing, Edited | None]:
             sampler = self.samplers.get(run_named(self.studio.root, editing.run), "ema")

@@ -1,6 +1,5 @@
 """Draw from a run while its settings are moved."""
 
-import asyncio
 from dataclasses import replace
 from pathlib import Path
 from random import randrange
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nicegui import ui
 from starlette.requests import Request
 
-from fluvial.studio.aside import aside, begin, finished, opened, while_open
+from fluvial.studio.aside import aside, begin, finished, opened, teller
 from fluvial.studio.draw import Form, Picture, difference, draw, file_of
 from fluvial.studio.pages.layout import complain, copied, empty, keep_address, page, page_at, say
 from fluvial.studio.pages.settings import Controls
@@ -231,14 +230,14 @@ class Playground:
 
     async def _draw(self, scene: Scene) -> None:
         """Lets the picture be drawn, and shows it."""
-        loop = asyncio.get_running_loop()
+        tell = teller(self.line)
 
         def show(picture: Picture) -> None:  # in the thread that draws
-            loop.call_soon_threadsafe(while_open(self.line, self._show), scene, picture)
+            tell(self._show, scene, picture)
 
         def work(job: Job) -> Picture:
             sampler = self.samplers.get(run_named(self.studio.root, scene.run), scene.average)
-            loop.call_soon_threadsafe(while_open(self.line, self._loaded), scene, sampler)
+            tell(self._loaded, scene, sampler)
             return draw(sampler, scene, job, show)
 
         self.job = self.studio.work.submit(f"drawing from {scene.run}", work)

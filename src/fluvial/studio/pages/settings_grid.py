@@ -1,13 +1,11 @@
 """The part of the playground that draws a grid of two settings."""
 
-import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from nicegui import ui
 
-from fluvial.studio.aside import finished, while_open
+from fluvial.studio.aside import finished, teller
 from fluvial.studio.grid import SETTINGS, as_python, grid, values_of
 from fluvial.studio.pages.layout import complain, copied, say
 from fluvial.studio.scene import Scene
@@ -57,7 +55,7 @@ class SettingsGrid:
         if self.job is not None:
             self.job.stop()
             return
-        scene, loop = self.scene(), asyncio.get_running_loop()
+        scene, tell = self.scene(), teller(self.line)
         try:
             across, down = (
                 (side.value, values_of(side.value, values.value or ""))
@@ -73,7 +71,7 @@ class SettingsGrid:
 
             def check(done: int) -> None:
                 job.check()
-                loop.call_soon_threadsafe(while_open(self.line, partial(say, self.line)), f"{done} of {total} images")
+                tell(say, self.line, f"{done} of {total} images")
 
             drawn = grid(self.studio.root, scene, across, down, samplers=self.samplers, check=check)
             return encoded(drawn, "png")
