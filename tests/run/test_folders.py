@@ -17,6 +17,7 @@ from fluvial.run.folder import RunFolder
 from fluvial.sampling.settings import SampleConfig
 from fluvial.training import checkpoint
 from fluvial.utils.files import json_checksum
+from fluvial.utils.run_format import as_first_written
 from fluvial.utils.tensors import tensors_checksum
 from fluvial.weights.importing import import_weights
 
@@ -70,6 +71,22 @@ def test_checkpoints_know_a_run_whose_settings_have_new_names(tmp_path):
     fluvial.train(run, tmp_path / "run", device="cpu")
     assert RunFolder(tmp_path / "run").record()["run"]["method"]["upsample"] == "via_full"
     assert checkpoint.newest(tmp_path / "run").name == "step-00000002"
+
+
+def test_settings_that_are_added_leave_the_identity():
+    """What version 0.1.0 called the settings of each method: a checkpoint knows its run by these."""
+    of_a_transformer = "size channels classes patch depth width heads mlp_ratio label_drop position_size name"
+    first = {
+        "sit": f"{of_a_transformer} interpolant time_sampling",
+        "arflow": f"{of_a_transformer} interpolant time_sampling images_per_sequence sorted_times qkv_norm"
+        " history_decay image_decay",
+        "flowar": "size channels classes patch scales scale_columns depth width heads head head_depth head_width"
+        " head_heads dropout label_drop loss_weight enlarge time_sampling floor_time init context_noise name",
+    }
+    for name, settings in first.items():
+        present = to_json(recipes.get(f"digits-{name}"))["method"]
+        assert set(as_first_written(present)) == set(settings.split()), name
+    assert as_first_written({"own_path": 0.5}) == {"own_path": 0.5}, "another model is another run"
 
 
 def test_an_export_is_imported(tmp_path):

@@ -257,7 +257,9 @@ def test_torchrun_shares_the_work(tmp_path, photos, vae):
     options = ["encode", str(photos), "--autoencoder", vae, "--image-size", "16", "--shard", "3", "--dtype", "fp32"]
     done = subprocess.run([*command, *options, "--out", str(out)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "rank" in done.stdout and "20 images in 7 shards" in done.stdout
+    said = done.stdout.splitlines()  # a rank that ends before the other cannot tell of all shards
+    assert any(line == f"{out}: 20 images in 7 shards" for line in said), said
+    assert sum(" is done with its part of " in line or "20 images in 7 shards" in line for line in said) == 2, said
     cached(tmp_path / "alone", photos, vae, shard=3)
     chosen = torch.arange(20)
     torch.testing.assert_close(inputs.latents.load(out).rows(chosen), latents.load(tmp_path / "alone").rows(chosen))

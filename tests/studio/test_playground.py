@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -67,6 +68,22 @@ def settled(browser):
     return until(lambda: "evaluations" in (text := line(browser)) and text, WAIT, "no picture was finished")
 
 
+def evaluations(browser):
+    """How many the picture took; 0 for one that is not finished."""
+    found = re.search(r"(\d+) evaluations", line(browser))
+    return int(found[1]) if found else 0
+
+
+def steps(browser):
+    """Where the slider of the steps stands."""
+    return int(
+        browser.execute_script(
+            "const s = document.querySelector('.q-slider[aria-label=\"Steps\"]');"
+            "return (s.matches('[aria-valuenow]') ? s : s.querySelector('[aria-valuenow]')).ariaValueNow"
+        )
+    )
+
+
 def copied(browser, title):
     """The text under this title, folded away or not."""
     return browser.execute_script(
@@ -124,10 +141,11 @@ def test_the_picture_is_the_commands(page, tmp_path, monkeypatch, root):
 
 def test_a_slider_redraws(page, tmp_path, monkeypatch):
     browser = page(run="digits", label="3", count=4)
-    before = picture(browser)
+    before, of_a_step = picture(browser), evaluations(browser) / steps(browser)
+    more = steps(browser) + 3
     slide(browser, "Steps", 3)
-    until(lambda: "--steps" in copied(browser, "As a command"), WAIT)
-    settled(browser)
+    until(lambda: f"--steps {more}" in copied(browser, "As a command"), WAIT)
+    until(lambda: evaluations(browser) == more * of_a_step, WAIT, "it is not drawn with the new steps")
     assert picture(browser) != before
     assert picture(browser) == drawn_by_command(browser, tmp_path, monkeypatch)
     assert "steps=" in browser.current_url, "the link has the settings"

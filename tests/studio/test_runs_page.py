@@ -66,9 +66,25 @@ def one(browser, selector):
     """The first element of the selector that is shown."""
 
     def found():
-        return next((e for e in browser.find_elements("css selector", selector) if e.is_displayed()), None)
+        try:
+            return next((e for e in browser.find_elements("css selector", selector) if e.is_displayed()), None)
+        except StaleElementReferenceException:  # drawn anew meanwhile
+            return None
 
     return until(found, WAIT, f"no {selector}")
+
+
+def click(browser, selector):
+    """Clicks on the first element of the selector that is shown."""
+
+    def clicked():
+        try:
+            one(browser, selector).click()
+        except StaleElementReferenceException:  # drawn anew meanwhile
+            return False
+        return True
+
+    until(clicked, WAIT, f"{selector} cannot be clicked")
 
 
 def shows(browser, text, selector="body"):
@@ -86,7 +102,7 @@ def choose(browser, selector, text):
                 items[0].click()
                 return True
             if not there:
-                one(browser, selector).click()
+                click(browser, selector)
         return False
 
     until(tried, WAIT, f"no {text} in {selector}")
@@ -150,7 +166,7 @@ def test_a_run_has_curves_pictures_findings_and_settings(page, root):
     shows(browser, "of 14 checks", ".at-findings")
     shows(browser, "no score:", ".at-scores")
     shows(browser, "no recipe to compare with", ".at-differing")
-    one(browser, ".at-settings .q-item").click()
+    click(browser, ".at-settings .q-item")
     shows(browser, "train.batch\t16", ".at-settings")
     picture = one(browser, ".at-picture img").get_attribute("src")
     one(browser, ".at-picture-slider [tabindex]").send_keys("\ue012")  # the arrow to the left
@@ -161,10 +177,10 @@ def test_a_run_has_curves_pictures_findings_and_settings(page, root):
 def test_axes_and_other_runs(page):
     browser = page("/run/digits")
     steps = curves(browser)["training"]
-    one(browser, ".at-by button:nth-child(2)").click()
+    click(browser, ".at-by button:nth-child(2)")
     images = [[16 * x, y] for x, y in steps]
     until(lambda: points(browser).get("training") == images, WAIT, "the axis does not count images")
-    one(browser, ".at-log .q-checkbox, .at-log").click()
+    click(browser, ".at-log .q-checkbox, .at-log")
     axis = "return getElement(Number(document.querySelector('.at-chart-loss').id.slice(1))).chart.getOption().yAxis[0]"
     until(lambda: browser.execute_script(axis)["type"] == "log", WAIT, "the axis is not logarithmic")
     choose(browser, ".at-compare", "a b")
@@ -244,13 +260,13 @@ def refused(studio, name, file):
 
 def test_a_run_is_trained_from_the_page_and_its_curve_grows_and_it_is_stopped(page, root):
     browser = page("/")
-    one(browser, ".at-new").click()
-    one(browser, ".at-kind button:nth-child(2)").click()
+    click(browser, ".at-new")
+    click(browser, ".at-kind button:nth-child(2)")
     until(lambda: one(browser, ".at-name input").get_attribute("value") == "digits-sit", WAIT, "no name is proposed")
     one(browser, ".at-steps input").send_keys(str(SLOW))
-    one(browser, ".at-show").click()
+    click(browser, ".at-show")
     shows(browser, "checked: training would start in", ".at-plan")
-    one(browser, ".at-start").click()
+    click(browser, ".at-start")
     until(lambda: browser.current_url.endswith("/run/digits-sit"), WAIT, "its page is not opened")
     shows(browser, "digits-sit", ".at-queue")
     shows(browser, "running", ".at-state")
@@ -258,7 +274,7 @@ def test_a_run_is_trained_from_the_page_and_its_curve_grows_and_it_is_stopped(pa
     until(lambda: len(points(browser)["training"]) > first, WAIT, "the curve does not grow")
     settings = "return document.querySelector('.at-settings').textContent"
     until(lambda: str(SLOW) in browser.execute_script(settings), WAIT, "the settings are of before it began")
-    one(browser, ".at-queue .at-stop").click()
+    click(browser, ".at-queue .at-stop")
     shows(browser, "stopped", ".at-state")
     one(browser, ".at-go-on")
     assert fluvial.load(root / "digits-sit", device="cpu").step > 0  # it has saved
@@ -274,7 +290,7 @@ def test_the_pointer_over_a_chart_tells_its_values(page):
     assert last[0] == 40
     for chart in browser.find_elements("css selector", ".at-chart canvas"):
         ActionChains(browser).move_to_element(chart).perform()
-    one(browser, ".at-log").click()
+    click(browser, ".at-log")
     until(lambda: browser.execute_script(LOG_AXIS) == "log", WAIT, "the chart is not drawn anew")
 
 
@@ -288,13 +304,13 @@ def test_the_tabs_lead_to_the_run_of_the_page(page):
 
 def test_one_that_fails_shows_why(page, root):
     browser = page("/")
-    one(browser, ".at-new").click()
+    click(browser, ".at-new")
     one(browser, ".at-place input").send_keys(str(root / "nothing-here"))
-    one(browser, ".at-show").click()
+    click(browser, ".at-show")
     shows(browser, "nothing-here", ".at-plan")
     assert not any(e.is_displayed() for e in browser.find_elements("css selector", ".at-start"))
     one(browser, ".at-place input").send_keys("\ue010" + "\b" * 200 + "--help")
-    one(browser, ".at-show").click()
+    click(browser, ".at-show")
     shows(browser, "It cannot begin with a dash.")
 
 

@@ -19,6 +19,8 @@ OF_SOLVERS = {
     },
 }
 """Settings of version 0.1.0 that stood in `sample` and belong to one solver, with their present names."""
+ADDED = {"own_path": 0.0}
+"""Settings of methods that version 0.1.0 did not have, with the value that stands for what it did."""
 
 
 def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,6 +75,10 @@ _OPTIONS |= {"sample.scale_steps": "sample.steps", "extractor": "features"}
 
 
 def as_first_written(method: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a method under the names of version 0.1.0, by which checkpoints know their run."""
+    """The settings of a method as version 0.1.0 wrote them, by which checkpoints know their run.
+
+    Those it did not have are left out where they are what it did.
+    """
     old = {new: path.removeprefix("method.") for path, new in RENAMED.items() if path.startswith("method.")}
-    return {old.get(name, name): value for name, value in method.items()}
+    kept = {name: value for name, value in method.items() if name not in ADDED or value != ADDED[name]}
+    return {old.get(name, name): value for name, value in kept.items()}
