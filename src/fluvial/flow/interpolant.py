@@ -83,6 +83,15 @@ def u_t(
     return c.d_alpha * x1 + c.d_sigma * x0
 
 
+def contrasted(u: Float[Tensor, "b ..."], weight: float) -> Float[Tensor, "b ..."]:
+    """The target (u - weight u') / (1 - weight) of contrastive flow matching, u' being that of the next in the batch.
+
+    Its squared error times 1 - weight is |v - u|^2 - weight |v - u'|^2 plus a constant: the objective of
+    arXiv 2506.05350. Weight 0 is u, and so is a batch of one.
+    """
+    return u if weight == 0 else torch.lerp(u.roll(1, 0), u, 1 / (1 - weight))
+
+
 def log_snr(interpolant: Interpolant, t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """The logarithm of the signal-to-noise ratio alpha^2 / sigma^2, which grows in t; infinite where one is 0."""
     c = interpolant(t)
@@ -107,10 +116,15 @@ def score_from_velocity(interpolant: Interpolant, v: Tensor, x: Tensor, t: Tenso
     return -noise_from_velocity(interpolant, v, x, t) / c.sigma
 
 
-def velocity_from_data(interpolant: Interpolant, x1: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """The velocity (w x1 + sigma' x) / sigma, the inverse of `data_from_velocity`; undefined at t = 1."""
+def velocity_from_data(
+    interpolant: Interpolant, x1: Tensor, x: Tensor, t: Tensor, *, least_sigma: float = 0.0
+) -> Tensor:
+    """The velocity (w x1 + sigma' x) / sigma, the inverse of `data_from_velocity`; undefined at t = 1.
+
+    With `least_sigma` it is divided by no less than that, and defined everywhere.
+    """
     c = interpolant(expand(t, x))
-    return (_w(c) * x1 + c.d_sigma * x) / c.sigma
+    return (_w(c) * x1 + c.d_sigma * x) / c.sigma.clamp(min=least_sigma)
 
 
 def velocity_from_noise(interpolant: Interpolant, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:

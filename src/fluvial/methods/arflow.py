@@ -17,13 +17,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fluvial.flow.guidance import Guidance, guided, labels_of_both
-from fluvial.flow.interpolant import INTERPOLANTS, u_t, x_t
+from fluvial.flow.interpolant import INTERPOLANTS, contrasted, x_t
 from fluvial.flow.solvers import Field, OnStep, Solver, State, StepNoise, euler
-from fluvial.flow.timesteps import TIME_SAMPLINGS, sorted_along_sequence
+from fluvial.flow.timesteps import sampled, sorted_along_sequence
 from fluvial.methods.method import Draws, Flow
 from fluvial.nn.attention import History, HistoryDecay, HybridLinearAttention, ImageDecay, QkvNorm, Recent
+from fluvial.nn.backbone import MLPS, NORMS
 from fluvial.nn.dit import PRESETS as PRESETS
-from fluvial.nn.dit import DiTConfig, preset_settings
+from fluvial.nn.dit import DiTConfig, grid, preset_settings, target, velocity_of
 from fluvial.nn.dit import ends as ends
 from fluvial.nn.dit import followed as followed
 from fluvial.nn.dit import framed as framed
@@ -35,13 +36,11 @@ from fluvial.nn.dit import tokens as tokens
 from fluvial.nn.layers import (
     LabelEmbedding,
     Labels,
-    Mlp,
     Modulation,
     PatchEmbedding,
     TimeEmbedding,
     VelocityHead,
     heads_of,
-    layer_norm,
     modulate,
 )
 from fluvial.utils.checks import at_least, probabilities
@@ -96,16 +95,18 @@ class Block(nn.Module):
             qkv_norm=config.qkv_norm,
             history_decay=config.history_decay,
             image_decay=config.image_decay,
+            grid=grid(config),
         )
-        self.mlp = Mlp(config.width, config.mlp_ratio)
+        self.mlp = MLPS[config.backbone](config.width, config.mlp_ratio)
+        self.norm = NORMS[config.backbone]
 
     def forward(
         self, x: Float[Tensor, "b s n d"], condition: Float[Tensor, "b s d"], history: History | Recent | None
     ) -> tuple[Float[Tensor, "b s n d"], History | Recent]:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
-        attended, after = self.attention(modulate(layer_norm(x), shift1, scale1), condition, history)
+        attended, after = self.attention(modulate(self.norm(x), shift1, scale1), condition, history)
         x = x + gate1.unsqueeze(-2) * attended
-        return x + gate2.unsqueeze(-2) * self.mlp(modulate(layer_norm(x), shift2, scale2)), after
+        return x + gate2.unsqueeze(-2) * self.mlp(modulate(self.norm(x), shift2, scale2)), after
 
 
 class ARFlow(nn.Module):
@@ -118,7 +119,8 @@ class ARFlow(nn.Module):
         self.embed_t = TimeEmbedding(config.width)
         self.embed_label = LabelEmbedding(config.classes, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.head = VelocityHead(self.embed.grid, config.patch, config.channels, config.width)
+        norm = NORMS[config.backbone]
+        self.head = VelocityHead(self.embed.grid, config.patch, config.channels, config.width, norm)
 
     def forward(
         self,
@@ -139,7 +141,7 @@ class ARFlow(nn.Module):
         for i, block in enumerate(self.blocks):
             x, history = block(x, condition, None if state is None else state[i])
             histories.append(history)
-        return self.head(x, condition), tuple(histories)
+        return velocity_of(self.head(x, condition), x_t, t, self.config), tuple(histories)
 
 
 Config = ARFlowConfig
@@ -161,7 +163,7 @@ def draws(
 
     Every image of a sequence has its own time and its own noise; the label is dropped for the sequence as a whole.
     """
-    t = TIME_SAMPLINGS[config.time_sampling](shape[:2], generator=generator, device=device)
+    t = sampled(config.time_sampling, shape[:2], shift_factor=config.time_shift, generator=generator, device=device)
     found = SequenceDraws(
         t=sorted_along_sequence(t) if config.sorted_times else t,
         noise=torch.randn(shape, generator=generator, device=device),
@@ -185,9 +187,10 @@ def errors(
     own = getattr(draws, "own", None)
     if model.training and own is not None:
         latents, noise = (torch.where(own[:, None, None, None, None], x[:, :1], x) for x in (latents, noise))
-    path = INTERPOLANTS[config.interpolant]
-    velocity, _ = model(x_t(path, noise, latents, draws.t), draws.t, labels)
-    return mean_squares(config, velocity.float() - u_t(path, noise, latents, draws.t))
+    x = x_t(INTERPOLANTS[config.interpolant], noise, latents, draws.t)
+    velocity, _ = model(x, draws.t, labels)
+    u = target(config, noise, latents, x, draws.t)
+    return mean_squares(config, velocity.float() - (contrasted(u, config.contrast) if model.training else u))
 
 
 def velocities_along(

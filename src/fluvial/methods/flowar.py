@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fluvial.flow.guidance import Guidance, guided, joined, together
-from fluvial.flow.interpolant import linear, u_t, x_t
+from fluvial.flow.interpolant import contrasted, linear, u_t, x_t
 from fluvial.flow.solvers import Field, OnStep, Solver, Step, StepNoise, euler
-from fluvial.flow.timesteps import TIME_SAMPLINGS
+from fluvial.flow.timesteps import sampled
 from fluvial.methods.method import Draws, Flow
 from fluvial.nn.flow_head import Condition, FlowHead
 from fluvial.nn.layers import LabelEmbedding, Labels, Linear, TimeEmbedding, patchify, unpatchify
@@ -182,9 +182,9 @@ def draws(
     Every scale of every image has its own time and noise. With context_noise also the level (b, s) and noise (b, n, p)
     of the transformer's inputs.
     """
-    batch, scales = shape[0], len(config.sizes)
+    batch, scales, shifted = shape[0], len(config.sizes), config.time_shift
     drawn = ContextDraws(
-        t=TIME_SAMPLINGS[config.time_sampling]((batch, scales), generator=generator, device=device),
+        t=sampled(config.time_sampling, (batch, scales), shift_factor=shifted, generator=generator, device=device),
         noise=torch.randn(batch, *config.noise_shape, generator=generator, device=device),
         drop=torch.rand(batch, generator=generator, device=device) < config.label_drop,
     )
@@ -215,7 +215,8 @@ def errors(
         inputs = (1 - mix) * inputs + mix * draws.level_noise[:, config.sizes[0] :]
     time = per_token(draws.t, config.sizes)
     velocity = model(x_t(linear, draws.noise, x1, time), draws.t, labels, inputs, draws.level)
-    return _by_scale(velocity.float() - u_t(linear, draws.noise, x1, time), config)
+    u = u_t(linear, draws.noise, x1, time)
+    return _by_scale(velocity.float() - (contrasted(u, config.contrast) if model.training else u), config)
 
 
 def velocities_along(

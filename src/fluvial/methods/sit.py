@@ -13,13 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fluvial.flow.guidance import Guidance, guided, labels_of_both
-from fluvial.flow.interpolant import INTERPOLANTS, u_t, x_t
+from fluvial.flow.interpolant import INTERPOLANTS, contrasted, x_t
 from fluvial.flow.solvers import Field, OnStep, Solver, State, StepNoise, euler
-from fluvial.flow.timesteps import TIME_SAMPLINGS
+from fluvial.flow.timesteps import sampled
 from fluvial.methods.method import Draws, Flow
 from fluvial.nn.attention import Attention
+from fluvial.nn.backbone import MLPS, NORMS
 from fluvial.nn.dit import PRESETS as PRESETS
-from fluvial.nn.dit import DiTConfig, preset_settings
+from fluvial.nn.dit import DiTConfig, grid, preset_settings, target, velocity_of
 from fluvial.nn.dit import ends as ends
 from fluvial.nn.dit import followed as followed
 from fluvial.nn.dit import framed as framed
@@ -31,13 +32,11 @@ from fluvial.nn.dit import tokens as tokens
 from fluvial.nn.layers import (
     LabelEmbedding,
     Labels,
-    Mlp,
     Modulation,
     PatchEmbedding,
     TimeEmbedding,
     VelocityHead,
     heads_of,
-    layer_norm,
     modulate,
 )
 
@@ -66,13 +65,14 @@ class Block(nn.Module):
     def __init__(self, config: SiTConfig) -> None:
         super().__init__()
         self.modulation = Modulation(config.width, 6)
-        self.attention = Attention(config.width, config.heads)
-        self.mlp = Mlp(config.width, config.mlp_ratio)
+        self.attention = Attention(config.width, config.heads, grid(config))
+        self.mlp = MLPS[config.backbone](config.width, config.mlp_ratio)
+        self.norm = NORMS[config.backbone]
 
     def forward(self, x: Float[Tensor, "b n d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
-        x = x + gate1.unsqueeze(-2) * self.attention(modulate(layer_norm(x), shift1, scale1))
-        return x + gate2.unsqueeze(-2) * self.mlp(modulate(layer_norm(x), shift2, scale2))
+        x = x + gate1.unsqueeze(-2) * self.attention(modulate(self.norm(x), shift1, scale1))
+        return x + gate2.unsqueeze(-2) * self.mlp(modulate(self.norm(x), shift2, scale2))
 
 
 class SiT(nn.Module):
@@ -85,7 +85,8 @@ class SiT(nn.Module):
         self.embed_t = TimeEmbedding(config.width)
         self.embed_label = LabelEmbedding(config.classes, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.head = VelocityHead(self.embed.grid, config.patch, config.channels, config.width)
+        norm = NORMS[config.backbone]
+        self.head = VelocityHead(self.embed.grid, config.patch, config.channels, config.width, norm)
 
     def forward(
         self, x_t: Float[Tensor, "b c h w"], t: Float[Tensor, "b"], labels: Labels | None = None
@@ -95,7 +96,7 @@ class SiT(nn.Module):
         condition = self.embed_t(t) + self.embed_label(labels, len(x_t))
         for block in self.blocks:
             x = block(x, condition)
-        return self.head(x, condition)
+        return velocity_of(self.head(x, condition), x_t, t, self.config)
 
 
 Config = SiTConfig
@@ -107,7 +108,7 @@ def draws(
 ) -> Draws:
     """Samples t (b,), noise and the label-drop mask (b,) of one training step on latents of this shape."""
     return Draws(
-        t=TIME_SAMPLINGS[config.time_sampling](shape[:1], generator=generator, device=device),
+        t=sampled(config.time_sampling, shape[:1], shift_factor=config.time_shift, generator=generator, device=device),
         noise=torch.randn(shape, generator=generator, device=device),
         drop=torch.rand(shape[:1], generator=generator, device=device) < config.label_drop,
     )
@@ -123,9 +124,10 @@ def errors(
     config = cast(SiTConfig, model.config)
     if model.training and labels is not None:
         labels = labels.masked_fill(draws.drop, config.classes)
-    path = INTERPOLANTS[config.interpolant]
-    velocity = model(x_t(path, draws.noise, latents, draws.t), draws.t, labels)
-    error = (velocity.float() - u_t(path, draws.noise, latents, draws.t)).square()
+    x = x_t(INTERPOLANTS[config.interpolant], draws.noise, latents, draws.t)
+    velocity = model(x, draws.t, labels)
+    u = target(config, draws.noise, latents, x, draws.t)
+    error = (velocity.float() - (contrasted(u, config.contrast) if model.training else u)).square()
     return error.mean(dim=(-3, -2, -1)).unsqueeze(-1)
 
 

@@ -9,28 +9,45 @@ from torch.nn import functional as F
 
 from fluvial.nn.functional import merge_heads, rms_norm, softmax_attention, split_heads
 from fluvial.nn.layers import Linear, PlainLinear, linear
+from fluvial.nn.rope import axial_rotary, rotate
+
+EPS = 1e-6
 
 
 class Attention(nn.Module):
-    """Multi-head softmax attention over all tokens, with biases, as in DiT and SiT."""
+    """Multi-head softmax attention over all tokens, with biases, as in DiT and SiT.
 
-    def __init__(self, width: int, heads: int) -> None:
+    With a `grid` of tokens, queries and keys pass an RMS norm with weights per head and rotary positions (modern
+    blocks).
+    """
+
+    rotary: Tensor | None
+
+    def __init__(self, width: int, heads: int, grid: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = Linear(width, 3 * width)
         self.out = Linear(width, width)
+        self.norms = nn.ModuleList() if grid is None else nn.ModuleList(nn.RMSNorm(width // heads, EPS) for _ in "qk")
+        register_rotary(self, grid, width // heads)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         q, k, v = (split_heads(a, self.heads) for a in self.qkv(x).chunk(3, dim=-1))
+        if self.rotary is not None:
+            q, k = (rotate(norm(a).to(v.dtype), self.rotary) for norm, a in zip(self.norms, (q, k), strict=True))
         return self.out(merge_heads(softmax_attention(q, k, v)))
+
+
+def register_rotary(module: nn.Module, grid: tuple[int, int] | None, head_width: int) -> None:
+    """Gives a module the buffer `rotary` of a grid of tokens; None without a grid."""
+    rotary = None if grid is None else axial_rotary([grid], head_width)
+    module.register_buffer("rotary", rotary, persistent=False)
 
 
 QkvNorm = Literal["width", "head"]
 HistoryDecay = Literal["raster", "shared", "none"]
 ImageDecay = Literal["mean", "sum"]
 GATE_LOGIT_NORMALIZER = 16
-EPS = 1e-6
-
 History = Float[Tensor, "b heads k k"]
 
 
@@ -60,8 +77,11 @@ class HybridLinearAttention(nn.Module):
     image reads less history), exp(decay_i) for every token ("shared"), or 1 ("none").
 
     Then an RMS norm per head, a SiLU gate, and the output projection. q, k and v pass an RMS norm without weights over
-    the whole width ("width", the release: its per-head norm never took effect) or per head ("head").
+    the whole width ("width", the release: its per-head norm never took effect) or per head ("head"). With a `grid` of
+    tokens, q and k get rotary positions after it (modern blocks).
     """
+
+    rotary: Tensor | None
 
     float32 = ("gate",)
 
@@ -73,6 +93,7 @@ class HybridLinearAttention(nn.Module):
         qkv_norm: QkvNorm = "width",
         history_decay: HistoryDecay = "raster",
         image_decay: ImageDecay = "mean",
+        grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -82,6 +103,7 @@ class HybridLinearAttention(nn.Module):
         self.qkvg = PlainLinear(width, 4 * width, bias=False)  # four projections of x in one matrix multiplication
         self.gate = Linear(width, heads, bias=False)
         self.out = Linear(width, width, bias=False)
+        register_rotary(self, grid, width // heads)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -100,6 +122,8 @@ class HybridLinearAttention(nn.Module):
         normed = x.shape[-1] // (1 if self.qkv_norm == "width" else self.heads)
         qkv = rms_norm(qkv.unflatten(-1, (-1, normed))).flatten(-2)
         q, k, v = (split_heads(a, self.heads) for a in qkv.chunk(3, dim=-1))
+        if self.rotary is not None:
+            q, k = rotate(q, self.rotary), rotate(k, self.rotary)
         inside = softmax_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
         inside = inside.unflatten(0, x.shape[:2])
         with torch.autocast(x.device.type, enabled=False):

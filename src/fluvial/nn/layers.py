@@ -1,6 +1,7 @@
 """Layers of a diffusion transformer: patches, positions, embeddings, adaLN-Zero, MLP (DiT, arXiv 2212.09748)."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -224,20 +225,27 @@ class PatchEmbedding(nn.Module):
 
 
 class VelocityHead(nn.Module):
-    """The output layer, from tokens to a latent: layer norm, adaLN, a zero-initialised linear layer, unpatchify.
+    """The output layer, from tokens to a latent: norm, adaLN, a zero-initialised linear layer, unpatchify.
 
     The releases' layer has twice the channels, of which the second half is unused.
     """
 
-    def __init__(self, grid: tuple[int, int], patch: int, channels: int, width: int) -> None:
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        patch: int,
+        channels: int,
+        width: int,
+        norm: Callable[[Tensor], Tensor] = layer_norm,
+    ) -> None:
         super().__init__()
-        self.grid, self.patch = grid, patch
+        self.grid, self.patch, self.norm = grid, patch, norm
         self.modulation = Modulation(width, 2)
         self.project = ZeroLinear(width, patch * patch * channels)
 
     def forward(self, tokens: Float[Tensor, "*b n d"], condition: Float[Tensor, "*b d"]) -> Float[Tensor, "*b c h w"]:
         shift, scale = self.modulation(condition)
-        out = self.project(modulate(layer_norm(tokens), shift, scale))
+        out = self.project(modulate(self.norm(tokens), shift, scale))
         return unpatchify(out, self.patch, self.grid)
 
 

@@ -38,7 +38,7 @@ def axial_rotary(maps: Sequence[tuple[int, int]], head_width: int) -> Float[Tens
     return torch.stack([angles.cos(), angles.sin()])
 
 
-def rotate(x: Float[Tensor, "b heads n k"], rotary: Float[Tensor, "2 n k"]) -> Float[Tensor, "b heads n k"]:
+def rotate(x: Float[Tensor, "*b heads n k"], rotary: Float[Tensor, "2 n k"]) -> Float[Tensor, "*b heads n k"]:
     """x with each pair of neighbouring channels rotated by its angle, whose cosine and sine are in `rotary`."""
     cos, sin = rotary.to(x.dtype)
     if x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():

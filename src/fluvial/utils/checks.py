@@ -41,6 +41,12 @@ def positive(config: Any, *names: str) -> None:  # noqa: ANN401
         raise ValueError(f"must be above 0: {wrong}")
 
 
+def below_one(config: Any, *names: str) -> None:  # noqa: ANN401
+    """Raises ValueError naming the settings that are below 0, or 1 and above."""
+    if wrong := {name: getattr(config, name) for name in names if not 0 <= getattr(config, name) < 1}:
+        raise ValueError(f"must be at least 0 and below 1: {wrong}")
+
+
 def at_most(maximum: int, config: Any, *names: str) -> None:  # noqa: ANN401
     """Raises ValueError naming the settings above the maximum."""
     if wrong := {name: getattr(config, name) for name in names if getattr(config, name) > maximum}:

@@ -19,7 +19,13 @@ OF_SOLVERS = {
     },
 }
 """Settings of version 0.1.0 that stood in `sample` and belong to one solver, with their present names."""
-ADDED = {"own_path": 0.0}
+ADDED = {
+    "own_path": 0.0,
+    "time_shift": 1.0,
+    "contrast": 0.0,
+    "prediction": "velocity",
+    "backbone": "released",
+}
 """Settings of methods that version 0.1.0 did not have, with the value that stands for what it did."""
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fluvial.flow.interpolant import INTERPOLANTS
-from fluvial.flow.timesteps import TIME_SAMPLINGS
+from fluvial.flow.timesteps import sampled
 from fluvial.methods import Config, method_of
 from fluvial.utils.randomness import generator
 
@@ -33,7 +33,8 @@ class Level(NamedTuple):
 
 def level(config: Config, latents: Float[Tensor, "n c h w"] | None = None) -> Level:
     """The two expected losses, with the second moments of these latents or 1 (an upper bound for coarse scales)."""
-    t = TIME_SAMPLINGS[config.time_sampling]((TIMES,), generator=generator(0, "level")).double()
+    shifted = getattr(config, "time_shift", 1.0)  # which a method of another module need not have
+    t = sampled(config.time_sampling, (TIMES,), shift_factor=shifted, generator=generator(0, "level")).double()
     alpha, sigma, d_alpha, d_sigma = INTERPOLANTS[config.interpolant](t)
     w = d_alpha * sigma - alpha * d_sigma
     method = method_of(config)
