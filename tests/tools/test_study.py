@@ -23,6 +23,7 @@ from fluvial.tools.study.files import slug
 from fluvial.tools.study.plan import read_study
 from fluvial.tools.study.run import StudyError, study
 from fluvial.tools.study.study import Budget, Speed, scheduled
+from fluvial.tools.study.tables import Table, Told, markdown
 from fluvial.utils.atomic import check_unlocked
 
 SMALL = """
@@ -214,6 +215,31 @@ def test_the_page_has_what_the_results_have(done):
     assert row["differences"]["frechet_distance"]["value"] == pytest.approx(apart.mean())
     assert row["differences"]["frechet_distance"]["error"] == pytest.approx(stats.sem(apart))
     assert summary["rows"][0]["differences"] == {}
+
+
+def test_the_tables_as_markdown_have_the_numbers_of_the_summary(done):
+    _, out, _ = done
+    summary = json.loads((out / "study.json").read_text())["rows"]
+    lines = [line.strip("| ").split(" | ") for line in (out / "tables.md").read_text().splitlines() if line[:1] == "|"]
+    means, apart = lines[2:6], lines[8:]
+    assert lines[0][:2] == ["run", "sampling"] and len(apart) == 2, lines
+    place, other = (line.index("Fréchet distance") for line in (lines[0], lines[6]))
+    for row, cells in zip(summary, means, strict=True):
+        assert cells[:2] == [row["run"], row["sampling"]] and cells[3] == f"{row['steps']}"
+        value, error = (float(part) for part in cells[place].replace("\N{NO-BREAK SPACE}", "").split("±"))
+        found = row["scores"]["frechet_distance"]
+        assert (value, error) == pytest.approx((found["value"], found["error"]), abs=found["error"] / 10)
+    for row, cells in zip(summary[2:], apart, strict=True):
+        found = row["differences"]["frechet_distance"]
+        told = cells[other].replace("\N{NO-BREAK SPACE}", "").replace("\N{MINUS SIGN}", "-")
+        value, error = told.split(" ")[0].split("±")
+        assert float(value) == pytest.approx(found["value"], abs=float(error) / 10)
+        assert told.endswith(found["verdict"] or "(no difference seen)")
+
+
+def test_names_do_not_break_the_tables():
+    table = Table("T", ["run"], [["a|b"], [Told("1", "", "one seed")]], "n")
+    assert markdown([table]).splitlines()[4:6] == ["| a\\|b |", "| 1 (one seed) |"]
 
 
 def test_what_is_there_is_not_done_again(done, capsys):
