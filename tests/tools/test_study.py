@@ -17,7 +17,7 @@ from scipy import stats
 
 import fluvial
 from fluvial import recipes
-from fluvial.cli import main
+from fluvial.cli import main, plugins
 from fluvial.tools.study import files, page, scores, speed, work
 from fluvial.tools.study.files import slug
 from fluvial.tools.study.plan import read_study
@@ -354,6 +354,20 @@ def test_more_samplings_measure_the_runs_that_are_there(done, tmp_path):
     assert all(math.isclose(a[4], b[4]) for a, b in zip(numbers(results), numbers(results), strict=True))
     assert [row for row in numbers(found) if row[3] != "one"] == numbers(results)
     assert [row[4] for row in numbers(found) if row[3] == "one"] == [1] * 4
+
+
+def test_a_method_of_a_plugin_is_studied(tmp_path):
+    """The processes of the study, and of any other command, import the files that the command was given."""
+    plugin = Path(__file__).parents[2] / "examples" / "pixel_flow.py"
+    text = "seeds: [0]\nbudget.images: 80\nmeasure: {count: 20, points: 1}\nruns: {Own: {base: digits-pixel-flow}}\n"
+    file, words = written(tmp_path, text), [sys.executable, "-m", "fluvial", "recipes"]
+    with plugins.loaded([str(plugin)]):
+        speeds_there(tmp_path / "out", file)
+        assert "digits-pixel-flow" in subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert "digits-pixel-flow" not in subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    out = ["--out", str(tmp_path / "out"), "--at-once", "1", "--device", "cpu"]
+    assert main(["study", str(file), *out, "--plugin", str(plugin)]) == 0
+    assert (tmp_path / "out" / "results" / "own-seed-0.json").exists()
 
 
 def test_damaged_results_are_named(tmp_path):

@@ -109,26 +109,8 @@ def _run(arguments: list[str]) -> int:
     """The exit code of a command that ends as it should, or is asked to stop."""
     try:
         files, arguments = plugins.taken_from(arguments)
-        for file in files:
-            plugins.load(file)
-        match arguments:
-            case [] | ["-h" | "--help", *_]:
-                print(__doc__)
-            case ["--version", *_]:
-                print(f"fluvial {__version__}")
-            case ["--completion", *rest]:
-                import_module("fluvial.cli.completion").completion(rest)
-            case [command, *rest] if command in COMMANDS:
-                rest = with_all(rest)
-                if command in SHORT and rest and rest[0] in HELP and "--help-all" not in rest:
-                    print(short_help(command))  # which needs no torch
-                    return 0
-                module, _, function = COMMANDS[command].partition(".")
-                getattr(import_module(f"fluvial.cli.{module}"), function)(rest)
-            case [command, *_]:
-                close = get_close_matches(command.lower(), COMMANDS, n=1)
-                hint = f" Did you mean {close[0]}?" if close else ""
-                raise UsageError(f"unknown command {command!r}.{hint} There are: {', '.join(COMMANDS)}")
+        with plugins.loaded(files):
+            return _command(arguments)
     except Stopped as stopped:  # as schedulers expect of a job that was asked to end
         return _say(str(stopped), 0)
     except KeyboardInterrupt as stop:
@@ -137,6 +119,28 @@ def _run(arguments: list[str]) -> int:
         if isinstance(stop.code, str):
             return _say(f"fluvial: {stop.code}", 1)
         return stop.code or 0
+
+
+def _command(arguments: list[str]) -> int:
+    """Does what the arguments say."""
+    match arguments:
+        case [] | ["-h" | "--help", *_]:
+            print(__doc__)
+        case ["--version", *_]:
+            print(f"fluvial {__version__}")
+        case ["--completion", *rest]:
+            import_module("fluvial.cli.completion").completion(rest)
+        case [command, *rest] if command in COMMANDS:
+            rest = with_all(rest)
+            if command in SHORT and rest and rest[0] in HELP and "--help-all" not in rest:
+                print(short_help(command))  # which needs no torch
+                return 0
+            module, _, function = COMMANDS[command].partition(".")
+            getattr(import_module(f"fluvial.cli.{module}"), function)(rest)
+        case [command, *_]:
+            close = get_close_matches(command.lower(), COMMANDS, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise UsageError(f"unknown command {command!r}.{hint} There are: {', '.join(COMMANDS)}")
     return 0
 
 

@@ -1,9 +1,11 @@
 """--plugin FILE.py: a file that registers methods and recipes, imported before the command."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fluvial.utils.errors import UsageError
-from fluvial.utils.python_file import import_file
+from fluvial.utils.python_file import given_to_children, import_file, of_parent
 
 PLUGIN = "--plugin"
 
@@ -22,11 +24,21 @@ def taken_from(arguments: list[str]) -> tuple[list[str], list[str]]:
     return files, rest
 
 
-def load(name: str) -> None:
-    """Imports the file, if it was not before. Raises ValueError naming it if it is none of Python, or raises itself."""
+@contextmanager
+def loaded(names: Sequence[str]) -> Iterator[None]:
+    """Imports these files, and those of the command that began this one; processes begun in the block do so too."""
+    files = [_found(name) for name in names]
+    for file, called in [*((file, str(file)) for file in of_parent()), *zip(files, names, strict=True)]:
+        import_file(file, f"{PLUGIN} {called}")
+    with given_to_children(files):
+        yield
+
+
+def _found(name: str) -> Path:
+    """The path of a file of Python. Raises UsageError naming it if it is none, or is not there."""
     file = Path(name).expanduser().resolve()
     if file.suffix != ".py":
         raise UsageError(f"{PLUGIN} {name}: not a .py file; a package is installed, and found by its entry point")
     if not file.is_file():
         raise UsageError(f"{PLUGIN} {name}: there is no such file")
-    import_file(file, f"{PLUGIN} {name}")
+    return file

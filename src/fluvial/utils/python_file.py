@@ -1,10 +1,35 @@
 """Python files that a user names, imported as modules."""
 
 import hashlib
+import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+
+GIVEN = "FLUVIAL_PLUGINS"
+"""The environment variable by which processes that a command begins know the files that it was given."""
+
+
+@contextmanager
+def given_to_children(files: Sequence[Path]) -> Iterator[None]:
+    """Inside the block, processes that are begun find these files with `of_parent`, besides those of this process."""
+    before = os.environ.get(GIVEN)
+    os.environ[GIVEN] = os.pathsep.join(map(str, [*of_parent(), *files]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[GIVEN]
+        else:
+            os.environ[GIVEN] = before
+
+
+def of_parent() -> list[Path]:
+    """The files that the command was given which began this process."""
+    return [Path(name) for name in os.environ.get(GIVEN, "").split(os.pathsep) if name]
 
 
 def import_file(file: Path, called: str) -> ModuleType:
