@@ -2,9 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo demo-arflow demo-flowar test test-all bench guard lint format clean
+.PHONY: setup help demo demo-arflow demo-flowar test test-all bench guard lint format clean
 
-setup: .venv/installed
+setup: .venv/installed ## make .venv with everything in it
+
+help: ## these lines
+	@awk -F ':.*## ' '/^[a-z-]+:.* ## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The oracles have a folder of their own, which only the tests that ask for it see: torchvision does not import beside a
 # CPU-only torch, and breaks the libraries that would use it. Without them those tests skip.
@@ -17,7 +20,7 @@ setup: .venv/installed
 # Side by side, one thread each: the models are so small that a second thread hardly helps, and waiting for one that is
 # busy elsewhere hurts.
 demo: export OMP_NUM_THREADS ?= 1
-demo: setup
+demo: setup ## train ARFlow and FlowAR on digits, draw and score
 	$(MAKE) --no-print-directory --jobs=2 demo-arflow demo-flowar
 
 demo-arflow demo-flowar: demo-%: setup
@@ -27,30 +30,30 @@ demo-arflow demo-flowar: demo-%: setup
 
 # Idle OpenMP threads that spin slow down whatever else runs on a small machine.
 test test-all: export OMP_WAIT_POLICY ?= PASSIVE
-test: setup
+test: setup ## the quick tests
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 # Also what takes more than a few seconds each: many ranks, faults at every file operation, real images.
-test-all: setup
+test-all: setup ## all tests, as CI runs them
 	$(BIN)/python -m pytest
 
 # Alone on the machine, on all of its cores: less than ten minutes.
 bench: export OMP_WAIT_POLICY ?= PASSIVE
-bench: setup
+bench: setup ## the speed of training and sampling on this machine
 	$(BIN)/python benchmarks/cpu.py
 
 # Whether training and sampling have become slower against matrix products: two minutes.
-guard: setup
+guard: setup ## whether training and sampling have become slower
 	$(BIN)/python benchmarks/guard.py
 
-lint: setup
+lint: setup ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-format: setup
+format: setup ## mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:
+clean: ## remove .venv and runs
 	rm -rf .venv runs .pytest_cache .ruff_cache
