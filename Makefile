@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup help demo demo-arflow demo-flowar test test-all bench guard lint format clean
+.PHONY: setup help demo demo-arflow demo-flowar test test-all bench guard lint docs format clean
 
 setup: .venv/installed ## make .venv with everything in it
 
@@ -51,9 +51,14 @@ lint: setup ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# Every warning is an error: a page that no list has, a link that leads nowhere, a docstring that cannot be read.
+docs: setup ## the site of the documentation, in docs/_build/html
+	rm -rf docs/reference
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+
 format: setup ## mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and runs
-	rm -rf .venv runs .pytest_cache .ruff_cache
+	rm -rf .venv runs docs/_build docs/reference .pytest_cache .ruff_cache

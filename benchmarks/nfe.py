@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     runs = " ".join(folder.name for folder in given.runs)
     command = f"python benchmarks/nfe.py {runs} --count {given.count} --features {given.features}"
-    about = f"`{command}`, torch {torch.__version__}"
+    about = f"# Solvers and steps: {runs.replace(' ', ', ')}\n\n`{command}`, torch {torch.__version__}"
     given.out.with_suffix(".md").write_text(f"{about}\n\n{table(points)}\n")
     write_json(given.out.with_suffix(".json"), {"command": command, "points": [p._asdict() for p in points]})
     picture(points, given.features, given.count).savefig(given.out.with_suffix(".png"), dpi=80)
