@@ -18,7 +18,7 @@ from scipy import stats
 import fluvial
 from fluvial import recipes
 from fluvial.cli import main, plugins
-from fluvial.tools.study import files, page, scores, speed, work
+from fluvial.tools.study import files, scores, speed, tables, work
 from fluvial.tools.study.files import slug
 from fluvial.tools.study.plan import read_study
 from fluvial.tools.study.run import StudyError, study
@@ -121,7 +121,7 @@ def test_errors_are_those_of_means_and_of_paired_differences():
     test = stats.ttest_rel(values, others)
     assert apart.mean.seeds == 5 and apart.mean.value / apart.mean.error == pytest.approx(test.statistic)
     assert scores.mean([1.0]).error is None and scores.difference({0: 1.0}, {1: 1.0}, "recall") is None
-    for seeds, chance in page.CHANCE.items():
+    for seeds, chance in tables.CHANCE.items():
         assert 100 * 2 * stats.t.sf(2, seeds - 1) == pytest.approx(chance, abs=0.6)
 
 
