@@ -66,6 +66,16 @@ def test_recipes_are_listed(capsys):
     assert "digits-arflow\n    ARFlow on" in printed and "imagenet256-sit-xl2" in printed
 
 
+def test_memory_that_does_not_suffice_is_told_with_what_takes_less(monkeypatch, capsys):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("fluvial.cli.runs.list_recipes", full)
+    assert main(["recipes"]) == 1
+    told = capsys.readouterr().err
+    assert "Tried to allocate 2.00 GiB. Training takes less with" in told and "--train.accumulate" in told
+
+
 def test_help_shows_the_recipes_own_defaults(capsys):
     assert main(["train", "imagenet128-arflow-xl2", "--help"]) == 0
     printed = capsys.readouterr().out

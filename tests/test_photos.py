@@ -79,6 +79,16 @@ def test_the_plan_tells_of_another_run_and_of_unreadable_files_once(images, caps
     assert printed.count("bad.png") == 1
 
 
+def test_a_run_from_weights_has_the_name_of_their_method_and_their_size(images, capsys):
+    assert main(["train", "images", "--method", "sit", "--steps", "1", "--name", "first", "--size", "small"]) == 0
+    for file in images.rglob("*.png"):
+        Image.open(file).resize((24, 24)).save(file)
+    capsys.readouterr()
+    assert main(["train", "images", "--from", "runs/first", "--steps", "1", "--dry-run"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "the run goes to runs/sit-images" in printed and "16 x 16 colour: as the weights know" in printed
+
+
 def test_a_longer_run_has_no_more_pictures(tmp_path, monkeypatch):
     run, folder = photos.neutral("sit"), RunFolder(tmp_path)
     nothing: photos.Asked = {"minutes": None, "epochs": None}

@@ -54,6 +54,9 @@ from fluvial.utils.errors import Stopped, UsageError
 
 TRACEBACK = "--traceback"
 LONGEST = 2000  # characters of a message: what it quotes may be damaged, or not written to be read
+LESS_MEMORY = (
+    "Training takes less with --train.precision bf16, --train.accumulate N or --train.activation-checkpointing"
+)
 COMMANDS = {  # by command, its module and function: torch is imported by those that need it
     "recipes": "runs.list_recipes",
     "train": "train.train",
@@ -152,6 +155,8 @@ def _told(error: BaseException, in_full: bool) -> str:
     text = " ".join(str(error).split())[:LONGEST]
     if isinstance(error, OSError) or type(error) is RuntimeError:
         return f"error: {text or type(error).__name__}"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return f"error: {text.rstrip('.')}. {LESS_MEMORY}"
     hint = "" if in_full else f" ({TRACEBACK} shows where)"
     return f"error: {type(error).__name__}{': ' if text else ''}{text}{hint}"
 

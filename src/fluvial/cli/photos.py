@@ -16,6 +16,7 @@ from fluvial.cli.known import options_of, positive
 from fluvial.cli.output import console, scaled
 from fluvial.cli.short import OF_IMAGES
 from fluvial.config import Run
+from fluvial.methods import name_of as name_of_method
 from fluvial.run.folder import RunFolder
 from fluvial.tools.plan import network
 from fluvial.tools.plan.dataset import config_of, name_of
@@ -126,8 +127,11 @@ def folder_for(command: Asked, asked: Asked, place: str, out: Path | None) -> tu
 
 def usual(asked: Asked, place: str) -> Path:
     """The folder for the first run of a method on these images."""
-    data = name_of(config_of(place))
-    return Path("runs") / f"{asked['method'] or network.METHOD}-{data}"
+    data, start = name_of(config_of(place)), asked["from"]
+    method = asked["method"] or network.METHOD
+    if start and RunFolder(start).exists():
+        method = name_of_method(type(RunFolder(start).run().method))
+    return Path("runs") / f"{method}-{data}"
 
 
 def recorded(asked: Asked, place: str, settings: Mapping[str, Any]) -> Asked:

@@ -84,7 +84,8 @@ def against(which: Which, real: Real | None, extractor: Extractor, *, world: Wor
         test = beside(real.test)
     elif real.test is None:
         raise ValueError(
-            f"{real.training.name} has no test images: name others with --reference, or use --reference train"
+            f"{real.training.name} has no test images: name others (--reference of fluvial score, --data.test-path of "
+            f"fluvial train), or take the training images (--reference train)"
         )
     else:
         found = test = reference(real.test, extractor, world=world)

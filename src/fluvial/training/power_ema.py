@@ -169,7 +169,8 @@ def rebuild(folder: Path, *, length: float, step: int | None = None) -> Rebuilt:
     found = snapshots(folder)
     if len(found) < 2:
         raise ValueError(
-            f"{folder} has {len(found)} snapshots of averages, and 2 are needed at least; store more while training"
+            f"{folder} has {len(found)} snapshots of averages, and 2 are needed at least; they are "
+            f"stored while training with --train.ema-lengths 0.05 0.1"
         )
     step = found[-1][1] if step is None else step
     if not 1 <= step <= found[-1][1]:

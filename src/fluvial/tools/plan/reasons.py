@@ -33,7 +33,7 @@ def choices(
         return Choice(what=what, chosen=chosen, why="as given" if given else why, option=option)
 
     yield choice("classes", *_classes(plan.dataset, run), "--method.classes", "method.classes")
-    yield choice("pixels", *_pixels(plan.dataset, run), "--data.size", "data.size")
+    yield choice("pixels", *_pixels(plan.dataset, run, base), "--data.size", "data.size")
     yield choice("mirror images", *_mirrored(plan.dataset, run), "--data.flip", "data.flip")
     yield choice("validation", *_validation(plan, run), "--data.test-path", "data.test_path", "data.validation")
     yield choice(
@@ -76,7 +76,7 @@ def _classes(dataset: Dataset, run: Run) -> tuple[str, str]:
     return f"{run.method.classes}", ", ".join(shown) + (", ..." if len(names) > MOST_NAMES else "") + small
 
 
-def _pixels(dataset: Dataset, run: Run) -> tuple[str, str]:
+def _pixels(dataset: Dataset, run: Run, base: Run | None) -> tuple[str, str]:
     side = run.data.size
     chosen = f"{side} x {side} {'grey' if run.data.channels == 1 else 'colour'}"
     encoder, (height, width) = run.autoencoder.name, dataset.sides
@@ -85,6 +85,8 @@ def _pixels(dataset: Dataset, run: Run) -> tuple[str, str]:
         return chosen, f"as {h} x {w} latents of {encoder}"
     if dataset.is_one_size and (height, width) == (side, side):
         return chosen, "as they are"
+    if base is not None:
+        return chosen, "as the weights know"
     if side == PIXELS:
         return chosen, "cropped; for more, train on latents: --autoencoder"
     return chosen, f"the smallest image has {width} x {height}"
