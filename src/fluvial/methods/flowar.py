@@ -1,8 +1,8 @@
 """FlowAR: next-scale autoregression with a flow-matching head (arXiv 2412.15205).
 
 A latent is a pyramid of maps (scales), coarse to fine. A transformer takes the class and the upsampled coarser maps and
-outputs a condition for every token of the next scale; the flow head, one small network for all scales, turns noise into
-that scale's map under this condition. Both are trained together on the velocity error of the head.
+outputs a condition for every token of the next scale; the flow head, one network for all scales, turns noise into that
+scale's map under this condition. Both are trained together on the velocity error of the head.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""FlowAR's flow-matching head, one small network shared by all scales (arXiv 2412.15205, section 3.3)."""
+"""FlowAR's flow-matching head, one network shared by all scales (arXiv 2412.15205, section 3.3)."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast

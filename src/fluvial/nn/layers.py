@@ -250,5 +250,5 @@ class VelocityHead(nn.Module):
 
 
 def heads_of(width: int) -> int:
-    """Attention heads of a width: 32 wide up to a width of 256, then 64 (SiT, table 1)."""
+    """Attention heads of a width, for sizes that are not published: 32 wide up to a width of 256, then 64."""
     return width // (32 if width <= 256 else 64)

@@ -55,7 +55,8 @@ class FlowARConfig:
     label_drop: float = 0.1
     """Probability that a label is dropped in training, so that guidance has a null branch."""
     loss_weight: Literal["token", "scale"] = "token"
-    """Give all tokens the same weight (release, equation 9), or all scales."""
+    """Give all tokens the same weight (release, equation 9), or all scales. The losses do not compare: by
+    token, the weights of the scales add up to more than 1."""
     upsample: Literal["via_full", "direct"] = "via_full"
     """Upsample a map for the next scale by bicubic to the full latent and area down (release), or by bicubic alone."""
     time_sampling: TimeSampling = "uniform"
@@ -133,7 +134,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str, **overrides: Any) -> FlowARConfig:  # noqa: ANN401 - any field of FlowARConfig
-    """The released configuration "S", "B", "L" or "H", with some fields replaced."""
+    """The published size "S", "B", "L" or "H", with some fields replaced; B is the paper's, without a release."""
     if name not in PRESETS:
         raise ValueError(f"unknown size {name!r}: expected one of {', '.join(PRESETS)}")
     return FlowARConfig(**{**PRESETS[name], **overrides})

@@ -24,7 +24,8 @@ from fluvial.training.optim import OptimConfig
 IMAGENET = DataConfig(name="ILSVRC/imagenet-1k", size=256, flip=True)
 AUTOENCODER = AutoencoderConfig(name="stabilityai/sd-vae-ft-ema")  # 4 channels, stride 8
 KL16 = AutoencoderConfig(name="kl16.ckpt")  # MAR's: 16 channels, stride 16
-# The SDE sampler of both releases: 249 Euler-Maruyama steps and a last step of 0.04 by the mean; 3 guided channels.
+# The SDE sampler of the releases: 249 Euler-Maruyama steps and a last step of 0.04 by the mean; 3 guided channels.
+# SiT's release evaluates its network twice a step.
 SAMPLE = SampleConfig(
     solver=EulerMaruyama(diffusion="sigma", last_step="mean", last_step_size=0.04),
     steps=250,
