@@ -222,6 +222,28 @@ def test_the_level_is_the_loss_itself(weight):
     assert level(config).zero > expected.zero  # without latents an upper bound: pooling takes variance away
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"time_shift": 3.0},
+        {"contrast": 0.3},
+        {"prediction": "data"},
+        {"prediction": "data", "interpolant": "gvp", "contrast": 0.2, "time_sampling": "logit-normal"},
+    ],
+)
+def test_the_level_knows_the_objective(change):
+    """The loss of an untrained model is that of its zero output, on white latents."""
+    shape = {"size": (8, 8), "channels": 1, "classes": 0, "patch": 4, "depth": 1, "width": 16, "heads": 2}
+    config = sit.Config(**shape, **change)
+    x1 = torch.randn(20_000, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    draws = vars(sit.draws(config, x1.shape, generator=torch.Generator().manual_seed(2), device="cpu"))
+    with torch.no_grad():
+        measured = float(loss(sit.Model(config).train(), x1, None, **draws))
+    expected = level(config, x1)
+    assert measured == pytest.approx(expected.zero, rel=0.08 if "prediction" in change else 0.02)
+    assert expected.multiple < expected.zero
+
+
 def test_steps_are_counted_by_their_rate():
     constant = with_(RUN, optim={"schedule": "constant", "warmup": 0})
     assert full_rate_steps(constant, 700) == pytest.approx(700)

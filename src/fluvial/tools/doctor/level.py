@@ -7,6 +7,12 @@ For an entry of the latents with second moment m, at time t,
 
 with w = alpha' sigma - alpha sigma'. On the linear path, with m = 1 and uniform t, the means over t are 2 and pi / 2.
 The second is a bound for any data: a model that uses more than one entry is soon below it.
+
+Where the network predicts the image, target and velocity are divided by s = max(sigma, 0.05) in place of sigma, and
+its zero output stands for the velocity v = sigma' x_t / s. A contrastive target is (u - c u') / (1 - c), and u' is that
+of another image: of images whose mean is 0,
+
+    E (v - target)^2 = (E (v - u)^2 + c^2 (E u^2 + E v^2) + 2 c E (u - v) v) / (1 - c)^2
 """
 
 from typing import NamedTuple
@@ -17,6 +23,7 @@ from torch import Tensor
 from fluvial.flow.interpolant import INTERPOLANTS
 from fluvial.flow.timesteps import sampled
 from fluvial.methods import Config, method_of
+from fluvial.nn.dit import LEAST_SIGMA
 from fluvial.utils.randomness import generator
 
 TIMES = 100_000
@@ -33,7 +40,7 @@ class Level(NamedTuple):
 
 def level(config: Config, latents: Float[Tensor, "n c h w"] | None = None) -> Level:
     """The two expected losses, with the second moments of these latents or 1 (an upper bound for coarse scales)."""
-    shifted = getattr(config, "time_shift", 1.0)  # which a method of another module need not have
+    shifted = getattr(config, "time_shift", 1.0)  # this and others below a method of another module need not have
     t = sampled(config.time_sampling, (TIMES,), shift_factor=shifted, generator=generator(0, "level")).double()
     alpha, sigma, d_alpha, d_sigma = INTERPOLANTS[config.interpolant](t)
     w = d_alpha * sigma - alpha * d_sigma
@@ -42,8 +49,15 @@ def level(config: Config, latents: Float[Tensor, "n c h w"] | None = None) -> Le
         parts = [(sum(method.part_weights(config)), 1.0)]
     else:
         parts = [(weight, float(x.double().square().mean())) for weight, x in method.targets(config, latents)]
-    zero = multiple = 0.0
+    c, zero, multiple = getattr(config, "contrast", 0.0), 0.0, 0.0
+    data = getattr(config, "prediction", "velocity") == "data"
+    s = sigma.clamp(min=LEAST_SIGMA) if data else sigma
+    shrunk = ((sigma / s) ** 2).nan_to_num(1)  # 1 but at the end, for data
     for weight, m in parts:
-        zero += weight * float((d_alpha**2 * m + d_sigma**2).mean())
-        multiple += weight * float((m * w**2 / (alpha**2 * m + sigma**2)).nan_to_num().mean())
+        u2 = shrunk * (d_alpha**2 * m + d_sigma**2)
+        least = shrunk * (m * w**2 / (alpha**2 * m + sigma**2)).nan_to_num()
+        v2, uv = (d_sigma**2 * (alpha**2 * m + sigma**2) / s**2, w * d_sigma * alpha * m / s**2) if data else (0, 0)
+        error = w**2 * m / s**2 if data else u2
+        zero += weight * float((error + c**2 * (u2 + v2) + 2 * c * uv).mean()) / (1 - c) ** 2
+        multiple += weight * float((least + c**2 * u2).mean()) / (1 - c) ** 2
     return Level(zero, multiple)
