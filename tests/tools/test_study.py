@@ -60,6 +60,18 @@ def test_a_file_names_runs_by_their_base_and_what_differs(tmp_path):
     assert plain == replace(guided, guidance=replace(guided.guidance, weight=1.0))
 
 
+def test_a_run_may_have_samplings_of_its_own(tmp_path):
+    more = "  Wide: {base: digits-sit, method.width: 64, samplings.fast: {sample.steps: 1}}"
+    plan = read_study(written(tmp_path, SMALL.replace("  Wide: {base: digits-sit, method.width: 64}", more)))
+    assert [*plan.samplings["Narrow"]] == ["guided", "plain"]
+    assert [*plan.samplings["Wide"]] == ["guided", "plain", "fast"]
+    assert plan.samplings["Wide"]["fast"].steps == 1 and plan.samplings["Wide"]["guided"].steps == 2
+    assert plan.runs["Wide"].sample == plan.runs["Narrow"].sample, "a run is trained with its own settings alone"
+    wrong = SMALL.replace("method.width: 64}", "method.width: 64, samplings.fast: {train.batch: 1}}")
+    with pytest.raises(ValueError, match=r"line 9: a sampling has settings of sample alone, and fast has train.batch"):
+        read_study(written(tmp_path, wrong))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [

@@ -31,7 +31,8 @@ def read_study(file: Path | str) -> Study:
 
     `runs` has a name for each run, and below it what a file of `fluvial train` has: a base, and the settings that
     differ. `common` are settings of all runs; `variants` are settings with which each run is trained once more;
-    `samplings` settings of sampling, with which the trained runs are measured.
+    `samplings` settings of sampling, with which the trained runs are measured. A run may have samplings of its own,
+    besides.
     """
     file = Path(file).expanduser()
     if not file.is_file():
@@ -57,21 +58,21 @@ def _study(settings: Settings, file: str) -> Study:
         raise ValueError("it has no runs: give each a name below runs:, and below that a base, such as digits-sit")
     runs, samplings = dict[str, Run](), dict[str, dict[str, SampleConfig]]()
     for name, settings_of_run in named[RUNS].items():
+        trained, own_samplings = _apart(settings_of_run)
+        those = (named[SAMPLINGS] or {USUAL: EMPTY}) | own_samplings
+        _check_samplings(own_samplings)
         for variant, settings_of_variant in (named[VARIANTS] or {"": EMPTY}).items():
             title = f"{name}, {variant}" if variant else name
-            merged = _merged(parts[COMMON], settings_of_run, settings_of_variant)
+            merged = _merged(parts[COMMON], trained, settings_of_variant)
             for path, why in OF_STUDY.items():
                 if path in merged.values:
                     raise ValueError(f"line {merged.lines[path]}: {path} {why} in a study: leave it out")
             runs[title] = run_with(merged, f"{file}, run {title},")
             samplings[title] = {
                 sampling: run_with(_merged(merged, more), f"{file}, sampling {sampling} of run {title},").sample
-                for sampling, more in (named[SAMPLINGS] or {USUAL: EMPTY}).items()
+                for sampling, more in those.items()
             }
-    for name, more in named[SAMPLINGS].items():
-        if others := [path for path in more.values if not path.startswith("sample.")]:
-            line = more.lines[others[0]]
-            raise ValueError(f"line {line}: a sampling has settings of sample alone, and {name} has {others[0]}")
+    _check_samplings(named[SAMPLINGS])
     return Study(
         runs=runs,
         samplings=samplings,
@@ -79,6 +80,22 @@ def _study(settings: Settings, file: str) -> Study:
         measure=_part(Measure, "measure", own),
         **{name: _tuple(own[name]) for name in ("seeds", "baseline", "question") if name in own},
     )
+
+
+def _apart(run: Settings) -> tuple[Settings, dict[str, Settings]]:
+    """The settings that a run is trained with, and those of its own samplings by name."""
+    start = f"{SAMPLINGS}."
+    values = {path: value for path, value in run.values.items() if not path.startswith(start)}
+    lines = {path: line for path, line in run.lines.items() if not path.startswith(start)}
+    return Settings(values, lines, []), _named(_below(run, SAMPLINGS))
+
+
+def _check_samplings(those: Mapping[str, Settings]) -> None:
+    """Raises ValueError for a sampling with settings that are not of sampling."""
+    for name, more in those.items():
+        if others := [path for path in more.values if not path.startswith("sample.")]:
+            line = more.lines[others[0]]
+            raise ValueError(f"line {line}: a sampling has settings of sample alone, and {name} has {others[0]}")
 
 
 def _tuple(value: Any) -> Any:  # noqa: ANN401 - of YAML
