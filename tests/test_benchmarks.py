@@ -352,7 +352,7 @@ def test_quality_against_evaluations_is_measured_and_drawn(tmp_path, monkeypatch
     falling = next(point for point in points if point["settings"] == "5 4 3 steps")
     assert falling["nfe"] == 12 and falling["gflops"] < euler[1]["gflops"], "coarse maps cost less"
     table = (tmp_path / "out.md").read_text().splitlines()
-    assert len(table) == 4 + len(points) and table[2].startswith("| run | solver |")
+    assert len(table) == 6 + len(points) and table[4].startswith("| run | solver |")
 
 
 def test_a_run_that_went_on_is_compared_with_one_of_that_length(tmp_path, monkeypatch, capsys):

@@ -58,7 +58,7 @@ def test_a_token_is_asked_for_and_then_kept_in_a_cookie():
     headers = dict(start["headers"])
     assert start["status"] == 303 and headers[b"location"] == b"/play?run=a"
     cookie = headers[b"set-cookie"].decode()
-    assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+    assert "HttpOnly" in cookie and "SameSite=Lax" in cookie
     assert asked(token, host="10.0.0.2:7860", cookie=cookie.partition(";")[0]) == ["passed"]
     assert asked(token, host="10.0.0.2:7860", cookie=f"{COOKIE}=other")[0]["status"] == 403
     assert asked(token, host="10.0.0.2", cookie=f"{COOKIE}={token}", origin="http://evil.example")[0]["status"] == 403

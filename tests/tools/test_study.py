@@ -16,7 +16,7 @@ import pytest
 from scipy import stats
 
 import fluvial
-from fluvial import recipes
+from fluvial import methods, recipes
 from fluvial.cli import main, plugins
 from fluvial.tools.study import files, scores, speed, tables, work
 from fluvial.tools.study.files import slug
@@ -368,15 +368,19 @@ def test_more_samplings_measure_the_runs_that_are_there(done, tmp_path):
     assert [row[4] for row in numbers(found) if row[3] == "one"] == [1] * 4
 
 
-def test_a_method_of_a_plugin_is_studied(tmp_path):
+def test_a_method_of_a_plugin_is_studied(tmp_path, monkeypatch):
     """The processes of the study, and of any other command, import the files that the command was given."""
-    plugin = Path(__file__).parents[2] / "examples" / "pixel_flow.py"
-    text = "seeds: [0]\nbudget.images: 80\nmeasure: {count: 20, points: 1}\nruns: {Own: {base: digits-pixel-flow}}\n"
+    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))  # what is registered is forgotten after it
+    monkeypatch.setattr(recipes, "RECIPES", dict(recipes.RECIPES))
+    plugin = tmp_path / "studied.py"  # a file that no other test has imported
+    example = Path(__file__).parents[2] / "examples" / "pixel_flow.py"
+    plugin.write_text(example.read_text().replace("pixel-flow", "studied-flow"))
+    text = "seeds: [0]\nbudget.images: 80\nmeasure: {count: 20, points: 1}\nruns: {Own: {base: digits-studied-flow}}\n"
     file, words = written(tmp_path, text), [sys.executable, "-m", "fluvial", "recipes"]
     with plugins.loaded([str(plugin)]):
         speeds_there(tmp_path / "out", file)
-        assert "digits-pixel-flow" in subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    assert "digits-pixel-flow" not in subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        assert "digits-studied-flow" in subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert "digits-studied-flow" not in subprocess.run(words, capture_output=True, text=True, check=True).stdout
     out = ["--out", str(tmp_path / "out"), "--at-once", "1", "--device", "cpu"]
     assert main(["study", str(file), *out, "--plugin", str(plugin)]) == 0
     assert (tmp_path / "out" / "results" / "own-seed-0.json").exists()

@@ -42,7 +42,8 @@ class Guard:
         if refusal := self.refusal(headers, scope.get("query_string", b"").decode("latin-1")):
             return await _answer(scope, send, 403, refusal)
         if self.token and (rest := self._without_token(scope)) is not None:
-            cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+            # Strict would keep it back where the printed address is a link that is followed from another page
+            cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Lax; Path=/"
             return await _answer(scope, send, 303, "", {"location": rest, "set-cookie": cookie})
         await self.app(scope, receive, send)
 
