@@ -87,7 +87,10 @@ def test_settings_that_are_added_leave_the_identity():
     for name, settings in first.items():
         present = to_json(recipes.get(f"digits-{name}"))["method"]
         assert set(as_first_written(present)) == set(settings.split()), name
-    assert as_first_written({"own_path": 0.5}) == {"own_path": 0.5}, "another model is another run"
+    other = {"name": "arflow", "own_path": 0.5}
+    assert as_first_written(other) == other, "another model is another run"
+    plugin = {"name": "mine", "contrast": 0.0}
+    assert as_first_written(plugin) == plugin, "whose settings of these names are its own"
 
 
 def test_an_export_is_imported(tmp_path):

@@ -26,7 +26,8 @@ ADDED = {
     "prediction": "velocity",
     "backbone": "released",
 }
-"""Settings of methods that version 0.1.0 did not have, with the value that stands for what it did."""
+"""Settings that the library's methods did not have in version 0.1.0, with the value that stands for what it did."""
+OURS = ("sit", "arflow", "flowar")
 
 
 def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,5 +87,6 @@ def as_first_written(method: Mapping[str, Any]) -> dict[str, Any]:
     Those it did not have are left out where they are what it did.
     """
     old = {new: path.removeprefix("method.") for path, new in RENAMED.items() if path.startswith("method.")}
-    kept = {name: value for name, value in method.items() if name not in ADDED or value != ADDED[name]}
+    added = ADDED if method.get("name") in OURS else {}  # others may have settings of these names
+    kept = {name: value for name, value in method.items() if name not in added or value != added[name]}
     return {old.get(name, name): value for name, value in kept.items()}
