@@ -64,7 +64,7 @@ class FlowARConfig:
     time_shift: float = 1.0
     """Factor by which times of training are moved towards noise, 1 for none (release)."""
     contrast: float = 0.0
-    """Weight with which velocities of other images of the batch repel (arXiv 2506.05350), 0 for none (release)."""
+    """Weight with which another image of the micro-batch repels (arXiv 2506.05350), 0 for none (release)."""
     floor_time: bool = False
     """Round the noise level down to 1/1000 before it is embedded, as the release does."""
     init: Literal["zero", "release"] = "zero"
