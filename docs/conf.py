@@ -16,8 +16,6 @@ myst_enable_extensions = ["colon_fence"]
 highlight_language = "none"  # what names no language is a formula, or output
 html_theme = "furo"
 html_title = "fluvial"
-html_static_path: list[str] = []
-copybutton_exclude = ".linenos, .gp, .go"
 
 apidoc_modules = [
     {

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fluvial.utils.errors import UsageError
-from fluvial.utils.python_file import given_to_children, import_file, of_parent
+from fluvial.utils.python_file import given_to_children, import_file, import_those_of_parent
 
 PLUGIN = "--plugin"
 
@@ -28,8 +28,9 @@ def taken_from(arguments: list[str]) -> tuple[list[str], list[str]]:
 def loaded(names: Sequence[str]) -> Iterator[None]:
     """Imports these files, and those of the command that began this one; processes begun in the block do so too."""
     files = [_found(name) for name in names]
-    for file, called in [*((file, str(file)) for file in of_parent()), *zip(files, names, strict=True)]:
-        import_file(file, f"{PLUGIN} {called}")
+    import_those_of_parent()
+    for file, name in zip(files, names, strict=True):
+        import_file(file, f"{PLUGIN} {name}")
     with given_to_children(files):
         yield
 

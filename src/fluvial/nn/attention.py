@@ -48,6 +48,7 @@ QkvNorm = Literal["width", "head"]
 HistoryDecay = Literal["raster", "shared", "none"]
 ImageDecay = Literal["mean", "sum"]
 GATE_LOGIT_NORMALIZER = 16
+
 History = Float[Tensor, "b heads k k"]
 
 
@@ -82,7 +83,6 @@ class HybridLinearAttention(nn.Module):
     """
 
     rotary: Tensor | None
-
     float32 = ("gate",)
 
     def __init__(

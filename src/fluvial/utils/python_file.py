@@ -15,9 +15,9 @@ GIVEN = "FLUVIAL_PLUGINS"
 
 @contextmanager
 def given_to_children(files: Sequence[Path]) -> Iterator[None]:
-    """Inside the block, processes that are begun find these files with `of_parent`, besides those of this process."""
+    """Inside the block, processes that are begun find these files, besides those that this process was given."""
     before = os.environ.get(GIVEN)
-    os.environ[GIVEN] = os.pathsep.join(map(str, [*of_parent(), *files]))
+    os.environ[GIVEN] = os.pathsep.join(filter(None, [before, *map(str, files)]))
     try:
         yield
     finally:
@@ -27,9 +27,10 @@ def given_to_children(files: Sequence[Path]) -> Iterator[None]:
             os.environ[GIVEN] = before
 
 
-def of_parent() -> list[Path]:
-    """The files that the command was given which began this process."""
-    return [Path(name) for name in os.environ.get(GIVEN, "").split(os.pathsep) if name]
+def import_those_of_parent() -> None:
+    """Imports the files that the command was given which began this process. Raises as `import_file` does."""
+    for name in filter(None, os.environ.get(GIVEN, "").split(os.pathsep)):
+        import_file(Path(name), f"--plugin {name}")
 
 
 def import_file(file: Path, called: str) -> ModuleType:

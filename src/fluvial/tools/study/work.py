@@ -24,7 +24,7 @@ from fluvial.tools.study.speed import speed_of
 from fluvial.tools.study.study import Speed, Study, Wanted, missing
 from fluvial.utils.atomic import check_unlocked, write_json
 from fluvial.utils.files import make_folder
-from fluvial.utils.python_file import import_file, of_parent
+from fluvial.utils.python_file import import_those_of_parent
 
 GRACE = 120.0  # seconds for which the folder of a run is waited for
 LOOKS_EVERY = 0.5  # seconds
@@ -130,8 +130,7 @@ def end_with(parent: int) -> None:
 def main() -> None:
     """Does what the arguments say."""
     end_with(os.getppid())
-    for file in of_parent():
-        import_file(file, str(file))
+    import_those_of_parent()
     folder, name, what, device = sys.argv[1:]
     out = Path(folder)
     study = read_study(out / FILE)
