@@ -394,7 +394,8 @@ def test_damaged_results_are_named(tmp_path):
 
 
 def test_runs_that_compute_alike_have_one_speed(tmp_path, capsys, monkeypatch):
-    text = SMALL.replace("runs:", "variants:\n  low: {optim.lr: 0.001}\n  high: {optim.lr: 0.01}\nruns:")
+    high = "{optim.lr: 0.01, method.time_sampling: logit-normal, method.contrast: 0.1}"
+    text = SMALL.replace("runs:", f"variants:\n  low: {{optim.lr: 0.001}}\n  high: {high}\nruns:")
     monkeypatch.setattr("fluvial.tools.study.run._begun", fake := Begun(tmp_path / "out"))
     study(read_study(written(tmp_path, text)), tmp_path / "out", only_plan=True)
     assert fake.names == ["Narrow, low", "Wide, low"]

@@ -7,20 +7,24 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from threading import current_thread, main_thread
 
 from fluvial.config import from_json, to_json
+from fluvial.methods import name_of
 from fluvial.run.configuration import changes
 from fluvial.tools.study.files import FILE, RESULTS, folder_of, kept_steps, read, result_file, speed_file
 from fluvial.tools.study.page import write_page
 from fluvial.tools.study.study import Speed, Study, missing
 from fluvial.utils.atomic import only_one, write_bytes, write_json
 from fluvial.utils.files import make_folder
+from fluvial.utils.run_format import OURS
 
 LOOKS_EVERY = 0.2  # seconds
 GRACE = 120.0  # seconds that a training has to write its checkpoint and end
+COST_NOTHING = ("label_drop", "loss_weight", "time_sampling", "time_shift", "contrast", "sorted_times", "own_path")
+"""Settings of a method that leave the seconds of a step as they are: two measurements differ by more, up to a tenth."""
 Say = Callable[[str], None]
 Task = tuple[str, int]
 """A run by its name, and a seed."""
@@ -121,9 +125,13 @@ def _speed(plan: Study, out: Path, name: str, device: str, say: Say) -> Speed:
 
 
 def _computes_alike(plan: Study, name: str, other: str) -> bool:
-    """True for runs that differ in the rate or schedule of the optimizer alone, and are sampled alike."""
+    """True for runs that differ in the optimizer or in settings of our methods that cost nothing, and draw alike."""
     one, two = plan.runs[name], plan.runs[other]
-    return replace(one, optim=two.optim) == two and plan.samplings[name] == plan.samplings[other]
+    method = one.method
+    if type(method) is type(two.method) and name_of(type(method)) in OURS:
+        free = {field.name: getattr(two.method, field.name) for field in fields(method) if field.name in COST_NOTHING}
+        method = replace(method, **free)
+    return replace(one, optim=two.optim, method=method) == two and plan.samplings[name] == plan.samplings[other]
 
 
 def told(plan: Study, speeds: dict[str, Speed], rest: int) -> str:
