@@ -5,12 +5,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 import fluvial
 from fluvial import recipes
 from fluvial.cli import main
-from fluvial.config import to_json
+from fluvial.config import from_json, to_json
 from fluvial.data import latents
 from fluvial.flow.guidance import Guidance
 from fluvial.run.folder import RunFolder
@@ -91,6 +92,15 @@ def test_settings_that_are_added_leave_the_identity():
     assert as_first_written(other) == other, "another model is another run"
     plugin = {"name": "mine", "contrast": 0.0}
     assert as_first_written(plugin) == plugin, "whose settings of these names are its own"
+
+
+def test_a_setting_that_is_gone_is_read_where_it_did_nothing():
+    settings = json.loads(json.dumps(to_json(recipes.get("digits-sit"))))
+    settings["method"]["prediction"] = "velocity"
+    assert from_json(settings) == recipes.get("digits-sit")
+    settings["method"]["prediction"] = "data"
+    with pytest.raises(ValueError, match="prediction"):
+        from_json(settings)
 
 
 def test_an_export_is_imported(tmp_path):

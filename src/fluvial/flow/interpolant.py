@@ -116,15 +116,10 @@ def score_from_velocity(interpolant: Interpolant, v: Tensor, x: Tensor, t: Tenso
     return -noise_from_velocity(interpolant, v, x, t) / c.sigma
 
 
-def velocity_from_data(
-    interpolant: Interpolant, x1: Tensor, x: Tensor, t: Tensor, *, least_sigma: float = 0.0
-) -> Tensor:
-    """The velocity (w x1 + sigma' x) / sigma, the inverse of `data_from_velocity`; undefined at t = 1.
-
-    With `least_sigma` it is divided by no less than that, and defined everywhere.
-    """
+def velocity_from_data(interpolant: Interpolant, x1: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """The velocity (w x1 + sigma' x) / sigma, the inverse of `data_from_velocity`; undefined at t = 1."""
     c = interpolant(expand(t, x))
-    return (_w(c) * x1 + c.d_sigma * x) / c.sigma.clamp(min=least_sigma)
+    return (_w(c) * x1 + c.d_sigma * x) / c.sigma
 
 
 def velocity_from_noise(interpolant: Interpolant, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:

@@ -17,14 +17,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from fluvial.flow.guidance import Guidance, guided, labels_of_both
-from fluvial.flow.interpolant import INTERPOLANTS, contrasted, x_t
+from fluvial.flow.interpolant import INTERPOLANTS, contrasted, u_t, x_t
 from fluvial.flow.solvers import Field, OnStep, Solver, State, StepNoise, euler
 from fluvial.flow.timesteps import sampled, sorted_along_sequence
 from fluvial.methods.method import Draws, Flow
 from fluvial.nn.attention import History, HistoryDecay, HybridLinearAttention, ImageDecay, QkvNorm, Recent
 from fluvial.nn.backbone import MLPS, NORMS
 from fluvial.nn.dit import PRESETS as PRESETS
-from fluvial.nn.dit import DiTConfig, grid, preset_settings, target, velocity_of
+from fluvial.nn.dit import DiTConfig, grid, preset_settings
 from fluvial.nn.dit import ends as ends
 from fluvial.nn.dit import followed as followed
 from fluvial.nn.dit import framed as framed
@@ -141,7 +141,7 @@ class ARFlow(nn.Module):
         for i, block in enumerate(self.blocks):
             x, history = block(x, condition, None if state is None else state[i])
             histories.append(history)
-        return velocity_of(self.head(x, condition), x_t, t, self.config), tuple(histories)
+        return self.head(x, condition), tuple(histories)
 
 
 Config = ARFlowConfig
@@ -187,9 +187,9 @@ def errors(
     own = getattr(draws, "own", None)
     if model.training and own is not None:
         latents, noise = (torch.where(own[:, None, None, None, None], x[:, :1], x) for x in (latents, noise))
-    x = x_t(INTERPOLANTS[config.interpolant], noise, latents, draws.t)
-    velocity, _ = model(x, draws.t, labels)
-    u = target(config, noise, latents, x, draws.t)
+    path = INTERPOLANTS[config.interpolant]
+    velocity, _ = model(x_t(path, noise, latents, draws.t), draws.t, labels)
+    u = u_t(path, noise, latents, draws.t)
     return mean_squares(config, velocity.float() - (contrasted(u, config.contrast) if model.training else u))
 
 

@@ -13,14 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fluvial.flow.guidance import Guidance, guided, labels_of_both
-from fluvial.flow.interpolant import INTERPOLANTS, contrasted, x_t
+from fluvial.flow.interpolant import INTERPOLANTS, contrasted, u_t, x_t
 from fluvial.flow.solvers import Field, OnStep, Solver, State, StepNoise, euler
 from fluvial.flow.timesteps import sampled
 from fluvial.methods.method import Draws, Flow
 from fluvial.nn.attention import Attention
 from fluvial.nn.backbone import MLPS, NORMS
 from fluvial.nn.dit import PRESETS as PRESETS
-from fluvial.nn.dit import DiTConfig, grid, preset_settings, target, velocity_of
+from fluvial.nn.dit import DiTConfig, grid, preset_settings
 from fluvial.nn.dit import ends as ends
 from fluvial.nn.dit import followed as followed
 from fluvial.nn.dit import framed as framed
@@ -96,7 +96,7 @@ class SiT(nn.Module):
         condition = self.embed_t(t) + self.embed_label(labels, len(x_t))
         for block in self.blocks:
             x = block(x, condition)
-        return velocity_of(self.head(x, condition), x_t, t, self.config)
+        return self.head(x, condition)
 
 
 Config = SiTConfig
@@ -124,9 +124,9 @@ def errors(
     config = cast(SiTConfig, model.config)
     if model.training and labels is not None:
         labels = labels.masked_fill(draws.drop, config.classes)
-    x = x_t(INTERPOLANTS[config.interpolant], draws.noise, latents, draws.t)
-    velocity = model(x, draws.t, labels)
-    u = target(config, draws.noise, latents, x, draws.t)
+    path = INTERPOLANTS[config.interpolant]
+    velocity = model(x_t(path, draws.noise, latents, draws.t), draws.t, labels)
+    u = u_t(path, draws.noise, latents, draws.t)
     error = (velocity.float() - (contrasted(u, config.contrast) if model.training else u)).square()
     return error.mean(dim=(-3, -2, -1)).unsqueeze(-1)
 

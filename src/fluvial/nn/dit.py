@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fluvial.flow.interpolant import INTERPOLANTS, InterpolantName, u_t, velocity_from_data
+from fluvial.flow.interpolant import InterpolantName
 from fluvial.flow.timesteps import TimeSampling
 from fluvial.nn.backbone import Backbone
 from fluvial.utils.checks import MOST, as_declared, at_least, at_most, below_one, positive, probabilities, whole_patches
@@ -48,9 +48,6 @@ class DiTConfig:
     contrast: float = 0.0
     """Weight with which another image of the micro-batch repels, 0 for none (release). Contrastive flow matching
     (arXiv 2506.05350) takes 0.05, and reports an FID lower by up to 8.9 on ImageNet without guidance."""
-    prediction: Literal["velocity", "data"] = "velocity"
-    """Output of the network: the velocity (release), or the clean image, from which the velocity follows. JiT
-    (arXiv 2511.13720) takes the image for large patches of pixels, where predicting the velocity fails."""
     backbone: Backbone = "released"
     """Form of the blocks: as released, or with RMS norms, SwiGLU, norms of queries and keys, and rotary positions. In
     LightningDiT (arXiv 2501.01423, table 1) these and its training bring the FID from 17.2 to 7.1."""
@@ -83,30 +80,6 @@ class DiTConfig:
 
 
 C = TypeVar("C", bound=DiTConfig)
-
-
-LEAST_SIGMA = 0.05  # that a predicted image is divided by (JiT)
-
-
-def velocity_of(
-    output: Float[Tensor, "*b c h w"], x: Float[Tensor, "*b c h w"], t: Float[Tensor, "*b"], config: DiTConfig
-) -> Float[Tensor, "*b c h w"]:
-    """The velocity at x that the output of a network stands for: itself, or that towards the image that it predicts."""
-    if config.prediction == "velocity":
-        return output
-    return velocity_from_data(INTERPOLANTS[config.interpolant], output, x, t, least_sigma=LEAST_SIGMA)
-
-
-def target(
-    config: DiTConfig,
-    noise: Float[Tensor, "*b c h w"],
-    latents: Float[Tensor, "*b c h w"],
-    x: Float[Tensor, "*b c h w"],
-    t: Float[Tensor, "*b"],
-) -> Float[Tensor, "*b c h w"]:
-    """The velocity that a network is trained for at the point x of a path: u_t, or what its image stands for."""
-    path = INTERPOLANTS[config.interpolant]
-    return u_t(path, noise, latents, t) if config.prediction == "velocity" else velocity_of(latents, x, t, config)
 
 
 def grid(config: DiTConfig) -> tuple[int, int] | None:

@@ -23,10 +23,11 @@ ADDED = {
     "own_path": 0.0,
     "time_shift": 1.0,
     "contrast": 0.0,
-    "prediction": "velocity",
     "backbone": "released",
 }
 """Settings that the library's methods did not have in version 0.1.0, with the value that stands for what it did."""
+REMOVED = {"prediction": "velocity"}
+"""Settings of our methods that no longer exist, with the value that stands for what the library does."""
 OURS = ("sit", "arflow", "flowar")
 
 
@@ -45,6 +46,8 @@ def upgraded(values: Mapping[str, Any]) -> dict[str, Any]:
             part[new] = part.pop(old)
     if isinstance(sample := parts.get("sample"), dict):
         parts["sample"] = _sampling(sample)
+    if isinstance(method := parts.get("method"), dict) and method.get("name") in OURS:
+        parts["method"] = {name: value for name, value in method.items() if REMOVED.get(name, ...) != value}
     return parts
 
 

@@ -23,7 +23,6 @@ from torch import Tensor
 from fluvial.flow.interpolant import INTERPOLANTS
 from fluvial.flow.timesteps import sampled
 from fluvial.methods import Config, method_of
-from fluvial.nn.dit import LEAST_SIGMA
 from fluvial.utils.randomness import generator
 
 TIMES = 100_000
@@ -50,14 +49,9 @@ def level(config: Config, latents: Float[Tensor, "n c h w"] | None = None) -> Le
     else:
         parts = [(weight, float(x.double().square().mean())) for weight, x in method.targets(config, latents)]
     c, zero, multiple = getattr(config, "contrast", 0.0), 0.0, 0.0
-    data = getattr(config, "prediction", "velocity") == "data"
-    s = sigma.clamp(min=LEAST_SIGMA) if data else sigma
-    shrunk = ((sigma / s) ** 2).nan_to_num(1)  # 1 but at the end, for data
     for weight, m in parts:
-        u2 = shrunk * (d_alpha**2 * m + d_sigma**2)
-        least = shrunk * (m * w**2 / (alpha**2 * m + sigma**2)).nan_to_num()
-        v2, uv = (d_sigma**2 * (alpha**2 * m + sigma**2) / s**2, w * d_sigma * alpha * m / s**2) if data else (0, 0)
-        error = w**2 * m / s**2 if data else u2
-        zero += weight * float((error + c**2 * (u2 + v2) + 2 * c * uv).mean()) / (1 - c) ** 2
+        u2 = d_alpha**2 * m + d_sigma**2
+        least = (m * w**2 / (alpha**2 * m + sigma**2)).nan_to_num()
+        zero += weight * float(((1 + c**2) * u2).mean()) / (1 - c) ** 2
         multiple += weight * float((least + c**2 * u2).mean()) / (1 - c) ** 2
     return Level(zero, multiple)
