@@ -2,8 +2,9 @@
 
     python benchmarks/studio.py runs/digits-sit runs/digits-sit-4-steps
 
-The last column is the time between two pictures while dragging, by that of `Sampler.sample` alone, in the same minute
-on the same machine. Needs chromium and chromedriver.
+The ratios are the time between two pictures while dragging by that of `Sampler.sample`, in the same minute on the same
+machine: alone, and while the browser draws two pictures by turns, as often, without the studio. A browser without a GPU
+takes the cores that sampling is on. Needs chromium and chromedriver.
 """
 
 import argparse
@@ -47,6 +48,18 @@ field.dispatchEvent(new KeyboardEvent('keyup', {keyCode: 39, which: 39, key: 'Ar
 setTimeout(() => done(shownAt.length ? [shownAt[0] - began, shownAt[shownAt.length - 1] - began] : null), 2500);
 """
 
+# the picture and another by turns, each `arguments[0]` milliseconds
+BUSY = """
+const every = arguments[0], shown = document.querySelector('.stage img'), canvas = document.createElement('canvas');
+[canvas.width, canvas.height] = [shown.naturalWidth, shown.naturalHeight];
+const draws = canvas.getContext('2d');
+draws.filter = 'invert(1)';
+draws.drawImage(shown, 0, 0);
+const pictures = [shown.src, canvas.toDataURL()];
+let n = 0;
+window.busy = setInterval(() => { shown.src = pictures[n++ % 2]; }, every);
+"""
+
 
 def alone(sampler: Sampler, count: int) -> float:
     """Median seconds of sampling so many images."""
@@ -58,8 +71,9 @@ def alone(sampler: Sampler, count: int) -> float:
     return statistics.median(seconds)
 
 
-def measured(browser: Any, address: str, run: str, count: int) -> dict[str, float]:  # noqa: ANN401 - a WebDriver
-    """Milliseconds from a slider to the first and to the last picture, and between pictures while dragging."""
+def measured(browser: Any, address: str, run: str, sampler: Sampler, count: int) -> dict[str, float]:  # noqa: ANN401
+    """Milliseconds from a slider to the first and to the last picture, between pictures while dragging, and of sampling
+    beside a browser that draws."""
     from in_browser import until  # pyright: ignore[reportMissingImports] - see main
 
     browser.get(f"{address}/play?run={run}&count={count}")
@@ -69,7 +83,11 @@ def measured(browser: Any, address: str, run: str, count: int) -> dict[str, floa
     slides = [found for _ in range(6) if (found := browser.execute_async_script(SLIDE))]
     drags = [browser.execute_async_script(DRAG) for _ in range(3)]
     first, last = (statistics.median(times) for times in zip(*slides, strict=True)) if slides else (0.0, 0.0)
-    return {"first": first, "last": last, "between": statistics.median(between for _, between in drags)}
+    between = statistics.median(between for _, between in drags)
+    browser.execute_script(BUSY, between)
+    beside = alone(sampler, count)
+    browser.execute_script("clearInterval(busy)")
+    return {"first": first, "last": last, "between": between, "beside": 1000 * beside}
 
 
 def main() -> None:
@@ -81,19 +99,19 @@ def main() -> None:
     from in_browser import browsing, served  # pyright: ignore[reportMissingImports]
 
     root = options.runs[0].resolve().parent
-    print("| run | slider to first picture | to last | between pictures | a second | sampling alone | ratio |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("| run | slider to first picture | to last | between pictures | a second | alone | ratio | beside | ratio |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as profile, served(root) as studio, browsing(Path(profile)) as browser:
         browser.set_script_timeout(60)
         for run in options.runs:
             sampler = load(run)
             before = alone(sampler, options.count)
-            found = measured(browser, studio.address, run.name, options.count)
+            found = measured(browser, studio.address, run.name, sampler, options.count)
             own = 1000 * statistics.mean((before, alone(sampler, options.count)))
             slider = f"{found['first']:.0f} ms | {found['last']:.0f} ms" if found["first"] else "- | -"
-            between = found["between"]
-            rate, ratio = 1000 / between, between / own
-            print(f"| {run.name} | {slider} | {between:.0f} ms | {rate:.1f} | {own:.0f} ms | {ratio:.2f} |", flush=True)
+            between, beside = found["between"], found["beside"]
+            drag = f"{between:.0f} ms | {1000 / between:.1f} | {own:.0f} ms | {between / own:.2f}"
+            print(f"| {run.name} | {slider} | {drag} | {beside:.0f} ms | {between / beside:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def settings_of(sampler: "Sampler", scene: Scene) -> Any:  # noqa: ANN401 - a Sa
     return sampler.settings(**chosen)
 
 
-def draw(sampler: "Sampler", scene: Scene, job: Job, show: Callable[[Picture], None]) -> Picture:
+def draw(sampler: "Sampler", scene: Scene, job: Job, show: Callable[[Picture], object]) -> Picture:
     """The picture of a scene; `show` is called with previews of it. Raises ValueError for settings that do not fit."""
     started = time.perf_counter()
     samples = sampled(sampler, scene, _Preview(sampler, scene, job, show))
@@ -122,7 +122,7 @@ class _Preview:
     Images of batches that are done are shown as they are, those of batches to come in grey.
     """
 
-    def __init__(self, sampler: "Sampler", scene: Scene, job: Job, show: Callable[[Picture], None]) -> None:
+    def __init__(self, sampler: "Sampler", scene: Scene, job: Job, show: Callable[[Picture], object]) -> None:
         self.sampler, self.scene, self.job, self.show = sampler, scene, job, show
         self.shown, self.cost = time.perf_counter(), 0.0
         self.done: list[Any] = []

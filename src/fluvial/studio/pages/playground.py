@@ -1,6 +1,7 @@
 """Draw from a run while its settings are moved."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import randrange
 from typing import TYPE_CHECKING, Any
@@ -232,20 +233,23 @@ class Playground:
         """Lets the picture be drawn, and shows it."""
         tell = teller(self.line)
 
-        def show(picture: Picture) -> None:  # in the thread that draws
-            tell(self._show, scene, picture)
-
-        def work(job: Job) -> Picture:
+        def work(job: Job) -> tuple[Scene, Picture]:
             sampler = self.samplers.get(run_named(self.studio.root, scene.run), scene.average)
             tell(self._loaded, scene, sampler)
-            return draw(sampler, scene, job, show)
+            place, drawn = scene, draw(sampler, scene, job, partial(tell, self._show, scene))
+            while self.dragging and self.again and len(self.studio.work.names()) == 1:  # without a way over the page
+                tell(self._show, place, drawn)
+                self.again, place = False, self.scene
+                drawn = draw(sampler, place, job, partial(tell, self._show, place))
+            return place, drawn
 
         self.job = self.studio.work.submit(f"drawing from {scene.run}", work)
         if before := self.studio.work.before(self.job)[:-1]:
             say(self.line, f"waits for {len(before)} before it: {before[0]}")
         try:
-            self.drawn = drawn = await finished(self.job)
-            self._show(scene, drawn)
+            place, drawn = await finished(self.job)
+            self.drawn = drawn
+            self._show(place, drawn)
         except Stopped:
             say(self.line, "stopped")
         except Exception as error:  # of settings that the run cannot follow, or a damaged run
