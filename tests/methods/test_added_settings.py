@@ -1,4 +1,4 @@
-"""What neighbouring work found, as settings: shifted times, contrastive targets, modern blocks."""
+"""What neighbouring work found, as settings: contrastive targets, modern blocks."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from conftest import loss, randomise
 from fluvial.flow.guidance import Guidance
 from fluvial.flow.interpolant import contrasted
-from fluvial.flow.timesteps import grid, sampled, shift
+from fluvial.flow.timesteps import grid
 from fluvial.methods import arflow, flowar, sit
 from fluvial.nn.attention import Attention, HybridLinearAttention
 from fluvial.nn.backbone import SwiGlu
@@ -35,25 +35,6 @@ def batch(method, images=5):
     g = torch.Generator().manual_seed(2)
     lead = (images, 3) if method is arflow else (images,)
     return torch.randn(*lead, 2, 4, 4, generator=g), torch.arange(images) % 3
-
-
-def test_shifted_times_are_distributed_by_the_inverse_of_the_shift():
-    t = sampled("uniform", (100_000,), shift_factor=3.0, generator=generator(0, "t"))
-    for point in (0.1, 0.3, 0.6):  # P(shift(u) < x) = P(u < shift(x, 1 / 3))
-        assert abs((t < point).float().mean() - shift(torch.tensor(point), 1 / 3)) < 0.006
-    plain = torch.rand((100_000,), generator=generator(0, "t"))
-    assert torch.equal(sampled("uniform", (100_000,), generator=generator(0, "t")), plain)
-
-
-@METHODS
-def test_the_times_of_training_are_shifted(method):
-    shape = batch(method)[0].shape
-    drawn = [
-        method.draws(method.Config(**SETTINGS[method], time_shift=s), shape, generator=generator(0), device="cpu").t
-        for s in (1.0, 4.0)
-    ]
-    torch.testing.assert_close(shift(drawn[0], 4.0), drawn[1])
-    assert (drawn[0] > drawn[1]).all()
 
 
 @METHODS
@@ -173,8 +154,6 @@ def test_a_modern_sequence_at_once_equals_image_by_image():
     [
         (sit, {"contrast": 1.0}, "below 1"),
         (flowar, {"contrast": -0.1}, "at least 0"),
-        (arflow, {"time_shift": 0.0}, "above 0"),
-        (flowar, {"time_shift": -1.0}, "above 0"),
         (sit, {"backbone": "modern", "width": 20, "heads": 10}, "divisible by 4"),
         (arflow, {"backbone": "new"}, "backbone"),
     ],

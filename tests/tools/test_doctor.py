@@ -225,7 +225,7 @@ def test_the_level_is_the_loss_itself(weight):
 @pytest.mark.parametrize(
     "change",
     [
-        {"time_shift": 3.0},
+        {"time_sampling": "logit-normal"},
         {"contrast": 0.3},
         {"interpolant": "gvp", "contrast": 0.2, "time_sampling": "logit-normal"},
     ],

@@ -1,7 +1,6 @@
 """Distributions of t in training, and time grids for sampling. t = 0 is noise, t = 1 is data."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -28,19 +27,6 @@ def logit_normal(
 ) -> Float[Tensor, "..."]:
     """Times t = sigmoid(mean + std z), z standard normal: more of them near 1/2 (Stable Diffusion 3, section 3.1)."""
     return torch.sigmoid(mean + std * torch.randn(shape, generator=generator, device=device))
-
-
-def sampled(
-    sampling: TimeSampling,
-    shape: Sequence[int],
-    *,
-    shift_factor: float = 1.0,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
-) -> Float[Tensor, "..."]:
-    """Times of a training step, of this distribution, moved towards noise by `shift` for a factor above 1."""
-    t = TIME_SAMPLINGS[sampling](tuple(shape), generator=generator, device=device)
-    return t if shift_factor == 1 else shift(t, shift_factor)
 
 
 def sorted_along_sequence(t: Float[Tensor, "b s"]) -> Float[Tensor, "b s"]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fluvial.flow.guidance import Guidance, guided, labels_of_both
 from fluvial.flow.interpolant import INTERPOLANTS, contrasted, u_t, x_t
 from fluvial.flow.solvers import Field, OnStep, Solver, State, StepNoise, euler
-from fluvial.flow.timesteps import sampled, sorted_along_sequence
+from fluvial.flow.timesteps import TIME_SAMPLINGS, sorted_along_sequence
 from fluvial.methods.method import Draws, Flow
 from fluvial.nn.attention import History, HistoryDecay, HybridLinearAttention, ImageDecay, QkvNorm, Recent
 from fluvial.nn.backbone import MLPS, NORMS
@@ -163,7 +163,7 @@ def draws(
 
     Every image of a sequence has its own time and its own noise; the label is dropped for the sequence as a whole.
     """
-    t = sampled(config.time_sampling, shape[:2], shift_factor=config.time_shift, generator=generator, device=device)
+    t = TIME_SAMPLINGS[config.time_sampling](shape[:2], generator=generator, device=device)
     found = SequenceDraws(
         t=sorted_along_sequence(t) if config.sorted_times else t,
         noise=torch.randn(shape, generator=generator, device=device),

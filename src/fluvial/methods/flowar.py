@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from fluvial.flow.guidance import Guidance, guided, joined, together
 from fluvial.flow.interpolant import contrasted, linear, u_t, x_t
 from fluvial.flow.solvers import Field, OnStep, Solver, Step, StepNoise, euler
-from fluvial.flow.timesteps import sampled
+from fluvial.flow.timesteps import TIME_SAMPLINGS
 from fluvial.methods.method import Draws, Flow
 from fluvial.nn.flow_head import Condition, FlowHead
 from fluvial.nn.layers import LabelEmbedding, Labels, Linear, TimeEmbedding, patchify, unpatchify
@@ -182,9 +182,9 @@ def draws(
     Every scale of every image has its own time and noise. With context_noise also the level (b, s) and noise (b, n, p)
     of the transformer's inputs.
     """
-    batch, scales, shifted = shape[0], len(config.sizes), config.time_shift
+    batch, scales = shape[0], len(config.sizes)
     drawn = ContextDraws(
-        t=sampled(config.time_sampling, (batch, scales), shift_factor=shifted, generator=generator, device=device),
+        t=TIME_SAMPLINGS[config.time_sampling]((batch, scales), generator=generator, device=device),
         noise=torch.randn(batch, *config.noise_shape, generator=generator, device=device),
         drop=torch.rand(batch, generator=generator, device=device) < config.label_drop,
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fluvial.flow.guidance import Guidance, guided, labels_of_both
 from fluvial.flow.interpolant import INTERPOLANTS, contrasted, u_t, x_t
 from fluvial.flow.solvers import Field, OnStep, Solver, State, StepNoise, euler
-from fluvial.flow.timesteps import sampled
+from fluvial.flow.timesteps import TIME_SAMPLINGS
 from fluvial.methods.method import Draws, Flow
 from fluvial.nn.attention import Attention
 from fluvial.nn.backbone import MLPS, NORMS
@@ -108,7 +108,7 @@ def draws(
 ) -> Draws:
     """Samples t (b,), noise and the label-drop mask (b,) of one training step on latents of this shape."""
     return Draws(
-        t=sampled(config.time_sampling, shape[:1], shift_factor=config.time_shift, generator=generator, device=device),
+        t=TIME_SAMPLINGS[config.time_sampling](shape[:1], generator=generator, device=device),
         noise=torch.randn(shape, generator=generator, device=device),
         drop=torch.rand(shape[:1], generator=generator, device=device) < config.label_drop,
     )

@@ -42,9 +42,6 @@ class DiTConfig:
     """Path from noise to data."""
     time_sampling: TimeSampling = "uniform"
     """Distribution of t in training."""
-    time_shift: float = 1.0
-    """Factor by which times of training are moved towards noise, 1 for none (release). RAE (arXiv 2510.11690) takes the
-    square root of the latent's numbers over 4,096."""
     contrast: float = 0.0
     """Weight with which another image of the micro-batch repels, 0 for none (release). Contrastive flow matching
     (arXiv 2506.05350) takes 0.05, and reports an FID lower by up to 8.9 on ImageNet without guidance."""
@@ -67,7 +64,7 @@ class DiTConfig:
         at_least(1, self, "channels", "patch", "depth", "width", "heads")
         at_most(MOST, self, "channels", "patch", "depth", "width", "heads", "mlp_ratio")
         at_least(0, self, "classes")
-        positive(self, "mlp_ratio", "time_shift")
+        positive(self, "mlp_ratio")
         probabilities(self, "label_drop")
         below_one(self, "contrast")
         whole_patches(self.size, self.patch)

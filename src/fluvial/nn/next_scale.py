@@ -14,7 +14,7 @@ from fluvial.flow.interpolant import InterpolantName
 from fluvial.flow.timesteps import TimeSampling
 from fluvial.nn.layers import heads_of
 from fluvial.nn.scales import span_of
-from fluvial.utils.checks import MOST, as_declared, at_least, at_most, below_one, positive, probabilities, whole_patches
+from fluvial.utils.checks import MOST, as_declared, at_least, at_most, below_one, probabilities, whole_patches
 
 HeadForm = Literal["spatial_adaln", "cross_attention"]
 
@@ -61,8 +61,6 @@ class FlowARConfig:
     """Upsample a map for the next scale by bicubic to the full latent and area down (release), or by bicubic alone."""
     time_sampling: TimeSampling = "uniform"
     """Distribution of t in training, for each image and scale."""
-    time_shift: float = 1.0
-    """Factor by which times of training are moved towards noise, 1 for none (release)."""
     contrast: float = 0.0
     """Weight with which another image of the micro-batch repels (arXiv 2506.05350), 0 for none (release)."""
     floor_time: bool = False
@@ -84,7 +82,6 @@ class FlowARConfig:
         at_most(MOST, self, "channels", "patch", "width", "heads", "depth", "head_depth", "head_width", "head_heads")
         at_least(0, self, "classes")
         probabilities(self, "dropout", "label_drop", "context_noise")
-        positive(self, "time_shift")
         below_one(self, "contrast")
         whole_patches(self.size, self.patch)
         full = self.size[0] // self.patch, self.size[1] // self.patch

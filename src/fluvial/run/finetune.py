@@ -14,7 +14,7 @@ from fluvial.utils.checks import other_weights
 
 # settings of a method that leave the meaning of its weights as it is
 FREE = ("classes", "size", "scales", "scale_columns", "position_size", "images_per_sequence", "sorted_times")
-FREE += ("label_drop", "dropout", "loss_weight", "time_sampling", "time_shift", "contrast", "init", "own_path")
+FREE += ("label_drop", "dropout", "loss_weight", "time_sampling", "contrast", "init", "own_path")
 
 
 def fitted(run: Run, start: Run) -> Run:

@@ -21,12 +21,11 @@ OF_SOLVERS = {
 """Settings of version 0.1.0 that stood in `sample` and belong to one solver, with their present names."""
 ADDED = {
     "own_path": 0.0,
-    "time_shift": 1.0,
     "contrast": 0.0,
     "backbone": "released",
 }
 """Settings that the library's methods did not have in version 0.1.0, with the value that stands for what it did."""
-REMOVED = {"prediction": "velocity"}
+REMOVED = {"prediction": "velocity", "time_shift": 1.0}
 """Settings of our methods that no longer exist, with the value that stands for what the library does."""
 OURS = ("sit", "arflow", "flowar")
 

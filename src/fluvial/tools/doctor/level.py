@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fluvial.flow.interpolant import INTERPOLANTS
-from fluvial.flow.timesteps import sampled
+from fluvial.flow.timesteps import TIME_SAMPLINGS
 from fluvial.methods import Config, method_of
 from fluvial.utils.randomness import generator
 
@@ -39,8 +39,7 @@ class Level(NamedTuple):
 
 def level(config: Config, latents: Float[Tensor, "n c h w"] | None = None) -> Level:
     """The two expected losses, with the second moments of these latents or 1 (an upper bound for coarse scales)."""
-    shifted = getattr(config, "time_shift", 1.0)  # this and others below a method of another module need not have
-    t = sampled(config.time_sampling, (TIMES,), shift_factor=shifted, generator=generator(0, "level")).double()
+    t = TIME_SAMPLINGS[config.time_sampling]((TIMES,), generator=generator(0, "level")).double()
     alpha, sigma, d_alpha, d_sigma = INTERPOLANTS[config.interpolant](t)
     w = d_alpha * sigma - alpha * d_sigma
     method = method_of(config)
@@ -48,7 +47,7 @@ def level(config: Config, latents: Float[Tensor, "n c h w"] | None = None) -> Le
         parts = [(sum(method.part_weights(config)), 1.0)]
     else:
         parts = [(weight, float(x.double().square().mean())) for weight, x in method.targets(config, latents)]
-    c, zero, multiple = getattr(config, "contrast", 0.0), 0.0, 0.0
+    c, zero, multiple = getattr(config, "contrast", 0.0), 0.0, 0.0  # which methods of others need not have
     for weight, m in parts:
         u2 = d_alpha**2 * m + d_sigma**2
         least = (m * w**2 / (alpha**2 * m + sigma**2)).nan_to_num()

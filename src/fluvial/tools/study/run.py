@@ -23,7 +23,7 @@ from fluvial.utils.run_format import OURS
 
 LOOKS_EVERY = 0.2  # seconds
 GRACE = 120.0  # seconds that a training has to write its checkpoint and end
-COST_NOTHING = ("label_drop", "loss_weight", "time_sampling", "time_shift", "contrast", "sorted_times", "own_path")
+COST_NOTHING = ("label_drop", "loss_weight", "time_sampling", "contrast", "sorted_times", "own_path")
 """Settings of a method that leave the seconds of a step as they are: two measurements differ by more, up to a tenth."""
 Say = Callable[[str], None]
 Task = tuple[str, int]
