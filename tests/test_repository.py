@@ -35,7 +35,7 @@ def test_the_workflow_runs_what_make_has_on_pythons_that_the_package_takes():
 def test_versions_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == fluvial.__version__ and citation["license"] == PROJECT["license"]
-    assert f"## {fluvial.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"## [{fluvial.__version__}] - " in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_forms_ask_for_the_doctors_output_and_hooks_run_the_tools_of_setup():
