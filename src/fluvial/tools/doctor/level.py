@@ -8,11 +8,8 @@ For an entry of the latents with second moment m, at time t,
 with w = alpha' sigma - alpha sigma'. On the linear path, with m = 1 and uniform t, the means over t are 2 and pi / 2.
 The second is a bound for any data: a model that uses more than one entry is soon below it.
 
-Where the network predicts the image, target and velocity are divided by s = max(sigma, 0.05) in place of sigma, and
-its zero output stands for the velocity v = sigma' x_t / s. A contrastive target is (u - c u') / (1 - c), and u' is that
-of another image: of images whose mean is 0,
-
-    E (v - target)^2 = (E (v - u)^2 + c^2 (E u^2 + E v^2) + 2 c E (u - v) v) / (1 - c)^2
+A contrastive target is (u - c u') / (1 - c), and u' is that of another image: for images whose mean is 0, both values
+grow by c^2 E u^2 and are divided by (1 - c)^2.
 """
 
 from typing import NamedTuple
