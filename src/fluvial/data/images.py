@@ -116,8 +116,11 @@ class DataConfig:
     def place(self) -> str:
         """Where the training images are, for `open_source`: a path, hub:OWNER/NAME, or a built-in name.
 
-        Raises ValueError if there is no such path, which is never looked for on the hub.
+        A folder that is called as a built-in set is ./digits. Raises ValueError if there is no such path, which is
+        never looked for on the hub.
         """
+        if self.path in BUILT_IN and Path(self.path).exists():
+            return f"./{self.path}"
         if self.path or self.name in BUILT_IN or self.name == "given" or self.name.startswith(HUB):
             return self.path or self.name
         if not self.name:

@@ -4,6 +4,7 @@ import math
 import shutil
 from collections import namedtuple
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,6 +224,13 @@ def test_too_few_and_no_images_are_refused(tmp_path):
         plan(tmp_path / "empty", device="cpu", speed=at(1e11))
     with pytest.raises(ValueError, match="did you mean .*few"):
         plan(tmp_path / "fwe", device="cpu", speed=at(1e11))
+
+
+def test_a_folder_that_is_called_as_a_built_in_set_is_a_folder(tmp_path, monkeypatch):
+    photos(tmp_path / "digits")
+    monkeypatch.chdir(tmp_path)
+    found = plan(Path("digits"), device="cpu", speed=at(1e11))
+    assert found.run.data.place == "./digits" and found.run.data.validation == 0.05 and found.images == 76
 
 
 def test_a_file_that_is_no_image_is_left_out_and_named(tmp_path):
