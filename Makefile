@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup help demo demo-arflow demo-flowar test test-all bench guard lint docs format clean
+.PHONY: setup help demo demo-arflow demo-flowar test test-all bench guard lint docs notebooks format clean
 
 setup: .venv/installed ## make .venv with everything in it
 
@@ -55,6 +55,10 @@ lint: setup ## style and types
 docs: setup ## the site of the documentation, in docs/_build/html
 	rm -rf docs/reference
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+
+# Each in under three minutes on one core. What they print and draw is committed beside the text.
+notebooks: setup ## execute examples/notebooks/*.py and write them as .ipynb
+	folder=$$(mktemp -d) && $(BIN)/jupytext --to ipynb --execute --run-path $$folder examples/notebooks/*.py && rm -r $$folder
 
 format: setup ## mend the style
 	$(BIN)/ruff check --fix .
