@@ -27,7 +27,7 @@ def test_make_help_tells_every_target():
 def test_the_workflow_runs_what_make_has_on_pythons_that_the_package_takes():
     steps = [step.get("run", "") for job in WORKFLOW["jobs"].values() for step in job["steps"]]
     made = {target for step in steps for target in re.findall(r"make ([a-z-]+)", step)}
-    assert made == {"lint", "test-all"} and all(f"\n{target}: " in MAKEFILE for target in made)
+    assert made == {"lint", "test-all", "docs", "notebooks"} and all(f"\n{target}: " in MAKEFILE for target in made)
     pythons = WORKFLOW["jobs"]["test"]["strategy"]["matrix"]["python"]
     assert f">={pythons[0]}" == PROJECT["requires-python"]
 
