@@ -258,7 +258,7 @@ def test_inspect_tells_of_labels_that_are_no_class(tmp_path, capsys, labels, kin
 def asked(monkeypatch):
     """The runs that dry runs were asked of."""
     runs = []
-    monkeypatch.setattr(cli.train, "_tell", lambda run, *_: runs.append(run))
+    monkeypatch.setattr("fluvial.cli.train._tell", lambda run, *_: runs.append(run))
     return runs
 
 
