@@ -33,7 +33,7 @@ pictures.grid(torch.cat([sampler.sample(10, seed=3).images for sampler in sample
 # %% [markdown]
 # ## Scores
 #
-# `real` is what as many images of the training set score: a distance below it is not to be had.
+# Beside each stands what other real images score, as many or as many as there are: no model is expected to do better.
 
 # %%
 cards = {name: fluvial.score(sampler, count=500) for name, sampler in samplers.items()}

@@ -43,8 +43,8 @@ for choice in plan.choices:
 # %% [markdown]
 # ## Training
 #
-# The same call goes on with a run that was interrupted; `fluvial train my-digits` is the same in a terminal. The
-# network that comes back has the averaged weights.
+# The same call goes on with a run that was interrupted. In a terminal, `fluvial train my-digits --minutes 1.5` plans
+# and trains. The network that comes back has the averaged weights.
 
 # %%
 sampler = fluvial.train(plan.run, "runs/own-folder")
